@@ -1,0 +1,78 @@
+# The commands a newcomer learns: `make demo` makes a video, `make test` proves that all is well.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+BIN := $(VENV)/bin
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+
+# A matching set: ComfyUI asks for all three, and mixed builds of them do not load together.
+TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
+
+.PHONY: help demo test lint clean espeak
+
+help:
+	@echo "make demo   make out/demo.mp4 from a shipped portrait and voice, in a real ComfyUI"
+	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
+	@echo "make lint   style, types, docstrings and import contracts only"
+	@echo "make clean  remove what these commands made"
+	@echo
+	@echo "PYTHON=python3.12 chooses the interpreter; COMFYUI_PATH=/path/to/ComfyUI uses your own host."
+
+demo: $(VENV)/.run-ready
+	$(PY) tools/demo.py
+
+test: lint espeak
+	$(PY) -m pytest --ignore=tests/nodes
+	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PY) -m pytest tests/nodes
+
+lint: $(VENV)/.dev-ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+	$(BIN)/pydoclint --quiet turbotalk_core training
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+clean:
+	rm -rf $(VENV) .host build dist out *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Only the tests that make speech need it; nothing that a user runs does.
+espeak:
+	@command -v espeak-ng >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	     && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq espeak-ng >/dev/null; } \
+	|| if [ -n "$${CI:-}" ]; then \
+	     echo "espeak-ng is missing and could not be installed; CI skips no test" >&2; exit 1; \
+	   else \
+	     echo "espeak-ng is missing: the tests that make speech will be skipped"; \
+	   fi
+
+# --- environment: stamp files, so that a warm run starts at once ----------------------------------
+
+$(VENV)/.made:
+	@SECONDS=0; rm -rf $(VENV); \
+	for python in $${PYTHON:-python3.11 python3.12 python3.13 python3.10}; do \
+	  if "$$python" -c "import ensurepip, venv" 2>/dev/null; then break; else python=; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "no Python 3.10 to 3.13 with the venv module found; install one or name it: make PYTHON=…" >&2; \
+	  exit 1; \
+	fi; \
+	"$$python" -m venv $(VENV); touch $@; \
+	echo "environment: $$("$$python" --version) in $${SECONDS} s"
+
+# All that ComfyUI and the pack need to run.
+$(VENV)/.run-ready: $(VENV)/.made requirements.txt tools/host.py
+	@SECONDS=0; host="$$($(PY) tools/host.py)"; \
+	$(PIP) $(TORCH) -r "$$host/requirements.txt" -r requirements.txt; touch $@; \
+	echo "environment: ComfyUI's and TurboTalk's requirements in $${SECONDS} s"
+
+# What checks it, too.
+$(VENV)/.dev-ready: $(VENV)/.run-ready pyproject.toml
+	@SECONDS=0; $(PIP) --editable '.[dev]'; touch $@; \
+	echo "environment: development tools in $${SECONDS} s"

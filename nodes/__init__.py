@@ -1,0 +1,45 @@
+"""The pack's nodes, thin skins over the core for ComfyUI's graph."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import ComfyExtension, io
+
+from .apply_audio_adapter import ApplyAudioAdapter
+from .assemble_video import AssembleVideo
+from .encode_speech import EncodeSpeech
+from .load_audio_adapter import LoadAudioAdapter
+from .load_audio_encoder import LoadAudioEncoder
+from .sampler import Sampler
+from .schedule import Schedule
+from .take_frames import TakeFrames
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+MODEL_FOLDERS = ("audio_encoders", "diffusion_models", "model_patches", "vae")
+
+
+class TurboTalkExtension(ComfyExtension):
+    """What the host asks for our nodes."""
+
+    async def on_load(self) -> None:
+        """Let the host's own loaders list the embedded models."""
+        for name in MODEL_FOLDERS:
+            folder_paths.add_model_folder_path(name, str(MODELS / name))
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """List the nodes in the order of a workflow."""
+        return [
+            LoadAudioEncoder,
+            EncodeSpeech,
+            LoadAudioAdapter,
+            ApplyAudioAdapter,
+            Schedule,
+            Sampler,
+            AssembleVideo,
+            TakeFrames,
+        ]
+
+
+async def comfy_entrypoint() -> TurboTalkExtension:
+    """Give the host our extension."""
+    return TurboTalkExtension()

@@ -1,0 +1,248 @@
+"""The audio adapter inside the host: a MODEL_PATCH that adds audio attention to the host's Wan.
+
+The layers and their mathematics are the host's own InfiniteTalk classes, so that the host counts,
+moves and casts the weights, and its native nodes accept what our loader makes and the other way
+round. Ours differs in one point: every size is read from the file.
+
+Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.ops
+import comfy.utils
+from comfy.ldm.wan.model_multitalk import MultiTalkAudioProjModel, SingleStreamMultiAttention
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher
+from torch import Tensor, nn
+
+from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
+from ..turbotalk_core.errors import CheckpointError, MismatchError
+from ..turbotalk_core.model.checkpoint import ADAPTER, PREFIXES, inspect
+from ..turbotalk_core.types import AudioTokens, AudioWindows
+
+TOKENS_KEY = "turbotalk_audio_tokens"  # in the host's transformer_options, [1, F, N, D]
+PATCH_POINT = "attn2_patch"  # the host calls it in every block right after the text attention
+NORM_EPS = 1e-6  # Wan 2.1
+
+
+class _AudioBlock(nn.Module):
+    """What one block of the adapter adds to one block of the model."""
+
+    def __init__(self, dim: int, token_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.audio_cross_attn = SingleStreamMultiAttention(
+            dim,
+            token_dim,
+            num_heads=num_heads,
+            qkv_bias=True,
+            device="meta",
+            operations=comfy.ops.manual_cast,
+        )
+        self.norm_x = comfy.ops.manual_cast.LayerNorm(dim, eps=NORM_EPS, device="meta")
+
+
+class _AdapterModule(nn.Module):
+    """The adapter's layers under InfiniteTalk's names, without weights yet."""
+
+    def __init__(self, sizes: dict[str, int], hidden_dim: int) -> None:
+        super().__init__()
+        self.audio_proj = MultiTalkAudioProjModel(
+            seq_len=FIRST_WINDOW,
+            seq_len_vf=LATER_WINDOW,
+            blocks=1,
+            channels=sizes["audio values per frame"],
+            intermediate_dim=hidden_dim,
+            out_dim=sizes["token width"],
+            context_tokens=sizes["tokens per latent frame"],
+            device="meta",
+            operations=comfy.ops.manual_cast,
+        )
+        self.blocks = nn.ModuleList(
+            _AudioBlock(sizes["video width"], sizes["token width"], sizes["heads"])
+            for _ in range(sizes["layers"])
+        )
+
+
+class AudioAttentionPatch:
+    """Adds to the video tokens what the audio attention hears; called by the host in each block."""
+
+    def __init__(self, model_patch: ModelPatcher, strength: float) -> None:
+        """Remember the adapter.
+
+        Args:
+            model_patch: the adapter, ours or the host's.
+            strength: factor on what is added; 1 is as trained.
+        """
+        self.model_patch = model_patch
+        self.strength = strength
+
+    def __call__(self, arguments: dict[str, Any]) -> Tensor:
+        """Attend from the video tokens of each latent frame to its audio tokens."""
+        options, hidden_BND = arguments["transformer_options"], arguments["x"]
+        tokens_BFND = options.get(TOKENS_KEY)
+        if tokens_BFND is None:
+            raise MismatchError(
+                "this MODEL has a TurboTalk audio adapter and got no speech; sample it with "
+                "TurboTalk · Sampler, or take the MODEL from before Apply audio adapter"
+            )
+        block = self.model_patch.model.blocks[options["block_index"]]
+        heard = block.audio_cross_attn(
+            block.norm_x(hidden_BND), tokens_BFND.to(hidden_BND), shape=options["grid_sizes"]
+        )
+        return hidden_BND + self.strength * heard
+
+    def models(self) -> list[ModelPatcher]:
+        """Tell the host which weights to load with the model."""
+        return [self.model_patch]
+
+
+class HostAdapter:
+    """The adapter's projection; satisfies ``ports.AudioAdapter``."""
+
+    def __init__(self, model_patch: ModelPatcher) -> None:
+        """Wrap an adapter."""
+        self._projection = model_patch.model.audio_proj
+
+    def __call__(self, windows: AudioWindows) -> AudioTokens:
+        """Make the tokens of one chunk; see ``ports.AudioAdapter``."""
+        _, num_layers, width = windows.first_KLD.shape
+        expected = self._projection.proj1.in_features // FIRST_WINDOW
+        if num_layers * width != expected:
+            raise MismatchError(
+                f"the speech has {num_layers} layers of {width} values per frame "
+                f"({num_layers * width}), the audio adapter takes {expected} values; load the "
+                "audio encoder that the adapter was trained with"
+            )
+        tokens_BFND = self._projection(windows.first_KLD[None, None], windows.later_FKLD[None])
+        return AudioTokens(tokens_FND=tokens_BFND[0].float())
+
+
+def load_audio_adapter(path: Path) -> ModelPatcher:
+    """Read an InfiniteTalk audio adapter of any size as a MODEL_PATCH.
+
+    Args:
+        path: safetensors file.
+
+    Returns:
+        The adapter, its weights managed by the host.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+    """
+    info = inspect(path)
+    if info.kind != ADAPTER:
+        raise CheckpointError(
+            f"{path.name} is: {info.kind}; needed here: {ADAPTER}. "
+            f"What this file is for: {info.uses}"
+        )
+    weights = comfy.utils.state_dict_prefix_replace(
+        comfy.utils.load_torch_file(str(path), safe_load=True), dict.fromkeys(PREFIXES, "")
+    )
+    module = _AdapterModule(info.sizes, weights["audio_proj.proj1.weight"].shape[0])
+    try:
+        module.load_state_dict(weights, assign=True)  # as stored: the host casts when it computes
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path.name} is no complete audio adapter: {error}; get a complete file"
+        ) from error
+    return CoreModelPatcher(
+        module.requires_grad_(False).eval(),
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def add_audio_adapter(
+    model: ModelPatcher, model_patch: ModelPatcher, strength: float
+) -> ModelPatcher:
+    """Join an adapter to a clone of the host's Wan model.
+
+    Args:
+        model: image-to-video Wan 2.1, with whatever else was done to it.
+        model_patch: the adapter, from our loader or the host's.
+        strength: factor on what the audio attention adds.
+
+    Returns:
+        The clone.
+
+    Raises:
+        MismatchError: a model or a patch of another kind, or an adapter of another size, or a
+            model that has an adapter already.
+    """
+    wan = get_wan(model)
+    module = model_patch.model
+    if not (hasattr(module, "audio_proj") and hasattr(module, "blocks")):
+        raise MismatchError(
+            f"got a model patch of type {type(module).__name__}; an InfiniteTalk audio adapter is "
+            "needed: load it with TurboTalk · Load audio adapter"
+        )
+    width, num_layers = module.blocks[0].norm_x.weight.shape[0], len(module.blocks)
+    # The host's own loader always makes 40 blocks, more than a small model has.
+    if width != wan.dim or num_layers < len(wan.blocks):
+        raise MismatchError(
+            f"the audio adapter is for a transformer of width {width} and {num_layers} layers, the "
+            f"model has width {wan.dim} and {len(wan.blocks)} layers; load the adapter of the same "
+            "family"
+        )
+    if _find_patches(model):
+        raise MismatchError(
+            "this MODEL has an audio adapter already; apply one adapter only, with its strength"
+        )
+    patched = model.clone()
+    patched.set_model_patch(AudioAttentionPatch(model_patch, strength), PATCH_POINT)
+    return patched
+
+
+def find_audio_adapter(model: ModelPatcher) -> ModelPatcher:
+    """Find the adapter that was joined to a model.
+
+    Args:
+        model: what ``add_audio_adapter`` returned, or a clone of it.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        MismatchError: there is none.
+    """
+    patches = _find_patches(model)
+    if not patches:
+        raise MismatchError(
+            "this MODEL has no audio adapter, so it cannot hear; put TurboTalk · Apply audio "
+            "adapter between the loader and the sampler"
+        )
+    return patches[0].model_patch
+
+
+def get_wan(model: ModelPatcher) -> nn.Module:
+    """Give the transformer inside a MODEL, if it is image-to-video Wan 2.1.
+
+    Args:
+        model: any MODEL.
+
+    Returns:
+        The host's WanModel.
+
+    Raises:
+        MismatchError: another architecture, or not 36 input channels.
+    """
+    if not isinstance(model.model, comfy.model_base.WAN21):
+        raise MismatchError(
+            f"got a {type(model.model).__name__} model; TurboTalk drives Wan 2.1 image-to-video"
+        )
+    wan = model.get_model_object("diffusion_model")
+    if wan.in_dim != 36:  # 16 noisy latents, 4 of mask, 16 of reference
+        raise MismatchError(
+            f"got a Wan model with {wan.in_dim} input channels; the image-to-video one has 36"
+        )
+    return wan
+
+
+def _find_patches(model: ModelPatcher) -> list[AudioAttentionPatch]:
+    patches = model.model_options["transformer_options"].get("patches", {})
+    return [p for p in patches.get(PATCH_POINT, []) if isinstance(p, AudioAttentionPatch)]

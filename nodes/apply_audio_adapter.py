@@ -1,0 +1,53 @@
+"""Node: joins an audio adapter to the host's Wan model."""
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from .adapter import add_audio_adapter
+from .sockets import CATEGORY
+
+
+class ApplyAudioAdapter(io.ComfyNode):
+    """Gives a MODEL ears."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkApplyAudioAdapter",
+            display_name="TurboTalk · Apply audio adapter",
+            category=CATEGORY,
+            description="Lets a Wan 2.1 image-to-video model hear. LoRA, quantised weights, "
+            "compilation and offloading keep working, before and after this node.",
+            search_aliases=["infinitetalk", "multitalk", "model patch"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="Wan 2.1 image-to-video, from Load Diffusion Model or a LoRA."
+                ),
+                io.ModelPatch.Input(
+                    "model_patch",
+                    tooltip="From Load audio adapter; the host's Load Model Patch works as well.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="Factor on what the adapter adds: 1 is as trained, less moves the "
+                    "mouth less.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="A model that hears, for the TurboTalk sampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: ModelPatcher, model_patch: ModelPatcher, strength: float
+    ) -> io.NodeOutput:
+        """Join the two."""
+        return io.NodeOutput(add_audio_adapter(model, model_patch, strength))

@@ -1,0 +1,110 @@
+"""Node: a take to a VIDEO file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import folder_paths
+from comfy_api.latest import InputImpl, io
+from torch import Tensor
+
+from ..turbotalk_core.geometry import count_samples
+from ..turbotalk_core.types import Waveform
+from ..turbotalk_core.video.assemble import CODECS, MAX_CRF, PIXEL_FORMATS, assemble
+from ..turbotalk_core.video.take import Take
+from .convert import waveform_from_audio
+from .host import HostProgress, check_stop
+from .sockets import CATEGORY, TakeSocket
+from .trim import find_stop, make_trim_inputs
+
+
+class AssembleVideo(io.ComfyNode):
+    """Encodes a take."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkAssembleVideo",
+            display_name="TurboTalk · Assemble video",
+            category=CATEGORY,
+            description="Encodes a take with its original sound as an mp4. Save Video then copies "
+            "the file and adds the workflow. Changing a setting here does not sample again.",
+            search_aliases=["combine", "encode", "mp4", "infinitetalk"],
+            inputs=[
+                TakeSocket.Input("take", tooltip="From the TurboTalk sampler."),
+                io.Combo.Input(
+                    "codec",
+                    options=list(CODECS),
+                    default="h264",
+                    tooltip="h264 plays everywhere; h265 makes smaller files.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=18,
+                    min=0,
+                    max=MAX_CRF,
+                    tooltip="Quality: 18 looks lossless, every 6 more about halve the file.",
+                ),
+                io.Combo.Input(
+                    "pixel_format",
+                    options=list(PIXEL_FORMATS),
+                    default="yuv420p",
+                    tooltip="yuv420p plays everywhere; yuv420p10le has finer gradients; yuv444p "
+                    "keeps all colour detail.",
+                    advanced=True,
+                ),
+                *make_trim_inputs(num_frames=0),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="Other sound for the video, such as the voice with music. Without it "
+                    "the take's own is used.",
+                ),
+            ],
+            outputs=[io.Video.Output(display_name="video", tooltip="For Save Video.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        take: Take,
+        codec: str,
+        crf: int,
+        pixel_format: str,
+        start_frame: int,
+        num_frames: int,
+        audio: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        """Encode."""
+        stop = find_stop(take, start_frame, num_frames)
+        waveform = take.read_waveform() if audio is None else waveform_from_audio(audio)
+        path = Path(folder_paths.get_temp_directory()) / f"turbotalk_{uuid4().hex}.mp4"
+        assemble(
+            path,
+            _watch(take.iterate(start_frame, stop), HostProgress(stop - start_frame)),
+            _skip(waveform, start_frame),
+            codec=codec,
+            crf=crf,
+            pixel_format=pixel_format,
+        )
+        return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
+
+
+def _watch(frames: Iterator[Tensor], progress: HostProgress) -> Iterator[Tensor]:
+    for frames_THWC in frames:
+        check_stop()
+        yield frames_THWC
+        progress.advance(len(frames_THWC))
+
+
+def _skip(waveform: Waveform, num_frames: int) -> Waveform | None:
+    """Leave out the sound of the first frames; None where nothing is left."""
+    start = count_samples(num_frames, waveform.sample_rate)
+    if start >= waveform.samples_CS.shape[1]:
+        return None
+    return replace(waveform, samples_CS=waveform.samples_CS[:, start:])

@@ -1,0 +1,61 @@
+"""Node: AUDIO to what the encoder hears per video frame."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..turbotalk_core.audio.features import encode_speech
+from .convert import waveform_from_audio
+from .host import hear_with
+from .sockets import CATEGORY, SpeechSocket
+
+
+class EncodeSpeech(io.ComfyNode):
+    """Lets the audio encoder hear a voice."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkEncodeSpeech",
+            display_name="TurboTalk · Encode speech",
+            category=CATEGORY,
+            description="Lets the audio encoder hear the voice. The video will be exactly as long "
+            "as the voice, at 25 frames a second, and carries the original sound.",
+            search_aliases=["wav2vec", "audio", "voice", "infinitetalk"],
+            inputs=[
+                io.AudioEncoder.Input(
+                    "audio_encoder",
+                    tooltip="From Load audio encoder; the host's own loader works as well.",
+                ),
+                io.Audio.Input(
+                    "audio",
+                    tooltip="The voice: any rate, mono or more. Silence is fine and gives a closed "
+                    "mouth; music and noise are better removed before.",
+                ),
+                io.Boolean.Input(
+                    "normalize_loudness",
+                    default=True,
+                    tooltip="Bring the voice to -23 LUFS before it is heard, as the model was "
+                    "trained. The sound of the video is never changed.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                SpeechSocket.Output(
+                    display_name="speech", tooltip="What was heard, its length, the original sound."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, audio_encoder: object, audio: dict[str, Any], normalize_loudness: bool
+    ) -> io.NodeOutput:
+        """Hear the voice."""
+        speech = encode_speech(
+            waveform_from_audio(audio),
+            hear_with(audio_encoder),
+            normalizes_loudness=normalize_loudness,
+        )
+        return io.NodeOutput(speech)

@@ -1,0 +1,268 @@
+"""The core's ports over ComfyUI: its model, VAE, audio encoders, progress bar and stop button.
+
+Weights stay the host's: it decides where they lie and in what precision they compute.
+
+Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
+L encoder layers, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.sampler_helpers
+import comfy.samplers
+import torch
+from comfy.audio_encoders.audio_encoders import AudioEncoderModel
+from comfy.audio_encoders.wav2vec2 import Wav2Vec2Model
+from comfy.conds import CONDNoiseShape, CONDRegular
+from comfy.model_patcher import CoreModelPatcher, ModelPatcher, create_model_options_clone
+from comfy.sd import VAE
+from comfy.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+from torchaudio.functional import resample
+
+from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
+from ..turbotalk_core.errors import MismatchError
+from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
+from ..turbotalk_core.model.wan import TEXT_LENGTH
+from ..turbotalk_core.ports import AudioEncoder
+from ..turbotalk_core.types import AudioTokens, Conditioning
+from .adapter import TOKENS_KEY, get_wan
+from .convert import frames_from_image, image_from_frames
+
+PREVIEW_SIDE = 512  # pixels, the longer side of a preview
+
+
+class HostDenoiser:
+    """A MODEL with an audio adapter, for use inside ``with``; satisfies ``ports.Denoiser``.
+
+    A call goes the way of the host's own samplers, so that LoRA, quantised weights, compilation,
+    attention patches and offloading keep working.
+    """
+
+    def __init__(self, model: ModelPatcher, sigmas: Tensor) -> None:
+        """Prepare.
+
+        Args:
+            model: image-to-video Wan 2.1 with an audio adapter.
+            sigmas: all noise levels of a chunk; patches of other packs look at them.
+        """
+        self._model = model
+        self._wan = get_wan(model)
+        self._sigmas = sigmas
+
+    def __enter__(self) -> HostDenoiser:
+        """Tell the model and its patches that sampling begins."""
+        model, device = self._model, self._model.load_device
+        self._options = create_model_options_clone(model.model_options)
+        self._options["transformer_options"]["sample_sigmas"] = self._sigmas.to(device)
+        comfy.sampler_helpers.prepare_model_patcher(model, {}, self._options)
+        comfy.samplers.cast_to_load_options(self._options, device, model.model_dtype())
+        model.pre_run()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell them that it ended."""
+        self._model.cleanup()
+
+    def __call__(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
+        """Predict the velocity; see ``ports.Denoiser``."""
+        device = self._model.load_device
+        cond = {"uuid": uuid4(), "model_conds": self._make_conds(conditioning)}
+        # The VAE may have pushed the model out of memory since the last call.
+        network, _, _ = comfy.sampler_helpers.prepare_sampling(
+            self._model, latents_BCFHW.shape, {"positive": [cond]}, self._options
+        )
+        options = create_model_options_clone(self._options)
+        options["transformer_options"][TOKENS_KEY] = tokens.tokens_FND[None].to(device)
+        noisy_BCFHW = latents_BCFHW.to(device, torch.float32)
+        with comfy.model_management.cuda_device_context(device):
+            (denoised_BCFHW,) = comfy.samplers.calc_cond_batch(
+                network, [[cond]], noisy_BCFHW, torch.full((1,), sigma, device=device), options
+            )
+        # the host answers with x0 = x - sigma v
+        return ((noisy_BCFHW - denoised_BCFHW) / sigma).to(latents_BCFHW.device)
+
+    def _make_conds(self, conditioning: Conditioning) -> dict[str, CONDRegular]:
+        conds = {
+            "c_concat": CONDNoiseShape(conditioning.reference_BCFHW),
+            "c_crossattn": CONDRegular(self._make_text(conditioning.text_BND)),
+        }
+        image_BND = conditioning.image_embeds_BND
+        if image_BND is not None:
+            if self._wan.img_emb is None:
+                raise MismatchError(
+                    "got a CLIP vision output, and the model has no image branch; disconnect it"
+                )
+            conds["clip_fea"] = CONDRegular(image_BND)
+        return conds
+
+    def _make_text(self, text_BND: Tensor | None) -> Tensor:
+        text_dim = self._wan.text_dim
+        if text_BND is None:
+            # 512 equal rows attended to are one row attended to
+            return torch.zeros(1, 1, text_dim)
+        if text_BND.shape[1] > TEXT_LENGTH or text_BND.shape[2] != text_dim:
+            raise MismatchError(
+                f"got {text_BND.shape[1]} text tokens, {text_BND.shape[2]} wide; this model takes "
+                f"at most {TEXT_LENGTH}, {text_dim} wide: use its own text encoder"
+            )
+        return pad(text_BND, (0, 0, 0, TEXT_LENGTH - text_BND.shape[1]))
+
+
+class HostCodec:
+    """A VAE of the host; satisfies ``ports.VideoCodec``."""
+
+    def __init__(self, vae: VAE) -> None:
+        """Wrap a VAE.
+
+        Args:
+            vae: of Wan 2.1.
+
+        Raises:
+            MismatchError: any other VAE.
+        """
+        # 2.2's has 48 channels, image VAEs have no time
+        if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
+            kind = "video" if vae.latent_dim == 3 else "image"
+            raise MismatchError(
+                f"got a VAE for {kind} with {vae.latent_channels} latent channels; the Wan 2.1 VAE "
+                f"for video with {LATENT_CHANNELS} is needed"
+            )
+        self._vae = vae
+        self._format = comfy.latent_formats.Wan21()
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """Encode frames; see ``ports.VideoCodec``."""
+        return self._format.process_in(self._vae.encode(image_from_frames(frames_BCTHW)).float())
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """Decode latents; see ``ports.VideoCodec``."""
+        images_BTHWC = self._vae.decode(self._format.process_out(latents_BCFHW))
+        return frames_from_image(images_BTHWC[0].float())
+
+
+class HostAudioEncoder:
+    """Our audio encoder as an AUDIO_ENCODER; satisfies ``ports.AudioEncoder`` as well."""
+
+    def __init__(self, encoder: Wav2Vec2Encoder) -> None:
+        """Hand the weights to the host.
+
+        Args:
+            encoder: on the CPU, float32.
+        """
+        self._encoder = encoder
+        # in a shell of its own: the host writes the attribute ``device``, which transformers forbids
+        self._patcher = CoreModelPatcher(
+            torch.nn.Sequential(encoder.model),
+            load_device=comfy.model_management.text_encoder_device(),
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+        )
+
+    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        """Hear a waveform; see ``ports.AudioEncoder``."""
+        comfy.model_management.load_model_gpu(self._patcher)
+        return self._encoder.encode(waveform_S, num_frames).cpu()
+
+    def encode_audio(self, audio: Tensor, sample_rate: int) -> dict[str, Any]:
+        """Hear an AUDIO as the host's AudioEncoderEncode asks for it.
+
+        Args:
+            audio: [B, C, S].
+            sample_rate: Hz.
+
+        Returns:
+            AUDIO_ENCODER_OUTPUT: hidden states at the encoder's own 50 Hz.
+        """
+        comfy.model_management.load_model_gpu(self._patcher)
+        audio = resample(audio.float(), sample_rate, SAMPLE_RATE)
+        states = self._encoder.hidden_states(audio.mean(dim=1), None)
+        return {
+            "encoded_audio": states[-1],
+            "encoded_audio_all_layers": tuple(states),
+            "audio_samples": audio.shape[2],
+        }
+
+
+class NativeAudioEncoder:
+    """An AUDIO_ENCODER of the host's own loader; satisfies ``ports.AudioEncoder``."""
+
+    def __init__(self, encoder: AudioEncoderModel) -> None:
+        """Wrap an encoder.
+
+        Args:
+            encoder: wav2vec2.
+        """
+        self._encoder = encoder
+
+    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        """Hear a waveform; see ``ports.AudioEncoder``."""
+        comfy.model_management.load_model_gpu(self._encoder.patcher)
+        model = self._encoder.model
+        features_BTD = model.feature_extractor(waveform_S[None].to(self._encoder.load_device))
+        features_BTD = resample_steps(features_BTD.transpose(1, 2), num_frames).transpose(1, 2)
+        _, states = model.encoder(model.feature_projection(features_BTD))
+        return torch.stack([state_BTD[0] for state_BTD in states[1:]], dim=1).float().cpu()
+
+
+class HostProgress:
+    """One bar of the host over all work of a node; satisfies ``ports.Progress``."""
+
+    def __init__(self, total: int) -> None:
+        """Start at nothing.
+
+        Args:
+            total: units of work.
+        """
+        self._bar = ProgressBar(total)
+
+    def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
+        """Count finished units; see ``ports.Progress``."""
+        preview = None
+        if preview_HWC is not None:
+            picture = Image.fromarray((preview_HWC * 255).round().to(torch.uint8).numpy())
+            preview = ("JPEG", picture, PREVIEW_SIDE)
+        self._bar.update_absolute(self._bar.current + units, preview=preview)
+
+
+def check_stop() -> None:
+    """Raise what the host raises when its stop button was pressed; see ``ports.CheckStop``."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def hear_with(audio_encoder: object) -> AudioEncoder:
+    """Give the port of an AUDIO_ENCODER.
+
+    Args:
+        audio_encoder: from our loader or the host's.
+
+    Returns:
+        What ``encode_speech`` takes.
+
+    Raises:
+        MismatchError: an encoder that is no wav2vec2.
+    """
+    if isinstance(audio_encoder, HostAudioEncoder):
+        return audio_encoder
+    if isinstance(audio_encoder, AudioEncoderModel) and isinstance(
+        audio_encoder.model, Wav2Vec2Model
+    ):
+        return NativeAudioEncoder(audio_encoder)
+    kind = type(getattr(audio_encoder, "model", audio_encoder)).__name__
+    raise MismatchError(
+        f"got an audio encoder of type {kind}; InfiniteTalk hears with wav2vec2, so load that file"
+    )

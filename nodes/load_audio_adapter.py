@@ -1,0 +1,43 @@
+"""Node: an InfiniteTalk audio adapter of any size to a MODEL_PATCH."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from .adapter import load_audio_adapter
+from .sockets import CATEGORY
+
+
+class LoadAudioAdapter(io.ComfyNode):
+    """Reads audio adapters of any size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkLoadAudioAdapter",
+            display_name="TurboTalk · Load audio adapter",
+            category=CATEGORY,
+            description="Loads the layers that let a Wan model hear, of any size.",
+            search_aliases=["infinitetalk", "multitalk", "model patch"],
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=folder_paths.get_filename_list("model_patches"),
+                    tooltip="An InfiniteTalk file in models/model_patches, of the same family as "
+                    "the model it will be applied to.",
+                )
+            ],
+            outputs=[
+                io.ModelPatch.Output(
+                    display_name="model_patch", tooltip="The adapter, for Apply audio adapter."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        """Load the file."""
+        path = Path(folder_paths.get_full_path_or_raise("model_patches", name))
+        return io.NodeOutput(load_audio_adapter(path))

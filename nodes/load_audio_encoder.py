@@ -1,0 +1,45 @@
+"""Node: a wav2vec2 file to an AUDIO_ENCODER."""
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..turbotalk_core.audio.encoder import load_audio_encoder
+from .host import HostAudioEncoder
+from .sockets import CATEGORY
+
+
+class LoadAudioEncoder(io.ComfyNode):
+    """Reads wav2vec2 encoders of any size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkLoadAudioEncoder",
+            display_name="TurboTalk · Load audio encoder",
+            category=CATEGORY,
+            description="Loads the wav2vec2 network that hears the voice, of any size.",
+            search_aliases=["wav2vec", "speech", "infinitetalk"],
+            inputs=[
+                io.Combo.Input(
+                    "audio_encoder_name",
+                    options=folder_paths.get_filename_list("audio_encoders"),
+                    tooltip="A wav2vec2 file in models/audio_encoders. It must be the one that the "
+                    "audio adapter was trained with: chinese-wav2vec2-base for InfiniteTalk.",
+                )
+            ],
+            outputs=[
+                io.AudioEncoder.Output(
+                    display_name="audio_encoder",
+                    tooltip="For Encode speech, or the host's own Audio Encoder Encode.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, audio_encoder_name: str) -> io.NodeOutput:
+        """Load the file."""
+        path = Path(folder_paths.get_full_path_or_raise("audio_encoders", audio_encoder_name))
+        return io.NodeOutput(HostAudioEncoder(load_audio_encoder(path)))

@@ -1,0 +1,297 @@
+"""Node: a portrait and a speech to a take, chunk by chunk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import comfy.clip_vision
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..turbotalk_core.errors import TurboTalkError
+from ..turbotalk_core.geometry import SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
+from ..turbotalk_core.image import prepare_reference
+from ..turbotalk_core.pipeline import Models, count_work, generate, plan_video
+from ..turbotalk_core.request import (
+    CHUNK_FRAMES,
+    MAX_DISTILLED_STEPS,
+    MAX_STEPS,
+    NUM_MOTION_FRAMES,
+    UPDATES,
+    TalkRequest,
+)
+from ..turbotalk_core.sampling.schedule import request_sigmas
+from ..turbotalk_core.types import Speech
+from ..turbotalk_core.video.assemble import quantize_frames
+from ..turbotalk_core.video.take import Take, new_take
+from .adapter import HostAdapter, find_audio_adapter
+from .host import HostCodec, HostDenoiser, HostProgress, check_stop
+from .sockets import CATEGORY, SpeechSocket, TakeSocket
+
+SIZES_FROM = ("image", "custom")
+NOT_CONNECTED = object()  # at validation time a connected input is None
+
+
+class Sampler(io.ComfyNode):
+    """Makes a take."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkSampler",
+            display_name="TurboTalk · Sampler (1-4 steps)",
+            category=CATEGORY,
+            description="Makes the portrait say the speech. The clip grows chunk by chunk in a "
+            "lossless file on disk, so memory does not grow with its length.",
+            search_aliases=["infinitetalk", "talking head", "avatar", "lip sync", "ksampler"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="Wan 2.1 image-to-video that hears: from Apply audio adapter."
+                ),
+                io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from the host's Load VAE."),
+                io.Image.Input(
+                    "reference_image",
+                    tooltip="One portrait. It is resized to cover the video and cut at the centre; "
+                    "transparency becomes white.",
+                ),
+                SpeechSocket.Input("speech", tooltip="From Encode speech; sets the length."),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=MAX_STEPS,
+                    tooltip=f"Network calls per chunk, 1 to {MAX_DISTILLED_STEPS}, for a distilled "
+                    "model. With sigmas connected these count instead.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="Of all noise. The same seed and inputs give the same frames.",
+                ),
+                io.Combo.Input(
+                    "size_from",
+                    options=list(SIZES_FROM),
+                    default="image",
+                    tooltip="image: the portrait's shape, with as many pixels as width x height. "
+                    "custom: exactly width x height.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=640,
+                    min=SIZE_MULTIPLE,
+                    max=4096,
+                    step=SIZE_MULTIPLE,
+                    tooltip=f"Pixels, a multiple of {SIZE_MULTIPLE}.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=640,
+                    min=SIZE_MULTIPLE,
+                    max=4096,
+                    step=SIZE_MULTIPLE,
+                    tooltip=f"Pixels, a multiple of {SIZE_MULTIPLE}.",
+                ),
+                io.Float.Input(
+                    "audio_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="Push towards the voice; 1 is off. Anything else doubles the work. A "
+                    "distilled model has it built in; the original one likes 2 to 4.",
+                ),
+                io.Float.Input(
+                    "text_guidance",
+                    default=1.0,
+                    min=0.0,
+                    max=20.0,
+                    step=0.1,
+                    tooltip="Push towards the positive prompt; 1 is off. Anything else triples the "
+                    "work and needs a positive prompt.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "shift",
+                    default=5.0,
+                    min=0.05,
+                    max=100.0,
+                    step=0.05,
+                    tooltip="Of the noise levels: the one that the model was distilled with. With "
+                    "sigmas connected these count instead.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "update",
+                    options=list(UPDATES),
+                    default="renoise",
+                    tooltip="renoise: predict the clean video, then add fresh noise; for distilled "
+                    "models. euler: follow the velocity; for the original model.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "chunk_frames",
+                    default=CHUNK_FRAMES,
+                    min=TEMPORAL_STRIDE + 1,
+                    max=1001,
+                    step=TEMPORAL_STRIDE,
+                    tooltip="Video frames made at a time, 4n + 1. Fewer need less memory.",
+                    advanced=True,
+                ),
+                io.Int.Input(
+                    "motion_frames",
+                    default=NUM_MOTION_FRAMES,
+                    min=1,
+                    max=997,
+                    step=TEMPORAL_STRIDE,
+                    tooltip="Last frames of a chunk that begin the next one, 4m + 1, fewer than "
+                    "chunk_frames.",
+                    advanced=True,
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The prompt. Without it the model gets no text.",
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What text guidance pushes away from; used with text_guidance only.",
+                ),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="The portrait as CLIP sees it, for models with an image branch, such "
+                    "as Wan2.1-I2V-14B. The embedded models have none.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Noise levels from Schedule or any scheduler of the host, instead of "
+                    "steps and shift.",
+                ),
+            ],
+            outputs=[
+                TakeSocket.Output(
+                    display_name="take",
+                    tooltip="The clip on disk, lossless, with its sound, for Assemble video and "
+                    "Take frames.",
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        steps: int | None,
+        width: int | None,
+        height: int | None,
+        chunk_frames: int | None,
+        motion_frames: int | None,
+        text_guidance: float | None,
+        sigmas: object = NOT_CONNECTED,
+        positive: object = NOT_CONNECTED,
+    ) -> bool | str:
+        """Refuse before running what the core would refuse; a linked value is None here."""
+        settings = (steps, width, height, chunk_frames, motion_frames, text_guidance)
+        if None in settings:
+            return True
+        if text_guidance != 1 and positive is NOT_CONNECTED:
+            return (
+                f"got text_guidance {text_guidance} without a prompt; connect positive, or use "
+                "1 (off)"
+            )
+        try:
+            TalkRequest(
+                num_inference_steps=steps if sigmas is NOT_CONNECTED else 1,
+                schedule="distilled",
+                shift=1.0,
+                update="euler",
+                seed=0,
+                height=height,
+                width=width,
+                guidance_scale=text_guidance,
+                chunk_frames=chunk_frames,
+                num_motion_frames=motion_frames,
+            )
+        except TurboTalkError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        vae: VAE,
+        reference_image: Tensor,
+        speech: Speech,
+        steps: int,
+        seed: int,
+        size_from: str,
+        width: int,
+        height: int,
+        audio_guidance: float,
+        text_guidance: float,
+        shift: float,
+        update: str,
+        chunk_frames: int,
+        motion_frames: int,
+        positive: list[Any] | None = None,
+        negative: list[Any] | None = None,
+        clip_vision_output: comfy.clip_vision.Output | None = None,
+        sigmas: Tensor | None = None,
+    ) -> io.NodeOutput:
+        """Sample."""
+        if size_from == "image":
+            height, width = fit_size(*reference_image.shape[-3:-1], area=height * width)
+        request = TalkRequest(
+            num_inference_steps=steps if sigmas is None else len(sigmas) - 1,
+            schedule="distilled",
+            shift=shift,
+            update=update,
+            seed=seed,
+            height=height,
+            width=width,
+            guidance_scale=text_guidance,
+            audio_guidance_scale=audio_guidance,
+            chunk_frames=chunk_frames,
+            num_motion_frames=motion_frames,
+            sigmas=None if sigmas is None else tuple(sigmas.tolist()),
+        )
+        image_embeds = None
+        if clip_vision_output is not None:
+            image_embeds = clip_vision_output.penultimate_hidden_states
+        adapter = HostAdapter(find_audio_adapter(model))
+        with HostDenoiser(model, request_sigmas(request)) as denoiser:
+            models = Models(
+                codec=HostCodec(vae),
+                denoiser=denoiser,
+                adapter=adapter,
+                text_BND=None if positive is None else positive[0][0],
+                null_text_BND=None if negative is None else negative[0][0],
+                image_embeds_BND=image_embeds,
+            )
+            return io.NodeOutput(_record(request, reference_image, speech, models))
+
+
+def _record(request: TalkRequest, image: Tensor, speech: Speech, models: Models) -> Take:
+    """Generate into a new take in the host's temporary folder; nothing is left of a failure."""
+    reference_BCHW = prepare_reference(image, request.height, request.width)
+    progress = HostProgress(count_work(plan_video(request, speech), request))
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    folder /= f"turbotalk_take_{uuid4().hex}"
+    with new_take(folder, speech.waveform) as writer:
+        for finished in generate(
+            request, reference_BCHW, speech, models, progress=progress, check_stop=check_stop
+        ):
+            writer.write(quantize_frames(finished.frames_BCTHW))
+    return Take.open(folder)

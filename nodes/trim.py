@@ -1,0 +1,41 @@
+"""The part of a take that a node reads: its two widgets and what they mean."""
+
+from comfy_api.latest import io
+
+from ..turbotalk_core.video.take import Take
+
+MAX_FRAMES = 10_000_000  # four days and a half of video: a bound for the widgets
+
+
+def make_trim_inputs(num_frames: int) -> list[io.Int.Input]:
+    """Describe the widgets.
+
+    Args:
+        num_frames: default length, 0 for the whole take.
+
+    Returns:
+        ``start_frame`` and ``num_frames``.
+    """
+    return [
+        io.Int.Input(
+            "start_frame",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Frames to leave out at the start, 25 a second.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "num_frames",
+            default=num_frames,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Frames to keep from there, fewer where the take ends earlier; 0 keeps all.",
+            advanced=True,
+        ),
+    ]
+
+
+def find_stop(take: Take, start_frame: int, num_frames: int) -> int:
+    """Give one past the last frame that the widgets mean."""
+    return min(start_frame + num_frames, take.num_frames) if num_frames else take.num_frames

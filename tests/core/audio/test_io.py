@@ -1,0 +1,252 @@
+"""Reading sound: every container and sample format, and everything that must be refused."""
+
+import math
+import struct
+from pathlib import Path
+
+import av
+import av.container
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbotalk_core.audio.io import from_samples, read_audio, to_mono_16k
+from turbotalk_core.errors import AudioError
+from turbotalk_core.types import Waveform
+
+
+def _sweep(sample_rate: int, num_channels: int, seconds: float = 1.0) -> np.ndarray:
+    """A tone gliding from 200 to 800 Hz, half as loud in each further channel."""
+    times = np.arange(round(sample_rate * seconds)) / sample_rate
+    tone = 0.5 * np.sin(2 * math.pi * (200 * times + 300 * times**2))
+    return np.stack([tone / 2**channel for channel in range(num_channels)]).astype(np.float32)
+
+
+def _write(
+    path: Path, codec: str, sample_format: str, sample_rate: int = 44_100, layout: str = "stereo"
+) -> np.ndarray:
+    """Write the sweep, with a picture track where the container is one for video."""
+    samples = _sweep(sample_rate, av.AudioLayout(layout).nb_channels)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=sample_rate, layout=layout)
+        stream.codec_context.format = sample_format
+        if path.suffix in {".mp4", ".mov", ".mkv"}:
+            _write_picture(container)
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        frame.sample_rate = sample_rate
+        frame.pts = 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return samples
+
+
+def _write_picture(container: av.container.OutputContainer) -> None:
+    stream = container.add_stream("mpeg4", rate=25)
+    stream.width = stream.height = 16
+    stream.pix_fmt = "yuv420p"
+    picture = np.zeros((16, 16, 3), np.uint8)
+    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+    container.mux(stream.encode(None))
+
+
+def _wav_bytes(data: bytes, *, code: int, bits: int, channels: int = 1) -> bytes:
+    width = channels * bits // 8
+    header = struct.pack("<IHHIIHH", 16, code, channels, 16_000, 16_000 * width, width, bits)
+    return (
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + header
+        + b"data" + struct.pack("<I", len(data)) + data
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sample_format", "tolerance"),
+    [
+        ("a.wav", "pcm_u8", "u8", 2**-7),
+        ("a.wav", "pcm_s16le", "s16", 2**-15),
+        ("a.wav", "pcm_s24le", "s32", 2**-22),
+        ("a.wav", "pcm_s32le", "s32", 2**-23),
+        ("a.wav", "pcm_f32le", "flt", 0.0),
+        ("a.wav", "pcm_f64le", "dbl", 0.0),
+        ("a.flac", "flac", "s16", 2**-15),
+        ("a.m4a", "alac", "s16p", 2**-15),
+        ("a.mov", "pcm_s16le", "s16", 2**-15),
+    ],
+)
+def test_lossless_formats_come_back_exactly(
+    tmp_path: Path, name: str, codec: str, sample_format: str, tolerance: float
+) -> None:
+    samples = _write(tmp_path / name, codec, sample_format)
+    waveform = read_audio(tmp_path / name)
+    assert waveform.sample_rate == 44_100
+    assert waveform.samples_CS.shape == samples.shape
+    assert waveform.samples_CS.dtype == torch.float32
+    assert np.abs(waveform.samples_CS.numpy() - samples).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sample_format"),
+    [
+        ("a.mp3", "libmp3lame", "fltp"),
+        ("a.opus", "libopus", "flt"),
+        ("a.ogg", "libopus", "flt"),
+        ("a.m4a", "aac", "fltp"),
+        ("a.mp4", "aac", "fltp"),
+        ("a.mkv", "aac", "fltp"),
+        ("a.webm", "libopus", "flt"),
+    ],
+)
+def test_lossy_formats_come_back_in_time(
+    tmp_path: Path, name: str, codec: str, sample_format: str
+) -> None:
+    samples = _write(tmp_path / name, codec, sample_format, sample_rate=48_000)
+    waveform = read_audio(tmp_path / name)
+    assert waveform.sample_rate == 48_000
+    assert 48_000 <= waveform.samples_CS.shape[1] < 48_000 + 1_024  # AAC may end on a whole block
+    heard, spoken = waveform.samples_CS[0].numpy(), samples[0]
+    middle = slice(4_000, 44_000)
+    agreement = {
+        lag: float(np.corrcoef(heard[4_000 + lag : 44_000 + lag], spoken[middle])[0, 1])
+        for lag in range(-1_200, 1_200, 4)
+    }
+    assert max(agreement, key=agreement.__getitem__) == 0
+    assert agreement[0] > 0.97
+
+
+@pytest.mark.parametrize(("layout", "num_channels"), [("mono", 1), ("stereo", 2), ("5.1", 6)])
+def test_all_channels_are_kept_in_order(tmp_path: Path, layout: str, num_channels: int) -> None:
+    samples = _write(tmp_path / "a.wav", "pcm_f32le", "flt", layout=layout)
+    waveform = read_audio(tmp_path / "a.wav")
+    assert waveform.samples_CS.shape[0] == num_channels
+    assert np.array_equal(waveform.samples_CS.numpy(), samples)
+
+
+def test_channels_without_a_named_layout_are_read(tmp_path: Path) -> None:
+    samples = (1_000 * np.random.default_rng(0).standard_normal((800, 3))).astype("<i2")
+    path = tmp_path / "a.wav"
+    path.write_bytes(_wav_bytes(samples.tobytes(), code=1, bits=16, channels=3))
+    expected_CS = torch.from_numpy(samples.T.astype(np.float32)) / 2**15
+    assert torch.equal(read_audio(path).samples_CS, expected_CS)
+
+
+def test_a_name_is_never_a_protocol(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(_wav_bytes(b"\0\0" * 640, code=1, bits=16))
+    (tmp_path / "a.wav").rename(tmp_path / "http:a.wav")
+    assert read_audio(tmp_path / "http:a.wav").samples_CS.shape == (1, 640)
+
+
+def test_a_cut_recording_gives_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(_wav_bytes(b"\1\0" * 6_400, code=1, bits=16)[: 44 + 2 * 3_200])
+    assert read_audio(path).samples_CS.shape == (1, 3_200)
+
+
+_PLAYLIST = (
+    "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.wav", b"", "cannot be decoded"),
+        ("noise.bin", np.random.default_rng(0).bytes(4_000), "cannot be decoded|no audio stream"),
+        ("list.m3u8", _PLAYLIST.encode(), "cannot be decoded|no audio stream"),
+        ("header.wav", _wav_bytes(b"", code=1, bits=16), "cannot be decoded|is empty"),
+        ("text.txt", b"hello " * 100, "no audio stream"),
+        ("nan.wav", _wav_bytes(struct.pack("<f", math.nan) * 800, code=3, bits=32), "NaN"),
+        ("inf.wav", _wav_bytes(struct.pack("<f", math.inf) * 800, code=3, bits=32), "infinite"),
+        ("s64.wav", _wav_bytes(b"\1" * 8 * 800, code=1, bits=64), "s64"),
+    ],
+)
+def test_what_is_no_sound_is_refused(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioError, match=message):
+        read_audio(tmp_path / name)
+
+
+def test_a_silent_film_is_refused(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        _write_picture(container)
+    with pytest.raises(AudioError, match="no audio stream"):
+        read_audio(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("path", ["missing.wav", "https://127.0.0.1:9/a.wav", ".", ""])
+def test_what_is_no_local_file_is_refused(path: str) -> None:
+    with pytest.raises(AudioError, match="no audio file at"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (torch.tensor([0.5, -0.25]), [[0.5, -0.25]]),
+        (torch.tensor([[0.5], [-0.25]]), [[0.5], [-0.25]]),
+        (torch.tensor([[[0.5], [-0.25]]]), [[0.5], [-0.25]]),
+        (torch.tensor([0.5, -0.25], dtype=torch.float64), [[0.5, -0.25]]),
+        (torch.tensor([0.5, -0.25], dtype=torch.float16), [[0.5, -0.25]]),
+        (torch.tensor([0.5, -0.25], dtype=torch.bfloat16), [[0.5, -0.25]]),
+        (torch.tensor([0, 128, 192], dtype=torch.uint8), [[-1.0, 0.0, 0.5]]),
+        (torch.tensor([-128, 64], dtype=torch.int8), [[-1.0, 0.5]]),
+        (torch.tensor([-(2**15), 2**14], dtype=torch.int16), [[-1.0, 0.5]]),
+        (torch.tensor([-(2**31), 2**30], dtype=torch.int32), [[-1.0, 0.5]]),
+        (torch.tensor([-(2**63), 2**62], dtype=torch.int64), [[-1.0, 0.5]]),
+    ],
+)
+def test_samples_of_any_type_become_float(
+    samples: torch.Tensor, expected: list[list[float]]
+) -> None:
+    waveform = from_samples(samples, 22_050)
+    assert waveform.samples_CS.dtype == torch.float32
+    assert waveform.samples_CS.tolist() == expected
+    assert waveform.sample_rate == 22_050
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (torch.zeros(2, 1, 8), "pass a batch one by one"),
+        (torch.zeros(1, 1, 1, 8), r"\(1, 1, 1, 8\)"),
+        (torch.tensor(1.0), r"\(\)"),
+        (torch.zeros(8, dtype=torch.bool), "bool"),
+        (torch.zeros(8, dtype=torch.complex64), "complex64"),
+        (torch.zeros(2, 0), "no samples"),
+        (torch.tensor([0.0, math.nan]), "NaN"),
+    ],
+)
+def test_samples_that_are_no_single_sound_are_refused(samples: torch.Tensor, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        from_samples(samples, 16_000)
+
+
+@pytest.mark.parametrize("sample_rate", [8_000, 11_025, 16_000, 22_050, 44_100, 44_101, 192_000])
+def test_resampling_keeps_a_tone_in_time(sample_rate: int) -> None:
+    def tone(rate: int) -> torch.Tensor:
+        return 0.5 * torch.sin(2 * math.pi * 300 * torch.arange(rate) / rate)
+
+    result_S = to_mono_16k(Waveform(samples_CS=tone(sample_rate)[None], sample_rate=sample_rate))
+    assert result_S.shape == (16_000,)
+    inside = slice(200, -200)
+    torch.testing.assert_close(result_S[inside], tone(16_000)[inside], rtol=0, atol=2e-3)
+
+
+@given(st.integers(1, 3), st.integers(1, 5_000), st.sampled_from([8_000, 16_000, 24_000, 48_000]))
+def test_length_follows_from_the_rate(
+    num_channels: int, num_samples: int, sample_rate: int
+) -> None:
+    waveform = Waveform(samples_CS=torch.zeros(num_channels, num_samples), sample_rate=sample_rate)
+    assert to_mono_16k(waveform).shape == (math.ceil(16_000 * num_samples / sample_rate),)
+
+
+def test_channels_are_averaged() -> None:
+    waveform = from_samples(torch.tensor([[1.0, 0.0], [0.0, 0.5]]), 16_000)
+    assert to_mono_16k(waveform).tolist() == [0.5, 0.25]
+
+
+def test_a_rate_without_speech_is_refused() -> None:
+    with pytest.raises(AudioError, match="999 Hz"):
+        to_mono_16k(Waveform(samples_CS=torch.zeros(1, 999), sample_rate=999))

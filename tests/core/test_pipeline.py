@@ -1,0 +1,325 @@
+"""The pipeline on toy networks that show what they were given.
+
+The toy codec pools pixels: latent channel 0 is the mean of its video frames, eight by eight, so
+that a frame's brightness can be followed through the whole pipeline.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbotalk_core.chunking.plan import plan_chunks
+from turbotalk_core.errors import MismatchError, RequestError
+from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
+from turbotalk_core.pipeline import Models, count_work, generate, plan_video
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.types import (
+    AudioFeatures,
+    AudioTokens,
+    AudioWindows,
+    Conditioning,
+    FrameChunk,
+    Speech,
+    Waveform,
+)
+
+HEIGHT, WIDTH = 32, 16
+REQUEST = TalkRequest(
+    num_inference_steps=2,
+    schedule="distilled",
+    shift=5.0,
+    update="renoise",
+    seed=3,
+    height=HEIGHT,
+    width=WIDTH,
+    chunk_frames=13,
+    num_motion_frames=5,
+)
+REFERENCE = torch.full((1, 3, HEIGHT, WIDTH), 0.25)
+
+
+class Codec:
+    """Means of 1, 4, 4, ... frames by 8 by 8 pixels in channel 0; decoding repeats them."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.encoded: list[Tensor] = []
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        num_latents = count_latent_frames(frames_BCTHW.shape[2])
+        self.log.append(f"encode {frames_BCTHW.shape[2]}")
+        self.encoded.append(frames_BCTHW)
+        padded = torch.cat((frames_BCTHW[:, :, :1].expand(-1, -1, 3, -1, -1), frames_BCTHW), 2)
+        pooled = F.avg_pool3d(padded.mean(1, keepdim=True), (4, 8, 8))
+        assert pooled.shape[2] == num_latents
+        return F.pad(pooled, (0, 0, 0, 0, 0, 0, 0, 15))
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        self.log.append("decode")
+        repeated = F.interpolate(latents_BCFHW[:, :1], scale_factor=(4, 8, 8))
+        assert repeated.shape[2] - 3 == count_decoded_frames(latents_BCFHW.shape[2])
+        return repeated[:, :, 3:].expand(-1, 3, -1, -1, -1)
+
+
+class Adapter:
+    """One token per latent frame: the mean of its window."""
+
+    def __init__(self) -> None:
+        self.windows: list[AudioWindows] = []
+
+    def __call__(self, windows: AudioWindows) -> AudioTokens:
+        self.windows.append(windows)
+        means_F = torch.cat((windows.first_KLD.mean().view(1), windows.later_FKLD.mean((1, 2, 3))))
+        return AudioTokens(tokens_FND=means_F.view(-1, 1, 1))
+
+
+class Denoiser:
+    """Knows one video: each latent frame is as bright as its audio token, less 0.01 for text."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.calls: list[tuple[Tensor, float, Conditioning, AudioTokens]] = []
+
+    def __call__(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
+        assert not torch.is_grad_enabled()
+        self.log.append("call")
+        self.calls.append((latents_BCFHW, sigma, conditioning, tokens))
+        told = 0.0 if conditioning.text_BND is None else conditioning.text_BND.mean().item()
+        denoised = tokens.tokens_FND.view(1, 1, -1, 1, 1) - told / 100
+        return (latents_BCFHW - denoised) / sigma
+
+
+class Watch:
+    """Progress and stop in one: logs questions, counts units, keeps previews."""
+
+    def __init__(self, stop_before: int | None = None) -> None:
+        self.units = 0
+        self.asked = 0
+        self.previews: list[Tensor] = []
+        self.stop_before = stop_before
+
+    def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
+        self.units += units
+        if preview_HWC is not None:
+            self.previews.append(preview_HWC)
+
+    def check_stop(self) -> None:
+        if self.asked == self.stop_before:
+            raise InterruptedError
+        self.asked += 1
+
+
+class Toy:
+    """All toy networks with one common log of what was called when."""
+
+    def __init__(self, **told: Any) -> None:
+        self.log: list[str] = []
+        self.codec = Codec(self.log)
+        self.adapter = Adapter()
+        self.denoiser = Denoiser(self.log)
+        self.models = Models(codec=self.codec, denoiser=self.denoiser, adapter=self.adapter, **told)
+
+
+def _speech(num_frames: int) -> Speech:
+    """A voice whose features rise by 0.01 per frame, and a tail of silence."""
+    rows = torch.cat((torch.arange(num_frames) / 100, torch.zeros(25)))
+    return Speech(
+        features=AudioFeatures(
+            features_TLD=rows[:, None, None].expand(-1, 2, 3), num_frames=num_frames
+        ),
+        waveform=Waveform(samples_CS=torch.zeros(1, num_frames * 640), sample_rate=16_000),
+    )
+
+
+def _run(
+    request: TalkRequest, num_frames: int, toy: Toy | None = None, watch: Watch | None = None
+) -> Tensor:
+    return torch.cat([c.frames_BCTHW for c in _iterate(request, num_frames, toy, watch)], 2)
+
+
+def _iterate(
+    request: TalkRequest, num_frames: int, toy: Toy | None = None, watch: Watch | None = None
+) -> Iterator[FrameChunk]:
+    toy, watch = toy or Toy(), watch or Watch()
+    return generate(
+        request,
+        REFERENCE,
+        _speech(num_frames),
+        toy.models,
+        progress=watch,
+        check_stop=watch.check_stop,
+    )
+
+
+@pytest.mark.parametrize("num_frames", [1, 12, 13, 14, 29, 30])
+def test_the_video_is_as_long_as_the_voice(num_frames: int) -> None:
+    chunks = list(_iterate(REQUEST, num_frames))
+    assert [c.chunk for c in chunks] == list(plan_chunks(num_frames, 13, 5).chunks)
+    frames_BCTHW = torch.cat([c.frames_BCTHW for c in chunks], 2)
+    assert frames_BCTHW.shape == (1, 3, num_frames, HEIGHT, WIDTH)
+    assert frames_BCTHW.dtype == torch.float32
+
+
+def test_each_frame_follows_its_own_part_of_the_voice() -> None:
+    frames_BCTHW = _run(REQUEST, 29)
+    assert torch.equal(frames_BCTHW[:, :, 0], REFERENCE)
+    brightness_T = frames_BCTHW.mean((0, 1, 3, 4))
+    # A latent frame covers 4j - 3 ... 4j, and its window's mean lies half a frame before 4j - 1.
+    for t in range(5, 21):  # before, windows reach past the start
+        centre = 4 * ((t - 1) // 4) + 2.5
+        assert brightness_T[t].item() == pytest.approx(centre / 100, abs=1e-5)
+
+
+def test_work_is_done_in_order_and_a_chunk_is_handed_on_before_the_next() -> None:
+    toy = Toy()
+    iterator = _iterate(REQUEST, 25, toy)
+    assert toy.log == []
+    next(iterator)
+    first = ["encode 13", "encode 1", "call", "call", "decode"]
+    assert toy.log == first
+    next(iterator)
+    later = ["encode 5", "call", "call", "decode"]
+    assert toy.log == first + later
+    assert len(list(iterator)) == 1
+
+
+def test_the_reference_lengths_encode_81_frames_once_then_1_then_9() -> None:
+    toy = Toy()
+    _run(replace(REQUEST, chunk_frames=81, num_motion_frames=9), 200, toy)
+    encoded = [entry for entry in toy.log if entry.startswith("encode")]
+    assert encoded == ["encode 81", "encode 1", "encode 9", "encode 9"]
+
+
+def test_the_network_is_told_the_reference_once_for_all_chunks() -> None:
+    toy = Toy(image_embeds_BND=torch.ones(1, 2, 3))
+    _run(REQUEST, 29, toy)
+    conditionings = {id(conditioning) for _, _, conditioning, _ in toy.denoiser.calls}
+    assert len(conditionings) == 1
+    conditioning = toy.denoiser.calls[0][2]
+    mask, latents = conditioning.reference_BCFHW.split([4, 16], 1)
+    assert mask[:, :, 0].eq(1).all()
+    assert mask[:, :, 1:].eq(0).all()
+    assert latents[:, 0, 0].eq(0.25).all()
+    assert latents[:, :, 1:].eq(0).all()  # grey is 0 in [-1, 1]
+    assert conditioning.text_BND is None
+    assert conditioning.image_embeds_BND is toy.models.image_embeds_BND
+
+
+def test_a_chunk_begins_with_the_frames_that_ended_the_one_before() -> None:
+    toy = Toy()
+    frames_BCTHW = _run(REQUEST, 29, toy)
+    _, image, *motions = toy.codec.encoded
+    assert torch.equal(image[:, :, 0], REFERENCE)
+    for motion, stop in zip(motions, (13, 21), strict=True):
+        assert torch.equal(motion, frames_BCTHW[:, :, stop - 5 : stop])
+    for latents, _, _, _ in toy.denoiser.calls[2:4]:
+        torch.testing.assert_close(latents[:, 1:, :2], torch.zeros_like(latents[:, 1:, :2]))
+
+
+def test_guidance_hears_windows_of_zeros_made_once() -> None:
+    toy = Toy()
+    _run(replace(REQUEST, audio_guidance_scale=4.0), 29, toy)
+    null, *heard = toy.adapter.windows
+    assert len(heard) == 3
+    assert null.first_KLD.eq(0).all()
+    assert null.later_FKLD.eq(0).all()
+    assert null.later_FKLD.shape == heard[0].later_FKLD.shape
+    voices = [tokens.tokens_FND.abs().max().item() for _, _, _, tokens in toy.denoiser.calls]
+    assert [voice > 0 for voice in voices] == [True, False] * 6
+
+
+def test_audio_guidance_pushes_away_from_silence() -> None:
+    plain = _run(REQUEST, 13)
+    pushed = _run(replace(REQUEST, audio_guidance_scale=3.0), 13)
+    torch.testing.assert_close(pushed[:, :, 1:], 3 * plain[:, :, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_text_guidance_pushes_towards_the_prompt() -> None:
+    def make(text_scale: float) -> Tensor:
+        toy = Toy(text_BND=torch.ones(1, 2, 3), null_text_BND=torch.zeros(1, 2, 3))
+        return _run(replace(REQUEST, guidance_scale=text_scale), 13, toy)[:, :, 1:]
+
+    torch.testing.assert_close(make(1) - make(6), torch.full_like(make(1), 0.05))
+
+
+@pytest.mark.parametrize("update", ["euler", "renoise"])
+def test_the_same_request_gives_the_same_frames(update: Any) -> None:
+    request = replace(REQUEST, update=update)
+    frames = []
+    for seed in (3, 3, 4):
+        toy = Toy()
+        _run(replace(request, seed=seed), 29, toy)
+        frames.append(torch.stack([latents for latents, _, _, _ in toy.denoiser.calls]))
+    assert torch.equal(frames[0], frames[1])
+    assert not torch.equal(frames[0], frames[2])
+
+
+def test_noise_is_drawn_per_chunk_and_then_per_step() -> None:
+    toy = Toy()
+    _run(REQUEST, 20, toy)
+    generator = torch.Generator().manual_seed(REQUEST.seed)
+    shape = (1, 16, 4, HEIGHT // 8, WIDTH // 8)
+    for chunk, num_pinned in enumerate((1, 2)):
+        noise, fresh = (torch.randn(shape, generator=generator) for _ in range(2))
+        first, second = toy.denoiser.calls[2 * chunk : 2 * chunk + 2]
+        assert torch.equal(first[0][:, :, num_pinned:], noise[:, :, num_pinned:])
+        sigma, tokens = second[1], second[3].tokens_FND.view(1, 1, -1, 1, 1)
+        expected = (1 - sigma) * tokens + sigma * fresh
+        torch.testing.assert_close(second[0][:, :, num_pinned:], expected[:, :, num_pinned:])
+
+
+def test_global_randomness_is_neither_used_nor_moved() -> None:
+    before = torch.get_rng_state()
+    _run(REQUEST, 13)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradients_are_off_inside_and_untouched_outside() -> None:
+    for _ in _iterate(REQUEST, 29):
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("scales", "calls"), [((1, 1), 1), ((1, 2), 2), ((2, 1), 3)])
+@pytest.mark.parametrize("num_frames", [5, 29])
+def test_announced_work_is_done_work(num_frames: int, scales: tuple[int, int], calls: int) -> None:
+    request = replace(REQUEST, guidance_scale=scales[0], audio_guidance_scale=scales[1])
+    toy, watch = Toy(text_BND=torch.ones(1, 2, 3)), Watch()
+    _run(request, num_frames, toy, watch)
+    plan = plan_video(request, _speech(num_frames))
+    assert watch.units == count_work(plan, request) == len(toy.log)
+    assert toy.log.count("call") == 2 * calls * len(plan.chunks)
+
+
+def test_each_finished_chunk_is_shown() -> None:
+    watch = Watch()
+    chunks = list(_iterate(REQUEST, 20, watch=watch))
+    for chunk, preview_HWC in zip(chunks, watch.previews, strict=True):
+        assert preview_HWC.shape == (HEIGHT, WIDTH, 3)
+        last_CHW = chunk.frames_BCTHW[0, :, -1]
+        torch.testing.assert_close(2 * preview_HWC.permute(2, 0, 1) - 1, last_CHW)
+
+
+@pytest.mark.parametrize("stop_before", range(9))
+def test_a_stop_at_any_point_lets_nothing_later_run(stop_before: int) -> None:
+    toy, watch = Toy(), Watch(stop_before)
+    with pytest.raises(InterruptedError):
+        _run(REQUEST, 20, toy, watch)
+    assert len(toy.log) == watch.units == stop_before
+
+
+def test_a_reference_of_another_size_is_refused_at_once() -> None:
+    with pytest.raises(MismatchError, match=r"\(1, 3, 32, 32\).*needs \(1, 3, 32, 16\)"):
+        generate(REQUEST, torch.zeros(1, 3, 32, 32), _speech(5), Toy().models)
+
+
+def test_text_guidance_without_a_prompt_is_refused_at_once() -> None:
+    with pytest.raises(RequestError, match=r"guidance_scale 5.* without a prompt"):
+        generate(replace(REQUEST, guidance_scale=5.0), REFERENCE, _speech(5), Toy().models)

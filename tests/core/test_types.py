@@ -1,0 +1,85 @@
+"""The values that travel refuse what would break later rooms."""
+
+import pytest
+import torch
+
+from turbotalk_core.errors import AudioError, ChunkError, GeometryError, MismatchError
+from turbotalk_core.types import (
+    AudioFeatures,
+    AudioTokens,
+    AudioWindows,
+    Chunk,
+    ChunkPlan,
+    Conditioning,
+    FrameChunk,
+    Waveform,
+)
+
+
+def _chunk(*, index: int = 0, start: int = 0, keep: tuple[int, int] = (0, 5)) -> Chunk:
+    return Chunk(index=index, start=start, stop=start + 5, keep_start=keep[0], keep_stop=keep[1])
+
+
+def test_a_waveform_knows_its_length() -> None:
+    waveform = Waveform(samples_CS=torch.zeros(2, 44_100), sample_rate=44_100)
+    assert waveform.num_frames == 25
+    assert waveform.seconds == 1
+
+
+def test_a_waveform_refuses_what_is_no_sound() -> None:
+    with pytest.raises(AudioError, match="no samples"):
+        Waveform(samples_CS=torch.zeros(1, 0), sample_rate=16_000)
+    with pytest.raises(AudioError, match="NaN"):
+        Waveform(samples_CS=torch.tensor([[0.0, float("nan")]]), sample_rate=16_000)
+    with pytest.raises(AudioError, match="0 Hz"):
+        Waveform(samples_CS=torch.zeros(1, 5), sample_rate=0)
+    with pytest.raises(MismatchError, match="axes CS"):
+        Waveform(samples_CS=torch.zeros(5), sample_rate=16_000)
+
+
+@pytest.mark.parametrize("num_frames", [0, 4])
+def test_features_need_a_row_for_each_frame(num_frames: int) -> None:
+    with pytest.raises(AudioError, match=f"for {num_frames} video frames"):
+        AudioFeatures(features_TLD=torch.zeros(3, 2, 2), num_frames=num_frames)
+
+
+def test_a_chunk_counts_its_frames() -> None:
+    chunk = _chunk(index=1, start=4, keep=(5, 9))
+    assert chunk.num_frames == 5
+    assert chunk.num_motion_frames == 1
+
+
+@pytest.mark.parametrize("keep", [(-1, 5), (3, 3), (0, 6)])
+def test_a_chunk_keeps_only_what_it_makes(keep: tuple[int, int]) -> None:
+    with pytest.raises(ChunkError, match="cannot keep"):
+        _chunk(keep=keep)
+
+
+def test_a_chunk_has_4n_plus_1_frames() -> None:
+    with pytest.raises(GeometryError, match="got 6 frames"):
+        Chunk(index=0, start=0, stop=6, keep_start=0, keep_stop=6)
+
+
+def test_a_plan_refuses_gaps_and_wrong_ends() -> None:
+    first, second = _chunk(), _chunk(index=1, start=4, keep=(5, 9))
+    assert ChunkPlan(num_frames=9, chunks=(first, second)).chunks[1] is second
+    with pytest.raises(ChunkError, match=r"frames \[0, 5\) belong to no chunk"):
+        ChunkPlan(num_frames=9, chunks=(second,))
+    with pytest.raises(ChunkError, match="keeps 5 of 9 frames"):
+        ChunkPlan(num_frames=9, chunks=(first,))
+
+
+def test_tensors_of_another_rank_are_refused() -> None:
+    with pytest.raises(MismatchError, match="first window must have axes KLD"):
+        AudioWindows(first_KLD=torch.zeros(5), later_FKLD=torch.zeros(1, 8, 2, 2))
+    with pytest.raises(MismatchError, match="later windows must have axes FKLD"):
+        AudioWindows(first_KLD=torch.zeros(5, 2, 2), later_FKLD=torch.zeros(8, 2, 2))
+    with pytest.raises(MismatchError, match="axes FND"):
+        AudioTokens(tokens_FND=torch.zeros(2, 2))
+    with pytest.raises(MismatchError, match="axes BCFHW"):
+        Conditioning(reference_BCFHW=torch.zeros(20, 2, 4, 4))
+
+
+def test_a_frame_chunk_holds_the_kept_frames() -> None:
+    with pytest.raises(ChunkError, match="keeps 5 frames, got 4"):
+        FrameChunk(chunk=_chunk(), frames_BCTHW=torch.zeros(1, 3, 4, 2, 2))

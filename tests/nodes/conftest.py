@@ -1,0 +1,148 @@
+"""A real ComfyUI: in this process for single nodes, as a server for whole workflows.
+
+Without ``COMFYUI_PATH`` these tests are not collected. The pack is loaded by ComfyUI's own loader,
+from a folder with a dash and a dot in its name, under the name that ComfyUI makes from the path;
+so its classes are not those of the ``turbotalk_core`` that tests import, and only tensors, numbers
+and files pass between the two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.nodes.family import write_family
+
+HOST = os.environ.get("COMFYUI_PATH")
+ROOT = Path(__file__).parents[2]
+collect_ignore_glob = [] if HOST else ["test_*"]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            # the host's own code warns of its dependencies; ours must not
+            item.add_marker(pytest.mark.filterwarnings("ignore::DeprecationWarning"))
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """ComfyUI's modules in this process, on the CPU, with folders of its own."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "models", "input", "output", "temp"):
+        (base / name).mkdir()
+    sys.path.insert(0, str(HOST))  # before the checkout, whose ``nodes`` would hide ComfyUI's
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = importlib.import_module("comfy.cli_args").args
+        options.cpu = True
+        options.base_directory = str(base)
+        return SimpleNamespace(
+            base=base,
+            nodes=importlib.import_module("nodes"),
+            folder_paths=importlib.import_module("folder_paths"),
+            audio_encoder_nodes=importlib.import_module("comfy_extras.nodes_audio_encoder"),
+            model_patch_nodes=importlib.import_module("comfy_extras.nodes_model_patch"),
+            wan_nodes=importlib.import_module("comfy_extras.nodes_wan"),
+            audio_encoders=importlib.import_module("comfy.audio_encoders.audio_encoders"),
+            model_management=importlib.import_module("comfy.model_management"),
+        )
+
+
+@pytest.fixture(scope="session")
+def pack(host):
+    """The pack as ComfyUI's own loader loads it."""
+    place = host.base / "custom_nodes" / "ComfyUI-TurboTalk.x"
+    place.symlink_to(ROOT, target_is_directory=True)
+    assert asyncio.run(host.nodes.load_custom_node(str(place)))
+    return sys.modules[str(place).replace(".", "_x_")]
+
+
+@pytest.fixture
+def part(pack):
+    """Import a module of the loaded pack: ``part("nodes.host")``."""
+    return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
+
+
+@pytest.fixture
+def run_node(host, pack):
+    """Run a node as the host does: ``run_node("TurboTalkSchedule", steps=4, …)``."""
+
+    def run(node_id, **inputs):
+        node = host.nodes.NODE_CLASS_MAPPINGS[node_id]
+        with torch.inference_mode():
+            if hasattr(node, "PREPARE_CLASS_CLONE"):
+                output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
+                return output.result[0]
+            return getattr(node(), node.FUNCTION)(**inputs)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def family(host):
+    """Paths of a random-weight family, in a folder that the host lists."""
+    return write_family(host.base / "models")
+
+
+@pytest.fixture
+def models(family, run_node):
+    """The family, loaded by the host's and our loaders, the adapter applied."""
+    model = run_node("UNETLoader", unet_name=family.dit.name, weight_dtype="default")
+    patch = run_node("TurboTalkLoadAudioAdapter", name=family.adapter.name)
+    return SimpleNamespace(
+        bare=model,
+        patch=patch,
+        model=run_node("TurboTalkApplyAudioAdapter", model=model, model_patch=patch, strength=1.0),
+        vae=run_node("VAELoader", vae_name=family.vae.name),
+        audio_encoder=run_node(
+            "TurboTalkLoadAudioEncoder", audio_encoder_name=family.audio_encoder.name
+        ),
+    )
+
+
+@pytest.fixture
+def speech(models, run_node):
+    """One second of noise, heard."""
+    samples = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(3))
+    return run_node(
+        "TurboTalkEncodeSpeech",
+        audio_encoder=models.audio_encoder,
+        audio={"waveform": samples, "sample_rate": 16_000},
+        normalize_loudness=True,
+    )
+
+
+@pytest.fixture
+def sample(models, speech, run_node):
+    """Run the sampler on the family with few frames; any input may be given."""
+
+    def run(**changes):
+        inputs = {
+            "model": models.model,
+            "vae": models.vae,
+            "reference_image": torch.full((1, 32, 32, 3), 0.5),
+            "speech": speech,
+            "steps": 1,
+            "seed": 0,
+            "size_from": "custom",
+            "width": 32,
+            "height": 32,
+            "audio_guidance": 1.0,
+            "text_guidance": 1.0,
+            "shift": 5.0,
+            "update": "renoise",
+            "chunk_frames": 21,
+            "motion_frames": 5,
+        }
+        return run_node("TurboTalkSampler", **(inputs | changes))
+
+    return run

@@ -1,0 +1,158 @@
+"""The host and the core compute the same: each port on its own, then a whole take."""
+
+import pytest
+import torch
+
+from tests.nodes.family import TEXT_DIM
+from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.io import from_samples
+from turbotalk_core.image import prepare_reference
+from turbotalk_core.library import load_models
+from turbotalk_core.model.checkpoint import load_dit, load_vae
+from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
+from turbotalk_core.pipeline import generate
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.types import AudioTokens, AudioWindows, Conditioning
+from turbotalk_core.video.assemble import quantize_frames
+
+CPU = torch.device("cpu")
+SAMPLE_RATE = 22_050
+
+
+def assert_close(got, wanted):
+    """Relative 1e-3 of the largest value, and far from trivial."""
+    assert got.shape == wanted.shape
+    assert wanted.std() > 1e-3
+    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.7, 0.007])
+@pytest.mark.parametrize(("num_words", "strength"), [(None, 1.0), (7, 0.6)])
+def test_denoiser(family, models, part, run_node, sigma, num_words, strength):
+    latents, reference, tokens = noise(1, 16, 3, 4, 6), noise(1, 20, 3, 4, 6), noise(3, 4, 24)
+    text = None if num_words is None else noise(1, num_words, TEXT_DIM)
+    denoiser = WanDenoiser(load_dit(family.dit, family.adapter)[0], strength)
+    wanted = denoiser(
+        latents,
+        sigma,
+        Conditioning(reference_BCFHW=reference, text_BND=text),
+        AudioTokens(tokens_FND=tokens),
+    )
+    types = part("turbotalk_core.types")
+    model = run_node(
+        "TurboTalkApplyAudioAdapter",
+        model=models.bare,
+        model_patch=models.patch,
+        strength=strength,
+    )
+    with (
+        torch.inference_mode(),
+        part("nodes.host").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
+    ):
+        got = hosted(
+            latents,
+            sigma,
+            types.Conditioning(reference_BCFHW=reference, text_BND=text),
+            types.AudioTokens(tokens_FND=tokens),
+        )
+    assert_close(got, wanted)
+
+
+def test_adapter(family, models, part):
+    windows = {"first_KLD": noise(5, 2, 16), "later_FKLD": noise(3, 8, 2, 16)}
+    _, projection = load_dit(family.dit, family.adapter)
+    wanted = ProjectionAdapter(projection)(AudioWindows(**windows)).tokens_FND
+    with torch.inference_mode():
+        hosted = part("nodes.adapter").HostAdapter(models.patch)
+        got = hosted(part("turbotalk_core.types").AudioWindows(**windows)).tokens_FND
+    assert_close(got, wanted)
+
+
+def test_codec(family, models, part):
+    frames = noise(1, 3, 9, 32, 48).clamp(-1, 1)
+    vae = load_vae(family.vae)
+    with torch.inference_mode():
+        codec = part("nodes.host").HostCodec(models.vae)
+        latents = vae.encode(frames)
+        assert_close(codec.encode(frames), latents)
+        assert_close(codec.decode(latents), vae.decode(latents))
+
+
+def test_audio_encoder(family, models, run_node):
+    samples = noise(1, 2, SAMPLE_RATE)
+    wanted = encode_speech(
+        from_samples(samples, SAMPLE_RATE), load_audio_encoder(family.audio_encoder)
+    )
+    got = run_node(
+        "TurboTalkEncodeSpeech",
+        audio_encoder=models.audio_encoder,
+        audio={"waveform": samples, "sample_rate": SAMPLE_RATE},
+        normalize_loudness=True,
+    )
+    assert got.features.num_frames == wanted.features.num_frames == 25
+    assert_close(got.features.features_TLD, wanted.features.features_TLD)
+    assert torch.equal(got.waveform.samples_CS, samples[0])
+
+
+@pytest.mark.parametrize(
+    ("update", "audio_guidance", "sigmas"),
+    [("renoise", 1.0, None), ("euler", 2.0, (1.0, 0.8, 0.3, 0.0))],
+)
+def test_a_whole_take(family, models, run_node, update, audio_guidance, sigmas):
+    """Three chunks, the last one partly beyond the end of the voice."""
+    samples, picture = noise(1, 1, SAMPLE_RATE), noise(1, 70, 90, 3, seed=1).clamp(0, 1)
+    request = TalkRequest(
+        num_inference_steps=3 if sigmas else 2,
+        schedule="distilled",
+        shift=5.0,
+        update=update,
+        seed=7,
+        height=32,
+        width=48,
+        audio_guidance_scale=audio_guidance,
+        chunk_frames=13,
+        num_motion_frames=5,
+        sigmas=None if sigmas is None else tuple(torch.tensor(sigmas).tolist()),
+    )
+    speech = encode_speech(
+        from_samples(samples, SAMPLE_RATE), load_audio_encoder(family.audio_encoder)
+    )
+    reference = prepare_reference(picture, 32, 48)
+    chunks = generate(request, reference, speech, load_models(family, CPU))
+    wanted = torch.cat([quantize_frames(chunk.frames_BCTHW) for chunk in chunks])
+
+    heard = run_node(
+        "TurboTalkEncodeSpeech",
+        audio_encoder=models.audio_encoder,
+        audio={"waveform": samples, "sample_rate": SAMPLE_RATE},
+        normalize_loudness=True,
+    )
+    take = run_node(
+        "TurboTalkSampler",
+        model=models.model,
+        vae=models.vae,
+        reference_image=picture,
+        speech=heard,
+        steps=2,
+        seed=7,
+        size_from="custom",
+        width=48,
+        height=32,
+        audio_guidance=audio_guidance,
+        text_guidance=1.0,
+        shift=5.0,
+        update=update,
+        chunk_frames=13,
+        motion_frames=5,
+        sigmas=None if sigmas is None else torch.tensor(sigmas),
+    )
+    got = take.read()
+    assert got.shape == wanted.shape == (25, 32, 48, 3)
+    assert wanted.float().std() > 1
+    assert (got.int() - wanted.int()).abs().max() <= 1  # a value that rounds the other way
+    assert torch.equal(take.read_waveform().samples_CS, samples[0])

@@ -1,0 +1,319 @@
+"""Our loaders beside the host's: what they make is of one kind."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.nodes.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS, TEXT_DIM, write_family
+from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.model.checkpoint import save_dit
+from turbotalk_core.model.wan import WanConfig, WanModel
+
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def velocity(part):
+    """What a MODEL with an adapter answers to fixed inputs."""
+
+    def predict(model, tokens):
+        types = part("turbotalk_core.types")
+        conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
+        with (
+            torch.inference_mode(),
+            part("nodes.host").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
+        ):
+            return denoiser(
+                noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)
+            )
+
+    return predict
+
+
+def test_our_audio_encoder_in_the_hosts_node(family, models, host):
+    samples = noise(1, 2, 16_000)
+    with torch.inference_mode():
+        output = host.audio_encoder_nodes.AudioEncoderEncode.execute(
+            models.audio_encoder, {"waveform": samples, "sample_rate": 16_000}
+        )[0]
+    wanted = load_audio_encoder(family.audio_encoder).hidden_states(samples.mean(1), None)
+    assert len(output["encoded_audio_all_layers"]) == NUM_AUDIO_LAYERS + 1
+    for got, layer in zip(output["encoded_audio_all_layers"], wanted, strict=True):
+        assert got.shape == (1, 49, AUDIO_WIDTH)  # 50 a second
+        torch.testing.assert_close(got, layer)
+    torch.testing.assert_close(output["encoded_audio"], wanted[-1])
+    assert output["audio_samples"] == 16_000
+
+
+def test_the_hosts_audio_encoder_in_our_node(host, pack, run_node, tmp_path):
+    """The same weights through the host's loader and ours are heard alike."""
+    config = {
+        "model_type": "wav2vec2",
+        "embed_dim": 32,
+        "num_heads": 2,
+        "num_layers": 2,
+        "conv_norm": False,
+        "conv_bias": False,
+        "do_normalize": False,
+        "do_stable_layer_norm": False,
+    }
+    native = host.audio_encoders.AudioEncoderModel(config)
+    for index, weight in enumerate(native.model.parameters()):
+        scale = 0.02 if weight.ndim > 1 else 0.1
+        generator = torch.Generator().manual_seed(index)
+        weight.data = (scale * torch.randn(weight.shape, generator=generator)).to(weight)
+        if weight.ndim == 1:
+            weight.data += 1
+    folder = host.base / "models" / "audio_encoders"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.contiguous() for key, value in native.get_sd().items()}
+    metadata = {"config": json.dumps({"num_attention_heads": 2})}
+    save_file(tensors, folder / "native.safetensors", metadata)
+    ours = run_node("TurboTalkLoadAudioEncoder", audio_encoder_name="native.safetensors")
+    audio = {"waveform": noise(1, 1, 32_000), "sample_rate": 16_000}
+    heard = [
+        run_node(
+            "TurboTalkEncodeSpeech", audio_encoder=encoder, audio=audio, normalize_loudness=True
+        ).features.features_TLD
+        for encoder in (native, ours)
+    ]
+    assert heard[0].shape == heard[1].shape == (50 + 25, 2, 32)
+    assert heard[1].std() > 0.1
+    # the host computes in float16 here
+    assert (heard[0] - heard[1]).abs().max() < 0.02 * heard[1].abs().max()
+
+
+def test_an_encoder_that_is_no_wav2vec2(models, run_node, part):
+    whisper = type("Whisper", (), {})()
+    with pytest.raises(part("turbotalk_core.errors").MismatchError, match=r"Whisper.*wav2vec2"):
+        run_node(
+            "TurboTalkEncodeSpeech",
+            audio_encoder=whisper,
+            audio={"waveform": noise(1, 1, 16_000), "sample_rate": 16_000},
+            normalize_loudness=True,
+        )
+
+
+def write_released_sizes(folder):
+    """An adapter that the host's loader takes: 40 blocks, 40 heads, 12 x 768 values per frame."""
+    dim, token_dim, hidden = 80, 4, 1
+    shapes = {
+        "audio_proj.proj1": (hidden, 5 * 12 * 768),
+        "audio_proj.proj1_vf": (hidden, 8 * 12 * 768),
+        "audio_proj.proj2": (hidden, hidden),
+        "audio_proj.proj3": (32 * token_dim, hidden),
+        "audio_proj.norm": (token_dim,),
+    }
+    for index in range(40):
+        shapes |= {
+            f"blocks.{index}.audio_cross_attn.q_linear": (dim, dim),
+            f"blocks.{index}.audio_cross_attn.kv_linear": (2 * dim, token_dim),
+            f"blocks.{index}.audio_cross_attn.proj": (dim, dim),
+            f"blocks.{index}.norm_x": (dim,),
+        }
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[f"{name}.weight"] = (0.2 * torch.randn(shape)).half()
+        tensors[f"{name}.bias"] = (0.2 * torch.randn(shape[0])).half()
+    metadata = {"config": json.dumps({"audio_heads": 40})}
+    (folder / "model_patches").mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model_patches" / "released_sizes.safetensors", metadata)
+    config = WanConfig(
+        dim=dim, ffn_dim=64, num_heads=10, num_layers=1, text_dim=TEXT_DIM, image_dim=None,
+        audio_heads=None,
+    )  # fmt: skip
+    save_dit(folder / "diffusion_models" / "released_sizes.safetensors", WanModel(config), {})
+
+
+def test_the_hosts_model_patch_and_ours_are_one(host, run_node, velocity):
+    """One file, with 40 blocks for a model of one, through both loaders."""
+    write_released_sizes(host.base / "models")
+    model = run_node("UNETLoader", unet_name="released_sizes.safetensors", weight_dtype="default")
+    loader = host.model_patch_nodes.ModelPatchLoader()
+    patches = [
+        loader.load_model_patch("released_sizes.safetensors")[0],
+        run_node("TurboTalkLoadAudioAdapter", name="released_sizes.safetensors"),
+    ]
+    answers = [
+        velocity(
+            run_node("TurboTalkApplyAudioAdapter", model=model, model_patch=patch, strength=1.0),
+            noise(2, 32, 4),
+        )
+        for patch in patches
+    ]
+    deaf = velocity(
+        run_node("TurboTalkApplyAudioAdapter", model=model, model_patch=patches[1], strength=0.0),
+        noise(2, 32, 4),
+    )
+    assert (answers[0] - deaf).abs().max() > 0.01
+    assert (answers[0] - answers[1]).abs().max() < 1e-3 * answers[0].abs().max()
+
+
+def test_our_model_patch_in_the_hosts_infinitetalk_node(models, host, run_node):
+    """The native node and sampler run with our adapter, our encoder and the family."""
+    audio = {"waveform": noise(1, 1, 16_000), "sample_rate": 16_000}
+    text = [[noise(1, 512, TEXT_DIM), {}]]
+    with torch.inference_mode():
+        encoded = host.audio_encoder_nodes.AudioEncoderEncode.execute(models.audio_encoder, audio)
+        model, positive, negative, latent, _ = host.wan_nodes.WanInfiniteTalkToVideo.execute(
+            mode={"mode": "single_speaker"},
+            model=models.bare,
+            model_patch=models.patch,
+            positive=text,
+            negative=text,
+            vae=models.vae,
+            width=32,
+            height=32,
+            length=9,
+            audio_encoder_output_1=encoded[0],
+            motion_frame_count=5,
+            start_image=torch.full((1, 32, 32, 3), 0.5),
+            audio_scale=1.0,
+        ).result
+        sampled = host.nodes.common_ksampler(
+            model, 0, 2, 1.0, "euler", "normal", positive, negative, latent
+        )[0]["samples"]
+    assert sampled.shape == (1, 16, 3, 4, 4)
+    assert sampled.isfinite().all()
+    assert sampled.std() > 0.1
+
+
+def test_a_lora_of_the_host_keeps_working(family, models, host, run_node, velocity, tmp_path):
+    """A LoRA node before ours answers as the model with the LoRA merged into its file."""
+    down, up = noise(4, 48), 0.3 * noise(96, 4)
+    name = "blocks.1.ffn.0"
+    loras = host.base / "models" / "loras"
+    loras.mkdir(parents=True, exist_ok=True)
+    lora = {
+        f"diffusion_model.{name}.lora_down.weight": down,
+        f"diffusion_model.{name}.lora_up.weight": up,
+    }
+    save_file(lora, loras / "random.safetensors")
+    with_lora = run_node(
+        "LoraLoaderModelOnly",
+        model=models.bare,
+        lora_name="random.safetensors",
+        strength_model=0.5,
+    )
+    answers = [
+        velocity(
+            run_node("TurboTalkApplyAudioAdapter", model=m, model_patch=models.patch, strength=1.0),
+            noise(2, 4, 24),
+        )
+        for m in (models.bare, with_lora)
+    ]
+    assert (answers[0] - answers[1]).abs().max() > 0.01
+    merged = run_node("UNETLoader", unet_name=family.dit.name, weight_dtype="default")
+    merged.model.diffusion_model.blocks[1].ffn[0].weight.data += 0.5 * up @ down
+    patched = run_node(
+        "TurboTalkApplyAudioAdapter", model=merged, model_patch=models.patch, strength=1.0
+    )
+    assert (velocity(patched, noise(2, 4, 24)) - answers[1]).abs().max() < 1e-4
+
+
+class TestWhatDoesNotFit:
+    """Each refusal names both sides."""
+
+    @pytest.fixture(autouse=True)
+    def errors(self, part):
+        self.errors = part("turbotalk_core.errors")
+
+    def test_an_adapter_of_another_width(self, host, models, run_node, tmp_path):
+        other = write_family(tmp_path, dim=96)
+        place = host.base / "models" / "model_patches" / "wide.safetensors"
+        place.write_bytes(other.adapter.read_bytes())
+        wide = run_node("TurboTalkLoadAudioAdapter", name="wide.safetensors")
+        with pytest.raises(
+            self.errors.MismatchError, match=r"width 96 and 2 layers.*width 48 and 2 layers"
+        ):
+            run_node(
+                "TurboTalkApplyAudioAdapter", model=models.bare, model_patch=wide, strength=1.0
+            )
+
+    def test_speech_of_another_encoder(self, host, sample, run_node, tmp_path):
+        other = write_family(tmp_path, audio_width=32)
+        place = host.base / "models" / "audio_encoders" / "wide.safetensors"
+        place.write_bytes(other.audio_encoder.read_bytes())
+        encoder = run_node("TurboTalkLoadAudioEncoder", audio_encoder_name="wide.safetensors")
+        speech = run_node(
+            "TurboTalkEncodeSpeech",
+            audio_encoder=encoder,
+            audio={"waveform": noise(1, 1, 16_000), "sample_rate": 16_000},
+            normalize_loudness=True,
+        )
+        with pytest.raises(self.errors.MismatchError, match=r"2 layers of 32.*\(64\).*takes 32"):
+            sample(speech=speech)
+
+    def test_two_adapters(self, models, run_node):
+        with pytest.raises(self.errors.MismatchError, match="adapter already"):
+            run_node(
+                "TurboTalkApplyAudioAdapter",
+                model=models.model,
+                model_patch=models.patch,
+                strength=1.0,
+            )
+
+    def test_a_model_without_an_adapter(self, models, sample):
+        with pytest.raises(self.errors.MismatchError, match="no audio adapter"):
+            sample(model=models.bare)
+
+    def test_a_patch_that_is_no_adapter(self, models, run_node):
+        with pytest.raises(self.errors.MismatchError, match=r"WAN21.*audio adapter is needed"):
+            run_node(
+                "TurboTalkApplyAudioAdapter",
+                model=models.bare,
+                model_patch=models.bare,
+                strength=1.0,
+            )
+
+    def test_a_vae_that_is_not_wans(self, sample, run_node):
+        pixels = run_node("VAELoader", vae_name="pixel_space")
+        with pytest.raises(self.errors.MismatchError, match=r"3 latent channels.*16"):
+            sample(vae=pixels)
+
+    def test_a_prompt_of_another_text_encoder(self, sample):
+        with pytest.raises(self.errors.MismatchError, match=r"99 wide.*16 wide"):
+            sample(positive=[[noise(1, 5, 99), {}]])
+
+    def test_clip_vision_for_a_model_without_the_branch(self, sample):
+        seen = type("Seen", (), {"penultimate_hidden_states": noise(1, 257, 1280)})()
+        with pytest.raises(self.errors.MismatchError, match=r"no image branch.*disconnect"):
+            sample(clip_vision_output=seen)
+
+    def test_files_of_another_kind(self, family, host, run_node):
+        folder = host.base / "models"
+        (folder / "model_patches" / "vae.safetensors").write_bytes(family.vae.read_bytes())
+        (folder / "audio_encoders" / "vae.safetensors").write_bytes(family.vae.read_bytes())
+        with pytest.raises(self.errors.CheckpointError, match=r"video VAE; needed here: audio ad"):
+            run_node("TurboTalkLoadAudioAdapter", name="vae.safetensors")
+        with pytest.raises(self.errors.CheckpointError, match="not a wav2vec2"):
+            run_node("TurboTalkLoadAudioEncoder", audio_encoder_name="vae.safetensors")
+
+    def test_damaged_files(self, family, host, run_node):
+        place = host.base / "models" / "model_patches" / "cut.safetensors"
+        place.write_bytes(family.adapter.read_bytes()[:-1000])
+        with pytest.raises(self.errors.CheckpointError, match=r"cut\.safetensors"):
+            run_node("TurboTalkLoadAudioAdapter", name="cut.safetensors")
+
+    def test_an_adapter_with_tensors_missing(self, family, host, run_node):
+        tensors = load_file(family.adapter)
+        del tensors["blocks.1.norm_x.bias"]
+        place = host.base / "models" / "model_patches" / "incomplete.safetensors"
+        save_file(tensors, place)
+        with pytest.raises(self.errors.CheckpointError, match=r"blocks\.1\.norm_x\.bias"):
+            run_node("TurboTalkLoadAudioAdapter", name="incomplete.safetensors")
+
+    def test_the_hosts_own_sampler_on_a_model_that_hears(self, models, host):
+        text = [[noise(1, 512, TEXT_DIM), {}]]
+        latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
+        with (
+            torch.inference_mode(),
+            pytest.raises(self.errors.MismatchError, match="got no speech"),
+        ):
+            host.nodes.common_ksampler(
+                models.model, 0, 1, 1.0, "euler", "normal", text, text, latent
+            )

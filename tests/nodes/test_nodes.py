@@ -1,0 +1,285 @@
+"""What the nodes do with good and bad input, one node at a time."""
+
+import resource
+
+import av
+import pytest
+import torch
+
+
+@pytest.fixture
+def errors(part):
+    return part("turbotalk_core.errors")
+
+
+@pytest.fixture
+def left_behind(host):
+    """Names of what a run left in the temporary folder."""
+    before = set((host.base / "temp").iterdir())
+    return lambda: sorted(p.name for p in set((host.base / "temp").iterdir()) - before)
+
+
+class TestSchedule:
+    def test_distilled(self, run_node):
+        sigmas = run_node("TurboTalkSchedule", steps=2, shift=5.0, kind="distilled")
+        assert sigmas.tolist() == pytest.approx([1, 5 / 6, 0])
+
+    def test_reference(self, run_node):
+        sigmas = run_node("TurboTalkSchedule", steps=4, shift=7.0, kind="reference")
+        assert sigmas.tolist() == pytest.approx([1, 0.9334, 0.7783, 0.0070, 0], abs=1e-4)
+
+    @pytest.mark.parametrize(
+        ("steps", "kind", "refusal"),
+        [
+            (4, "distilled", None),
+            (5, "distilled", "1 to 4"),
+            (0, "reference", "1 to 1000"),
+            (None, "distilled", None),  # linked, so not known yet
+            (3, "cosine", "reference, distilled"),
+        ],
+    )
+    def test_validation(self, host, pack, steps, kind, refusal):
+        node = host.nodes.NODE_CLASS_MAPPINGS["TurboTalkSchedule"]
+        answer = node.validate_inputs(steps=steps, kind=kind)
+        assert (answer is True) if refusal is None else (refusal in answer)
+
+
+class TestEncodeSpeech:
+    @pytest.mark.parametrize(("num_samples", "num_frames"), [(16_000, 25), (15_999, 24), (640, 1)])
+    def test_the_length_is_rounded_down(self, models, run_node, num_samples, num_frames):
+        speech = run_node(
+            "TurboTalkEncodeSpeech",
+            audio_encoder=models.audio_encoder,
+            audio={"waveform": torch.zeros(1, 1, num_samples), "sample_rate": 16_000},
+            normalize_loudness=True,
+        )
+        assert speech.features.num_frames == num_frames
+        assert speech.features.features_TLD.isfinite().all()
+
+    @pytest.mark.parametrize(
+        ("waveform", "message"),
+        [
+            (torch.full((1, 1, 16_000), torch.nan), "NaN"),
+            (torch.zeros(1, 1, 0), "no samples"),
+            (torch.zeros(1, 1, 600), "37.5 ms"),
+            (torch.zeros(2, 1, 16_000), "batch"),
+        ],
+    )
+    def test_bad_audio(self, models, run_node, errors, waveform, message):
+        with pytest.raises(errors.AudioError, match=message):
+            run_node(
+                "TurboTalkEncodeSpeech",
+                audio_encoder=models.audio_encoder,
+                audio={"waveform": waveform, "sample_rate": 16_000},
+                normalize_loudness=True,
+            )
+
+
+class TestSampler:
+    def test_a_take_is_as_long_as_the_voice(self, sample, speech):
+        take = sample()
+        assert (take.num_frames, take.height, take.width) == (25, 32, 32)
+        assert [(chunk.start, chunk.stop) for chunk in take.chunks] == [(0, 21), (21, 25)]
+        assert torch.equal(take.read_waveform().samples_CS, speech.waveform.samples_CS)
+
+    def test_the_seed_decides(self, sample):
+        first, again, other = (sample(seed=seed).read() for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    def test_the_voice_matters_as_much_as_its_strength(self, sample, models, run_node, speech):
+        silent = run_node(
+            "TurboTalkEncodeSpeech",
+            audio_encoder=models.audio_encoder,
+            audio={"waveform": torch.zeros(1, 1, 16_000), "sample_rate": 16_000},
+            normalize_loudness=True,
+        )
+        deaf = run_node(
+            "TurboTalkApplyAudioAdapter",
+            model=models.bare,
+            model_patch=models.patch,
+            strength=0.0,
+        )
+        assert not torch.equal(sample(speech=silent).read(), sample(speech=speech).read())
+        assert torch.equal(
+            sample(speech=silent, model=deaf).read(), sample(speech=speech, model=deaf).read()
+        )
+
+    def test_the_size_follows_the_image(self, sample):
+        take = sample(size_from="image", reference_image=torch.rand(1, 60, 240, 3))
+        assert (take.height, take.width) == (16, 64)  # a quarter as high, 32 x 32 in area
+
+    def test_sigmas_replace_steps_and_shift(self, sample):
+        sigmas = torch.tensor([1.0, 0.0])
+        one = sample(steps=4, shift=9.0, sigmas=sigmas).read()
+        assert torch.equal(one, sample(steps=1, shift=5.0).read())
+
+    def test_a_prompt_and_its_guidance_matter(self, sample):
+        words = [[[torch.randn(1, 7, 16), {}]] for _ in range(2)]
+        plain = sample().read()
+        prompted = sample(positive=words[0]).read()
+        pushed = sample(positive=words[0], negative=words[1], text_guidance=3.0).read()
+        assert not torch.equal(plain, prompted)
+        assert not torch.equal(prompted, pushed)
+
+    @pytest.mark.parametrize(
+        ("image", "message"),
+        [
+            (torch.zeros(2, 32, 32, 3), "2 pictures"),
+            (torch.zeros(1, 8, 32, 3), "32x8"),
+            (torch.full((1, 32, 32, 3), torch.nan), "NaN"),
+        ],
+    )
+    def test_bad_pictures(self, sample, errors, left_behind, image, message):
+        with pytest.raises(errors.ImageError, match=message):
+            sample(reference_image=image)
+        assert left_behind() == []
+
+    def test_transparency_and_grey(self, sample):
+        white = sample(reference_image=torch.ones(1, 32, 32, 3)).read()
+        assert torch.equal(white, sample(reference_image=torch.zeros(1, 32, 32, 4)).read())
+        assert torch.equal(white, sample(reference_image=torch.ones(1, 32, 32, 1)).read())
+
+    def test_stopping_between_two_calls_leaves_nothing(
+        self, sample, models, host, part, left_behind
+    ):
+        """The stop button is pressed during the third network call, in the second chunk."""
+        adapter, management = part("nodes.adapter"), host.model_management
+        seen = []
+
+        class Pressing(adapter.AudioAttentionPatch):
+            def __call__(self, arguments):
+                seen.append(left_behind())
+                if len(seen) == 5:  # two blocks a call
+                    management.interrupt_current_processing(True)
+                return super().__call__(arguments)
+
+        model = models.bare.clone()
+        model.set_model_patch(Pressing(models.patch, 1.0), adapter.PATCH_POINT)
+        with pytest.raises(management.InterruptProcessingException):
+            sample(model=model, steps=2)
+        assert len(seen) == 6  # the call that ran was finished, no other began
+        assert len(seen[-1]) == 1
+        assert left_behind() == []
+
+    def test_a_full_disk_leaves_nothing(self, sample, errors, left_behind):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+        try:
+            with pytest.raises(errors.OutputError, match="File too large"):
+                sample()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert left_behind() == []
+
+    @pytest.mark.parametrize(
+        ("changes", "refusal"),
+        [
+            ({}, None),
+            ({"steps": 0}, "steps 0; use a whole number from 1 to 4"),
+            ({"steps": 5}, "steps 5"),
+            ({"steps": 5, "sigmas": None}, None),  # connected, so its value is not known yet
+            ({"width": None, "steps": 0}, None),
+            ({"width": 40}, "width 40; the model takes multiples of 16"),
+            ({"chunk_frames": 80}, "chunk_frames: got 80"),
+            ({"motion_frames": 8}, "motion_frames: got 8"),
+            ({"chunk_frames": 21, "motion_frames": 21}, "21 motion frames in chunks of 21"),
+            ({"text_guidance": 5.0}, "without a prompt"),
+            ({"text_guidance": 5.0, "positive": None}, None),
+        ],
+    )
+    def test_validation(self, host, pack, changes, refusal):
+        node = host.nodes.NODE_CLASS_MAPPINGS["TurboTalkSampler"]
+        settings = {
+            "steps": 4,
+            "width": 640,
+            "height": 640,
+            "chunk_frames": 81,
+            "motion_frames": 9,
+            "text_guidance": 1.0,
+        }
+        answer = node.validate_inputs(**(settings | changes))
+        assert (answer is True) if refusal is None else (refusal in answer)
+
+
+def probe(video):
+    with av.open(video.get_stream_source()) as container:
+        picture = container.streams.video[0]
+        seconds = {
+            stream.type: float(stream.duration * stream.time_base) for stream in container.streams
+        }
+        frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(picture)]
+    return torch.stack(frames), seconds
+
+
+class TestAssembleVideo:
+    SETTINGS = {"codec": "h264", "crf": 1, "pixel_format": "yuv444p"}  # noqa: RUF012
+
+    def test_the_video_is_the_take_with_its_sound(self, sample, run_node):
+        take = sample()
+        video = run_node(
+            "TurboTalkAssembleVideo", take=take, start_frame=0, num_frames=0, **self.SETTINGS
+        )
+        frames, seconds = probe(video)
+        assert seconds == {"video": pytest.approx(1), "audio": pytest.approx(1, abs=0.04)}
+        assert frames.shape[0] == 25 == video.get_frame_count()
+        assert (frames.float() - take.read().float()).abs().mean() < 3
+
+    def test_a_part_of_it(self, sample, run_node):
+        take = sample()
+        video = run_node(
+            "TurboTalkAssembleVideo", take=take, start_frame=3, num_frames=10, **self.SETTINGS
+        )
+        frames, seconds = probe(video)
+        assert seconds == {"video": pytest.approx(0.4), "audio": pytest.approx(0.4, abs=0.04)}
+        assert (frames.float() - take.read(3, 13).float()).abs().mean() < 3
+
+    def test_other_sound(self, sample, run_node):
+        audio = {"waveform": torch.zeros(1, 2, 24_000), "sample_rate": 48_000}  # half a second
+        video = run_node(
+            "TurboTalkAssembleVideo",
+            take=sample(),
+            start_frame=0,
+            num_frames=0,
+            audio=audio,
+            **self.SETTINGS,
+        )
+        with av.open(video.get_stream_source()) as container:
+            sound = container.streams.audio[0]
+            assert (sound.rate, sound.channels) == (48_000, 2)
+            assert float(sound.duration * sound.time_base) == pytest.approx(1, abs=0.04)
+
+    def test_stopping_leaves_nothing(self, sample, run_node, host, left_behind):
+        take = sample()
+        kept = left_behind()
+        host.model_management.interrupt_current_processing(True)
+        with pytest.raises(host.model_management.InterruptProcessingException):
+            run_node(
+                "TurboTalkAssembleVideo", take=take, start_frame=0, num_frames=0, **self.SETTINGS
+            )
+        assert left_behind() == kept
+
+    def test_a_take_that_was_deleted(self, sample, run_node, errors, left_behind):
+        take = sample()
+        for file in take.folder.iterdir():
+            file.unlink()
+        with pytest.raises(errors.OutputError, match=r"sound\.mka"):
+            run_node(
+                "TurboTalkAssembleVideo", take=take, start_frame=0, num_frames=0, **self.SETTINGS
+            )
+        assert left_behind() == [take.folder.name]
+
+
+class TestTakeFrames:
+    @pytest.mark.parametrize(
+        ("start", "count", "stop"), [(0, 0, 25), (4, 3, 7), (20, 81, 25), (24, 1, 25)]
+    )
+    def test_frames_are_exact(self, sample, run_node, start, count, stop):
+        take = sample()
+        images = run_node("TurboTalkTakeFrames", take=take, start_frame=start, num_frames=count)
+        assert images.dtype == torch.float32
+        assert torch.equal(images, take.read(start, stop).float() / 255)
+
+    def test_a_start_after_the_end(self, sample, run_node, errors):
+        with pytest.raises(errors.ChunkError, match=r"\[0, 25\)"):
+            run_node("TurboTalkTakeFrames", take=sample(), start_frame=25, num_frames=1)

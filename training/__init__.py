@@ -1,0 +1,1 @@
+"""How the embedded model family is made: data, models' training, distillation, evaluation."""

@@ -1,0 +1,212 @@
+"""The mouth as a fixed function of the sound, and its reading from pixels.
+
+In: a waveform, or rendered frames. Out: curves over video frames. It is separate because both the
+renderer (which draws the curve) and the evaluation (which measures it again) rest on it.
+
+Axes: S audio samples, C colour channels, T video frames, H height, W width, K samples of a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from turbotalk_core.audio.loudness import normalize_loudness
+from turbotalk_core.errors import AudioError, MismatchError
+
+FPS = 25
+WINDOW_SECONDS = 0.05
+FFT_SIZE = 1024
+LOW_HZ, SPLIT_HZ, HIGH_HZ = 150.0, 1500.0, 4000.0
+
+# Band energy of speech at -23 LUFS: pauses with mild room noise lie under the first value, the
+# middle of a stressed vowel at the second. dB relative to full scale.
+CLOSED_DB, OPEN_DB = -40.0, -16.0
+# Energy above SPLIT_HZ over energy below it: 'oo' lies near the first value, 'ee' and 's' above
+# the second. dB.
+ROUND_DB, WIDE_DB = -28.0, -3.0
+
+# The colour of an open mouth, red-green-blue in [0, 1]. It is the only colour of the set whose
+# green lies clearly under both its red and its blue, which is how pixels are recognised.
+MOUTH_COLOUR = (0.40, 0.02, 0.18)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MouthCurve:
+    """What the mouth does in each video frame.
+
+    Attributes:
+        opening_T: 0 closed to 1 fully open.
+        width_T: 0 narrow to 1 wide; 0.5 is neutral and the value of a closed mouth.
+        rounding_T: 0 spread to 1 round lips; the opposite of the width.
+    """
+
+    opening_T: Tensor
+    width_T: Tensor
+    rounding_T: Tensor
+
+    @property
+    def aperture_T(self) -> Tensor:
+        """The drawn open area, as a share of the largest: opening times relative width."""
+        return self.opening_T * (0.65 + 0.35 * self.width_T)
+
+    def select(self, start: int, stop: int) -> MouthCurve:
+        """The frames `[start, stop)`."""
+        return replace(
+            self,
+            opening_T=self.opening_T[start:stop],
+            width_T=self.width_T[start:stop],
+            rounding_T=self.rounding_T[start:stop],
+        )
+
+
+def _smooth(curve_T: Tensor, passes: int) -> Tensor:
+    """Binomial smoothing [1/4, 1/2, 1/4], edges repeated."""
+    for _ in range(passes):
+        padded = functional.pad(curve_T[None, None], (1, 1), mode="replicate")[0, 0]
+        curve_T = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
+    return curve_T
+
+
+def mouth_curve(
+    waveform_S: Tensor, sample_rate: int = 16000, num_frames: int | None = None
+) -> MouthCurve:
+    """Compute the mouth that says a sound.
+
+    The sound is brought to -23 LUFS. For frame `i` a Hann window of 50 ms centred on `i / 25` s
+    gives the energy between 150 and 4000 Hz in dB, mapped linearly from CLOSED_DB..OPEN_DB to
+    0..1 and smoothed by [1/4, 1/2, 1/4]. The energy above 1500 Hz relative to that below, in dB,
+    mapped from ROUND_DB..WIDE_DB to 0..1, is the width; it goes to 0.5 as the mouth closes and is
+    smoothed twice.
+
+    Args:
+        waveform_S: mono sound in [-1, 1].
+        sample_rate: Hz, at least 8000.
+        num_frames: video frames wanted; whole frames that the sound covers when None. Frames
+            past the end of the sound hear silence.
+
+    Returns:
+        Curves of `num_frames` values.
+
+    Raises:
+        AudioError: not a mono sound, a rate under 8000 Hz, or shorter than one frame.
+    """
+    if waveform_S.ndim != 1:
+        raise AudioError(f"the sound must be mono [S], got a tensor {tuple(waveform_S.shape)}")
+    if sample_rate < 2 * HIGH_HZ:
+        raise AudioError(f"got a sample rate of {sample_rate} Hz; it must be at least 8000")
+    count = FPS * waveform_S.shape[0] // sample_rate if num_frames is None else num_frames
+    if count < 1:
+        raise AudioError("the sound is shorter than one video frame; give at least 40 ms")
+    windows_TK = _take_windows(normalize_loudness(waveform_S, sample_rate), sample_rate, count)
+    low_T = _band_power(windows_TK, sample_rate, LOW_HZ, SPLIT_HZ)
+    high_T = _band_power(windows_TK, sample_rate, SPLIT_HZ, HIGH_HZ)
+    floor = 1e-9
+    level_T = 10 * torch.log10(low_T + high_T + floor)
+    opening_T = _smooth(((level_T - CLOSED_DB) / (OPEN_DB - CLOSED_DB)).clamp(0, 1), 1)
+    tilt_T = 10 * torch.log10((high_T + floor) / (low_T + floor))
+    spread_T = ((tilt_T - ROUND_DB) / (WIDE_DB - ROUND_DB)).clamp(0, 1)
+    # A nearly closed mouth has no shape of its own: its spectrum is that of the room.
+    certainty_T = (4 * opening_T).clamp(0, 1)
+    width_T = _smooth(0.5 + certainty_T * (spread_T - 0.5), 2)
+    return MouthCurve(opening_T=opening_T, width_T=width_T, rounding_T=1 - width_T)
+
+
+def _take_windows(waveform_S: Tensor, sample_rate: int, num_frames: int) -> Tensor:
+    """Hann windows of unit power centred on the frame times, `[T, K]`."""
+    size = round(WINDOW_SECONDS * sample_rate)
+    centres_T = (torch.arange(num_frames) * sample_rate / FPS).round().long()
+    needed = int(centres_T[-1]) + size
+    padded_S = functional.pad(waveform_S.float(), (size // 2, max(0, needed - waveform_S.shape[0])))
+    hann_K = torch.hann_window(size, periodic=False)
+    return padded_S[centres_T[:, None] + torch.arange(size)] * (hann_K / hann_K.norm())
+
+
+def _band_power(windows_TK: Tensor, sample_rate: int, low: float, high: float) -> Tensor:
+    """Mean square of the part of each window between two frequencies."""
+    size = max(FFT_SIZE, windows_TK.shape[1])
+    spectrum = torch.fft.rfft(windows_TK, n=size)
+    hertz = torch.fft.rfftfreq(size, 1 / sample_rate)
+    inside = (hertz >= low) & (hertz < high)
+    return 2 * spectrum[:, inside].abs().square().sum(1) / size
+
+
+def estimate_aperture(frames_CTHW: Tensor) -> Tensor:
+    """Read from pixels how far a mouth is open, in any picture of this set.
+
+    A pixel belongs to the mouth as far as its green lies under both its red and its blue (see
+    MOUTH_COLOUR), which is linear in how much of the pixel the mouth covers, so blur moves area
+    about without losing it. What lies far from the mouth's place in the clip is not counted.
+
+    Args:
+        frames_CTHW: red, green and blue in [-1, 1].
+
+    Returns:
+        Mouth area per frame in pixels; to be compared up to offset and scale.
+
+    Raises:
+        MismatchError: not three channels of frames.
+    """
+    if frames_CTHW.ndim != 4 or frames_CTHW.shape[0] != 3:
+        raise MismatchError(f"frames must be [3, T, H, W], got {tuple(frames_CTHW.shape)}")
+    red, green, blue = frames_CTHW.float() / 2  # the span of 2 becomes one of 1
+    by_red_THW = (red - green) / (MOUTH_COLOUR[0] - MOUTH_COLOUR[1])
+    by_blue_THW = (blue - green) / (MOUTH_COLOUR[2] - MOUTH_COLOUR[1])
+    share_THW = torch.minimum(by_red_THW, by_blue_THW).clamp(min=0)
+    return (share_THW * _mouth_place(share_THW)).sum((1, 2))
+
+
+def _mouth_place(share_THW: Tensor) -> Tensor:
+    """A soft disc, `[H, W]`, around where mouth colour is found in a clip."""
+    height, width = share_THW.shape[1:]
+    found_HW = share_THW.square().mean(0)
+    rows_H1 = torch.arange(height)[:, None].float()
+    columns_W = torch.arange(width).float()
+    # The strongest neighbourhood first, so that a stray pixel far away cannot drag the centre.
+    pooled_HW = functional.avg_pool2d(found_HW[None, None], 9, stride=1, padding=4)[0, 0]
+    peak = int(pooled_HW.argmax())
+    distance_HW = ((rows_H1 - peak // width) ** 2 + (columns_W - peak % width) ** 2).sqrt()
+    radius = 0.19 * width
+    return ((radius - distance_HW) / (0.25 * radius)).clamp(0, 1)
+
+
+def sync(estimated_T: Tensor, true_T: Tensor, max_lag: int = 5) -> tuple[float, int]:
+    """Compare two curves at the shift that fits best.
+
+    Args:
+        estimated_T: what was measured.
+        true_T: what should have been, as long.
+        max_lag: largest shift looked at, in frames.
+
+    Returns:
+        Pearson correlation at the best lag (0 where a curve is constant), and that lag in frames;
+        positive when the measured curve comes late.
+
+    Raises:
+        MismatchError: curves of different lengths, or not longer than the shift by two frames.
+    """
+    length = true_T.shape[0]
+    if estimated_T.shape != true_T.shape or length < max_lag + 3:
+        raise MismatchError(
+            f"got curves of {tuple(estimated_T.shape)} and {tuple(true_T.shape)} frames; they "
+            f"must be equally long and at least {max_lag + 3} frames for lags up to {max_lag}"
+        )
+    best = (-2.0, 0)
+    # Small lags first: of equally good ones the smallest is reported.
+    for lag in sorted(range(-max_lag, max_lag + 1), key=abs):
+        late_T = estimated_T[max(lag, 0) : length + min(lag, 0)]
+        early_T = true_T[max(-lag, 0) : length - max(lag, 0)]
+        correlation = _correlate(late_T, early_T)
+        if correlation > best[0] + 1e-6:
+            best = (correlation, lag)
+    return best
+
+
+def _correlate(left_T: Tensor, right_T: Tensor) -> float:
+    left_T, right_T = left_T.double(), right_T.double()
+    left_T, right_T = left_T - left_T.mean(), right_T - right_T.mean()
+    scale = float(left_T.norm() * right_T.norm())
+    return float(left_T @ right_T) / scale if scale > 1e-9 else 0.0

@@ -1,0 +1,195 @@
+"""Clips of the synthetic talking-avatar set, whole: picture, sound and the truth about the mouth.
+
+In: a split and a seed. Out: clips, or with `python -m training.data.synthetic` files to look at.
+It is separate because it is the one door to this set for training and evaluation.
+
+Axes: C channels, T video frames, H height, W width, S audio samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.avatars import draw_avatar
+from training.data.motion import draw_motion
+from training.data.mouth import FPS, MouthCurve, mouth_curve
+from training.data.portrait import paint
+from training.data.seeds import open_stream
+from training.data.speech import SAMPLE_RATE, draw_speech
+from turbotalk_core.errors import RequestError
+
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+SILENT_SHARE = 0.03  # Of clips, so that a model learns what silence looks like.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticClip:
+    """One avatar saying one utterance.
+
+    Attributes:
+        frames_CTHW: float32 in [-1, 1].
+        waveform_S: float32 mono, exactly as long as the frames.
+        sample_rate: Hz.
+        mouth: the true mouth, which follows from the waveform alone.
+        still_mask_HW: True where no pixel changes in this clip, nor from its reference.
+    """
+
+    frames_CTHW: Tensor
+    waveform_S: Tensor
+    sample_rate: int
+    mouth: MouthCurve
+    still_mask_HW: Tensor
+
+
+def draw_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
+    """Draw a clip.
+
+    Args:
+        split: `train` or `heldout`.
+        seed: 0 or more.
+        num_frames: at least 1, at 25 frames a second.
+
+    Returns:
+        The same clip for the same arguments.
+
+    Raises:
+        MissingToolError: espeak-ng is not installed.
+        RequestError: an unknown split, a negative seed or no frames.
+    """
+    return draw_clip_with_reference(split, seed, num_frames, gap_frames=0)[0]
+
+
+def draw_clip_with_reference(
+    split: str, seed: int, num_frames: int, gap_frames: int
+) -> tuple[SyntheticClip, Tensor]:
+    """Draw a clip and an earlier frame of the same take.
+
+    Args:
+        split: `train` or `heldout`.
+        seed: 0 or more.
+        num_frames: of the clip, at least 1.
+        gap_frames: how long before the clip's first frame the reference was taken; motion and
+            speech go on in between. 0 makes the first frame the reference.
+
+    Returns:
+        The clip, and the reference `[3, H, W]`.
+
+    Raises:
+        MissingToolError: espeak-ng is not installed.
+        RequestError: an unknown split, a negative seed or gap, or no frames.
+    """
+    if num_frames < 1 or gap_frames < 0:
+        raise RequestError(
+            f"got {num_frames} frames after a gap of {gap_frames}; ask for at least 1 frame and "
+            "a gap of 0 or more"
+        )
+    total = gap_frames + num_frames
+    avatar = draw_avatar(split, seed)
+    if open_stream(split, seed, "silence").random() < SILENT_SHARE:
+        take_S = torch.zeros(total * SAMPLES_PER_FRAME)
+    else:
+        take_S = draw_speech(split, seed, total / FPS)
+    take_mouth = mouth_curve(take_S)
+    motion = draw_motion(avatar, split, seed, total, take_mouth.opening_T)
+    waveform_S = take_S[gap_frames * SAMPLES_PER_FRAME :].clone()
+    # The clip's mouth follows from the sound of the clip, not from what was said before it.
+    mouth = mouth_curve(waveform_S)
+    painting = paint(avatar, motion.select(gap_frames, total), mouth)
+    frames_CTHW, still_mask_HW = painting.frames_CTHW, painting.still_mask_HW
+    reference_CHW = frames_CTHW[:, 0].clone()
+    if gap_frames > 0:
+        earlier = paint(avatar, motion.select(0, 1), take_mouth.select(0, 1))
+        reference_CHW = earlier.frames_CTHW[:, 0]
+        still_mask_HW = still_mask_HW & earlier.still_mask_HW
+    clip = SyntheticClip(
+        frames_CTHW=frames_CTHW,
+        waveform_S=waveform_S,
+        sample_rate=SAMPLE_RATE,
+        mouth=mouth,
+        still_mask_HW=still_mask_HW,
+    )
+    return clip, reference_CHW
+
+
+def to_pixels(frames_CTHW: Tensor) -> np.ndarray:
+    """Frames in [-1, 1] as uint8 `[T, H, W, C]`."""
+    pixels = ((frames_CTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).contiguous().numpy()
+
+
+def make_sheet(clips_CTHW: Sequence[Tensor], columns: int) -> np.ndarray:
+    """Rows of evenly chosen frames, one row per clip, as one uint8 picture `[H, W, C]`."""
+    rows = []
+    for frames_CTHW in clips_CTHW:
+        chosen = torch.linspace(0, frames_CTHW.shape[1] - 1, columns).round().long()
+        rows.append(np.concatenate(list(to_pixels(frames_CTHW[:, chosen])), axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def _write_files(clip: SyntheticClip, reference_CHW: Tensor, folder: Path) -> None:
+    # Imported when used: training itself writes no files.
+    import av
+    from PIL import Image
+    from scipy.io import wavfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = to_pixels(clip.frames_CTHW)
+    Image.fromarray(to_pixels(reference_CHW[:, None])[0]).save(folder / "portrait.png")
+    Image.fromarray(make_sheet([clip.frames_CTHW], 10)).save(folder / "sheet.png")
+    sound = (clip.waveform_S.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+    wavfile.write(folder / "speech.wav", clip.sample_rate, sound)
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"crf": "12"})
+        video.height, video.width = pixels.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=clip.sample_rate, layout="mono")
+        for picture in pixels:
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode())
+        block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+        block.sample_rate = clip.sample_rate
+        container.mux(audio.encode(block))
+        container.mux(audio.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write one clip of the set to a folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.data.synthetic",
+        description="Draw one clip of the synthetic talking-avatar set and write portrait.png, "
+        "speech.wav, clip.mp4 (the true rendering, with sound) and sheet.png (ten of its frames).",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "heldout"),
+        default="heldout",
+        help="which half of the set; models never train on heldout (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, required=True, help="which clip, 0 or more")
+    parser.add_argument("--out", type=Path, required=True, help="folder, made if it is not there")
+    parser.add_argument(
+        "--frames", type=int, default=125, help="length at 25 a second (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--gap",
+        type=int,
+        default=0,
+        help="frames between the portrait and the clip's start (default: %(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    clip, reference_CHW = draw_clip_with_reference(
+        options.split, options.seed, options.frames, options.gap
+    )
+    _write_files(clip, reference_CHW, options.out)
+
+
+if __name__ == "__main__":
+    main()

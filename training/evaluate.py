@@ -1,0 +1,323 @@
+"""Score the embedded models on avatars and utterances that they have never met.
+
+    python -m training.evaluate --weights models --steps 20 --pairs 20 --seed 1 --json FILE
+
+Each pair is a held-out avatar and a held-out utterance. Its true render gives the reference image,
+the voice and, because the renderer draws the mouth as a fixed function of the sound, the true mouth
+curve. The models make a clip from image and voice alone; then everything is read from pixels, of
+the generated and of the true frames alike.
+
+Axes: C channels, T video frames, H height, W width, N samples, D feature width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import linalg
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data.mouth import estimate_aperture, sync
+from training.data.synthetic import SyntheticClip, draw_clip
+from turbotalk_core import library
+from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.errors import RequestError, TurboTalkError
+from turbotalk_core.pipeline import Models, generate
+from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.types import Waveform
+
+logger = logging.getLogger(__name__)
+
+SPLIT = "heldout"
+SEED_STRIDE = 100_003  # pairs of one seed are neighbours; pairs of two seeds never meet below it
+MIN_MOUTH_STD = 0.05  # a take in which hardly a word is said has no rhythm to follow
+FEATURE_SEED = 2604  # of the fixed random features
+FEATURE_WIDTH = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairScores:
+    """What was measured on one pair.
+
+    Attributes:
+        pair_seed: of the held-out avatar and utterance.
+        sync_correlation: of the mouth read from the generated frames with the true curve, at the
+            best lag.
+        sync_lag_frames: that lag; positive when the generated mouth is late.
+        identity_error: mean absolute difference from the reference where nothing should move; the
+            full range of a pixel is 1.
+        flicker: mean absolute change from frame to frame at the same places.
+        psnr: against the true render, dB; the free motion is another one, so this is low.
+        motion: mean absolute change from frame to frame, everywhere, and that of the true render.
+        edges: mean absolute difference of neighbouring pixels, and that of the true render.
+        estimator_correlation: of the mouth read from the *true* frames with the true curve.
+    """
+
+    pair_seed: int
+    sync_correlation: float
+    sync_lag_frames: int
+    identity_error: float
+    flicker: float
+    psnr: float
+    motion: float
+    true_motion: float
+    edges: float
+    true_edges: float
+    estimator_correlation: float
+
+
+def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, SyntheticClip]]:
+    """Draw held-out avatars with held-out utterances, leaving out those that hardly speak.
+
+    Args:
+        seed: any, 0 or more; the same seed gives the same pairs.
+        num_pairs: how many, at least 1.
+        num_frames: of each clip.
+
+    Returns:
+        The seed and the true render of each pair.
+
+    Raises:
+        RequestError: no pair, or a negative seed.
+        MissingToolError: espeak-ng is not installed.
+    """
+    if num_pairs < 1 or seed < 0:
+        raise RequestError(
+            f"got {num_pairs} pairs and seed {seed}; ask for at least one pair, and a seed from 0"
+        )
+    pairs: list[tuple[int, SyntheticClip]] = []
+    pair_seed = seed * SEED_STRIDE
+    while len(pairs) < num_pairs:
+        clip = draw_clip(SPLIT, pair_seed, num_frames)
+        if clip.mouth.aperture_T.std() >= MIN_MOUTH_STD:
+            pairs.append((pair_seed, clip))
+        pair_seed += 1
+    return pairs
+
+
+@torch.no_grad()
+def generate_clip(
+    clip: SyntheticClip, request: TalkRequest, models: Models, encoder: AudioEncoder
+) -> Tensor:
+    """Make a clip from the reference image and the voice of a true one.
+
+    Args:
+        clip: the true one.
+        request: all settings.
+        models: the networks.
+        encoder: the audio encoder.
+
+    Returns:
+        Frames [3, T, H, W], rounded to 8 bits as in a file, in [-1, 1].
+    """
+    waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
+    speech = encode_speech(waveform, encoder, normalizes_loudness=request.normalizes_loudness)
+    reference = clip.frames_CTHW[:, 0].unsqueeze(0)
+    chunks = list(generate(request, reference, speech, models))
+    frames = torch.cat([chunk.frames_BCTHW for chunk in chunks], 2)[0]
+    return ((frames + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+
+
+def score_pair(pair_seed: int, clip: SyntheticClip, frames_CTHW: Tensor) -> PairScores:
+    """Measure one generated clip against its true render.
+
+    Args:
+        pair_seed: kept in the result.
+        clip: the true one.
+        frames_CTHW: the generated one, in [-1, 1].
+
+    Returns:
+        Its scores.
+    """
+    true = clip.frames_CTHW
+    curve = clip.mouth.aperture_T
+    correlation, lag = sync(estimate_aperture(frames_CTHW), curve)
+    estimator, _ = sync(estimate_aperture(true), curve)
+    still = clip.still_mask_HW
+    reference = true[:, :1]
+    return PairScores(
+        pair_seed=pair_seed,
+        sync_correlation=correlation,
+        sync_lag_frames=lag,
+        identity_error=_mean_abs((frames_CTHW - reference)[..., still]),
+        flicker=_mean_abs(frames_CTHW.diff(dim=1)[..., still]),
+        psnr=float(-10 * ((frames_CTHW - true) / 2).square().mean().log10()),
+        motion=_mean_abs(frames_CTHW.diff(dim=1)),
+        true_motion=_mean_abs(true.diff(dim=1)),
+        edges=_mean_edge(frames_CTHW),
+        true_edges=_mean_edge(true),
+        estimator_correlation=estimator,
+    )
+
+
+def _mean_abs(difference: Tensor) -> float:
+    return float(difference.abs().mean()) / 2
+
+
+def _mean_edge(frames_CTHW: Tensor) -> float:
+    return (_mean_abs(frames_CTHW.diff(dim=-1)) + _mean_abs(frames_CTHW.diff(dim=-2))) / 2
+
+
+@torch.no_grad()
+def extract_features(frames_CTHW: Tensor) -> Tensor:
+    """Describe a clip by fixed random convolutions over space and time.
+
+    Args:
+        frames_CTHW: in [-1, 1].
+
+    Returns:
+        A sample for each span of five frames, [N, FEATURE_WIDTH].
+    """
+    generator = torch.Generator().manual_seed(FEATURE_SEED)
+    hidden = F.avg_pool2d(frames_CTHW.transpose(0, 1), 2)  # [T, C, H, W]
+    spans = hidden[: 5 * (hidden.shape[0] // 5)].unflatten(0, (-1, 5)).flatten(1, 2)
+    for width in (32, 64, 96):
+        weight = torch.randn(width, spans.shape[1], 3, 3, generator=generator)
+        weight = weight / weight[0].numel() ** 0.5
+        spans = F.relu(F.conv2d(spans, weight - weight.mean((1, 2, 3), keepdim=True), stride=2))
+        spans = spans * 2**0.5
+    pooled = torch.cat((spans.mean((2, 3)), spans.std((2, 3))), 1)
+    mixing = torch.randn(pooled.shape[1], FEATURE_WIDTH, generator=generator)
+    return pooled @ mixing
+
+
+def frechet_distance(left_ND: Tensor, right_ND: Tensor) -> float:
+    """Fréchet distance of two sets of features, each taken as a Gaussian.
+
+    |mean difference|^2 + trace(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    Args:
+        left_ND: one set, at least two samples.
+        right_ND: the other.
+
+    Returns:
+        The squared distance, 0 for equal sets.
+
+    Source: Dowson and Landau, 1982, Eq. 5.
+    """
+    left, right = left_ND.double().numpy(), right_ND.double().numpy()
+    left_cov, right_cov = np.cov(left, rowvar=False), np.cov(right, rowvar=False)
+    # The eigenvalues of a product of two covariances are real and not negative.
+    eigenvalues = linalg.eigvals(left_cov @ right_cov).real.clip(min=0)
+    shift = left.mean(0) - right.mean(0)
+    spread = np.trace(left_cov) + np.trace(right_cov) - 2 * np.sqrt(eigenvalues).sum()
+    return float(shift @ shift + spread)
+
+
+def summarize(
+    scores: list[PairScores], generated: list[Tensor], true: list[Tensor]
+) -> dict[str, float]:
+    """Sum up a whole set.
+
+    Args:
+        scores: of all pairs.
+        generated: features of the generated clips.
+        true: features of the true renders.
+
+    Returns:
+        Means over the pairs; ``sync_within_one_frame`` is the share of pairs whose best lag is at
+        most a frame; ``motion_ratio`` and ``edge_ratio`` are of the set as a whole; ``frechet`` is
+        between the sets, ``frechet_floor`` between two halves of the true renders.
+    """
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(score, name) for score in scores]))
+
+    summary = {
+        "sync_correlation": mean("sync_correlation"),
+        "sync_lag_frames": mean("sync_lag_frames"),
+        "sync_within_one_frame": float(np.mean([abs(s.sync_lag_frames) <= 1 for s in scores])),
+        "identity_error": mean("identity_error"),
+        "flicker": mean("flicker"),
+        "psnr": mean("psnr"),
+        "frechet": frechet_distance(torch.cat(generated), torch.cat(true)),
+        "motion_ratio": mean("motion") / mean("true_motion"),
+        "edge_ratio": mean("edges") / mean("true_edges"),
+        "estimator_correlation": mean("estimator_correlation"),
+    }
+    if len(true) > 1:
+        half = len(true) // 2
+        summary["frechet_floor"] = frechet_distance(torch.cat(true[:half]), torch.cat(true[half:]))
+    return summary
+
+
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="models folder")
+    parser.add_argument("--model", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--steps", type=int, help="network evaluations; default as shipped")
+    parser.add_argument("--audio-guidance", type=float, help="default as shipped; 1 is off")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=81, help="length of each clip")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
+    parser.add_argument("--json", type=Path, help="file for summary and pairs")
+    parser.add_argument("--sheet", type=Path, help="PNG: each pair's true and generated frames")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    try:
+        report = _evaluate(arguments)
+    except TurboTalkError as error:
+        logger.error("%s", error)  # noqa: TRY400 (a refusal, not a crash: no traceback)
+        return 2
+    for name, value in report["summary"].items():
+        logger.info("%-24s %8.4f", name, value)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict:
+    names = {"teacher": library.TEACHER, "student": library.STUDENT}
+    files = library.find_model_files(arguments.weights, dit=names[arguments.model])
+    models = library.load_models(files, torch.device("cpu"))
+    encoder = load_audio_encoder(files.audio_encoder)
+    request = replace(library.read_request(files.dit), seed=arguments.seed)
+    if arguments.steps is not None:
+        request = replace(request, num_inference_steps=arguments.steps)
+    if arguments.audio_guidance is not None:
+        request = replace(request, audio_guidance_scale=arguments.audio_guidance)
+    scores: list[PairScores] = []
+    generated, true, rows = [], [], []
+    pairs = draw_pairs(arguments.seed, arguments.pairs, arguments.frames)
+    for pair_seed, clip in tqdm(pairs, desc="pairs", mininterval=10):
+        frames = generate_clip(clip, request, models, encoder)
+        scores.append(score_pair(pair_seed, clip, frames))
+        generated.append(extract_features(frames))
+        true.append(extract_features(clip.frames_CTHW))
+        if arguments.sheet:
+            rows += [clip.frames_CTHW[:, ::10], frames[:, ::10]]
+    if arguments.sheet:
+        _write_sheet(arguments.sheet, rows)
+    return {
+        "settings": {"model": arguments.model, "frames": arguments.frames, **asdict(request)},
+        "summary": summarize(scores, generated, true),
+        "pairs": [asdict(score) for score in scores],
+    }
+
+
+def _write_sheet(path: Path, rows: list[Tensor]) -> None:
+    from PIL import Image
+
+    from training.data.synthetic import to_pixels
+
+    picture = torch.cat([row.permute(0, 2, 1, 3).flatten(2) for row in rows], 1)
+    Image.fromarray(to_pixels(picture.unsqueeze(1))[0]).save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

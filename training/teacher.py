@@ -1,0 +1,411 @@
+"""Train the embedded teacher: a Wan transformer and its audio adapter, by flow matching.
+
+    python -m training.teacher --data FOLDER --out models
+
+In: what ``training.teacher_data`` wrote. Out: ``diffusion_models/turbotalk_tiny_teacher`` and
+``model_patches/turbotalk_tiny_adapter``, in the layouts of the public files, and a JSON log.
+
+The network learns to predict the velocity (noise - data) of chunks at every noise level, given the
+reference image, the clean latents of the motion frames, and the voice. One sample in eight hears
+nothing (zero windows), which is what audio guidance compares with at inference. The run goes
+through short chunks first and ends on chunks of the default length.
+
+Axes: B batch, C channels, F latent frames, H height, W width, K window, L layers, D width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.optimization import Ema, clip_gradients, cosine_factor
+from training.teacher_data import LONG_FRAMES, SHORT_FRAMES, TeacherClip, read_clip
+from turbotalk_core.audio.windows import take_windows
+from turbotalk_core.geometry import count_latent_frames
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.checkpoint import save_adapter, save_dit
+from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.sampling.convert import add_noise
+from turbotalk_core.sampling.schedule import shift_sigmas
+from turbotalk_core.types import AudioFeatures, Chunk
+
+logger = logging.getLogger(__name__)
+
+MOTION_LATENTS = 3  # 9 motion frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecipe:
+    """Everything that decides the trained weights, besides the data.
+
+    Attributes:
+        seed: of weights, batches and noise.
+        dim: width; ffn_dim, num_heads, num_layers: as in ``WanConfig``.
+        hidden_dim, num_tokens, token_dim: of the audio adapter.
+        short_steps, short_batch: updates on 33-frame chunks and chunks per update.
+        long_steps, long_batch: the same on 81-frame chunks, afterwards.
+        learning_rate: peak, of both optimisers.
+        weight_decay: of both.
+        shift: of the noise levels; more of them near 1 as it grows.
+        audio_dropout: share of samples that hear nothing.
+    """
+
+    seed: int = 0
+    dim: int = 192
+    ffn_dim: int = 512
+    num_heads: int = 6
+    num_layers: int = 6
+    hidden_dim: int = 128
+    num_tokens: int = 4
+    token_dim: int = 64
+    short_steps: int = 1500
+    short_batch: int = 12
+    long_steps: int = 260
+    long_batch: int = 5
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    shift: float = 3.0
+    audio_dropout: float = 0.125
+
+
+class Batch(NamedTuple):
+    """Chunks to learn from.
+
+    Attributes:
+        latents_BCFHW: clean, normalised.
+        reference_BCFHW: mask and reference latents.
+        first_BKLD: audio windows of the first latent frames.
+        later_BFKLD: audio windows of the later ones.
+        pinned_BF: True where a latent frame is given clean.
+        weight_BHW: how much a place counts; mean 1 over a chunk.
+    """
+
+    latents_BCFHW: Tensor
+    reference_BCFHW: Tensor
+    first_BKLD: Tensor
+    later_BFKLD: Tensor
+    pinned_BF: Tensor
+    weight_BHW: Tensor
+
+
+class Student(nn.Module):
+    """The two networks that are trained together."""
+
+    def __init__(self, recipe: TeacherRecipe, frame_width: int) -> None:
+        super().__init__()
+        self.projection = AudioProjection(
+            AudioAdapterConfig(
+                frame_width=frame_width,
+                hidden_dim=recipe.hidden_dim,
+                num_tokens=recipe.num_tokens,
+                token_dim=recipe.token_dim,
+            )
+        )
+        self.dit = WanModel(
+            WanConfig(
+                dim=recipe.dim,
+                ffn_dim=recipe.ffn_dim,
+                num_heads=recipe.num_heads,
+                num_layers=recipe.num_layers,
+                text_dim=32,
+                image_dim=None,
+                audio_heads=recipe.num_heads,
+                audio_token_dim=recipe.token_dim,
+            )
+        )
+        self.dit.initialize()
+
+
+def weigh_places(clip: TeacherClip) -> Tensor:
+    """Weigh places by how much moves there, so that the mouth counts more than the wall.
+
+    The weight belongs to the avatar, not to a moment, so what the network converges to stays the
+    conditional mean.
+
+    Args:
+        clip: an encoded avatar.
+
+    Returns:
+        [H, W], mean 1, at least 0.4.
+    """
+    moved = torch.cat((clip.opening_CFHW, clip.later_CFHW), 1).float().std(1).mean(0)
+    return 0.4 + 0.6 * moved / moved.mean()
+
+
+def draw_batch(
+    clips: Sequence[TeacherClip],
+    weights_HW: Sequence[Tensor],
+    num_frames: int,
+    size: int,
+    recipe: TeacherRecipe,
+    generator: torch.Generator,
+) -> Batch:
+    """Draw chunks and what is told about them.
+
+    Args:
+        clips: encoded avatars, each at least ``num_frames`` long.
+        weights_HW: of each, from ``weigh_places``.
+        num_frames: length of the chunks, video frames.
+        size: chunks in the batch.
+        recipe: gives the audio dropout.
+        generator: of all draws.
+
+    Returns:
+        The batch.
+    """
+    num_latents = count_latent_frames(num_frames)
+    rows: list[tuple[Tensor, ...]] = []
+    for _ in range(size):
+        index, later, more, silence = torch.rand(4, generator=generator).tolist()
+        place = int(index * len(clips))
+        clip = clips[place]
+        is_later = later < 0.5
+        latents = (clip.later_CFHW if is_later else clip.opening_CFHW)[:, :num_latents].float()
+        start = clip.later_start if is_later else 0
+        num_pinned = MOTION_LATENTS if is_later or more < 0.3 else 1
+        reference = clip.reference_CFHW[:, :num_latents].float()
+        mask = torch.zeros(4, *reference.shape[1:])
+        mask[:, 0] = 1
+        windows = take_windows(
+            AudioFeatures(features_TLD=clip.features_TLD.float(), num_frames=clip.num_frames),
+            Chunk(
+                index=0,
+                start=start,
+                stop=start + num_frames,
+                keep_start=start,
+                keep_stop=start + num_frames,
+            ),
+        )
+        heard = float(silence >= recipe.audio_dropout)
+        rows.append(
+            (
+                latents,
+                torch.cat((mask, reference)),
+                windows.first_KLD * heard,
+                windows.later_FKLD * heard,
+                torch.arange(num_latents) < num_pinned,
+                weights_HW[place],
+            )
+        )
+    return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def flow_loss(
+    student: Student, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor
+) -> Tensor:
+    """Flow matching: the squared error of the velocity at one noise level per chunk.
+
+    Pinned latents stay clean in the input, as at inference, and do not count.
+
+    Args:
+        student: the networks.
+        batch: clean chunks and their conditions.
+        sigma_B: noise level of each chunk.
+        noise_BCFHW: standard normal.
+
+    Returns:
+        Weighted mean squared error per latent value.
+    """
+    sigma = sigma_B.view(-1, 1, 1, 1, 1)
+    free = (~batch.pinned_BF).float()[:, None, :, None, None]
+    noisy = add_noise(batch.latents_BCFHW, noise_BCFHW, sigma * free)
+    tokens = student.projection(batch.first_BKLD, batch.later_BFKLD)
+    velocity = student.dit(
+        noisy, 1000 * sigma_B, batch.reference_BCFHW, audio_BFND=tokens
+    )
+    error = (velocity - (noise_BCFHW - batch.latents_BCFHW)).square()
+    error = error * free * batch.weight_BHW[:, None, None]
+    return error.sum() / (free.sum() * error[0, :, 0].numel())
+
+
+def build_optimizers(student: Student, recipe: TeacherRecipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else.
+
+    Muon needs about half as many updates here as AdamW alone.
+    """
+    matrices = [
+        weight
+        for block in student.dit.blocks
+        for weight in block.parameters()
+        if weight.ndim == 2
+    ]
+    chosen = {id(weight) for weight in matrices}
+    others = [weight for weight in student.parameters() if id(weight) not in chosen]
+    return [
+        torch.optim.Muon(
+            matrices,
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            others, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        ),
+    ]
+
+
+class Run:
+    """A training run that can be stopped and taken up again.
+
+    Args:
+        recipe: all settings.
+        clips: encoded avatars.
+        compiles: use ``torch.compile``.
+    """
+
+    def __init__(
+        self, recipe: TeacherRecipe, clips: Sequence[TeacherClip], *, compiles: bool
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.clips = list(clips)
+        self.weights = [weigh_places(clip) for clip in clips]
+        long = count_latent_frames(LONG_FRAMES)
+        self.long = [i for i, clip in enumerate(clips) if clip.opening_CFHW.shape[1] == long]
+        features = clips[0].features_TLD
+        self.student = Student(recipe, features.shape[1] * features.shape[2])
+        self.ema = Ema(self.student)
+        self.optimizers = build_optimizers(self.student, recipe)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+        self._loss = torch.compile(flow_loss) if compiles else flow_loss
+
+    @property
+    def num_steps(self) -> int:
+        """Updates of the whole run."""
+        return self.recipe.short_steps + self.recipe.long_steps
+
+    def advance(self) -> float:
+        """Make one update; returns the loss."""
+        recipe = self.recipe
+        rate = recipe.learning_rate * cosine_factor(
+            self.step, self.num_steps, num_warmup_steps=40
+        )
+        if self.step < recipe.short_steps:
+            clips, weights, frames, size = self.clips, self.weights, SHORT_FRAMES, recipe.short_batch
+        else:
+            clips = [self.clips[i] for i in self.long]
+            weights = [self.weights[i] for i in self.long]
+            frames, size = LONG_FRAMES, recipe.long_batch
+        batch = draw_batch(clips, weights, frames, size, recipe, self.generator)
+        # One uniform draw per chunk, spread over the batch, halves the variance of the loss.
+        spread = (torch.arange(size) + torch.rand(size, generator=self.generator)) / size
+        sigma_B = shift_sigmas(spread, recipe.shift)
+        noise = torch.randn(batch.latents_BCFHW.shape, generator=self.generator)
+        loss = self._loss(self.student, batch, sigma_B, noise)
+        loss.backward()
+        clip_gradients(self.student.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        self.ema.update(self.student)
+        self.step += 1
+        return loss.item()
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next update depends on."""
+        partial = path.with_suffix(".part")
+        state = {
+            "step": self.step,
+            "log": self.log,
+            "student": self.student.state_dict(),
+            "ema": self.ema.weights,
+            "ema_updates": self.ema.num_updates,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "generator": self.generator.get_state(),
+        }
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what ``save`` wrote."""
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        self.step, self.log = state["step"], state["log"]
+        self.student.load_state_dict(state["student"])
+        self.ema.weights, self.ema.num_updates = state["ema"], state["ema_updates"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+
+    def export(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Write the averaged weights as the two model files."""
+        current = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
+        self.ema.copy_to(self.student)
+        dit, projection = self.student.dit, self.student.projection
+        save_dit(folder / "diffusion_models" / "turbotalk_tiny_teacher.safetensors", dit, settings)
+        save_adapter(
+            folder / "model_patches" / "turbotalk_tiny_adapter.safetensors", dit, projection, {}
+        )
+        self.student.load_state_dict(current)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.teacher", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of teacher_data")
+    parser.add_argument("--out", type=Path, required=True, help="models folder to write into")
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
+    parser.add_argument("--seed", type=int, default=TeacherRecipe.seed)
+    parser.add_argument("--short-steps", type=int, default=TeacherRecipe.short_steps)
+    parser.add_argument("--long-steps", type=int, default=TeacherRecipe.long_steps)
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile (needs g++)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(arguments.threads)
+    recipe = TeacherRecipe(
+        seed=arguments.seed,
+        short_steps=arguments.short_steps,
+        long_steps=arguments.long_steps,
+    )
+    clips = [read_clip(path) for path in sorted(arguments.data.glob("*.safetensors"))]
+    run = Run(recipe, clips, compiles=arguments.compile)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    checkpoint = arguments.run / "checkpoint.pt"
+    if checkpoint.exists():
+        run.load(checkpoint)
+    settings = {
+        "kind": "teacher",
+        "steps": 20,
+        "schedule": "reference",
+        "update": "euler",
+        "shift": recipe.shift,
+        "audio_guidance_scale": 2.0,
+        "height": 128,
+        "width": 128,
+        "chunk_frames": LONG_FRAMES,
+        "num_motion_frames": 9,
+    }
+    started, total = time.monotonic(), 0.0
+    bar = tqdm(total=run.num_steps, initial=run.step, desc="teacher", mininterval=10)
+    while run.step < run.num_steps:
+        total += run.advance()
+        bar.update()
+        if run.step % 50 == 0:
+            seconds = round(time.monotonic() - started)
+            run.log.append({"step": run.step, "loss": round(total / 50, 5), "seconds": seconds})
+            total = 0.0
+            logger.info("%s", run.log[-1])
+        if run.step % 200 == 0 or run.step == run.num_steps:
+            run.save(checkpoint)
+            run.export(arguments.out, settings)
+    (arguments.run / "teacher.json").write_text(
+        json.dumps({"recipe": asdict(recipe), "avatars": len(clips), "log": run.log}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Latents and audio features that the embedded teacher learns from.
+
+    python -m training.teacher_data --vae FILE --encoder FILE --out FOLDER
+
+In: the embedded VAE and audio encoder, and a seed range. Out: one safetensors file per avatar, so
+that a stopped run goes on where it was. Each avatar speaks once, for a while; its first frame is
+the reference image. Two clips are cut from what it does:
+
+- ``opening``: begins with the reference itself, as the first chunk of a video does;
+- ``later``: begins somewhere after it, as every other chunk does.
+
+Both are encoded from their own first frame, as at inference. A share of the avatars has clips of
+81 frames, the default chunk, the rest of 33: most of what there is to learn is in the short ones,
+at 40 % of the cost.
+
+Axes: C channels, T video frames, F latent frames, H height, W width, L encoder layers, D width.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data.avatars import draw_avatar
+from training.data.motion import draw_motion
+from training.data.mouth import mouth_curve
+from training.data.portrait import render
+from training.data.seeds import open_stream
+from training.data.speech import SAMPLE_RATE, draw_speech
+from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.geometry import FPS, count_latent_frames, count_samples
+from turbotalk_core.model.checkpoint import load_vae
+from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.types import Waveform
+
+SHORT_FRAMES = 33
+LONG_FRAMES = 81
+SECONDS = 8.0  # of each utterance: 200 frames, room for a later clip anywhere in it
+LONG_SHARE = 3  # one avatar in this many has long clips
+SILENT_SHARE = 0.04
+GREY_LATENTS = 6  # latents of the grey tail that are computed; the rest repeats the last
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherClip:
+    """One avatar, encoded.
+
+    Attributes:
+        opening_CFHW: normalised latents of the clip that begins with the reference image.
+        later_CFHW: normalised latents of a later clip of the same take.
+        later_start: its first frame, counted from the reference image.
+        reference_CFHW: normalised latents of [reference image, grey, grey, ...].
+        features_TLD: audio features of the whole utterance, and a tail of silence.
+        num_frames: video frames that the utterance covers.
+    """
+
+    opening_CFHW: Tensor
+    later_CFHW: Tensor
+    later_start: int
+    reference_CFHW: Tensor
+    features_TLD: Tensor
+    num_frames: int
+
+
+@torch.no_grad()
+def encode_avatar(split: str, seed: int, vae: WanVAE, encoder: AudioEncoder) -> TeacherClip:
+    """Render and encode what one avatar does.
+
+    Args:
+        split: ``train`` or ``heldout``.
+        seed: of the avatar, its voice and its motion.
+        vae: the video codec.
+        encoder: the audio encoder.
+
+    Returns:
+        Its latents and features in float16.
+    """
+    length = LONG_FRAMES if seed % LONG_SHARE == 0 else SHORT_FRAMES
+    stream = open_stream(split, seed, "teacher")
+    if stream.random() < SILENT_SHARE:
+        waveform_S = torch.zeros(round(SAMPLE_RATE * SECONDS))
+    else:
+        waveform_S = draw_speech(split, seed, SECONDS)
+        # A voice that falls silent before the end of a take, as long as a chunk may be.
+        if stream.random() < 0.25:
+            stop = count_samples(int(stream.integers(60, 200)), SAMPLE_RATE)
+            waveform_S[stop:] = 0
+    total = round(SECONDS * FPS)
+    later_start = int(stream.integers(10, total - length + 1))
+    mouth = mouth_curve(waveform_S)
+    avatar = draw_avatar(split, seed)
+    motion = draw_motion(avatar, split, seed, total, mouth.opening_T)
+
+    def encode_from(start: int) -> Tensor:
+        stop = start + length
+        frames = render(avatar, motion.select(start, stop), mouth.select(start, stop))
+        return vae.encode(frames.unsqueeze(0))[0]
+
+    first = render(avatar, motion.select(0, 1), mouth.select(0, 1))
+    grey = first.new_zeros(3, 4 * GREY_LATENTS, *first.shape[2:])
+    reference = vae.encode(torch.cat((first, grey), 1).unsqueeze(0))[0]
+    missing = count_latent_frames(length) - reference.shape[1]
+    reference = torch.cat((reference, reference[:, -1:].expand(-1, max(0, missing), -1, -1)), 1)
+    speech = encode_speech(
+        Waveform(samples_CS=waveform_S.unsqueeze(0), sample_rate=SAMPLE_RATE), encoder
+    )
+    return TeacherClip(
+        opening_CFHW=encode_from(0).half(),
+        later_CFHW=encode_from(later_start).half(),
+        later_start=later_start,
+        reference_CFHW=reference.half(),
+        features_TLD=speech.features.features_TLD.half(),
+        num_frames=speech.features.num_frames,
+    )
+
+
+def save_clip(path: Path, clip: TeacherClip) -> None:
+    """Write a clip; the name appears only when the file is whole."""
+    partial = path.with_suffix(".part")
+    tensors = {
+        "opening": clip.opening_CFHW.contiguous(),
+        "later": clip.later_CFHW.contiguous(),
+        "reference": clip.reference_CFHW.contiguous(),
+        "features": clip.features_TLD.contiguous(),
+        "later_start": torch.tensor(clip.later_start),
+        "num_frames": torch.tensor(clip.num_frames),
+    }
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def read_clip(path: Path) -> TeacherClip:
+    """Read what ``save_clip`` wrote."""
+    tensors = load_file(path)
+    return TeacherClip(
+        opening_CFHW=tensors["opening"],
+        later_CFHW=tensors["later"],
+        later_start=int(tensors["later_start"]),
+        reference_CFHW=tensors["reference"],
+        features_TLD=tensors["features"],
+        num_frames=int(tensors["num_frames"]),
+    )
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.teacher_data", description=__doc__)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the encoded avatars")
+    parser.add_argument("--avatars", type=int, default=360, help="seeds 0 to this, exclusive")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    vae, encoder = load_vae(arguments.vae), load_audio_encoder(arguments.encoder)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for seed in tqdm(range(arguments.avatars), desc="avatars", mininterval=10):
+        path = arguments.out / f"{seed:06d}.safetensors"
+        if not path.exists():
+            save_clip(path, encode_avatar("train", seed, vae, encoder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The audio room: a file or samples in, what the encoder hears per video frame out."""

@@ -1,0 +1,1 @@
+"""Which frames each sampling run makes, and which of them go into the video."""

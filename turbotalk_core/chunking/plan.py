@@ -1,0 +1,50 @@
+"""Which frames each sampling run makes: pure arithmetic on video frame numbers.
+
+Goes in: how many frames the voice covers. Comes out: the plan of all chunks.
+"""
+
+from __future__ import annotations
+
+from ..errors import ChunkError
+from ..request import CHUNK_FRAMES, NUM_MOTION_FRAMES, check_chunk_lengths
+from ..types import Chunk, ChunkPlan
+
+
+def plan_chunks(
+    num_frames: int,
+    chunk_frames: int = CHUNK_FRAMES,
+    num_motion_frames: int = NUM_MOTION_FRAMES,
+) -> ChunkPlan:
+    """Lay chunks over a video so that each later one begins with the end of the one before.
+
+    Every chunk has full length, the last and the only one too, because the model was trained at
+    that length; what lies beyond the video is made from the silence after the voice and dropped.
+
+    Args:
+        num_frames: frames of the finished video, at least 1.
+        chunk_frames: frames made by one sampling run, 4n + 1.
+        num_motion_frames: frames that a later chunk is given, 4m + 1, fewer than chunk_frames.
+
+    Returns:
+        Chunks whose kept frames tile [0, num_frames).
+
+    Raises:
+        ChunkError: no frames to make.
+        RequestError: chunk or motion lengths that cannot be.
+
+    Source: InfiniteTalk, wan/multitalk.py, the chunk loop of generate_infinitetalk.
+    """
+    if num_frames < 1:
+        raise ChunkError(f"got {num_frames} frames to make; at least one (40 ms) is needed")
+    check_chunk_lengths(chunk_frames, num_motion_frames)
+    chunks: list[Chunk] = []
+    kept = 0
+    while kept < num_frames:
+        start = kept - num_motion_frames if chunks else 0
+        stop = start + chunk_frames
+        keep_stop = min(stop, num_frames)
+        chunks.append(
+            Chunk(index=len(chunks), start=start, stop=stop, keep_start=kept, keep_stop=keep_stop)
+        )
+        kept = keep_stop
+    return ChunkPlan(num_frames=num_frames, chunks=tuple(chunks))

@@ -1,0 +1,49 @@
+"""The errors this project raises on purpose.
+
+Every message says what was got, what is allowed and what to do. Each kind also inherits from the
+builtin it specialises, so callers may catch either.
+"""
+
+
+class TurboTalkError(Exception):
+    """Anything TurboTalk refuses or cannot do; the base of all kinds below."""
+
+
+class AudioError(TurboTalkError, ValueError):
+    """The audio cannot be read or used."""
+
+
+class ImageError(TurboTalkError, ValueError):
+    """The reference image cannot be read or used."""
+
+
+class GeometryError(TurboTalkError, ValueError):
+    """A size or frame count that the model cannot take."""
+
+
+class ChunkError(TurboTalkError, ValueError):
+    """A chunk plan, or frames asked of it, that cannot be."""
+
+
+class ScheduleError(TurboTalkError, ValueError):
+    """A noise schedule that cannot be sampled."""
+
+
+class RequestError(TurboTalkError, ValueError):
+    """A setting outside its range, or a request that does not parse."""
+
+
+class CheckpointError(TurboTalkError, ValueError):
+    """A weight file that is missing, damaged or of another kind."""
+
+
+class MismatchError(TurboTalkError, ValueError):
+    """Two models, or a model and its input, that do not fit each other."""
+
+
+class OutputError(TurboTalkError, OSError):
+    """A result that cannot be written or read back."""
+
+
+class MissingToolError(TurboTalkError, RuntimeError):
+    """A program or package that a command needs is not installed."""

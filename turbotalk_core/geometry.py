@@ -1,0 +1,116 @@
+"""All arithmetic between seconds, samples, video frames, latent frames and pixels.
+
+No other file multiplies by a stride. Counts are exact integers; nothing here touches a tensor.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .errors import GeometryError
+
+FPS = 25  # InfiniteTalk always generates 25 frames per second
+SAMPLE_RATE = 16_000  # wav2vec2's input rate, Hz
+TEMPORAL_STRIDE = 4  # Wan 2.1 VAE: video frames per latent frame after the first
+SPATIAL_STRIDE = 8  # Wan 2.1 VAE: pixels per latent cell
+PATCH = 2  # Wan 2.1 DiT: latent cells per token, height and width
+SIZE_MULTIPLE = SPATIAL_STRIDE * PATCH  # pixels; odd latent sides break the rotary embedding
+LATENT_CHANNELS = 16  # Wan 2.1 VAE
+
+
+def count_frames(num_samples: int, sample_rate: int) -> int:
+    """Count the whole video frames that an audio covers: floor(FPS * seconds).
+
+    Args:
+        num_samples: length of the audio, in samples per channel.
+        sample_rate: Hz.
+
+    Returns:
+        The number of video frames, computed without rounding error.
+
+    Source: InfiniteTalk, generate_infinitetalk.py (video_length is truncated to an integer).
+    """
+    return num_samples * FPS // sample_rate
+
+
+def count_samples(num_frames: int, sample_rate: int) -> int:
+    """Count the audio samples that cover a number of video frames, rounded to nearest.
+
+    Args:
+        num_frames: video frames.
+        sample_rate: Hz.
+
+    Returns:
+        round(num_frames * sample_rate / FPS).
+    """
+    return (2 * num_frames * sample_rate + FPS) // (2 * FPS)
+
+
+def count_latent_frames(num_frames: int) -> int:
+    """Count the latent frames of a clip.
+
+    Args:
+        num_frames: video frames; must be 4n + 1.
+
+    Returns:
+        n + 1.
+
+    Raises:
+        GeometryError: the count is not 4n + 1 with n >= 0.
+    """
+    if num_frames < 1 or (num_frames - 1) % TEMPORAL_STRIDE:
+        lower = max(1, num_frames - (num_frames - 1) % TEMPORAL_STRIDE)
+        raise GeometryError(
+            f"got {num_frames} frames; the video codec takes {TEMPORAL_STRIDE}n + 1 frames, "
+            f"so use {lower} or {lower + TEMPORAL_STRIDE}"
+        )
+    return (num_frames - 1) // TEMPORAL_STRIDE + 1
+
+
+def count_decoded_frames(num_latent_frames: int) -> int:
+    """Count the video frames that a number of latent frames decodes to: 4(n - 1) + 1."""
+    return (num_latent_frames - 1) * TEMPORAL_STRIDE + 1
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse a picture size that the model cannot take.
+
+    Args:
+        height: pixels.
+        width: pixels.
+
+    Raises:
+        GeometryError: a side is under one token or no multiple of ``SIZE_MULTIPLE``.
+    """
+    for name, side in (("height", height), ("width", width)):
+        if side < SIZE_MULTIPLE or side % SIZE_MULTIPLE:
+            nearest = max(SIZE_MULTIPLE, round(side / SIZE_MULTIPLE) * SIZE_MULTIPLE)
+            raise GeometryError(
+                f"got {name} {side}; the model takes multiples of {SIZE_MULTIPLE} from "
+                f"{SIZE_MULTIPLE} on, so use {nearest}"
+            )
+
+
+def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
+    """Find the size nearest to an aspect ratio and an area that the model takes.
+
+    Args:
+        height: of the picture to follow, pixels.
+        width: of the picture to follow, pixels.
+        area: wanted height * width, pixels.
+
+    Returns:
+        (height, width), each a multiple of ``SIZE_MULTIPLE``.
+
+    Raises:
+        GeometryError: a side or the area is not positive.
+    """
+    if min(height, width, area) < 1:
+        raise GeometryError(
+            f"got a {width}x{height} picture and an area of {area}; all must be positive"
+        )
+    scale = math.sqrt(area / (height * width))
+    return (
+        max(SIZE_MULTIPLE, round(height * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE),
+        max(SIZE_MULTIPLE, round(width * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE),
+    )

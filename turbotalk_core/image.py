@@ -1,0 +1,120 @@
+"""The portrait: from any picture file or tensor to the reference image of the model.
+
+Goes in: a path, or pixels as a tensor. Comes out: [1, 3, H, W] in [-1, 1]. A room of one file
+beside audio and video; the only place that knows Pillow.
+Axes: B batch, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import ImageError
+from .geometry import SIZE_MULTIPLE, check_size
+
+MIN_SIDE = SIZE_MULTIPLE  # pixels; a smaller side has less than one token to show
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read a picture the way a viewer shows it.
+
+    EXIF rotation is applied; of an animation the first picture is taken; greyscale, palette, CMYK
+    and 16-bit pictures become RGB. Transparency is kept for ``prepare_reference``.
+
+    Args:
+        path: any still picture that Pillow opens.
+
+    Returns:
+        [H, W, 3], or [H, W, 4] with alpha, float32 in [0, 1].
+
+    Raises:
+        ImageError: missing, damaged, or not a picture.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+    # Pillow's plugins raise SyntaxError and ValueError for damage, as well as OSError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(
+            f"cannot read a picture from {path}: {error}; give a PNG, JPEG or WebP file"
+        ) from error
+    return torch.from_numpy(_to_pixels(image))
+
+
+def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
+    """Fit a picture to the video: cover it, cut the centre, put transparency on white.
+
+    Args:
+        image: [H, W, C] or [1, H, W, C], float; C is 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+            Values outside [0, 1] are clipped.
+        height: of the video, pixels.
+        width: of the video, pixels.
+
+    Returns:
+        [1, 3, height, width], float32 in [-1, 1], on the CPU.
+
+    Raises:
+        ImageError: several pictures, a side under 16 pixels, a wrong shape or dtype, or NaN.
+        GeometryError: a video size that the model cannot take.
+    """
+    check_size(height, width)
+    _check(image)
+    image_BCHW = image.reshape(1, *image.shape[-3:]).permute(0, 3, 1, 2).to("cpu", torch.float32)
+    image_BCHW = image_BCHW.clamp(0, 1)
+    if image_BCHW.shape[1] == 4:
+        # Before the resize, which would bleed the colour of invisible pixels into visible ones.
+        rgb, alpha = image_BCHW[:, :3], image_BCHW[:, 3:]
+        image_BCHW = rgb * alpha + (1 - alpha)
+    covered = _cover(image_BCHW, height, width).expand(-1, 3, -1, -1)
+    top = (covered.shape[2] - height) // 2
+    left = (covered.shape[3] - width) // 2
+    return covered[:, :, top : top + height, left : left + width] * 2 - 1
+
+
+def _cover(image_BCHW: Tensor, height: int, width: int) -> Tensor:
+    """Resize without distortion to the smallest size that covers height and width."""
+    rows, columns = image_BCHW.shape[2:]
+    if width * rows >= height * columns:
+        size = (-(-rows * width // columns), width)
+    else:
+        size = (height, -(-columns * height // rows))
+    # Bilinear with antialiasing is what Pillow's bilinear filter does, the reference's choice.
+    return F.interpolate(image_BCHW, size, mode="bilinear", antialias=True).clamp(0, 1)
+
+
+def _check(image: Tensor) -> None:
+    shape = tuple(image.shape)
+    if image.ndim == 4 and shape[0] != 1:
+        raise ImageError(f"got {shape[0]} pictures; give one portrait, so pick one of them")
+    if image.ndim not in (3, 4) or shape[-1] not in (1, 3, 4):
+        raise ImageError(
+            f"got a picture of shape {shape}; it must be [height, width, channels] with 1, 3 or 4 "
+            "channels"
+        )
+    if not image.is_floating_point():
+        raise ImageError(f"got {image.dtype} pixels; give floats in [0, 1], so divide by 255")
+    if min(shape[-3:-1]) < MIN_SIDE:
+        raise ImageError(
+            f"got a {shape[-2]}x{shape[-3]} picture; each side needs at least {MIN_SIDE} pixels, "
+            "so give a larger portrait"
+        )
+    if not bool(image.isfinite().all()):
+        raise ImageError("the picture holds NaN or infinite pixels; export it again")
+
+
+def _to_pixels(image: Image.Image) -> np.ndarray:
+    if image.mode == "F":
+        raise ImageError(
+            "got a picture of floating-point pixels, whose white is unknown; save it as PNG"
+        )
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion to 8 bit clips it
+        grey = np.asarray(image).astype(np.float32) / 65535
+        return np.repeat(grey[..., None], 3, axis=2)
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return np.asarray(image.convert(mode)).astype(np.float32) / 255

@@ -1,0 +1,143 @@
+"""Model files on disk to networks behind the pipeline's ports, for programs without a host.
+
+Goes in: a folder laid out as ComfyUI's ``models``. Comes out: the request that a file ships with,
+and ``Models``. Separate because the command line and the evaluation both need it, and the nodes,
+whose networks are the host's, do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .errors import CheckpointError
+from .model.checkpoint import inspect, load_dit, load_vae
+from .model.denoiser import ProjectionAdapter, WanDenoiser
+from .pipeline import Models
+from .request import TalkRequest
+
+EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
+STUDENT = "turbotalk_tiny.safetensors"
+TEACHER = "turbotalk_tiny_teacher.safetensors"
+ADAPTER = "turbotalk_tiny_adapter.safetensors"
+AUDIO_ENCODER = "turbotalk_tiny_wav2vec2.safetensors"
+VAE = "turbotalk_tiny_vae.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """The four files that a talking video needs."""
+
+    dit: Path
+    adapter: Path
+    audio_encoder: Path
+    vae: Path
+
+
+def find_model_files(
+    folder: Path = EMBEDDED_MODELS,
+    *,
+    dit: str | None = None,
+    adapter: str = ADAPTER,
+    audio_encoder: str = AUDIO_ENCODER,
+    vae: str = VAE,
+) -> ModelFiles:
+    """Find model files by name in the sub-folders where ComfyUI keeps them.
+
+    Args:
+        folder: holds diffusion_models, model_patches, audio_encoders and vae.
+        dit: video transformer; None takes the embedded student, or the teacher where there is none.
+        adapter: audio adapter.
+        audio_encoder: wav2vec2.
+        vae: video VAE.
+
+    Returns:
+        Paths that exist.
+
+    Raises:
+        CheckpointError: a file that is not there, and those that are.
+    """
+    if dit is None:
+        has_student = (folder / "diffusion_models" / STUDENT).is_file()
+        dit = STUDENT if has_student else TEACHER
+    return ModelFiles(
+        dit=_find(folder / "diffusion_models", dit),
+        adapter=_find(folder / "model_patches", adapter),
+        audio_encoder=_find(folder / "audio_encoders", audio_encoder),
+        vae=_find(folder / "vae", vae),
+    )
+
+
+def read_request(dit: Path) -> TalkRequest:
+    """Give the settings that a video transformer ships with, seed 0.
+
+    They stand in the file's metadata under ``turbotalk``, named as in ``TalkRequest`` but for
+    ``steps``. A file without them gets InfiniteTalk's own at its smaller size.
+
+    Args:
+        dit: file of a video transformer.
+
+    Returns:
+        A request to change with ``dataclasses.replace``; height and width are those the model was
+        trained at.
+
+    Raises:
+        CheckpointError: no such file, not a model file, or settings that are out of range.
+    """
+    settings = inspect(dit).settings
+    # InfiniteTalk, generate_infinitetalk.py: the defaults of its command line, without a prompt.
+    shipped = {
+        "num_inference_steps": settings.get("steps", 40),
+        "schedule": settings.get("schedule", "reference"),
+        "shift": settings.get("shift", 7.0),
+        "update": settings.get("update", "euler"),
+        "audio_guidance_scale": settings.get("audio_guidance_scale", 4.0),
+        "height": settings.get("height", 640),
+        "width": settings.get("width", 640),
+        "chunk_frames": settings.get("chunk_frames", 81),
+        "num_motion_frames": settings.get("num_motion_frames", 9),
+    }
+    try:
+        return TalkRequest(seed=0, **shipped)
+    except ValueError as error:
+        raise CheckpointError(
+            f"the settings in the metadata of {dit.name} cannot be used: {error}; save the file "
+            "again with settings in range"
+        ) from error
+
+
+def load_models(files: ModelFiles, device: torch.device, audio_scale: float = 1.0) -> Models:
+    """Build the networks, without a prompt and without image tokens.
+
+    Args:
+        files: the audio encoder's is not read here; speech is encoded before.
+        device: where the networks run.
+        audio_scale: strength of the audio adapter, 1 as trained.
+
+    Returns:
+        Networks in float32.
+
+    Raises:
+        CheckpointError: a file that is damaged or of another kind.
+        MismatchError: an adapter made for another transformer.
+    """
+    model, projection = load_dit(files.dit, files.adapter)
+    assert projection is not None  # an adapter was given
+    return Models(
+        codec=load_vae(files.vae).to(device),
+        denoiser=WanDenoiser(model.to(device), audio_scale),
+        adapter=ProjectionAdapter(projection.to(device)),
+    )
+
+
+def _find(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        present = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))) or "nothing"
+        raise CheckpointError(
+            f"there is no {name} in {folder}; there is {present}, "
+            "so name one of these, or another models folder"
+        )
+    return path

@@ -1,0 +1,118 @@
+"""InfiniteTalk's audio modules: windows to tokens, and the attention that reads the tokens.
+
+Separate from ``wan.py`` because the adapter is a file of its own, added to any Wan 2.1 model: in
+the core through ``WanModel``, in ComfyUI through a patch of the host's own model.
+
+Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, D width.
+Source: InfiniteTalk, wan/modules/multitalk_model.py (AudioProjModel) and attention.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import MismatchError
+
+FIRST_WINDOW = 5  # frames around a chunk's first frame
+LATER_WINDOW = 8  # frames around the four frames of a later latent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioAdapterConfig:
+    """Sizes of the audio modules; the defaults are the released ones.
+
+    Attributes:
+        frame_width: what the audio encoder says per video frame: its layers times its width.
+        hidden_dim: width inside the projection.
+        num_tokens: audio tokens per latent frame.
+        token_dim: width of each token.
+    """
+
+    frame_width: int = 12 * 768
+    hidden_dim: int = 512
+    num_tokens: int = 32
+    token_dim: int = 768
+
+
+class AudioProjection(nn.Module):
+    """The MLP from audio windows to audio tokens (Eq. 2); keys as under ``audio_proj.``."""
+
+    def __init__(self, config: AudioAdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj1 = nn.Linear(FIRST_WINDOW * config.frame_width, config.hidden_dim)
+        self.proj1_vf = nn.Linear(LATER_WINDOW * config.frame_width, config.hidden_dim)
+        self.proj2 = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.proj3 = nn.Linear(config.hidden_dim, config.num_tokens * config.token_dim)
+        self.norm = nn.LayerNorm(config.token_dim)
+
+    def forward(self, first_BKLD: Tensor, later_BFKLD: Tensor) -> Tensor:
+        """Make the tokens of one chunk.
+
+        Args:
+            first_BKLD: window of the chunk's first frame.
+            later_BFKLD: windows of its later latent frames.
+
+        Returns:
+            [B, 1 + F, N, D].
+
+        Raises:
+            MismatchError: the windows come from an audio encoder of another size.
+        """
+        got = first_BKLD.shape[2] * first_BKLD.shape[3]
+        if got != self.config.frame_width:
+            raise MismatchError(
+                f"the audio encoder gives {got} values per video frame ({first_BKLD.shape[2]} "
+                f"layers of {first_BKLD.shape[3]}), this audio adapter takes "
+                f"{self.config.frame_width}; load the encoder and the adapter of one family"
+            )
+        first = F.relu(self.proj1(first_BKLD.flatten(1))).unsqueeze(1)
+        later = F.relu(self.proj1_vf(later_BFKLD.flatten(2)))
+        hidden = F.relu(self.proj2(torch.cat((first, later), 1)))
+        tokens = self.proj3(hidden).unflatten(2, (self.config.num_tokens, self.config.token_dim))
+        return layer_norm(tokens, self.norm)
+
+
+class AudioCrossAttention(nn.Module):
+    """Attention from the video tokens of each latent frame to the audio tokens of that frame.
+
+    Args:
+        dim: width of the video tokens.
+        num_heads: may differ from the heads of the video model.
+        token_dim: width of the audio tokens.
+    """
+
+    def __init__(self, dim: int, num_heads: int, token_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(token_dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden_BND: Tensor, tokens_BFND: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden_BND: normalised video tokens, frame by frame.
+            tokens_BFND: audio tokens, one set per latent frame.
+
+        Returns:
+            [B, N, D], to be added to the video tokens.
+        """
+        q = self.q_linear(hidden_BND).unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
+        k, v = self.kv_linear(tokens_BFND).flatten(0, 1).chunk(2, -1)
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(attended.transpose(1, 2).reshape(hidden_BND.shape))
+
+
+def layer_norm(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Apply a layer norm in float32 and return to the input's dtype, as the reference does."""
+    weight, bias = (None if p is None else p.float() for p in (norm.weight, norm.bias))
+    return F.layer_norm(hidden.float(), norm.normalized_shape, weight, bias, norm.eps).to(
+        hidden.dtype
+    )

@@ -1,0 +1,57 @@
+"""The core's own network behind the pipeline's ports."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..types import AudioTokens, AudioWindows, Conditioning
+from .audio_adapter import AudioProjection
+from .wan import WanModel
+
+
+class WanDenoiser:
+    """The transformer and its audio adapter; satisfies ``ports.Denoiser``.
+
+    Args:
+        model: a transformer with audio attention.
+        audio_scale: factor on what the audio attention adds; 1 is as trained.
+    """
+
+    def __init__(self, model: WanModel, audio_scale: float = 1.0) -> None:
+        self.model = model
+        self.audio_scale = audio_scale
+
+    @torch.no_grad()
+    def __call__(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
+        """Predict the velocity; see ``ports.Denoiser``."""
+        device = self.model.patch_embedding.weight.device
+        velocity = self.model(
+            latents_BCFHW.to(device),
+            torch.full((latents_BCFHW.shape[0],), 1000.0 * sigma, device=device),
+            conditioning.reference_BCFHW.to(device),
+            text_BND=conditioning.text_BND,
+            image_embeds_BND=conditioning.image_embeds_BND,
+            audio_BFND=tokens.tokens_FND.unsqueeze(0),
+            audio_scale=self.audio_scale,
+        )
+        return velocity.to(latents_BCFHW.device)
+
+
+class ProjectionAdapter:
+    """The adapter's projection for one clip; satisfies ``ports.AudioAdapter``."""
+
+    def __init__(self, projection: AudioProjection) -> None:
+        """Wrap a projection."""
+        self.projection = projection
+
+    @torch.no_grad()
+    def __call__(self, windows: AudioWindows) -> AudioTokens:
+        """Make the tokens of one chunk; see ``ports.AudioAdapter``."""
+        weight = self.projection.proj1.weight
+        tokens = self.projection(
+            windows.first_KLD.to(weight).unsqueeze(0), windows.later_FKLD.to(weight).unsqueeze(0)
+        )
+        return AudioTokens(tokens_FND=tokens.squeeze(0))

@@ -1,0 +1,425 @@
+"""The Wan 2.1 image-to-video transformer with InfiniteTalk's audio cross-attention.
+
+Module names are those of the public checkpoints, so that ``state_dict`` keys are too. Every width
+is free. Numeric rules follow the reference: time embedding, modulation, gated residual sums, norms
+and the head run in float32; everything else in the dtype of the weights.
+
+Axes: B batch, C channels, F latent frames, H height, W width, N tokens, D width.
+Source: Wan 2.1, wan/modules/model.py; InfiniteTalk, wan/modules/multitalk_model.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import MismatchError
+from ..geometry import LATENT_CHANNELS, PATCH
+from .audio_adapter import AudioCrossAttention, layer_norm
+
+TEXT_LENGTH = 512  # Wan 2.1: text is padded with zeros to this many tokens, and all are attended
+ROPE_BASE = 10_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanConfig:
+    """Sizes of the transformer; the defaults are Wan2.1-I2V-14B with InfiniteTalk.
+
+    Attributes:
+        dim: width of the video tokens.
+        ffn_dim: width inside the feed-forward layers.
+        num_heads: attention heads; dim / num_heads must be even and at least 6.
+        num_layers: transformer blocks.
+        in_channels: noisy latents, mask and reference latents together.
+        text_dim: width of the text encoder.
+        frequency_dim: width of the timestep sinusoid.
+        image_dim: width of the CLIP tokens; None for a model without the image branch.
+        audio_heads: heads of the audio attention; None for a model without it.
+        audio_token_dim: width of the audio tokens.
+        eps: of the norms.
+    """
+
+    dim: int = 5120
+    ffn_dim: int = 13824
+    num_heads: int = 40
+    num_layers: int = 40
+    in_channels: int = 36
+    text_dim: int = 4096
+    frequency_dim: int = 256
+    image_dim: int | None = 1280
+    audio_heads: int | None = 40
+    audio_token_dim: int = 768
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:  # noqa: D105
+        head_dim = self.dim // self.num_heads
+        if self.dim % self.num_heads or head_dim % 2 or head_dim < 6:
+            raise MismatchError(
+                f"got width {self.dim} and {self.num_heads} heads; the width must be a multiple of "
+                "the heads, and each head even and at least 6 wide (3-D rotary embedding)"
+            )
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the whole width, computed in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, hidden: Tensor) -> Tensor:  # noqa: D102
+        return F.rms_norm(hidden.float(), self.weight.shape, None, self.eps).to(hidden.dtype) * (
+            self.weight
+        )
+
+
+@lru_cache(maxsize=16)
+def rotary_table(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Tabulate the 3-D rotary embedding of a token grid.
+
+    Args:
+        grid: latent frames, token rows, token columns.
+        head_dim: width of a head; time gets head_dim - 4 * (head_dim // 6) of it, rows and columns
+            2 * (head_dim // 6) each.
+        device: where the table will be used.
+
+    Returns:
+        Cosine and sine, float32, [N, head_dim / 2], for adjacent pairs of channels.
+
+    Source: Wan 2.1, wan/modules/model.py, rope_params and rope_apply (computed in float64 there).
+    """
+    side = 2 * (head_dim // 6)
+    angles = []
+    for axis, width in enumerate((head_dim - 2 * side, side, side)):
+        exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+        positions = torch.arange(grid[axis], dtype=torch.float64)
+        table = torch.outer(positions, ROPE_BASE**-exponents)
+        shape = [1, 1, 1, -1]
+        shape[axis] = grid[axis]
+        angles.append(table.view(shape).expand(*grid, -1))
+    angle = torch.cat(angles, -1).flatten(0, 2)
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+def rotate(hidden_BNHD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate adjacent channel pairs of each head by the angle of their token.
+
+    Args:
+        hidden_BNHD: queries or keys, [B, tokens, heads, head_dim].
+        table: cosine and sine of ``rotary_table``.
+
+    Returns:
+        The same shape and dtype; computed in float32.
+    """
+    cosine, sine = (x.unsqueeze(1) for x in table)
+    even, odd = hidden_BNHD.float().unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), -1)
+    return rotated.flatten(-2).to(hidden_BNHD.dtype)
+
+
+def time_sinusoid(timestep_B: Tensor, dim: int) -> Tensor:
+    """Embed timesteps in 0..1000 as dim/2 cosines, then dim/2 sines, in float64."""
+    half = dim // 2
+    frequencies = ROPE_BASE ** (
+        -torch.arange(half, dtype=torch.float64, device=timestep_B.device) / half
+    )
+    angle = torch.outer(timestep_B.double(), frequencies)
+    return torch.cat((angle.cos(), angle.sin()), 1)
+
+
+class SelfAttention(nn.Module):
+    """Attention among all video tokens of a chunk."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+
+    def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:  # noqa: D102
+        heads = (self.num_heads, -1)
+        q = rotate(self.norm_q(self.q(hidden_BND)).unflatten(2, heads), table)
+        k = rotate(self.norm_k(self.k(hidden_BND)).unflatten(2, heads), table)
+        v = self.v(hidden_BND).unflatten(2, heads)
+        return self.o(_attend(q, k, v))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text and, where the model has the branch, to the CLIP image tokens."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, *, has_image: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+        if has_image:
+            self.k_img = nn.Linear(dim, dim)
+            self.v_img = nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim, eps)
+
+    def forward(self, hidden_BND: Tensor, text_BND: Tensor, image_BND: Tensor | None) -> Tensor:  # noqa: D102
+        heads = (self.num_heads, -1)
+        q = self.norm_q(self.q(hidden_BND)).unflatten(2, heads)
+        k = self.norm_k(self.k(text_BND)).unflatten(2, heads)
+        attended = _attend(q, k, self.v(text_BND).unflatten(2, heads))
+        if image_BND is not None:
+            k = self.norm_k_img(self.k_img(image_BND)).unflatten(2, heads)
+            attended = attended + _attend(q, k, self.v_img(image_BND).unflatten(2, heads))
+        return self.o(attended)
+
+
+def _attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BNHD, k_BNHD, v_BNHD))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """Self-attention, text and image attention, audio attention, feed-forward."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(dim, config.num_heads, eps)
+        self.norm3 = nn.LayerNorm(dim, eps)
+        self.cross_attn = CrossAttention(
+            dim, config.num_heads, eps, has_image=config.image_dim is not None
+        )
+        self.norm2 = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.ffn_dim, dim),
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        if config.audio_heads is not None:
+            self.audio_cross_attn = AudioCrossAttention(
+                dim, config.audio_heads, config.audio_token_dim
+            )
+            self.norm_x = nn.LayerNorm(dim, eps)
+
+    def forward(  # noqa: D102
+        self,
+        hidden_BND: Tensor,
+        modulation_B6D: Tensor,
+        table: tuple[Tensor, Tensor],
+        text_BND: Tensor,
+        image_BND: Tensor | None,
+        audio_BFND: Tensor | None,
+        audio_scale: float,
+    ) -> Tensor:
+        dtype = hidden_BND.dtype
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            self.modulation.float() + modulation_B6D
+        ).split(1, 1)
+        normed = layer_norm(hidden_BND, self.norm1).float() * (1 + scale1) + shift1
+        attended = self.self_attn(normed.to(dtype), table)
+        hidden_BND = (hidden_BND.float() + attended.float() * gate1).to(dtype)
+        hidden_BND = hidden_BND + self.cross_attn(
+            layer_norm(hidden_BND, self.norm3), text_BND, image_BND
+        )
+        if audio_BFND is not None:
+            heard = self.audio_cross_attn(layer_norm(hidden_BND, self.norm_x), audio_BFND)
+            hidden_BND = hidden_BND + audio_scale * heard
+        normed = layer_norm(hidden_BND, self.norm2).float() * (1 + scale2) + shift2
+        return (hidden_BND.float() + self.ffn(normed.to(dtype)).float() * gate2).to(dtype)
+
+
+class Head(nn.Module):
+    """Video tokens to patches of velocity."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps, elementwise_affine=False)
+        self.head = nn.Linear(dim, PATCH * PATCH * LATENT_CHANNELS)
+        self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+
+    def forward(self, hidden_BND: Tensor, time_BD: Tensor) -> Tensor:  # noqa: D102
+        shift, scale = (self.modulation.float() + time_BD.unsqueeze(1)).chunk(2, 1)
+        normed = layer_norm(hidden_BND, self.norm).float() * (1 + scale) + shift
+        return F.linear(normed, self.head.weight.float(), self.head.bias.float())
+
+
+class WanModel(nn.Module):
+    """Predicts the velocity (noise - data) of a chunk of noisy video latents.
+
+    Attributes:
+        config: its sizes.
+        uses_checkpointing: recompute each block in the backward pass instead of storing it.
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.uses_checkpointing = False
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(
+            config.in_channels, dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH)
+        )
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.frequency_dim, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(dim, config.eps)
+        if config.image_dim is not None:
+            self.img_emb = nn.Module()
+            self.img_emb.proj = nn.Sequential(
+                nn.LayerNorm(config.image_dim),
+                nn.Linear(config.image_dim, config.image_dim),
+                nn.GELU(),
+                nn.Linear(config.image_dim, dim),
+                nn.LayerNorm(dim),
+            )
+
+    def initialize(self) -> None:
+        """Draw weights for training from nothing, from torch's global generator.
+
+        Linear layers Xavier-uniform with zero bias, embeddings N(0, 0.02), and zeros where a
+        branch must start silent: the head and the audio attention's output.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                nn.init.zeros_(module.bias)
+        for layer in (*self.text_embedding, *self.time_embedding):
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.head.head.weight)
+
+    def forward(
+        self,
+        latents_BCFHW: Tensor,
+        timestep_B: Tensor,
+        reference_BCFHW: Tensor,
+        *,
+        text_BND: Tensor | None = None,
+        image_embeds_BND: Tensor | None = None,
+        audio_BFND: Tensor | None = None,
+        audio_scale: float = 1.0,
+    ) -> Tensor:
+        """Make one network call.
+
+        Args:
+            latents_BCFHW: noisy latents, 16 channels, even sides.
+            timestep_B: 1000 * sigma, in 0..1000.
+            reference_BCFHW: mask and reference latents, in_channels - 16 channels.
+            text_BND: text embedding of at most 512 tokens, or None for the null text (zeros).
+            image_embeds_BND: CLIP tokens, for a model with the image branch.
+            audio_BFND: audio tokens per latent frame, or None to leave the audio attention out.
+            audio_scale: factor on what the audio attention adds.
+
+        Returns:
+            Velocity, float32, the shape of ``latents_BCFHW``.
+
+        Raises:
+            MismatchError: inputs that do not fit the model or each other.
+        """
+        grid = self._check(latents_BCFHW, reference_BCFHW, image_embeds_BND, audio_BFND)
+        batch = latents_BCFHW.shape[0]
+        dtype = self.blocks[0].self_attn.q.weight.dtype
+        hidden = self._patchify(torch.cat((latents_BCFHW, reference_BCFHW), 1).to(dtype))
+        sinusoid = time_sinusoid(timestep_B, self.config.frequency_dim).float()
+        time_BD = _in_float32(self.time_embedding, sinusoid)
+        modulation = _in_float32(self.time_projection, time_BD).unflatten(1, (6, -1))
+        text = self._embed_text(text_BND, batch, dtype)
+        image = None
+        if self.config.image_dim is not None and image_embeds_BND is not None:
+            image = self.img_emb.proj(image_embeds_BND.to(dtype))
+        audio = None if audio_BFND is None else audio_BFND.to(dtype)
+        table = rotary_table(grid, self.config.dim // self.config.num_heads, hidden.device)
+        for block in self.blocks:
+            inputs = (hidden, modulation, table, text, image, audio, audio_scale)
+            if self.uses_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, *inputs, use_reentrant=False)
+            else:
+                hidden = block(*inputs)
+        return self._unpatchify(self.head(hidden, time_BD), grid)
+
+    def _check(
+        self,
+        latents: Tensor,
+        reference: Tensor,
+        image_embeds: Tensor | None,
+        audio: Tensor | None,
+    ) -> tuple[int, int, int]:
+        _, channels, frames, height, width = latents.shape
+        if channels + reference.shape[1] != self.config.in_channels:
+            raise MismatchError(
+                f"got {channels} + {reference.shape[1]} channels; this model takes "
+                f"{self.config.in_channels} (image-to-video needs 16 noisy and 20 reference)"
+            )
+        if reference.shape[2:] != latents.shape[2:]:
+            raise MismatchError(
+                f"the reference latents are {tuple(reference.shape[2:])} (frames, height, width), "
+                f"the noisy ones {tuple(latents.shape[2:])}; they must be equal"
+            )
+        if height % PATCH or width % PATCH:
+            raise MismatchError(
+                f"got latents of {height}x{width}; both sides must be even (16 pixels each step)"
+            )
+        if image_embeds is not None and image_embeds.shape[-1] != self.config.image_dim:
+            raise MismatchError(
+                f"the image embedding is {image_embeds.shape[-1]} wide, the model's image branch "
+                f"takes {self.config.image_dim or 'none: leave the image embedding out'}"
+            )
+        if audio is not None:
+            if self.config.audio_heads is None:
+                raise MismatchError("this model has no audio attention; load an adapter with it")
+            if audio.shape[1] != frames or audio.shape[-1] != self.config.audio_token_dim:
+                raise MismatchError(
+                    f"got audio tokens for {audio.shape[1]} latent frames, {audio.shape[-1]} wide; "
+                    f"needed {frames} frames, {self.config.audio_token_dim} wide"
+                )
+        return frames, height // PATCH, width // PATCH
+
+    def _patchify(self, latents_BCFHW: Tensor) -> Tensor:
+        # A strided convolution whose patches do not overlap is a linear layer on patches.
+        patches = latents_BCFHW.unflatten(3, (-1, PATCH)).unflatten(5, (-1, PATCH))
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+        return F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
+
+    def _unpatchify(self, patches_BND: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        patches = patches_BND.unflatten(2, (PATCH, PATCH, LATENT_CHANNELS)).unflatten(1, grid)
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+
+    def _embed_text(self, text_BND: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor:
+        if text_BND is None:
+            # 512 equal rows attended to are one row attended to.
+            text_BND = torch.zeros(1, 1, self.config.text_dim, device=self.head.modulation.device)
+        elif text_BND.shape[1] > TEXT_LENGTH or text_BND.shape[2] != self.config.text_dim:
+            raise MismatchError(
+                f"got {text_BND.shape[1]} text tokens, {text_BND.shape[2]} wide; this model takes "
+                f"at most {TEXT_LENGTH}, {self.config.text_dim} wide: use its own text encoder"
+            )
+        else:
+            text_BND = F.pad(text_BND, (0, 0, 0, TEXT_LENGTH - text_BND.shape[1]))
+        return self.text_embedding(text_BND.to(dtype)).expand(batch, -1, -1)
+
+
+def _in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
+        else:
+            hidden = layer(hidden)
+    return hidden

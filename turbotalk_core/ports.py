@@ -1,0 +1,66 @@
+"""What the pipeline asks of the outside: the seams where a host or a test plugs in.
+
+Axes as in types.py.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .types import AudioTokens, AudioWindows, Conditioning
+
+
+class AudioEncoder(Protocol):
+    """Hears a waveform."""
+
+    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        """Turn 16 kHz mono samples into one row of hidden states per video frame, [T, L, D]."""
+        ...
+
+
+class AudioAdapter(Protocol):
+    """Turns audio windows into the tokens that the denoiser attends to."""
+
+    def __call__(self, windows: AudioWindows) -> AudioTokens:
+        """Make the tokens of one chunk."""
+        ...
+
+
+class VideoCodec(Protocol):
+    """The video VAE."""
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """Encode 4n + 1 frames in [-1, 1] to normalised latents [B, 16, n + 1, H/8, W/8]."""
+        ...
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """Decode normalised latents to frames in [-1, 1]."""
+        ...
+
+
+class Denoiser(Protocol):
+    """One network call."""
+
+    def __call__(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
+        """Predict the velocity (noise - data) of noisy latents at noise level sigma in [0, 1]."""
+        ...
+
+
+class Progress(Protocol):
+    """Told of finished work, in units announced by ``pipeline.count_work``."""
+
+    def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
+        """Count finished units; now and then with a finished picture, [H, W, 3] in [0, 1]."""
+        ...
+
+
+class CheckStop(Protocol):
+    """Asked between any two network or codec calls."""
+
+    def __call__(self) -> None:
+        """Raise to stop; what is raised passes through the pipeline unchanged."""
+        ...

@@ -1,0 +1,206 @@
+"""Every setting that can change the output, in one frozen value that travels as JSON.
+
+Stands below all rooms, so that each can read its own settings, and so that one rule about a
+setting is written once. The same request, weights and inputs give the same frames.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from itertools import pairwise
+from typing import Literal, get_args
+
+from .errors import GeometryError, RequestError, ScheduleError
+from .geometry import check_size, count_latent_frames
+
+Schedule = Literal["reference", "distilled"]
+Update = Literal["euler", "renoise"]
+
+SCHEDULES: tuple[str, ...] = get_args(Schedule)
+UPDATES: tuple[str, ...] = get_args(Update)
+MAX_STEPS = 1000  # the reference's noise levels are 1000 whole timesteps
+MAX_DISTILLED_STEPS = 4  # TurboTalk distils to 4, 3, 2 and 1 steps
+CHUNK_FRAMES = 81  # InfiniteTalk, frame_num
+NUM_MOTION_FRAMES = 9  # InfiniteTalk, motion_frame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TalkRequest:
+    """All settings of one talking video.
+
+    Attributes:
+        num_inference_steps: network evaluations per chunk and guidance branch, 1 to 1000, with
+            the distilled schedule 1 to 4.
+        schedule: how the noise levels are spaced.
+        shift: flow shift of the schedule, > 0.
+        update: from one noise level to the next along the velocity (euler), or by predicting the
+            clean latents and adding fresh noise (renoise).
+        seed: of all noise, 0 to 2**64 - 1.
+        height: pixels, a multiple of 16.
+        width: pixels, a multiple of 16.
+        guidance_scale: push towards the text, >= 0; 1 is off. Needs a prompt.
+        audio_guidance_scale: push towards the voice, >= 0; 1 is off.
+        audio_scale: strength of the audio adapter, >= 0; read by whoever joins it to the model.
+        chunk_frames: video frames made by one sampling run, 4n + 1.
+        num_motion_frames: frames that begin the next chunk, 4m + 1, fewer than chunk_frames.
+        normalizes_loudness: bring the voice to -23 LUFS before it is heard; read by whoever
+            encodes the speech.
+        sigmas: noise levels to use instead of schedule and shift: from at most 1, descending, to
+            0; one more than num_inference_steps.
+
+    Raises:
+        RequestError: a setting outside its range.
+        GeometryError: a height or width that the model cannot take.
+        ScheduleError: sigmas that cannot be sampled.
+    """
+
+    num_inference_steps: int
+    schedule: Schedule
+    shift: float
+    update: Update
+    seed: int
+    height: int
+    width: int
+    guidance_scale: float = 1.0
+    audio_guidance_scale: float = 1.0
+    audio_scale: float = 1.0
+    chunk_frames: int = CHUNK_FRAMES
+    num_motion_frames: int = NUM_MOTION_FRAMES
+    normalizes_loudness: bool = True
+    sigmas: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("update", self.update, UPDATES)
+        _check_integer("seed", self.seed, 0, 2**64 - 1)
+        for name in ("height", "width"):
+            _check_integer(name, getattr(self, name), 1)
+        check_size(self.height, self.width)
+        _check_number("shift", self.shift)
+        if self.shift == 0:
+            raise RequestError(
+                "got shift 0; it must be above 0, and 1 leaves the schedule as it is"
+            )
+        for name in ("guidance_scale", "audio_guidance_scale", "audio_scale"):
+            _check_number(name, getattr(self, name))
+        if not isinstance(self.normalizes_loudness, bool):
+            raise RequestError(
+                f"got normalizes_loudness {self.normalizes_loudness!r}; it must be true or false"
+            )
+        check_chunk_lengths(self.chunk_frames, self.num_motion_frames)
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        if self.sigmas is None:
+            most = MAX_DISTILLED_STEPS if self.schedule == "distilled" else MAX_STEPS
+            _check_integer("num_inference_steps", self.num_inference_steps, 1, most)
+            return
+        _check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
+        check_sigmas(self.sigmas)
+        if len(self.sigmas) != self.num_inference_steps + 1:
+            raise RequestError(
+                f"got {len(self.sigmas)} sigmas for {self.num_inference_steps} steps; give one "
+                "more than there are steps, the last of them 0"
+            )
+
+    def to_json(self) -> str:
+        """Write all settings as one JSON object."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> TalkRequest:
+        """Read what ``to_json`` wrote; settings that have a default may be left out.
+
+        Args:
+            text: one JSON object.
+
+        Returns:
+            The request.
+
+        Raises:
+            RequestError: not a JSON object, an unknown setting, or one that is missing.
+        """
+        try:
+            settings = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise RequestError(f"the request is no JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise RequestError(
+                f"got a JSON {type(settings).__name__} as a request; it must be an object"
+            )
+        known = {field.name: field for field in fields(cls)}
+        if unknown := sorted(settings.keys() - known.keys()):
+            raise RequestError(
+                f"got unknown settings {', '.join(unknown)}; known are {', '.join(known)}"
+            )
+        required = {name for name, field in known.items() if field.default is MISSING}
+        if missing := sorted(required - settings.keys()):
+            raise RequestError(f"the request lacks {', '.join(missing)}; add them")
+        if isinstance(settings.get("sigmas"), list):
+            settings["sigmas"] = tuple(settings["sigmas"])
+        return cls(**settings)
+
+
+def check_chunk_lengths(chunk_frames: int, num_motion_frames: int) -> None:
+    """Refuse chunk and motion lengths that cannot tile a video.
+
+    Args:
+        chunk_frames: video frames made by one sampling run.
+        num_motion_frames: frames that begin the next chunk.
+
+    Raises:
+        RequestError: a length that is not 4n + 1, or no new frame left in a chunk.
+    """
+    for name, count in (("chunk_frames", chunk_frames), ("num_motion_frames", num_motion_frames)):
+        _check_integer(name, count, 1)
+        try:
+            count_latent_frames(count)
+        except GeometryError as error:
+            raise RequestError(f"{name}: {error}") from error
+    if num_motion_frames >= chunk_frames:
+        raise RequestError(
+            f"got {num_motion_frames} motion frames in chunks of {chunk_frames}; a chunk must make "
+            "new frames too, so use fewer motion frames or longer chunks"
+        )
+
+
+def check_sigmas(sigmas: Sequence[float]) -> None:
+    """Refuse noise levels that cannot be sampled.
+
+    Args:
+        sigmas: noise levels, first to last.
+
+    Raises:
+        ScheduleError: not numbers from at most 1, strictly descending, to 0.
+    """
+    if not isinstance(sigmas, Sequence) or not all(_is_number(sigma) for sigma in sigmas):
+        raise ScheduleError(f"got sigmas {sigmas!r}; they must be a list of numbers in [0, 1]")
+    descends = all(after < before for before, after in pairwise(sigmas))
+    if len(sigmas) < 2 or sigmas[0] > 1 or sigmas[-1] != 0 or not descends:
+        raise ScheduleError(
+            f"got sigmas {list(sigmas)}; they must fall strictly from at most 1 to 0, as in [1, 0]"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RequestError(f"got {name} {value!r}; choose one of {', '.join(choices)}")
+
+
+def _check_integer(name: str, value: int, low: int, high: int | None = None) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):
+        allowed = f"from {low} on" if high is None else f"from {low} to {high}"
+        raise RequestError(f"got {name} {value!r}; use a whole number {allowed}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if not _is_number(value) or value < 0:
+        raise RequestError(f"got {name} {value!r}; use a finite number, not negative")

@@ -1,0 +1,103 @@
+"""The loop over noise levels that makes the latents of one chunk.
+
+Goes in: noise, noise levels, what the network is told, the clean latents that the chunk begins
+with. Comes out: clean latents. Axes: B batch, C channels, F latent frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..errors import MismatchError
+from ..ports import CheckStop, Denoiser, Progress
+from ..request import Update
+from ..types import AudioTokens, Conditioning
+from .guidance import Guidance, guided_velocity
+from .steps import euler_step, renoise_step
+
+
+def sample(
+    denoiser: Denoiser,
+    noise_BCFHW: Tensor,
+    sigmas: Tensor,
+    *,
+    conditioning: Conditioning,
+    tokens: AudioTokens,
+    guidance: Guidance,
+    update: Update,
+    motion_latents_BCFHW: Tensor,
+    generator: torch.Generator,
+    progress: Progress,
+    check_stop: CheckStop,
+) -> Tensor:
+    """Turn noise into latents.
+
+    The first latent frames are the motion latents, clean, in every network call and in the result,
+    while the network is told one noise level for all frames: so the model was trained.
+
+    Args:
+        denoiser: the network.
+        noise_BCFHW: standard normal; gives the dtype and device of all arithmetic here.
+        sigmas: noise levels, descending to 0, one more than there are steps.
+        conditioning: what the network is told besides the voice.
+        tokens: of the voice.
+        guidance: scales and null inputs.
+        update: rule from one noise level to the next.
+        motion_latents_BCFHW: the chunk's first latent frames, fewer than those of the noise.
+        generator: of the fresh noise that renoise draws.
+        progress: advanced once per network call.
+        check_stop: asked before each network call.
+
+    Returns:
+        Clean latents, the shape of the noise.
+
+    Raises:
+        MismatchError: motion latents that do not fit into the noise.
+
+    Source: InfiniteTalk, wan/multitalk.py, the denoising loop of generate_infinitetalk.
+    """
+    motion_latents_BCFHW = motion_latents_BCFHW.to(noise_BCFHW)
+    _check_fit(motion_latents_BCFHW, noise_BCFHW)
+    watched = _watch(denoiser, progress, check_stop)
+    latents_BCFHW = _pin(noise_BCFHW, motion_latents_BCFHW)
+    for sigma, next_sigma in pairwise(sigmas.tolist()):
+        velocity_BCFHW = guided_velocity(
+            watched, latents_BCFHW, sigma, conditioning, tokens, guidance
+        )
+        if update == "euler":
+            latents_BCFHW = euler_step(latents_BCFHW, velocity_BCFHW, sigma, next_sigma)
+        else:
+            latents_BCFHW = renoise_step(
+                latents_BCFHW, velocity_BCFHW, sigma, next_sigma, generator
+            )
+        latents_BCFHW = _pin(latents_BCFHW, motion_latents_BCFHW)
+    return latents_BCFHW
+
+
+def _pin(latents_BCFHW: Tensor, motion_latents_BCFHW: Tensor) -> Tensor:
+    num_pinned = motion_latents_BCFHW.shape[2]
+    return torch.cat((motion_latents_BCFHW, latents_BCFHW[:, :, num_pinned:]), 2)
+
+
+def _watch(denoiser: Denoiser, progress: Progress, check_stop: CheckStop) -> Denoiser:
+    def watched(
+        latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
+        check_stop()
+        velocity_BCFHW = denoiser(latents_BCFHW, sigma, conditioning, tokens)
+        progress.advance()
+        return velocity_BCFHW.to(latents_BCFHW)
+
+    return watched
+
+
+def _check_fit(motion_latents_BCFHW: Tensor, noise_BCFHW: Tensor) -> None:
+    motion, noise = tuple(motion_latents_BCFHW.shape), tuple(noise_BCFHW.shape)
+    if motion[:2] + motion[3:] != noise[:2] + noise[3:] or motion[2] >= noise[2]:
+        raise MismatchError(
+            f"got motion latents of shape {motion} for noise of shape {noise}; all axes but the "
+            "third must be equal and the third must be shorter"
+        )

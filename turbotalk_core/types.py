@@ -1,0 +1,209 @@
+"""The values that travel between rooms; each checks its own shape.
+
+Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
+K window length, L encoder layers, N tokens per latent frame (or text tokens), D feature width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .errors import AudioError, ChunkError, MismatchError
+from .geometry import count_frames, count_latent_frames
+
+
+def _check_rank(name: str, tensor: Tensor, axes: str) -> None:
+    if tensor.ndim != len(axes):
+        raise MismatchError(
+            f"{name} must have axes {axes}, got a tensor of shape {tuple(tensor.shape)}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waveform:
+    """Sound as it was recorded.
+
+    Attributes:
+        samples_CS: float32 in [-1, 1], at least one channel and one sample.
+        sample_rate: Hz.
+
+    Raises:
+        AudioError: no samples, a NaN or infinity, or a rate that is not positive.
+    """
+
+    samples_CS: Tensor
+    sample_rate: int
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_rank("samples", self.samples_CS, "CS")
+        if self.sample_rate < 1:
+            raise AudioError(f"got a sample rate of {self.sample_rate} Hz; it must be positive")
+        if self.samples_CS.numel() == 0:
+            raise AudioError("the audio has no samples; give at least one video frame (40 ms)")
+        if not bool(self.samples_CS.isfinite().all()):
+            raise AudioError(
+                "the audio holds NaN or infinite samples; re-export it from its editor"
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """Whole video frames that this sound covers."""
+        return count_frames(self.samples_CS.shape[1], self.sample_rate)
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.samples_CS.shape[1] / self.sample_rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioFeatures:
+    """What the audio encoder heard, one row per video frame.
+
+    Attributes:
+        features_TLD: encoder hidden states; rows past ``num_frames`` hold encoded silence, so that
+            the mouth closes at the end.
+        num_frames: video frames that the sound itself covers, 1 <= num_frames <= T.
+    """
+
+    features_TLD: Tensor
+    num_frames: int
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_rank("features", self.features_TLD, "TLD")
+        if not 1 <= self.num_frames <= self.features_TLD.shape[0]:
+            raise AudioError(
+                f"got {self.features_TLD.shape[0]} rows of audio features for {self.num_frames} "
+                "video frames; at least one frame (40 ms of audio) and a row for each is needed"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speech:
+    """A voice, ready to drive a face: what the encoder heard and the untouched original."""
+
+    features: AudioFeatures
+    waveform: Waveform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A span of the video made by one sampling run, in video frames, half-open.
+
+    Attributes:
+        index: 0 for the first chunk.
+        start: first frame made, motion frames included.
+        stop: one past the last frame made; may lie beyond the end of the video.
+        keep_start: first frame that goes into the video (later than start after the first chunk).
+        keep_stop: one past the last frame that goes into the video.
+    """
+
+    index: int
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if not self.start <= self.keep_start < self.keep_stop <= self.stop:
+            raise ChunkError(
+                f"chunk {self.index} spans [{self.start}, {self.stop}) and cannot keep "
+                f"[{self.keep_start}, {self.keep_stop})"
+            )
+        count_latent_frames(self.stop - self.start)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames made, kept or not."""
+        return self.stop - self.start
+
+    @property
+    def num_motion_frames(self) -> int:
+        """Frames given by the chunk before; 0 in the first chunk."""
+        return self.keep_start - self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkPlan:
+    """All chunks of a video; what they keep tiles [0, num_frames) exactly."""
+
+    num_frames: int
+    chunks: tuple[Chunk, ...]
+
+    def __post_init__(self) -> None:  # noqa: D105
+        edge = 0
+        for chunk in self.chunks:
+            if chunk.keep_start != edge:
+                raise ChunkError(f"frames [{edge}, {chunk.keep_start}) belong to no chunk")
+            edge = chunk.keep_stop
+        if edge != self.num_frames:
+            raise ChunkError(f"the plan keeps {edge} of {self.num_frames} frames")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioWindows:
+    """The audio neighbourhood of each latent frame of one chunk.
+
+    Attributes:
+        first_KLD: around the chunk's first frame, which is a latent frame on its own.
+        later_FKLD: around each later latent frame (four video frames), F = latent frames - 1.
+    """
+
+    first_KLD: Tensor
+    later_FKLD: Tensor
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_rank("first window", self.first_KLD, "KLD")
+        _check_rank("later windows", self.later_FKLD, "FKLD")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioTokens:
+    """The adapter's output for one chunk: N tokens per latent frame, [F, N, D]."""
+
+    tokens_FND: Tensor
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_rank("audio tokens", self.tokens_FND, "FND")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """What the denoiser is told besides the sound; fixed during one chunk.
+
+    Attributes:
+        reference_BCFHW: the 20 channels beside the noisy latents: 4 of mask (1 on the first latent
+            frame, else 0) and the 16 latent channels of [reference image, grey, grey, ...].
+        text_BND: text embedding, or None for the null text (all zeros).
+        image_embeds_BND: CLIP image tokens, or None where the model has no image branch.
+    """
+
+    reference_BCFHW: Tensor
+    text_BND: Tensor | None = None
+    image_embeds_BND: Tensor | None = field(default=None)
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_rank("reference latents", self.reference_BCFHW, "BCFHW")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameChunk:
+    """Finished frames of one chunk, motion frames already dropped.
+
+    Attributes:
+        chunk: where they belong.
+        frames_BCTHW: [1, 3, keep_stop - keep_start, H, W], float in [-1, 1].
+    """
+
+    chunk: Chunk
+    frames_BCTHW: Tensor
+
+    def __post_init__(self) -> None:  # noqa: D105
+        _check_rank("frames", self.frames_BCTHW, "BCTHW")
+        kept = self.chunk.keep_stop - self.chunk.keep_start
+        if self.frames_BCTHW.shape[2] != kept:
+            raise ChunkError(
+                f"chunk {self.chunk.index} keeps {kept} frames, got {self.frames_BCTHW.shape[2]}"
+            )

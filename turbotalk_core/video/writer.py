@@ -1,0 +1,283 @@
+"""One video file in the making: frames go in batch by batch, the sound follows them.
+
+Goes in: uint8 frames and a waveform of any rate and channel count. Comes out: a file whose video
+and sound are equally long, whole or not there at all. Separate from its users so that lossless
+takes and finished videos share one encoder.
+
+Axes: T frames, H height, W width, C channels, S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from logging import getLogger
+from pathlib import Path
+from typing import cast
+
+import av
+import torch
+from av import AudioStream, VideoStream
+from av.container import OutputContainer
+from av.error import FFmpegError
+from av.video.reformatter import ColorRange, Colorspace
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..errors import GeometryError
+from ..geometry import FPS, count_samples
+from ..types import Waveform
+from .files import reports_disk_errors, whole_file
+
+_log = getLogger(__name__)
+
+# AAC, ISO/IEC 14496-3 table 1.18 (rates, Hz) and 1.19 (channel configurations)
+_AAC_RATES = (
+    7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000
+)  # fmt: skip
+_AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
+_AAC_BITS_PER_CHANNEL = 96_000  # per second; transparent for speech and music
+_AAC_BITS_PER_SAMPLE = 6  # the format allows no more: 6144 bits in 1024 samples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How frames become a video stream.
+
+    Attributes:
+        encoder: FFmpeg's name of the encoder.
+        pixel_format: FFmpeg's name of the pixel format.
+        options: the encoder's own options.
+        tag: four characters that name the codec in the file, where players are picky.
+    """
+
+    encoder: str
+    pixel_format: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    tag: str | None = None
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether colours are stored as they are, without conversion to luma and chroma."""
+        return av.VideoFormat(self.pixel_format).is_rgb
+
+
+LOSSLESS = Encoding(encoder="ffv1", pixel_format="bgr0", options={"level": "3", "slicecrc": "1"})
+
+
+@contextmanager
+def open_video(
+    path: Path,
+    encoding: Encoding,
+    *,
+    waveform: Waveform | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[VideoWriter]:
+    """Make a video file: whole when the block ends well, gone when anything is raised in it.
+
+    Args:
+        path: the file to make; its suffix names the container.
+        encoding: of the frames.
+        waveform: sound to go with the frames, cut or continued with silence to their length.
+        metadata: container tags.
+
+    Yields:
+        What takes the frames.
+
+    Raises:
+        GeometryError: the block wrote no frame.
+        OutputError: the encoder or the disk refused.
+    """
+    with whole_file(path) as part:
+        with reports_disk_errors(path):
+            # use_metadata_tags: without it mp4 drops every tag but a few known ones
+            options = {"movflags": "use_metadata_tags+faststart"} if path.suffix == ".mp4" else {}
+            container = av.open(str(part), "w", options=options)
+        try:
+            container.metadata.update(metadata or {})
+            writer = VideoWriter(path, container, encoding, waveform)
+            yield writer
+            writer.finish()
+        except BaseException:
+            # the file is about to be deleted: what closing has to say is of no use
+            with suppress(OSError, FFmpegError):
+                container.close()
+            raise
+        with reports_disk_errors(path):
+            container.close()
+
+
+class VideoWriter:
+    """Takes frames and lets the sound keep up with them; made by ``open_video``."""
+
+    def __init__(
+        self,
+        path: Path,
+        container: OutputContainer,
+        encoding: Encoding,
+        waveform: Waveform | None,
+    ) -> None:
+        """Prepare; streams are opened by the first frames, which bring the size.
+
+        Args:
+            path: the file as the user knows it, for messages.
+            container: where packets go.
+            encoding: of the frames.
+            waveform: sound to go with the frames.
+        """
+        self._path = path
+        self._container = container
+        self._encoding = encoding
+        self._waveform = None if waveform is None else _fit_to_aac(waveform)
+        self._video: VideoStream
+        self._sound: AudioStream
+        self._size: tuple[int, int] | None = None
+        self._num_frames = 0
+        self._num_samples = 0
+
+    @property
+    def num_frames(self) -> int:
+        """Frames taken so far."""
+        return self._num_frames
+
+    def write(self, frames_THWC: Tensor) -> None:
+        """Encode a batch of frames and the sound that belongs to them.
+
+        Args:
+            frames_THWC: uint8 RGB, the same height and width in every call.
+
+        Raises:
+            GeometryError: a shape or a type that is not so, or a size the pixel format cannot hold.
+            OutputError: the encoder or the disk refused.
+        """
+        self._check(frames_THWC)
+        with reports_disk_errors(self._path):
+            if self._size is None:
+                self._open_streams(frames_THWC.shape[1], frames_THWC.shape[2])
+            for frame_HWC in frames_THWC:
+                self._encode_frame(frame_HWC)
+            self._encode_sound()
+
+    def finish(self) -> None:
+        """Drain the encoders.
+
+        Raises:
+            GeometryError: no frame was written.
+            OutputError: the encoder or the disk refused.
+        """
+        if self._size is None:
+            raise GeometryError(f"got no frames for {self._path}; a video needs at least one")
+        with reports_disk_errors(self._path):
+            self._container.mux(self._video.encode(None))
+            if self._waveform is not None:
+                self._container.mux(self._sound.encode(None))
+
+    def _check(self, frames_THWC: Tensor) -> None:
+        shape = tuple(frames_THWC.shape)
+        is_film = len(shape) == 4 and shape[0] > 0 and shape[3] == 3
+        if not is_film or frames_THWC.dtype != torch.uint8:
+            raise GeometryError(
+                f"got frames of shape {shape} and type {frames_THWC.dtype}; a video is written "
+                "from at least one uint8 frame, [frames, height, width, 3]"
+            )
+        size = (shape[1], shape[2])
+        if self._size not in (None, size):
+            raise GeometryError(
+                f"got frames of {size[1]}x{size[0]} after frames of "
+                f"{self._size[1]}x{self._size[0]}; all frames of a video have one size"
+            )
+        if "420" in self._encoding.pixel_format and (size[0] % 2 or size[1] % 2):
+            raise GeometryError(
+                f"got frames of {size[1]}x{size[0]}; {self._encoding.pixel_format} takes even "
+                "sizes only, so crop a row or a column, or choose yuv444p"
+            )
+
+    def _open_streams(self, height: int, width: int) -> None:
+        encoding = self._encoding
+        video = cast(
+            VideoStream,
+            self._container.add_stream(encoding.encoder, rate=FPS, options=dict(encoding.options)),
+        )
+        video.width, video.height, video.pix_fmt = width, height, encoding.pixel_format
+        if encoding.tag is not None:
+            video.codec_tag = encoding.tag
+        if not encoding.is_rgb:
+            # said in the file as well, or players guess a matrix from the picture's height
+            video.codec_context.colorspace = Colorspace.ITU709
+            video.codec_context.color_primaries = 1  # ITU-R BT.709, ISO/IEC 23091-2 table 2
+            video.codec_context.color_trc = 1
+            video.codec_context.color_range = ColorRange.MPEG
+        self._video = video
+        if self._waveform is not None:
+            num_channels, rate = self._waveform.samples_CS.shape[0], self._waveform.sample_rate
+            sound = self._container.add_stream("aac", rate=rate, layout=_AAC_LAYOUTS[num_channels])
+            self._sound = cast(AudioStream, sound)
+            self._sound.bit_rate = num_channels * min(
+                _AAC_BITS_PER_CHANNEL, _AAC_BITS_PER_SAMPLE * rate
+            )
+        self._size = (height, width)
+
+    def _encode_frame(self, frame_HWC: Tensor) -> None:
+        frame = av.VideoFrame.from_ndarray(frame_HWC.contiguous().numpy(), format="rgb24")
+        if self._encoding.is_rgb:
+            frame = frame.reformat(format=self._encoding.pixel_format)
+        else:
+            frame = frame.reformat(
+                format=self._encoding.pixel_format,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+        frame.pts, frame.time_base = self._num_frames, Fraction(1, FPS)
+        self._container.mux(self._video.encode(frame))
+        self._num_frames += 1
+
+    def _encode_sound(self) -> None:
+        """Bring the sound to where the frames are; a file interleaves the two."""
+        if self._waveform is None:
+            return
+        rate = self._waveform.sample_rate
+        start, stop = self._num_samples, count_samples(self._num_frames, rate)
+        if start == stop:
+            return
+        samples_CS = self._waveform.samples_CS[:, start:stop]
+        samples_CS = pad(samples_CS, (0, stop - start - samples_CS.shape[1]))
+        frame = av.AudioFrame.from_ndarray(
+            samples_CS.contiguous().numpy(),
+            format="fltp",
+            layout=_AAC_LAYOUTS[samples_CS.shape[0]],
+        )
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+        self._container.mux(self._sound.encode(frame))
+        self._num_samples = stop
+
+
+def _fit_to_aac(waveform: Waveform) -> Waveform:
+    """Return the sound as it is, or what comes nearest where AAC cannot hold it."""
+    num_channels, rate = waveform.samples_CS.shape[0], waveform.sample_rate
+    if num_channels in _AAC_LAYOUTS and rate in _AAC_RATES:
+        return waveform
+    if num_channels not in _AAC_LAYOUTS:  # nobody knows which loudspeaker is which
+        waveform = replace(waveform, samples_CS=waveform.samples_CS.mean(dim=0, keepdim=True))
+    layout = _AAC_LAYOUTS[waveform.samples_CS.shape[0]]
+    fitting = next((known for known in _AAC_RATES if known >= rate), _AAC_RATES[-1])
+    _log.warning(
+        "AAC cannot hold %d channels at %d Hz; the video gets %s at %d Hz instead",
+        num_channels,
+        rate,
+        layout,
+        fitting,
+    )
+    # FFmpeg's resampler: its filter stays short for odd rates such as 44101 Hz
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=fitting)
+    frames = []
+    for index, samples_CS in enumerate(waveform.samples_CS.split(rate, dim=1)):
+        frame = av.AudioFrame.from_ndarray(
+            samples_CS.contiguous().numpy(), format="fltp", layout=layout
+        )
+        frame.sample_rate, frame.pts, frame.time_base = rate, index * rate, Fraction(1, rate)
+        frames += resampler.resample(frame)
+    frames += resampler.resample(None)
+    samples_CS = torch.cat([torch.from_numpy(frame.to_ndarray()) for frame in frames], dim=1)
+    return Waveform(samples_CS=samples_CS, sample_rate=fitting)
