@@ -186,11 +186,15 @@ class ComfyClient:
         """Disconnect."""
         await self._http.close()
 
-    async def get(self, path: str, **parameters: str) -> Any:
-        """Fetch JSON."""
+    async def read(self, path: str, **parameters: str) -> bytes:
+        """Fetch a file."""
         async with self._http.get(path, params=parameters) as response:
             response.raise_for_status()
-            return await response.json()
+            return await response.read()
+
+    async def get(self, path: str) -> Any:
+        """Fetch JSON."""
+        return json.loads(await self.read(path))
 
     async def upload(self, path: Path) -> str:
         """Put a picture or a sound into the server's input folder.
@@ -206,10 +210,9 @@ class ComfyClient:
 
     async def view(self, file: dict[str, str]) -> bytes:
         """Fetch a file that a history names."""
-        names = {key: file[key] for key in ("filename", "subfolder", "type")}
-        async with self._http.get("/view", params=names) as response:
-            response.raise_for_status()
-            return await response.read()
+        return await self.read(
+            "/view", **{key: file[key] for key in ("filename", "subfolder", "type")}
+        )
 
     async def interrupt(self) -> None:
         """Press the stop button."""

@@ -68,7 +68,7 @@ class TeacherRecipe:
     hidden_dim: int = 128
     num_tokens: int = 4
     token_dim: int = 64
-    short_steps: int = 1500
+    short_steps: int = 1700
     short_batch: int = 12
     long_steps: int = 260
     long_batch: int = 5
@@ -200,9 +200,7 @@ def draw_batch(
     return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def flow_loss(
-    student: Student, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor
-) -> Tensor:
+def flow_loss(student: Student, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor) -> Tensor:
     """Flow matching: the squared error of the velocity at one noise level per chunk.
 
     Pinned latents stay clean in the input, as at inference, and do not count.
@@ -220,9 +218,7 @@ def flow_loss(
     free = (~batch.pinned_BF).float()[:, None, :, None, None]
     noisy = add_noise(batch.latents_BCFHW, noise_BCFHW, sigma * free)
     tokens = student.projection(batch.first_BKLD, batch.later_BFKLD)
-    velocity = student.dit(
-        noisy, 1000 * sigma_B, batch.reference_BCFHW, audio_BFND=tokens
-    )
+    velocity = student.dit(noisy, 1000 * sigma_B, batch.reference_BCFHW, audio_BFND=tokens)
     error = (velocity - (noise_BCFHW - batch.latents_BCFHW)).square()
     error = error * free * batch.weight_BHW[:, None, None]
     return error.sum() / (free.sum() * error[0, :, 0].numel())
@@ -234,10 +230,7 @@ def build_optimizers(student: Student, recipe: TeacherRecipe) -> list[torch.opti
     Muon needs about half as many updates here as AdamW alone.
     """
     matrices = [
-        weight
-        for block in student.dit.blocks
-        for weight in block.parameters()
-        if weight.ndim == 2
+        weight for block in student.dit.blocks for weight in block.parameters() if weight.ndim == 2
     ]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in student.parameters() if id(weight) not in chosen]
@@ -289,11 +282,14 @@ class Run:
     def advance(self) -> float:
         """Make one update; returns the loss."""
         recipe = self.recipe
-        rate = recipe.learning_rate * cosine_factor(
-            self.step, self.num_steps, num_warmup_steps=40
-        )
+        rate = recipe.learning_rate * cosine_factor(self.step, self.num_steps, num_warmup_steps=40)
         if self.step < recipe.short_steps:
-            clips, weights, frames, size = self.clips, self.weights, SHORT_FRAMES, recipe.short_batch
+            clips, weights, frames, size = (
+                self.clips,
+                self.weights,
+                SHORT_FRAMES,
+                recipe.short_batch,
+            )
         else:
             clips = [self.clips[i] for i in self.long]
             weights = [self.weights[i] for i in self.long]
@@ -403,7 +399,8 @@ def main() -> None:
             run.save(checkpoint)
             run.export(arguments.out, settings)
     (arguments.run / "teacher.json").write_text(
-        json.dumps({"recipe": asdict(recipe), "avatars": len(clips), "log": run.log}, indent=1) + "\n"
+        json.dumps({"recipe": asdict(recipe), "avatars": len(clips), "log": run.log}, indent=1)
+        + "\n"
     )
 
 

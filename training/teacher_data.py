@@ -44,9 +44,9 @@ from turbotalk_core.types import Waveform
 SHORT_FRAMES = 33
 LONG_FRAMES = 81
 SECONDS = 8.0  # of each utterance: 200 frames, room for a later clip anywhere in it
-LONG_SHARE = 3  # one avatar in this many has long clips
+LONG_SHARE = 4  # one avatar in this many has long clips
 SILENT_SHARE = 0.04
-GREY_LATENTS = 6  # latents of the grey tail that are computed; the rest repeats the last
+GREY_LATENTS = 4  # latents of the grey tail that are computed; the rest repeats the last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +156,17 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the encoded avatars")
-    parser.add_argument("--avatars", type=int, default=360, help="seeds 0 to this, exclusive")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--avatars", type=int, default=300, help="seeds 0 to this, exclusive")
+    parser.add_argument("--part", type=int, default=0, help="of several processes, which one")
+    parser.add_argument("--parts", type=int, default=1, help="how many processes share the work")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     vae, encoder = load_vae(arguments.vae), load_audio_encoder(arguments.encoder)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for seed in tqdm(range(arguments.avatars), desc="avatars", mininterval=10):
+    for seed in tqdm(
+        range(arguments.part, arguments.avatars, arguments.parts), desc="avatars", mininterval=10
+    ):
         path = arguments.out / f"{seed:06d}.safetensors"
         if not path.exists():
             save_clip(path, encode_avatar("train", seed, vae, encoder))

@@ -389,6 +389,7 @@ class WanVAE(nn.Module):
         )
         return torch.cat([self.encode_stream(piece, stream) for piece in (first, *later)], 2)
 
+    @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop
     def iter_decode(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
         """Decode a whole clip piece by piece, so that memory does not grow with its length.
 
@@ -399,9 +400,8 @@ class WanVAE(nn.Module):
             Frames [B, 3, t, H, W] in [-1, 1], in order; 4F - 3 in all.
         """
         stream: Stream = {}
-        with torch.no_grad():
-            for piece in latents_BCFHW.to(self._placement).split(2, 2):
-                yield self.decode_stream(piece, stream)
+        for piece in latents_BCFHW.to(self._placement).split(2, 2):
+            yield self.decode_stream(piece, stream)
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode the normalised latents of a whole clip to frames [B, 3, 4F - 3, H, W]."""

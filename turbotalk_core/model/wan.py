@@ -294,8 +294,9 @@ class WanModel(nn.Module):
     def initialize(self) -> None:
         """Draw weights for training from nothing, from torch's global generator.
 
-        Linear layers Xavier-uniform with zero bias, embeddings N(0, 0.02), and zeros where a
-        branch must start silent: the head and the audio attention's output.
+        Linear layers Xavier-uniform with zero bias, text and time embeddings N(0, 0.02). Every
+        block begins as an ordinary pre-norm block: gates 1, no shift, no scale, no word from the
+        timestep. The head begins at zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
@@ -304,7 +305,13 @@ class WanModel(nn.Module):
         for layer in (*self.text_embedding, *self.time_embedding):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
+        nn.init.zeros_(self.time_projection[1].weight)
         nn.init.zeros_(self.head.head.weight)
+        with torch.no_grad():
+            for block in self.blocks:
+                block.modulation.zero_()
+                block.modulation[:, 2::3] = 1  # the gates of self-attention and feed-forward
+            self.head.modulation.zero_()
 
     def forward(
         self,

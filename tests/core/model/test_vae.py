@@ -1,0 +1,214 @@
+"""The codec against the reference's numbers, in any split, and from new weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from turbotalk_core.errors import GeometryError, MismatchError
+from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
+from turbotalk_core.model.vae import LATENT_MEAN, LATENT_STD, Stream, WanVAE
+from turbotalk_core.ports import VideoCodec
+
+DATA = Path(__file__).parents[2] / "golden" / "data"
+NUM_FRAMES = 17
+NUM_LATENTS = 5
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_file(DATA / "vae_io.safetensors")
+
+
+@pytest.fixture(scope="module")
+def vae() -> WanVAE:
+    vae = WanVAE(4)
+    vae.load_state_dict(load_file(DATA / "vae_weights.safetensors"))
+    return vae.requires_grad_(False)
+
+
+def _draw_frames(num_frames: int, *, batch: int = 1, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, num_frames, 16, 24, generator=generator) * 2 - 1
+
+
+def _draw_latents(num_latents: int, *, batch: int = 1) -> Tensor:
+    return torch.randn(batch, 16, num_latents, 2, 3, generator=torch.Generator().manual_seed(0))
+
+
+def _make_vae() -> WanVAE:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = WanVAE(4)
+        vae.initialize()
+    return vae
+
+
+def _assert_near(result: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def _split(clip: Tensor, cuts: set[int]) -> tuple[Tensor, ...]:
+    return clip.tensor_split(sorted(cuts), dim=2)
+
+
+@pytest.mark.parametrize("num_frames", [1, 17])
+def test_encoding_equals_the_reference(
+    vae: WanVAE, golden: dict[str, Tensor], num_frames: int
+) -> None:
+    frames = golden[f"n{num_frames}.video"]
+    mean, log_variance = vae.posterior(frames)
+    _assert_near(mean[0], golden[f"n{num_frames}.mu_raw"])
+    assert log_variance.shape == mean.shape
+    _assert_near(vae.encode(frames)[0], golden[f"n{num_frames}.latent"])
+
+
+@pytest.mark.parametrize("num_frames", [1, 17])
+def test_decoding_equals_the_reference(
+    vae: WanVAE, golden: dict[str, Tensor], num_frames: int
+) -> None:
+    frames = vae.decode(golden[f"n{num_frames}.latent"].unsqueeze(0))
+    _assert_near(frames[0], golden[f"n{num_frames}.decoded"])
+
+
+def test_reconstruction_is_not_clamped(vae: WanVAE, golden: dict[str, Tensor]) -> None:
+    expected = golden["n9.decoded_unclamped"]
+    assert expected.abs().max() > 1
+    latent = golden["n9.latent"].unsqueeze(0)
+    raw = latent * vae.latent_std_C.view(-1, 1, 1, 1) + vae.latent_mean_C.view(-1, 1, 1, 1)
+    _assert_near(vae.reconstruct(raw)[0], expected)
+    assert vae.decode(latent).abs().max() == 1
+
+
+def test_statistics_are_the_reference_ones(golden: dict[str, Tensor]) -> None:
+    assert torch.equal(torch.tensor(LATENT_MEAN), golden["mean"])
+    assert torch.equal(torch.tensor(LATENT_STD), golden["std"])
+
+
+def test_keys_and_shapes_are_the_reference_ones() -> None:
+    def shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+        return {key: tensor.shape for key, tensor in tensors.items()}
+
+    assert shapes(WanVAE(4).state_dict()) == shapes(load_file(DATA / "vae_weights.safetensors"))
+
+
+@given(cuts=st.sets(st.integers(1, NUM_FRAMES - 1)))
+@settings(max_examples=10)
+def test_any_split_of_the_frames_encodes_to_the_same(vae: WanVAE, cuts: set[int]) -> None:
+    frames = _draw_frames(NUM_FRAMES)
+    stream: Stream = {}
+    pieces = [vae.encode_stream(piece, stream) for piece in _split(frames, cuts)]
+    _assert_near(torch.cat(pieces, 2), vae.encode_stream(frames, {}), 1e-5)
+
+
+@given(cuts=st.sets(st.integers(1, NUM_LATENTS - 1)))
+@settings(max_examples=10)
+def test_any_split_of_the_latents_decodes_to_the_same(vae: WanVAE, cuts: set[int]) -> None:
+    latents = _draw_latents(NUM_LATENTS)
+    stream: Stream = {}
+    pieces = [vae.decode_stream(piece, stream) for piece in _split(latents, cuts)]
+    _assert_near(torch.cat(pieces, 2), vae.decode_stream(latents, {}), 1e-5)
+
+
+def test_a_latent_comes_out_with_the_last_of_its_frames(vae: WanVAE) -> None:
+    stream: Stream = {}
+    frames = _draw_frames(9).split(1, 2)
+    counts = [vae.encode_stream(frame, stream).shape[2] for frame in frames]
+    assert counts == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("num_latents", [1, 2, 3, 4, 6])
+def test_whole_clips_are_one_and_then_fours(vae: WanVAE, num_latents: int) -> None:
+    num_frames = count_decoded_frames(num_latents)
+    frames = _draw_frames(num_frames)
+    latents = vae.encode(frames)
+    assert latents.shape == (1, 16, num_latents, 2, 3)
+    assert count_latent_frames(num_frames) == num_latents
+    _assert_near(latents, vae.encode_stream(frames, {}), 1e-5)
+    decoded = vae.decode(latents)
+    assert decoded.shape == frames.shape
+    _assert_near(decoded, vae.decode_stream(latents, {}), 1e-5)
+
+
+def test_the_future_does_not_change_the_past(vae: WanVAE) -> None:
+    frames = _draw_frames(17)
+    other = torch.cat((frames[:, :, :9], _draw_frames(8, seed=1)), 2)
+    latents, other_latents = vae.encode(frames), vae.encode(other)
+    assert torch.equal(latents[:, :, :3], other_latents[:, :, :3])
+    assert not torch.equal(latents[:, :, 3], other_latents[:, :, 3])
+
+
+def test_decoding_in_pieces_keeps_them_short(vae: WanVAE) -> None:
+    latents = _draw_latents(5)
+    pieces = list(vae.iter_decode(latents))
+    assert [piece.shape[2] for piece in pieces] == [5, 8, 4]
+    assert torch.equal(torch.cat(pieces, 2), vae.decode(latents))
+
+
+def test_a_batch_is_as_its_clips_alone(vae: WanVAE) -> None:
+    frames = _draw_frames(9, batch=2)
+    latents = vae.encode(frames)
+    _assert_near(latents, torch.cat([vae.encode(clip) for clip in frames.split(1)]), 1e-5)
+    decoded = vae.decode(latents)
+    _assert_near(decoded, torch.cat([vae.decode(clip) for clip in latents.split(1)]), 1e-5)
+
+
+def test_results_have_the_dtype_of_the_weights() -> None:
+    codec: VideoCodec = _make_vae().bfloat16()
+    latents = codec.encode(_draw_frames(5))
+    assert latents.dtype == torch.bfloat16
+    assert codec.decode(latents.float()).dtype == torch.bfloat16
+
+
+def test_whole_clips_keep_no_gradient_and_leave_the_callers_mode_alone() -> None:
+    vae = _make_vae()
+    latents = vae.encode(_draw_frames(5))
+    assert not latents.requires_grad
+    for frames in vae.iter_decode(latents):
+        assert not frames.requires_grad
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("num_frames", [2, 4, 16])
+def test_other_frame_counts_are_refused(vae: WanVAE, num_frames: int) -> None:
+    with pytest.raises(GeometryError, match=f"got {num_frames} frames"):
+        vae.encode(_draw_frames(num_frames))
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (16, 20), (7, 8)])
+def test_odd_sizes_are_refused(vae: WanVAE, height: int, width: int) -> None:
+    with pytest.raises(GeometryError, match=f"got {width}x{height} frames.*multiples of 8"):
+        vae.encode(torch.zeros(1, 3, 1, height, width))
+
+
+def test_other_channels_are_refused(vae: WanVAE) -> None:
+    with pytest.raises(MismatchError, match="3 colour channels, got 4"):
+        vae.encode(torch.zeros(1, 4, 1, 16, 16))
+
+
+def test_new_weights_work_and_all_of_them_learn() -> None:
+    vae = _make_vae()
+    frames = _draw_frames(9)
+    mean, log_variance = vae.posterior(frames)
+    decoded = vae.reconstruct(mean)
+    assert decoded.shape == frames.shape
+    (decoded.square().mean() + log_variance.square().mean()).backward()
+    for name, weight in vae.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+        assert weight.grad.any(), name
+
+
+def test_new_weights_begin_with_little_posterior_noise() -> None:
+    mean, log_variance = _make_vae().posterior(_draw_frames(9))
+    assert log_variance.exp().mean() < 0.01 * mean.var()
+
+
+def test_new_weights_follow_from_the_seed() -> None:
+    first, second = (_make_vae().state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)

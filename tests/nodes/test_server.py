@@ -1,0 +1,280 @@
+"""The shipped workflows in a ComfyUI server, the way a person or a program runs them."""
+
+import asyncio
+import io
+import json
+import math
+import wave
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.nodes.family import write_family
+from tools.comfy_server import ComfyClient, ComfyServer, PromptFailed, PromptRefused
+from turbotalk_core.errors import CheckpointError
+from turbotalk_core.library import TEACHER, find_model_files, read_request
+
+ROOT = Path(__file__).parents[2]
+API = ROOT / "workflows" / "api" / "first_video.json"
+UI = ROOT / "workflows" / "TurboTalk - first video.json"
+SECONDS = 1.5
+SAMPLER, ASSEMBLE, SAVE = "10", "11", "12"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, host):
+    """A server that knows the embedded models, or a random family under their names."""
+    base = tmp_path_factory.mktemp("server")
+    try:
+        find_model_files(dit=TEACHER)
+    except CheckpointError:
+        write_family(base / "models")
+    (base / "input").mkdir()
+    write_inputs(base / "input")
+    with ComfyServer(Path(host.nodes.__file__).parent, base) as running:
+        yield running
+
+
+def write_inputs(folder):
+    rows, columns = np.mgrid[:160, :160]
+    Image.fromarray(np.stack([rows, columns, rows // 2 + 60], -1).astype(np.uint8)).save(
+        folder / "portrait.png"
+    )
+    rate = 44_100
+    time = np.arange(round(rate * SECONDS)) / rate
+    left = np.sin(2 * math.pi * 200 * time) * np.sin(2 * math.pi * 2 * time)
+    samples = (8_000 * np.stack([left, left / 2], -1)).astype("<i2")
+    with wave.open(str(folder / "speech.wav"), "wb") as sound:
+        sound.setnchannels(2)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(samples.tobytes())
+
+
+@pytest.fixture
+def talk(server):
+    """Run something with a client: ``talk(lambda client: client.run(prompt))``."""
+
+    def run(make_coroutine):
+        async def connected():
+            async with ComfyClient(server.address) as client:
+                return await make_coroutine(client)
+
+        return asyncio.run(connected())
+
+    return run
+
+
+@pytest.fixture
+def prompt():
+    """The API workflow, cheap: few steps, and as many frames in a chunk as the voice needs."""
+    prompt = json.loads(API.read_text(encoding="utf-8"))
+    prompt["9"]["inputs"]["steps"] = 2
+    prompt[SAMPLER]["inputs"]["chunk_frames"] = 21
+    prompt[SAMPLER]["inputs"]["motion_frames"] = 5
+    return prompt
+
+
+def probe(content):
+    with av.open(io.BytesIO(content)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        return SimpleNamespace(
+            frames=sum(1 for _ in container.decode(video)),
+            size=(video.width, video.height),
+            seconds=float(video.duration * video.time_base),
+            sound_seconds=float(sound.duration * sound.time_base),
+            sound_rate=sound.rate,
+            channels=sound.channels,
+            tags=container.metadata,
+        )
+
+
+def fetch_video(talk, run):
+    (file,) = run.outputs[SAVE]["images"]
+    return talk(lambda client: client.view(file))
+
+
+def test_the_api_workflow_from_queue_to_file(talk):
+    """As shipped."""
+    prompt, events = json.loads(API.read_text(encoding="utf-8")), []
+    run = talk(lambda client: client.run(prompt, events.append))
+    video = probe(fetch_video(talk, run))
+    assert video.frames == math.floor(25 * SECONDS)
+    assert video.size == (128, 128)
+    assert video.seconds == pytest.approx(37 / 25)
+    assert video.sound_seconds == pytest.approx(video.seconds, abs=1 / 25)
+    assert (video.sound_rate, video.channels) == (44_100, 2)
+    assert json.loads(video.tags["prompt"])["10"]["class_type"] == "TurboTalkSampler"
+
+    progress = [
+        (event["data"]["value"], event["data"]["max"])
+        for event in events
+        if event["type"] == "progress" and event["data"]["node"] == SAMPLER
+    ]
+    steps = prompt["9"]["inputs"]["steps"]
+    total = 1 + 1 * (2 * steps + 2)  # the reference; one chunk: two calls a step, encode, decode
+    assert progress == sorted(progress)
+    assert progress[-1] == (total, total)
+    assert {most for _, most in progress} == {total}
+    pictures = [event["data"] for event in events if event["type"] == "preview"]
+    assert [picture["node"] for picture in pictures] == [SAMPLER]
+    assert Image.open(io.BytesIO(pictures[0]["bytes"])).size == (128, 128)
+
+
+def test_the_ui_workflow_is_the_api_workflow(talk):
+    definitions = talk(lambda client: client.get("/object_info"))
+    ui = json.loads(UI.read_text(encoding="utf-8"))
+    wanted = json.loads(API.read_text(encoding="utf-8"))
+    for node in wanted.values():
+        del node["_meta"]
+    assert to_prompt(ui, definitions) == wanted
+
+
+def test_the_ui_workflow_runs(talk):
+    definitions = talk(lambda client: client.get("/object_info"))
+    converted = to_prompt(json.loads(UI.read_text(encoding="utf-8")), definitions)
+    converted[SAMPLER]["inputs"]["seed"] = 5  # not the result of the test above
+    run = talk(lambda client: client.run(converted))
+    assert SAMPLER not in run.cached
+    assert probe(fetch_video(talk, run)).frames == 37
+
+
+def to_prompt(ui, definitions):
+    """Convert a graph as the page saves it to what it would queue."""
+    links = {link[0]: link for link in ui["links"]}
+    assert len(links) == len(ui["links"])
+    nodes = {node["id"]: node for node in ui["nodes"]}
+    for _, source, slot, target, place, kind in ui["links"]:
+        assert nodes[source]["outputs"][slot]["type"] == kind
+        assert nodes[target]["inputs"][place]["type"] == kind
+    prompt = {}
+    for node in ui["nodes"]:
+        if node["type"] == "MarkdownNote":
+            continue
+        definition = definitions[node["type"]]
+        values = iter(node["widgets_values"])
+        inputs = {}
+        for name, spec in [
+            *definition["input"].get("required", {}).items(),
+            *definition["input"].get("optional", {}).items(),
+        ]:
+            options = spec[1] if len(spec) > 1 else {}
+            if not is_widget(spec):
+                continue
+            inputs[name] = next(values)
+            if options.get("control_after_generate"):
+                assert next(values) in ("fixed", "randomize")
+        assert set(values) <= {"image", None}  # the buttons of LoadImage and LoadAudio
+        for socket in node["inputs"]:
+            if socket["link"] is not None:
+                _, source, slot, target, place, _ = links[socket["link"]]
+                assert (target, node["inputs"][place]) == (node["id"], socket)
+                assert socket["link"] in nodes[source]["outputs"][slot]["links"]
+                inputs[socket["name"]] = [str(source), slot]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def is_widget(spec):
+    kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
+    return isinstance(spec[0], list) or spec[0] in kinds
+
+
+def test_the_template_browser_offers_the_workflow(talk):
+    offered = talk(lambda client: client.get("/api/workflow_templates"))
+    assert offered["ComfyUI-TurboTalk"] == ["TurboTalk - first video"]
+    served = talk(
+        lambda client: client.get(
+            "/api/workflow_templates/ComfyUI-TurboTalk/TurboTalk - first video.json"
+        )
+    )
+    assert served == json.loads(UI.read_text(encoding="utf-8"))
+
+
+def test_the_help_panel_finds_our_pages(talk):
+    page = talk(
+        lambda client: client.read("/extensions/ComfyUI-TurboTalk/docs/TurboTalkSampler.md")
+    )
+    assert page.startswith(b"# TurboTalk")
+
+
+def test_the_workflow_carries_what_the_model_ships_with():
+    """Only where the embedded models are."""
+    try:
+        shipped = read_request(find_model_files(dit=TEACHER).dit)
+    except CheckpointError:
+        pytest.skip("the embedded models are not here")
+    prompt = json.loads(API.read_text(encoding="utf-8"))
+    schedule, sampler = prompt["9"]["inputs"], prompt[SAMPLER]["inputs"]
+    assert schedule == {
+        "steps": shipped.num_inference_steps,
+        "shift": shipped.shift,
+        "kind": shipped.schedule,
+    }
+    assert sampler["audio_guidance"] == shipped.audio_guidance_scale
+    assert sampler["update"] == shipped.update
+    assert sampler["chunk_frames"] == shipped.chunk_frames
+    assert sampler["motion_frames"] == shipped.num_motion_frames
+    assert (sampler["width"], sampler["height"]) == (shipped.width, shipped.height)
+
+
+def test_another_crf_does_not_sample_again(talk, prompt):
+    first = talk(lambda client: client.run(prompt))
+    prompt[ASSEMBLE]["inputs"]["crf"] = 45
+    second = talk(lambda client: client.run(prompt))
+    assert SAMPLER in second.cached
+    assert ASSEMBLE not in second.cached
+    assert len(fetch_video(talk, second)) < len(fetch_video(talk, first))
+
+
+@pytest.mark.parametrize(
+    ("node", "changes", "message"),
+    [
+        (SAMPLER, {"width": 130}, "width 130; the model takes multiples of 16"),
+        (SAMPLER, {"chunk_frames": 20}, "chunk_frames: got 20"),
+        (SAMPLER, {"motion_frames": 21}, "21 motion frames in chunks of 21"),
+        (SAMPLER, {"text_guidance": 4}, "without a prompt"),
+        (SAMPLER, {"audio_guidance": 99}, "Value 99.0 bigger than max"),
+        ("9", {"steps": 0}, "got 0 steps"),
+        ("9", {"steps": 9, "kind": "distilled"}, "use 1 to 4 with the distilled schedule"),
+        ("7", {"name": "nothing.safetensors"}, "Value not in list"),
+        (ASSEMBLE, {"codec": "vp9"}, "Value not in list"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_running(talk, prompt, node, changes, message):
+    prompt[node]["inputs"] |= changes
+    with pytest.raises(PromptRefused, match=message) as refused:
+        talk(lambda client: client.run(prompt))
+    assert set(refused.value.node_errors) == {node}
+
+
+def test_what_only_the_data_can_tell_is_a_node_error(talk, prompt, server):
+    prompt["4"]["inputs"]["vae_name"] = "pixel_space"
+    with pytest.raises(PromptFailed, match="latent channels; the Wan 2.1 VAE") as failed:
+        talk(lambda client: client.run(prompt))
+    assert failed.value.event["data"]["node_id"] == SAMPLER
+    assert failed.value.event["data"]["exception_type"].endswith("MismatchError")
+
+
+def test_the_stop_button_leaves_nothing(talk, prompt, server):
+    prompt[SAMPLER]["inputs"]["seed"] = 11
+    before = set((server.base / "temp").iterdir())
+
+    async def press(client):
+        pressed = []
+
+        def on_event(event):
+            # the preview of the first chunk: its file is about to be written
+            if event["type"] == "preview" and not pressed:
+                pressed.append(asyncio.ensure_future(client.interrupt()))
+
+        await client.run(prompt, on_event)
+
+    with pytest.raises(PromptFailed) as failed:
+        talk(press)
+    assert failed.value.event["type"] == "execution_interrupted"
+    assert set((server.base / "temp").iterdir()) == before
