@@ -32,10 +32,29 @@ test: lint espeak
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --level warning
 	$(BIN)/pydoclint --quiet turbotalk_core training
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+# --- the embedded models, each from its seed (docs/training.md); the teacher takes hours ----------
+
+.PHONY: models-audio-encoder models-vae models-teacher
+
+AUDIO_ENCODER := models/audio_encoders/turbotalk_tiny_wav2vec2.safetensors
+VAE := models/vae/turbotalk_tiny_vae.safetensors
+
+models-audio-encoder: $(VENV)/.run-ready espeak
+	$(PY) -m training.audio_encoder --out $(AUDIO_ENCODER)
+
+models-vae: $(VENV)/.run-ready espeak
+	$(PY) -m training.vae --out $(VAE)
+
+models-teacher: $(VENV)/.run-ready espeak
+	$(PY) -m training.teacher_data --vae $(VAE) --encoder $(AUDIO_ENCODER) --out runs/teacher_data
+	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models
+
+# ----------------------------------------------------------------------------------------------
 
 clean:
 	rm -rf $(VENV) .host build dist out *.egg-info
@@ -49,7 +68,7 @@ espeak:
 	|| if [ -n "$${CI:-}" ]; then \
 	     echo "espeak-ng is missing and could not be installed; CI skips no test" >&2; exit 1; \
 	   else \
-	     echo "espeak-ng is missing: the tests that make speech will be skipped"; \
+	     echo "espeak-ng is missing: what makes speech will be skipped or fail"; \
 	   fi
 
 # --- environment: stamp files, so that a warm run starts at once ----------------------------------

@@ -166,7 +166,7 @@ class HostAudioEncoder:
             encoder: on the CPU, float32.
         """
         self._encoder = encoder
-        # in a shell of its own: the host writes the attribute ``device``, which transformers forbids
+        # in a shell: the host writes the attribute ``device``, which transformers forbids
         self._patcher = CoreModelPatcher(
             torch.nn.Sequential(encoder.model),
             load_device=comfy.model_management.text_encoder_device(),
@@ -235,7 +235,8 @@ class HostProgress:
         preview = None
         if preview_HWC is not None:
             picture = Image.fromarray((preview_HWC * 255).round().to(torch.uint8).numpy())
-            preview = ("JPEG", picture, PREVIEW_SIDE)
+            # the host would enlarge a smaller one
+            preview = ("JPEG", picture, min(PREVIEW_SIDE, max(picture.size)))
         self._bar.update_absolute(self._bar.current + units, preview=preview)
 
 

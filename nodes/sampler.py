@@ -24,6 +24,7 @@ from ..turbotalk_core.request import (
     NUM_MOTION_FRAMES,
     UPDATES,
     TalkRequest,
+    Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
 from ..turbotalk_core.types import Speech
@@ -201,8 +202,14 @@ class Sampler(io.ComfyNode):
         positive: object = NOT_CONNECTED,
     ) -> bool | str:
         """Refuse before running what the core would refuse; a linked value is None here."""
-        settings = (steps, width, height, chunk_frames, motion_frames, text_guidance)
-        if None in settings:
+        if (
+            steps is None
+            or width is None
+            or height is None
+            or chunk_frames is None
+            or motion_frames is None
+            or text_guidance is None
+        ):
             return True
         if text_guidance != 1 and positive is NOT_CONNECTED:
             return (
@@ -241,7 +248,7 @@ class Sampler(io.ComfyNode):
         audio_guidance: float,
         text_guidance: float,
         shift: float,
-        update: str,
+        update: Update,
         chunk_frames: int,
         motion_frames: int,
         positive: list[Any] | None = None,

@@ -8,7 +8,5 @@ from hypothesis import settings
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)  # the order of a sum depends on the number of threads
 
-settings.register_profile(
-    "house", deadline=None, derandomize=True, database=None, max_examples=50
-)
+settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("house")

@@ -1,4 +1,4 @@
-"""The repository keeps its own rules: what is shipped, what is required, what is said and linked."""
+"""The repository keeps its rules: what is shipped, what is required, what is said and linked."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "turbotalk_core"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = SETTINGS["project"]
 
 # ComfyUI's browser looks for templates in each of these, and serves them from only one.
 TEMPLATE_FOLDERS = ("example_workflows", "example", "examples", "workflow", "workflows")
+
+# What no text may name. Each pattern is split, so that it does not find itself here.
+FOREIGN = {
+    "a folder of one machine": r"(?<![\w.$}/-])/" + r"(?:home|root|Users|work|tmp)/\w",
+    "a package index": r"(?:index|find)" + r"[-_](?:url|links)|pypi\.(?:org|python)/simple",
+    "something left undone": r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b",
+}
 
 DISTRIBUTIONS = {"PIL": "pillow"}  # where a package is imported under another name
 
 
 def _list_files() -> list[Path]:
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
+    options = ["--cached", "--others", "--exclude-standard"]
     listing = subprocess.run(
-        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others"]
-        + ["--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
+        command + options, cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
 
 
 def _read_texts() -> dict[str, str]:
-    texts = {}
-    for path in _list_files():
-        data = path.read_bytes()
-        if b"\0" not in data:
-            texts[path.relative_to(ROOT).as_posix()] = data.decode("utf-8")
-    return texts
+    contents = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in _list_files()}
+    return {name: data.decode() for name, data in contents.items() if b"\0" not in data}
 
 
 def _name_of(requirement: str) -> str:
@@ -89,6 +90,12 @@ class TestPackaging:
         declared = {_name_of(requirement) for requirement in PROJECT["dependencies"]}
         assert _list_third_party_imports(CORE) == declared
 
+    def test_training_declares_what_it_imports(self) -> None:
+        extra = PROJECT["optional-dependencies"]["train"]
+        declared = {_name_of(requirement) for requirement in PROJECT["dependencies"] + extra}
+        ours = {"training", "turbotalk_core"}
+        assert _list_third_party_imports(ROOT / "training") - ours <= declared
+
     def test_the_changelog_tells_of_this_version(self) -> None:
         changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
         versions = re.findall(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)
@@ -107,7 +114,7 @@ class TestPackaging:
             assert _name_of(requirement) in declared, f"{line!r} is unknown to pyproject.toml"
 
     def test_the_registry_finds_what_it_asks_for(self) -> None:
-        comfy = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["comfy"]
+        comfy = SETTINGS["tool"]["comfy"]
         assert re.fullmatch(r"[a-z][a-z0-9-]{1,98}", PROJECT["name"])
         assert "comfyui" not in PROJECT["name"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
@@ -138,16 +145,9 @@ class TestWorkflows:
 class TestText:
     """What is written speaks of the project alone, to anyone, on any machine."""
 
-    # Each pattern is split, so that it does not find itself here.
-    FOREIGN = {
-        "a folder of one machine": r"(?<![\w.$}/-])/" + r"(?:home|root|Users|work|tmp)/\w",
-        "a package index": r"(?:index|find)" + r"[-_](?:url|links)|pypi\.(?:org|python)/simple",
-        "something left undone": r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b",
-    }
-
     @pytest.mark.parametrize("what", FOREIGN)
     def test_no_text_names(self, what: str) -> None:
-        pattern = re.compile(self.FOREIGN[what])
+        pattern = re.compile(FOREIGN[what])
         found = [
             f"{name}:{number}: {line.strip()[:120]}"
             for name, text in _read_texts().items()

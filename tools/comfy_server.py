@@ -239,7 +239,7 @@ class ComfyClient:
             await socket_.send_json({"type": "feature_flags", "data": features})
             prompt_id = await self._queue(prompt)
             async for message in socket_:
-                event = _read_message(message)
+                event = _read_message(message.data)
                 if event["data"].get("prompt_id", prompt_id) != prompt_id:
                     continue
                 on_event(event)
@@ -269,16 +269,15 @@ class ComfyClient:
             await asyncio.sleep(0.05)
 
 
-def _read_message(message: aiohttp.WSMessage) -> Event:
-    if message.type is aiohttp.WSMsgType.TEXT:
-        return json.loads(message.data)
-    kind = int.from_bytes(message.data[:4], "big")
+def _read_message(data: str | bytes) -> Event:
+    if isinstance(data, str):
+        return json.loads(data)
+    kind = int.from_bytes(data[:4], "big")
     if kind != PREVIEW_WITH_METADATA:
         return {"type": f"binary {kind}", "data": {}}
-    size = int.from_bytes(message.data[4:8], "big")
-    metadata = json.loads(message.data[8 : 8 + size])
-    picture = message.data[8 + size :]
-    return {"type": "preview", "data": {"node": metadata["node_id"], "bytes": picture}}
+    size = int.from_bytes(data[4:8], "big")
+    metadata = json.loads(data[8 : 8 + size])
+    return {"type": "preview", "data": {"node": metadata["node_id"], "bytes": data[8 + size :]}}
 
 
 def _put_pack(place: Path) -> None:

@@ -271,7 +271,7 @@ def main() -> int:
     try:
         report = _evaluate(arguments)
     except TurboTalkError as error:
-        logger.error("%s", error)  # noqa: TRY400 (a refusal, not a crash: no traceback)
+        logger.error("%s", error)
         return 2
     for name, value in report["summary"].items():
         logger.info("%-24s %8.4f", name, value)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from training.optimization import Ema, clip_gradients, cosine_factor
+from training.optimization import Ema, Optimizers, cosine_factor
 from training.teacher_data import LONG_FRAMES, SHORT_FRAMES, TeacherClip, read_clip
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.geometry import count_latent_frames
@@ -224,27 +224,17 @@ def flow_loss(student: Student, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tens
     return error.sum() / (free.sum() * error[0, :, 0].numel())
 
 
-def build_optimizers(student: Student, recipe: TeacherRecipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else.
-
-    Muon needs about half as many updates here as AdamW alone.
-    """
-    matrices = [
-        weight for block in student.dit.blocks for weight in block.parameters() if weight.ndim == 2
-    ]
+def build_optimizers(student: Student, recipe: TeacherRecipe) -> Optimizers:
+    """Muon for the matrices inside the blocks, AdamW for the rest of both networks."""
+    matrices = [w for block in student.dit.blocks for w in block.parameters() if w.ndim == 2]
     chosen = {id(weight) for weight in matrices}
-    others = [weight for weight in student.parameters() if id(weight) not in chosen]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(
-            others, recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
-        ),
-    ]
+    return Optimizers(
+        matrices,
+        [weight for weight in student.parameters() if id(weight) not in chosen],
+        matrix_rate=recipe.learning_rate,
+        other_rate=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+    )
 
 
 class Run:
@@ -282,7 +272,6 @@ class Run:
     def advance(self) -> float:
         """Make one update; returns the loss."""
         recipe = self.recipe
-        rate = recipe.learning_rate * cosine_factor(self.step, self.num_steps, num_warmup_steps=40)
         if self.step < recipe.short_steps:
             clips, weights, frames, size = (
                 self.clips,
@@ -301,12 +290,7 @@ class Run:
         noise = torch.randn(batch.latents_BCFHW.shape, generator=self.generator)
         loss = self._loss(self.student, batch, sigma_B, noise)
         loss.backward()
-        clip_gradients(self.student.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
+        self.optimizers.step(cosine_factor(self.step, self.num_steps, num_warmup_steps=40))
         self.ema.update(self.student)
         self.step += 1
         return loss.item()
@@ -320,7 +304,7 @@ class Run:
             "student": self.student.state_dict(),
             "ema": self.ema.weights,
             "ema_updates": self.ema.num_updates,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": self.optimizers.state_dict(),
             "generator": self.generator.get_state(),
         }
         torch.save(state, partial)
@@ -332,8 +316,7 @@ class Run:
         self.step, self.log = state["step"], state["log"]
         self.student.load_state_dict(state["student"])
         self.ema.weights, self.ema.num_updates = state["ema"], state["ema_updates"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizers.load_state_dict(state["optimizers"])
         self.generator.set_state(state["generator"])
 
     def export(self, folder: Path, settings: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ from training.data.motion import draw_motion
 from training.data.mouth import mouth_curve
 from training.data.portrait import render
 from training.data.speech import draw_speech
-from training.optimization import Ema, clip_gradients, cosine_factor
+from training.optimization import Ema, Optimizers, cosine_factor
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.checkpoint import save_vae
 from turbotalk_core.model.vae import WanVAE
@@ -63,13 +63,13 @@ class VaeRecipe:
     seed: int = 0
     dim: int = 8
     num_clips: int = 500
-    image_steps: int = 1300
+    image_steps: int = 500
     image_batch: int = 8
-    clip_steps: int = 900
+    clip_steps: int = 620
     clip_batch: int = 4
     num_frames: int = 9
     crop_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     kl_weight: float = 3e-4
     edge_weight: float = 0.5
     motion_weight: float = 0.5
@@ -171,11 +171,14 @@ def train_vae(
     vae.initialize()
     ema = Ema(vae)
     num_steps = recipe.image_steps + recipe.clip_steps
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: cosine_factor(step, num_steps, num_warmup_steps=30)
+    kernels = [weight for weight in vae.parameters() if weight.ndim > 1 and weight[0].numel() > 1]
+    chosen = {id(weight) for weight in kernels}
+    optimizers = Optimizers(
+        kernels,
+        [weight for weight in vae.parameters() if id(weight) not in chosen],
+        matrix_rate=recipe.learning_rate,
+        other_rate=recipe.learning_rate,
+        weight_decay=0.0,
     )
     clip_loss = torch.compile(vae_loss) if compiles else vae_loss
     log: list[dict] = []
@@ -196,11 +199,8 @@ def train_vae(
             generator=generator,
         )  # fmt: skip
         loss, error = (vae_loss if is_image else clip_loss)(vae, frames, noise, recipe)
-        optimizer.zero_grad()
         loss.backward()
-        clip_gradients(vae.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
+        optimizers.step(cosine_factor(step, num_steps, num_warmup_steps=30))
         ema.update(vae)
         squared_error += float(error)
         if (step + 1) % 100 == 0:
@@ -209,7 +209,7 @@ def train_vae(
             log.append(
                 {
                     "step": step + 1,
-                    "loss": round(float(loss), 5),
+                    "loss": round(loss.item(), 5),
                     "psnr": round(psnr, 2),
                     "seconds": round(time.monotonic() - started),
                 }

@@ -73,6 +73,12 @@ def part(pack):
 
 
 @pytest.fixture
+def errors(part):
+    """The error kinds that the nodes raise."""
+    return part("turbotalk_core.errors")
+
+
+@pytest.fixture
 def run_node(host, pack):
     """Run a node as the host does: ``run_node("TurboTalkSchedule", steps=4, …)``."""
 

@@ -66,6 +66,7 @@ def test_denoiser(family, models, part, run_node, sigma, num_words, strength):
 def test_adapter(family, models, part):
     windows = {"first_KLD": noise(5, 2, 16), "later_FKLD": noise(3, 8, 2, 16)}
     _, projection = load_dit(family.dit, family.adapter)
+    assert projection is not None
     wanted = ProjectionAdapter(projection)(AudioWindows(**windows)).tokens_FND
     with torch.inference_mode():
         hosted = part("nodes.adapter").HostAdapter(models.patch)

@@ -87,9 +87,9 @@ def test_the_hosts_audio_encoder_in_our_node(host, pack, run_node, tmp_path):
     assert (heard[0] - heard[1]).abs().max() < 0.02 * heard[1].abs().max()
 
 
-def test_an_encoder_that_is_no_wav2vec2(models, run_node, part):
+def test_an_encoder_that_is_no_wav2vec2(run_node, errors):
     whisper = type("Whisper", (), {})()
-    with pytest.raises(part("turbotalk_core.errors").MismatchError, match=r"Whisper.*wav2vec2"):
+    with pytest.raises(errors.MismatchError, match=r"Whisper.*wav2vec2"):
         run_node(
             "TurboTalkEncodeSpeech",
             audio_encoder=whisper,
@@ -218,23 +218,19 @@ def test_a_lora_of_the_host_keeps_working(family, models, host, run_node, veloci
 class TestWhatDoesNotFit:
     """Each refusal names both sides."""
 
-    @pytest.fixture(autouse=True)
-    def errors(self, part):
-        self.errors = part("turbotalk_core.errors")
-
-    def test_an_adapter_of_another_width(self, host, models, run_node, tmp_path):
+    def test_an_adapter_of_another_width(self, errors, host, models, run_node, tmp_path):
         other = write_family(tmp_path, dim=96)
         place = host.base / "models" / "model_patches" / "wide.safetensors"
         place.write_bytes(other.adapter.read_bytes())
         wide = run_node("TurboTalkLoadAudioAdapter", name="wide.safetensors")
         with pytest.raises(
-            self.errors.MismatchError, match=r"width 96 and 2 layers.*width 48 and 2 layers"
+            errors.MismatchError, match=r"width 96 and 2 layers.*width 48 and 2 layers"
         ):
             run_node(
                 "TurboTalkApplyAudioAdapter", model=models.bare, model_patch=wide, strength=1.0
             )
 
-    def test_speech_of_another_encoder(self, host, sample, run_node, tmp_path):
+    def test_speech_of_another_encoder(self, errors, host, sample, run_node, tmp_path):
         other = write_family(tmp_path, audio_width=32)
         place = host.base / "models" / "audio_encoders" / "wide.safetensors"
         place.write_bytes(other.audio_encoder.read_bytes())
@@ -245,11 +241,11 @@ class TestWhatDoesNotFit:
             audio={"waveform": noise(1, 1, 16_000), "sample_rate": 16_000},
             normalize_loudness=True,
         )
-        with pytest.raises(self.errors.MismatchError, match=r"2 layers of 32.*\(64\).*takes 32"):
+        with pytest.raises(errors.MismatchError, match=r"2 layers of 32.*\(64\).*takes 32"):
             sample(speech=speech)
 
-    def test_two_adapters(self, models, run_node):
-        with pytest.raises(self.errors.MismatchError, match="adapter already"):
+    def test_two_adapters(self, errors, models, run_node):
+        with pytest.raises(errors.MismatchError, match="adapter already"):
             run_node(
                 "TurboTalkApplyAudioAdapter",
                 model=models.model,
@@ -257,12 +253,12 @@ class TestWhatDoesNotFit:
                 strength=1.0,
             )
 
-    def test_a_model_without_an_adapter(self, models, sample):
-        with pytest.raises(self.errors.MismatchError, match="no audio adapter"):
+    def test_a_model_without_an_adapter(self, errors, models, sample):
+        with pytest.raises(errors.MismatchError, match="no audio adapter"):
             sample(model=models.bare)
 
-    def test_a_patch_that_is_no_adapter(self, models, run_node):
-        with pytest.raises(self.errors.MismatchError, match=r"WAN21.*audio adapter is needed"):
+    def test_a_patch_that_is_no_adapter(self, errors, models, run_node):
+        with pytest.raises(errors.MismatchError, match=r"WAN21.*audio adapter is needed"):
             run_node(
                 "TurboTalkApplyAudioAdapter",
                 model=models.bare,
@@ -270,49 +266,49 @@ class TestWhatDoesNotFit:
                 strength=1.0,
             )
 
-    def test_a_vae_that_is_not_wans(self, sample, run_node):
+    def test_a_vae_that_is_not_wans(self, errors, sample, run_node):
         pixels = run_node("VAELoader", vae_name="pixel_space")
-        with pytest.raises(self.errors.MismatchError, match=r"3 latent channels.*16"):
+        with pytest.raises(errors.MismatchError, match=r"3 latent channels.*16"):
             sample(vae=pixels)
 
-    def test_a_prompt_of_another_text_encoder(self, sample):
-        with pytest.raises(self.errors.MismatchError, match=r"99 wide.*16 wide"):
+    def test_a_prompt_of_another_text_encoder(self, errors, sample):
+        with pytest.raises(errors.MismatchError, match=r"99 wide.*16 wide"):
             sample(positive=[[noise(1, 5, 99), {}]])
 
-    def test_clip_vision_for_a_model_without_the_branch(self, sample):
+    def test_clip_vision_for_a_model_without_the_branch(self, errors, sample):
         seen = type("Seen", (), {"penultimate_hidden_states": noise(1, 257, 1280)})()
-        with pytest.raises(self.errors.MismatchError, match=r"no image branch.*disconnect"):
+        with pytest.raises(errors.MismatchError, match=r"no image branch.*disconnect"):
             sample(clip_vision_output=seen)
 
-    def test_files_of_another_kind(self, family, host, run_node):
+    def test_files_of_another_kind(self, errors, family, host, run_node):
         folder = host.base / "models"
         (folder / "model_patches" / "vae.safetensors").write_bytes(family.vae.read_bytes())
         (folder / "audio_encoders" / "vae.safetensors").write_bytes(family.vae.read_bytes())
-        with pytest.raises(self.errors.CheckpointError, match=r"video VAE; needed here: audio ad"):
+        with pytest.raises(errors.CheckpointError, match=r"video VAE; needed here: audio ad"):
             run_node("TurboTalkLoadAudioAdapter", name="vae.safetensors")
-        with pytest.raises(self.errors.CheckpointError, match="not a wav2vec2"):
+        with pytest.raises(errors.CheckpointError, match="not a wav2vec2"):
             run_node("TurboTalkLoadAudioEncoder", audio_encoder_name="vae.safetensors")
 
-    def test_damaged_files(self, family, host, run_node):
+    def test_damaged_files(self, errors, family, host, run_node):
         place = host.base / "models" / "model_patches" / "cut.safetensors"
         place.write_bytes(family.adapter.read_bytes()[:-1000])
-        with pytest.raises(self.errors.CheckpointError, match=r"cut\.safetensors"):
+        with pytest.raises(errors.CheckpointError, match=r"cut\.safetensors"):
             run_node("TurboTalkLoadAudioAdapter", name="cut.safetensors")
 
-    def test_an_adapter_with_tensors_missing(self, family, host, run_node):
+    def test_an_adapter_with_tensors_missing(self, errors, family, host, run_node):
         tensors = load_file(family.adapter)
         del tensors["blocks.1.norm_x.bias"]
         place = host.base / "models" / "model_patches" / "incomplete.safetensors"
         save_file(tensors, place)
-        with pytest.raises(self.errors.CheckpointError, match=r"blocks\.1\.norm_x\.bias"):
+        with pytest.raises(errors.CheckpointError, match=r"blocks\.1\.norm_x\.bias"):
             run_node("TurboTalkLoadAudioAdapter", name="incomplete.safetensors")
 
-    def test_the_hosts_own_sampler_on_a_model_that_hears(self, models, host):
+    def test_the_hosts_own_sampler_on_a_model_that_hears(self, errors, models, host):
         text = [[noise(1, 512, TEXT_DIM), {}]]
         latent = {"samples": torch.zeros(1, 16, 2, 4, 4)}
         with (
             torch.inference_mode(),
-            pytest.raises(self.errors.MismatchError, match="got no speech"),
+            pytest.raises(errors.MismatchError, match="got no speech"),
         ):
             host.nodes.common_ksampler(
                 models.model, 0, 1, 1.0, "euler", "normal", text, text, latent

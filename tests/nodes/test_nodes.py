@@ -8,11 +8,6 @@ import torch
 
 
 @pytest.fixture
-def errors(part):
-    return part("turbotalk_core.errors")
-
-
-@pytest.fixture
 def left_behind(host):
     """Names of what a run left in the temporary folder."""
     before = set((host.base / "temp").iterdir())

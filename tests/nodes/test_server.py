@@ -254,7 +254,7 @@ def test_what_can_be_known_is_refused_before_running(talk, prompt, node, changes
 
 def test_what_only_the_data_can_tell_is_a_node_error(talk, prompt, server):
     prompt["4"]["inputs"]["vae_name"] = "pixel_space"
-    with pytest.raises(PromptFailed, match="latent channels; the Wan 2.1 VAE") as failed:
+    with pytest.raises(PromptFailed, match=r"latent channels; the Wan 2.1 VAE") as failed:
         talk(lambda client: client.run(prompt))
     assert failed.value.event["data"]["node_id"] == SAMPLER
     assert failed.value.event["data"]["exception_type"].endswith("MismatchError")

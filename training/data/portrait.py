@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from training.data.avatars import Avatar, blend, dim
 from training.data.canvas import PICTURE, Canvas, Colour, Patch, Space
@@ -34,7 +35,7 @@ class Painting:
 
     Attributes:
         frames_CTHW: float32 red, green and blue in [-1, 1].
-        still_mask_HW: True where nothing was ever painted over the background.
+        still_mask_HW: True where no pixel that the lens gathers from was ever painted over.
     """
 
     frames_CTHW: Tensor
@@ -70,10 +71,22 @@ def paint(avatar: Avatar, motion: Motion, mouth: MouthCurve, size: int = 128) ->
     canvas = Canvas(_paint_backdrop(avatar, size), num_frames)
     figure = _Figure(avatar, motion, mouth, canvas)
     figure.paint()
+    touched = F.max_pool2d(canvas.touched_HW[None].float(), 3, stride=1, padding=1)[0]
     return Painting(
-        frames_CTHW=canvas.frames_CTHW.mul_(2).sub_(1).clamp_(-1, 1),
-        still_mask_HW=~canvas.touched_HW,
+        frames_CTHW=_see_through_lens(canvas.frames_CTHW).mul_(2).sub_(1).clamp_(-1, 1),
+        still_mask_HW=touched == 0,
     )
+
+
+def _see_through_lens(frames_CTHW: Tensor) -> Tensor:
+    """Blur by [1/4, 1/2, 1/4] both ways, as a lens does: no edge is sharper than its sensor."""
+    for axis in (-1, -2):
+        before, after = frames_CTHW.clone(), frames_CTHW.clone()
+        length = frames_CTHW.shape[axis]
+        before.narrow(axis, 1, length - 1).copy_(frames_CTHW.narrow(axis, 0, length - 1))
+        after.narrow(axis, 0, length - 1).copy_(frames_CTHW.narrow(axis, 1, length - 1))
+        frames_CTHW = before.add_(after).mul_(0.25).add_(frames_CTHW, alpha=0.5)
+    return frames_CTHW
 
 
 def _paint_backdrop(avatar: Avatar, size: int) -> Tensor:

@@ -191,7 +191,7 @@ def load_dit(
     """
     tensors, metadata = _read(path, DIT)
     config = _infer_dit({k: tuple(t.shape) for k, t in tensors.items()}, metadata, path)
-    projection = None
+    projection, source = None, path.name
     audio: dict[str, Any] = {"audio_heads": None}
     if adapter_path is not None:
         extra, extra_metadata = _read(adapter_path, ADAPTER)
@@ -217,13 +217,14 @@ def load_dit(
                 for key, tensor in extra.items()
                 if key.startswith(PROJECTION_PREFIX)
             },
-            adapter_path,
+            adapter_path.name,
             dtype,
         )
+        source = f"{path.name} with {adapter_path.name}"
         tensors |= {k: t for k, t in extra.items() if not k.startswith(PROJECTION_PREFIX)}
     with torch.device("meta"):
         model = WanModel(_with_audio(config, audio))
-    _assign(model, tensors, path, dtype)
+    _assign(model, tensors, source, dtype)
     return model, projection
 
 
@@ -242,7 +243,7 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     """
     tensors, _ = _read(path, VAE)
     vae = WanVAE(tensors["decoder.head.0.gamma"].shape[0])
-    _assign(vae, tensors, path, dtype)
+    _assign(vae, tensors, path.name, dtype)
     return vae
 
 
@@ -358,11 +359,16 @@ def _infer_dit(
 ) -> WanConfig:
     dim = _shape(shapes, "head.modulation", path)[-1]
     told = _parse_json(metadata.get("config", "{}"), path).get("transformer", {})
+    if not isinstance(told, dict):
+        raise CheckpointError(
+            f"the metadata of {Path(path).name} describes the transformer as {told!r}; it must be "
+            "a JSON object"
+        )
     image = shapes.get("img_emb.proj.0.bias")
     return WanConfig(
         dim=dim,
         ffn_dim=_shape(shapes, "blocks.0.ffn.0.weight", path)[0],
-        num_heads=int(told.get("num_heads", max(1, dim // HEAD_DIM))),
+        num_heads=_read_heads(told, "num_heads", dim, path),
         num_layers=_count_blocks(shapes),
         in_channels=_shape(shapes, "patch_embedding.weight", path)[1],
         text_dim=_shape(shapes, "text_embedding.0.weight", path)[1],
@@ -390,7 +396,17 @@ def _infer_projection(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Audi
 
 def _adapter_heads(width: int, metadata: Mapping[str, str], path: Path) -> int:
     told = _parse_json(metadata.get("config", "{}"), path)
-    return int(told.get("audio_heads", max(1, width // HEAD_DIM)))
+    return _read_heads(told, "audio_heads", width, path)
+
+
+def _read_heads(told: Mapping[str, Any], name: str, width: int, path: Path) -> int:
+    heads = told.get(name, max(1, width // HEAD_DIM))
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise CheckpointError(
+            f"{Path(path).name} has {heads!r} attention heads for a width of {width}; they must "
+            f"divide it, so save the file again with the right {name} in its metadata"
+        )
+    return heads
 
 
 def _parse_json(text: str, path: Path) -> dict[str, Any]:
@@ -406,7 +422,7 @@ def _parse_json(text: str, path: Path) -> dict[str, Any]:
 
 
 def _assign(
-    module: nn.Module, tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype
 ) -> None:
     """Give a module its weights, all of them, and complain of any that are left or wrong."""
     wanted = module.state_dict()
@@ -415,7 +431,7 @@ def _assign(
     wrong = [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape]
     if missing or extra or wrong:
         raise CheckpointError(
-            f"{Path(path).name} does not fit: {len(missing)} tensors are missing, {len(extra)} "
+            f"{source} does not fit: {len(missing)} tensors are missing, {len(extra)} "
             f"unknown, {len(wrong)} of another shape (first: {(missing + extra + wrong)[0]}); "
             "the file is damaged or of a model that TurboTalk does not know"
         )
@@ -429,9 +445,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     halved = {key: t.detach().half().contiguous() for key, t in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(halved, metadata))
-        partial.replace(path)
+        try:
+            partial.write_bytes(save(halved, metadata))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write {path} ({error}); free space or choose another") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,0 +1,403 @@
+"""The measures give what they must on pictures and numbers whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from training import evaluate
+from training.data.avatars import draw_avatar
+from training.data.motion import draw_motion
+from training.data.mouth import MouthCurve, mouth_curve
+from training.data.portrait import paint
+from training.data.synthetic import SyntheticClip
+from training.evaluate import (
+    FEATURE_WIDTH,
+    PairScores,
+    draw_pairs,
+    extract_features,
+    frechet_distance,
+    generate_clip,
+    score_pair,
+    summarize,
+)
+from turbotalk_core.errors import RequestError
+from turbotalk_core.library import TEACHER, VAE, read_request
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
+from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
+from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.pipeline import Models
+from turbotalk_core.request import TalkRequest
+
+SIZE, NUM_FRAMES = 48, 26
+REQUEST = TalkRequest(
+    num_inference_steps=1,
+    schedule="reference",
+    shift=3.0,
+    update="euler",
+    seed=0,
+    height=SIZE,
+    width=SIZE,
+    chunk_frames=17,
+    num_motion_frames=5,
+)
+REQUIRED = {
+    "sync_correlation",
+    "sync_lag_frames",
+    "identity_error",
+    "flicker",
+    "psnr",
+    "frechet",
+    "motion_ratio",
+    "edge_ratio",
+}
+
+
+class LoudnessEncoder:
+    """Hears how loud each frame is, in two layers of three."""
+
+    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        loudness_T1 = waveform_S[: 640 * num_frames].view(num_frames, 640).abs().mean(1)
+        return loudness_T1.view(-1, 1, 1).expand(-1, 2, 3)
+
+
+def _draw_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
+    """A small avatar that says a tone which swells and fades."""
+    times_S = torch.arange(640 * num_frames) / 16_000
+    swell_S = (0.5 - 0.5 * torch.cos((9 + seed % 5) * times_S)) ** 2
+    waveform_S = 0.3 * swell_S * torch.sin(2 * torch.pi * 300 * times_S)
+    mouth = mouth_curve(waveform_S)
+    avatar = draw_avatar(split, seed)
+    painting = paint(avatar, draw_motion(avatar, split, seed, num_frames, mouth.opening_T), mouth, SIZE)
+    return SyntheticClip(
+        frames_CTHW=painting.frames_CTHW,
+        waveform_S=waveform_S,
+        sample_rate=16_000,
+        mouth=mouth,
+        still_mask_HW=painting.still_mask_HW,
+    )
+
+
+@pytest.fixture(scope="module")
+def clip() -> SyntheticClip:
+    return _draw_clip("heldout", 3, NUM_FRAMES)
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[WanModel, AudioProjection, WanVAE]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WanModel(
+            WanConfig(
+                dim=24,
+                ffn_dim=16,
+                num_heads=2,
+                num_layers=1,
+                text_dim=8,
+                image_dim=None,
+                audio_heads=2,
+                audio_token_dim=6,
+            )
+        )
+        projection = AudioProjection(
+            AudioAdapterConfig(frame_width=6, hidden_dim=4, num_tokens=2, token_dim=6)
+        )
+        vae = WanVAE(1)
+        vae.initialize()
+    return model, projection, vae
+
+
+@pytest.fixture(scope="module")
+def models(networks: tuple[WanModel, AudioProjection, WanVAE]) -> Models:
+    model, projection, vae = networks
+    return Models(codec=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
+
+
+class TestFrechetDistance:
+    """Gaussians whose distance is known in closed form."""
+
+    left_ND = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).double()
+
+    def test_equal_sets_are_at_no_distance(self) -> None:
+        assert frechet_distance(self.left_ND, self.left_ND) == pytest.approx(0, abs=1e-6)
+
+    def test_a_shift_counts_its_square(self) -> None:
+        shift_D = torch.tensor([3.0, 0.0, 0.0, 4.0, 0.0, 0.0])
+        assert frechet_distance(self.left_ND, self.left_ND + shift_D) == pytest.approx(25)
+
+    def test_a_stretch_counts_the_spread_it_adds(self) -> None:
+        centred_ND = self.left_ND - self.left_ND.mean(0)
+        # (3 s - s)^2 summed over the directions: four times the trace of the covariance.
+        expected = 4 * float(centred_ND.var(0).sum())
+        assert frechet_distance(centred_ND, 3 * centred_ND) == pytest.approx(expected)
+
+    def test_a_turn_counts_by_the_square_root_of_the_product(self) -> None:
+        # Variances 1 and 9 against 9 and 1: the sum over both axes of (3 - 1)^2.
+        corners_ND = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        unit_ND = corners_ND * math.sqrt(3 / 4)
+        left_ND = unit_ND * torch.tensor([1.0, 3.0])
+        right_ND = unit_ND * torch.tensor([3.0, 1.0])
+        assert frechet_distance(left_ND, right_ND) == pytest.approx(8)
+
+    def test_fewer_samples_than_features_are_still_a_distance(self) -> None:
+        few_ND = self.left_ND[:3]
+        assert frechet_distance(few_ND, few_ND) == pytest.approx(0, abs=1e-5)
+        assert frechet_distance(few_ND, few_ND + 1) == pytest.approx(6, abs=1e-4)
+
+
+def test_features_are_one_row_per_five_frames_and_always_the_same(clip: SyntheticClip) -> None:
+    torch.manual_seed(0)
+    features = extract_features(clip.frames_CTHW)
+    torch.manual_seed(1)
+    assert features.shape == (NUM_FRAMES // 5, FEATURE_WIDTH)
+    assert torch.equal(extract_features(clip.frames_CTHW), features)
+    assert torch.equal(extract_features(clip.frames_CTHW[:, :10]), features[:2])
+
+
+def test_features_see_pictures_and_their_order(clip: SyntheticClip) -> None:
+    features = extract_features(clip.frames_CTHW)
+    blurred = torch.nn.functional.avg_pool2d(clip.frames_CTHW, 5, stride=1, padding=2)
+    backwards = clip.frames_CTHW.flip(1)
+    assert frechet_distance(features, extract_features(blurred)) > 0
+    assert not torch.allclose(extract_features(backwards).sum(0), features.sum(0))
+
+
+def test_the_true_clip_is_perfect(clip: SyntheticClip) -> None:
+    assert clip.still_mask_HW.any()
+    scores = score_pair(7, clip, clip.frames_CTHW)
+    assert scores.pair_seed == 7
+    assert scores.sync_correlation == scores.estimator_correlation > 0.9
+    assert scores.sync_lag_frames == 0
+    assert scores.identity_error == 0
+    assert scores.flicker == 0
+    assert scores.psnr == math.inf
+    assert scores.motion == scores.true_motion > 0
+    assert scores.edges == scores.true_edges > 0
+
+
+def test_a_late_mouth_is_late(clip: SyntheticClip) -> None:
+    late = torch.cat((clip.frames_CTHW[:, :1].expand(-1, 2, -1, -1), clip.frames_CTHW[:, :-2]), 1)
+    scores = score_pair(0, clip, late)
+    assert scores.sync_lag_frames == 2
+    assert scores.sync_correlation > 0.9
+
+
+def test_a_still_picture_says_nothing(clip: SyntheticClip) -> None:
+    still = clip.frames_CTHW[:, :1].expand_as(clip.frames_CTHW)
+    scores = score_pair(0, clip, still)
+    assert scores.sync_correlation == 0
+    assert scores.motion == scores.flicker == scores.identity_error == 0
+    assert scores.true_motion > 0
+
+
+def test_known_changes_are_measured_in_shares_of_the_range(clip: SyntheticClip) -> None:
+    brighter = clip.frames_CTHW.clone()
+    brighter[:, 1::2] += 0.2  # a tenth of the range, on every second frame
+    scores = score_pair(0, clip, brighter)
+    assert scores.psnr == pytest.approx(-10 * math.log10(0.1**2 / 2), abs=1e-4)
+    assert scores.identity_error == pytest.approx(0.05, abs=1e-6)
+    assert scores.flicker == pytest.approx(0.1, abs=1e-6)
+    assert scores.edges == pytest.approx(scores.true_edges)
+
+
+def test_edges_of_stripes() -> None:
+    # Columns 0, 1, 0, 1, ... of the range: every neighbour across differs by all, none down.
+    stripes = (torch.arange(12) % 2 * 2.0 - 1).expand(3, 10, 12, 12)
+    flat = MouthCurve(opening_T=torch.zeros(10), width_T=torch.ones(10), rounding_T=torch.zeros(10))
+    clip = SyntheticClip(
+        frames_CTHW=stripes,
+        waveform_S=torch.zeros(6400),
+        sample_rate=16_000,
+        mouth=flat,
+        still_mask_HW=torch.ones(12, 12, dtype=torch.bool),
+    )
+    scores = score_pair(0, clip, 0.5 * stripes)
+    assert (scores.edges, scores.true_edges) == (0.25, 0.5)
+
+
+def _scores(**changes: float) -> PairScores:
+    scores = PairScores(
+        pair_seed=0,
+        sync_correlation=0.8,
+        sync_lag_frames=0,
+        identity_error=0.01,
+        flicker=0.002,
+        psnr=20.0,
+        motion=0.01,
+        true_motion=0.02,
+        edges=0.03,
+        true_edges=0.04,
+        estimator_correlation=0.99,
+    )
+    return replace(scores, **changes)
+
+
+def test_a_summary_holds_the_means_of_all_pairs(clip: SyntheticClip) -> None:
+    features = extract_features(clip.frames_CTHW)
+    pairs = [
+        _scores(),
+        _scores(sync_correlation=0.4, sync_lag_frames=-3, psnr=22.0, motion=0.05, edges=0.07),
+    ]
+    summary = summarize(pairs, [features, features], [features, features])
+    assert summary.keys() == REQUIRED | {
+        "sync_within_one_frame",
+        "estimator_correlation",
+        "frechet_floor",
+    }
+    assert summary["sync_correlation"] == pytest.approx(0.6)
+    assert summary["sync_lag_frames"] == pytest.approx(-1.5)
+    assert summary["sync_within_one_frame"] == 0.5
+    assert summary["psnr"] == pytest.approx(21)
+    assert summary["motion_ratio"] == pytest.approx(0.06 / 0.04)
+    assert summary["edge_ratio"] == pytest.approx(0.10 / 0.08)
+    assert summary["identity_error"] == pytest.approx(0.01)
+    assert summary["flicker"] == pytest.approx(0.002)
+    assert summary["estimator_correlation"] == pytest.approx(0.99)
+    assert summary["frechet"] == pytest.approx(0, abs=1e-4)
+    assert summary["frechet_floor"] == pytest.approx(0, abs=1e-4)
+
+
+def test_one_pair_has_no_halves_to_compare(clip: SyntheticClip) -> None:
+    features = extract_features(clip.frames_CTHW)
+    summary = summarize([_scores()], [features + 1], [features])
+    assert "frechet_floor" not in summary
+    assert summary.keys() >= REQUIRED
+    assert summary["frechet"] == pytest.approx(FEATURE_WIDTH, rel=1e-3)
+
+
+def _draw_curves(quiet: Callable[[int], bool]) -> Callable[[str, int, int], SyntheticClip]:
+    """Clips without pictures, some of which hardly speak."""
+
+    def draw(split: str, seed: int, num_frames: int) -> SyntheticClip:
+        assert split == "heldout"
+        opening_T = torch.arange(num_frames) % 2 * (0.01 if quiet(seed) else 1.0)
+        return SyntheticClip(
+            frames_CTHW=torch.zeros(3, num_frames, 1, 1),
+            waveform_S=torch.zeros(640 * num_frames),
+            sample_rate=16_000,
+            mouth=MouthCurve(
+                opening_T=opening_T,
+                width_T=torch.ones(num_frames),
+                rounding_T=torch.zeros(num_frames),
+            ),
+            still_mask_HW=torch.ones(1, 1, dtype=torch.bool),
+        )
+
+    return draw
+
+
+def test_pairs_follow_from_the_seed_and_all_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "draw_clip", _draw_curves(lambda seed: seed % 3 == 0))
+    seeds = [[seed for seed, _ in draw_pairs(start, 4, 9)] for start in (0, 0, 1)]
+    assert seeds[0] == seeds[1] == [1, 2, 4, 5]
+    assert all(seed % 3 for seed in seeds[2])
+    assert not set(seeds[0]) & set(seeds[2])
+    assert [len(clip.mouth.opening_T) for _, clip in draw_pairs(0, 2, 9)] == [9, 9]
+
+
+@pytest.mark.parametrize(("seed", "num_pairs"), [(0, 0), (-1, 3)])
+def test_pairs_that_cannot_be_drawn_are_refused(seed: int, num_pairs: int) -> None:
+    with pytest.raises(RequestError, match=f"got {num_pairs} pairs and seed {seed}"):
+        draw_pairs(seed, num_pairs, 9)
+
+
+@pytest.mark.usefixtures("_espeak")
+def test_real_pairs_are_held_out_and_repeatable() -> None:
+    (first,), (second,) = (draw_pairs(1, 1, 13) for _ in range(2))
+    assert first[0] == second[0] >= evaluate.SEED_STRIDE
+    assert torch.equal(first[1].frames_CTHW, second[1].frames_CTHW)
+    assert torch.equal(first[1].waveform_S, second[1].waveform_S)
+
+
+def test_a_generated_clip_is_as_long_as_the_true_one_and_8_bit(
+    clip: SyntheticClip, models: Models
+) -> None:
+    frames = generate_clip(clip, REQUEST, models, LoudnessEncoder())
+    assert frames.shape == clip.frames_CTHW.shape
+    levels = (frames + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
+    assert frames.abs().max() <= 1
+    assert frames.diff(dim=1).any()
+    assert torch.equal(generate_clip(clip, REQUEST, models, LoudnessEncoder()), frames)
+    other = generate_clip(clip, replace(REQUEST, seed=1), models, LoudnessEncoder())
+    assert not torch.equal(other, frames)
+
+
+@pytest.fixture
+def weights(
+    networks: tuple[WanModel, AudioProjection, WanVAE],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Path:
+    """A models folder; the audio encoder is a fake."""
+    model, projection, vae = networks
+    folder = tmp_path / "models"
+    settings = {
+        "steps": 2,
+        "shift": 3.0,
+        "audio_guidance_scale": 2.0,
+        "height": SIZE,
+        "width": SIZE,
+        "chunk_frames": 17,
+        "num_motion_frames": 5,
+    }
+    save_dit(folder / "diffusion_models" / TEACHER, model, settings)
+    adapter = folder / "model_patches" / "turbotalk_tiny_adapter.safetensors"
+    save_adapter(adapter, model, projection, {})
+    save_vae(folder / "vae" / VAE, vae, {})
+    encoder = folder / "audio_encoders" / "turbotalk_tiny_wav2vec2.safetensors"
+    encoder.parent.mkdir()
+    encoder.touch()
+    monkeypatch.setattr(evaluate, "load_audio_encoder", lambda path: LoudnessEncoder())
+    monkeypatch.setattr(evaluate, "draw_clip", _draw_clip)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    return folder
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *options])
+    return evaluate.main()
+
+
+def test_the_command_reports_settings_summary_and_pairs(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report, sheet = tmp_path / "out" / "report.json", tmp_path / "sheet.png"
+    options = ["--weights", str(weights), "--frames", str(NUM_FRAMES), "--pairs", "2"]
+    outputs = ["--json", str(report), "--sheet", str(sheet)]
+    settings = ["--steps", "1", "--audio-guidance", "1", "--seed", "3"]
+    assert _run(monkeypatch, *options, *outputs, *settings) == 0
+    written = json.loads(report.read_text())
+    assert written.keys() == {"settings", "summary", "pairs"}
+    assert written["summary"].keys() >= REQUIRED
+    assert all(np.isfinite(value) for value in written["summary"].values())
+    assert len(written["pairs"]) == 2
+    expected = replace(
+        read_request(weights / "diffusion_models" / TEACHER),
+        num_inference_steps=1,
+        audio_guidance_scale=1.0,
+        seed=3,
+    )
+    assert TalkRequest(**{k: written["settings"][k] for k in TalkRequest.__slots__}) == expected
+    # Frames 0, 10 and 20, two rows a pair.
+    with Image.open(sheet) as picture:
+        assert picture.size == (3 * SIZE, 4 * SIZE)
+
+
+def test_the_command_explains_what_is_missing(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _run(monkeypatch, "--weights", str(weights), "--model", "student") == 2
+    assert "there is no turbotalk_tiny.safetensors" in caplog.text
