@@ -32,7 +32,7 @@ test: lint espeak
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/basedpyright --level warning
+	$(BIN)/basedpyright --level warning --pythonpath $(PY)
 	$(BIN)/pydoclint --quiet turbotalk_core training
 	$(BIN)/lint-imports
 	$(BIN)/codespell
@@ -87,7 +87,8 @@ $(VENV)/.made:
 
 # All that ComfyUI and the pack need to run.
 $(VENV)/.run-ready: $(VENV)/.made requirements.txt tools/host.py
-	@SECONDS=0; host="$$($(PY) tools/host.py)"; \
+	@SECONDS=0; echo "environment: installing what ComfyUI and TurboTalk need, some minutes the first time"; \
+	host="$$($(PY) tools/host.py)"; \
 	$(PIP) $(TORCH) -r "$$host/requirements.txt" -r requirements.txt; touch $@; \
 	echo "environment: ComfyUI's and TurboTalk's requirements in $${SECONDS} s"
 

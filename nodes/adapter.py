@@ -219,7 +219,7 @@ def find_audio_adapter(model: ModelPatcher) -> ModelPatcher:
     return patches[0].model_patch
 
 
-def get_wan(model: ModelPatcher) -> nn.Module:
+def get_wan(model: ModelPatcher) -> Any:
     """Give the transformer inside a MODEL, if it is image-to-video Wan 2.1.
 
     Args:

@@ -50,7 +50,7 @@ class EncodeSpeech(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, audio_encoder: object, audio: dict[str, Any], normalize_loudness: bool
+        cls, audio_encoder: Any, audio: dict[str, Any], normalize_loudness: bool
     ) -> io.NodeOutput:
         """Hear the voice."""
         speech = encode_speech(

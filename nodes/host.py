@@ -8,6 +8,7 @@ L encoder layers, N tokens, D width.
 
 from __future__ import annotations
 
+from logging import getLogger
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
@@ -20,7 +21,7 @@ import torch
 from comfy.audio_encoders.audio_encoders import AudioEncoderModel
 from comfy.audio_encoders.wav2vec2 import Wav2Vec2Model
 from comfy.conds import CONDNoiseShape, CONDRegular
-from comfy.model_patcher import CoreModelPatcher, ModelPatcher, create_model_options_clone
+from comfy.model_patcher import ModelPatcher, create_model_options_clone
 from comfy.sd import VAE
 from comfy.utils import ProgressBar
 from PIL import Image
@@ -36,6 +37,8 @@ from ..turbotalk_core.ports import AudioEncoder
 from ..turbotalk_core.types import AudioTokens, Conditioning
 from .adapter import TOKENS_KEY, get_wan
 from .convert import frames_from_image, image_from_frames
+
+_log = getLogger(__name__)
 
 PREVIEW_SIDE = 512  # pixels, the longer side of a preview
 
@@ -102,13 +105,8 @@ class HostDenoiser:
             "c_concat": CONDNoiseShape(conditioning.reference_BCFHW),
             "c_crossattn": CONDRegular(self._make_text(conditioning.text_BND)),
         }
-        image_BND = conditioning.image_embeds_BND
-        if image_BND is not None:
-            if self._wan.img_emb is None:
-                raise MismatchError(
-                    "got a CLIP vision output, and the model has no image branch; disconnect it"
-                )
-            conds["clip_fea"] = CONDRegular(image_BND)
+        if conditioning.image_embeds_BND is not None:
+            conds["clip_fea"] = CONDRegular(conditioning.image_embeds_BND)
         return conds
 
     def _make_text(self, text_BND: Tensor | None) -> Tensor:
@@ -166,8 +164,9 @@ class HostAudioEncoder:
             encoder: on the CPU, float32.
         """
         self._encoder = encoder
-        # in a shell: the host writes the attribute ``device``, which transformers forbids
-        self._patcher = CoreModelPatcher(
+        # In a shell: the host writes the attribute ``device``, which transformers forbids. Its
+        # dynamic patcher is for the host's own layers, which these are not.
+        self._patcher = ModelPatcher(
             torch.nn.Sequential(encoder.model),
             load_device=comfy.model_management.text_encoder_device(),
             offload_device=comfy.model_management.text_encoder_offload_device(),
@@ -245,7 +244,49 @@ def check_stop() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def hear_with(audio_encoder: object) -> AudioEncoder:
+def read_text(conditioning: list[Any] | None) -> Tensor | None:
+    """Give the text embedding of a CONDITIONING.
+
+    Args:
+        conditioning: a prompt; only its first part is used, for the whole video.
+
+    Returns:
+        [1, N, D], or None without a prompt.
+    """
+    if conditioning is None:
+        return None
+    if len(conditioning) > 1:
+        _log.warning("the prompt has %d parts; only the first is used", len(conditioning))
+    return conditioning[0][0]
+
+
+def read_image_embeds(model: ModelPatcher, output: Any) -> Tensor | None:
+    """Give the image tokens of a CLIP_VISION_OUTPUT.
+
+    Args:
+        model: that they are for.
+        output: CLIP_VISION_OUTPUT, or None.
+
+    Returns:
+        [1, N, D], or None.
+
+    Raises:
+        MismatchError: the model has no image branch.
+    """
+    has_branch = get_wan(model).img_emb is not None
+    if output is None:
+        if has_branch:
+            # the host then lets this branch look at the text
+            _log.warning("the model has an image branch; connect clip_vision_output for likeness")
+        return None
+    if not has_branch:
+        raise MismatchError(
+            "got a CLIP vision output, and the model has no image branch; disconnect it"
+        )
+    return output.penultimate_hidden_states
+
+
+def hear_with(audio_encoder: Any) -> AudioEncoder:
     """Give the port of an AUDIO_ENCODER.
 
     Args:

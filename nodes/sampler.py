@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import comfy.clip_vision
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
@@ -31,7 +30,14 @@ from ..turbotalk_core.types import Speech
 from ..turbotalk_core.video.assemble import quantize_frames
 from ..turbotalk_core.video.take import Take, new_take
 from .adapter import HostAdapter, find_audio_adapter
-from .host import HostCodec, HostDenoiser, HostProgress, check_stop
+from .host import (
+    HostCodec,
+    HostDenoiser,
+    HostProgress,
+    check_stop,
+    read_image_embeds,
+    read_text,
+)
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
 SIZES_FROM = ("image", "custom")
@@ -253,7 +259,7 @@ class Sampler(io.ComfyNode):
         motion_frames: int,
         positive: list[Any] | None = None,
         negative: list[Any] | None = None,
-        clip_vision_output: comfy.clip_vision.Output | None = None,
+        clip_vision_output: Any = None,
         sigmas: Tensor | None = None,
     ) -> io.NodeOutput:
         """Sample."""
@@ -273,18 +279,15 @@ class Sampler(io.ComfyNode):
             num_motion_frames=motion_frames,
             sigmas=None if sigmas is None else tuple(sigmas.tolist()),
         )
-        image_embeds = None
-        if clip_vision_output is not None:
-            image_embeds = clip_vision_output.penultimate_hidden_states
         adapter = HostAdapter(find_audio_adapter(model))
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
             models = Models(
                 codec=HostCodec(vae),
                 denoiser=denoiser,
                 adapter=adapter,
-                text_BND=None if positive is None else positive[0][0],
-                null_text_BND=None if negative is None else negative[0][0],
-                image_embeds_BND=image_embeds,
+                text_BND=read_text(positive),
+                null_text_BND=read_text(negative),
+                image_embeds_BND=read_image_embeds(model, clip_vision_output),
             )
             return io.NodeOutput(_record(request, reference_image, speech, models))
 

@@ -96,6 +96,9 @@ class ComfyServer:
     def __enter__(self) -> ComfyServer:
         """Start and wait until it answers.
 
+        Returns:
+            This server.
+
         Raises:
             ServerFailed: it ended, or did not answer in time.
         """
@@ -199,6 +202,9 @@ class ComfyClient:
     async def upload(self, path: Path) -> str:
         """Put a picture or a sound into the server's input folder.
 
+        Args:
+            path: of the file; its name is kept.
+
         Returns:
             The name for LoadImage or LoadAudio.
         """
@@ -228,6 +234,9 @@ class ComfyClient:
             prompt: a workflow in API format.
             on_event: called with each message; pictures come as {"type": "preview", "data":
                 {"node": …, "bytes": …}}.
+
+        Returns:
+            What came out.
 
         Raises:
             PromptRefused: before running.

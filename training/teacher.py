@@ -69,7 +69,7 @@ class TeacherRecipe:
     num_tokens: int = 4
     token_dim: int = 64
     short_steps: int = 1700
-    short_batch: int = 12
+    short_batch: int = 8
     long_steps: int = 260
     long_batch: int = 5
     learning_rate: float = 2e-3
@@ -365,7 +365,7 @@ def main() -> None:
         "audio_guidance_scale": 2.0,
         "height": 128,
         "width": 128,
-        "chunk_frames": LONG_FRAMES,
+        "chunk_frames": LONG_FRAMES if recipe.long_steps else SHORT_FRAMES,
         "num_motion_frames": 9,
     }
     started, total = time.monotonic(), 0.0

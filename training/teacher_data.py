@@ -9,9 +9,9 @@ the reference image. Two clips are cut from what it does:
 - ``opening``: begins with the reference itself, as the first chunk of a video does;
 - ``later``: begins somewhere after it, as every other chunk does.
 
-Both are encoded from their own first frame, as at inference. A share of the avatars has clips of
-81 frames, the default chunk, the rest of 33: most of what there is to learn is in the short ones,
-at 40 % of the cost.
+Both are encoded from their own first frame, as at inference. A share of the avatars may have clips
+of 81 frames, InfiniteTalk's chunk, the rest has 33: most of what there is to learn is in the short
+ones, at 40 % of the cost.
 
 Axes: C channels, T video frames, F latent frames, H height, W width, L encoder layers, D width.
 """
@@ -44,7 +44,6 @@ from turbotalk_core.types import Waveform
 SHORT_FRAMES = 33
 LONG_FRAMES = 81
 SECONDS = 8.0  # of each utterance: 200 frames, room for a later clip anywhere in it
-LONG_SHARE = 4  # one avatar in this many has long clips
 SILENT_SHARE = 0.04
 GREY_LATENTS = 4  # latents of the grey tail that are computed; the rest repeats the last
 
@@ -71,19 +70,21 @@ class TeacherClip:
 
 
 @torch.no_grad()
-def encode_avatar(split: str, seed: int, vae: WanVAE, encoder: AudioEncoder) -> TeacherClip:
+def encode_avatar(
+    split: str, seed: int, length: int, vae: WanVAE, encoder: AudioEncoder
+) -> TeacherClip:
     """Render and encode what one avatar does.
 
     Args:
         split: ``train`` or ``heldout``.
         seed: of the avatar, its voice and its motion.
+        length: of both clips, video frames.
         vae: the video codec.
         encoder: the audio encoder.
 
     Returns:
         Its latents and features in float16.
     """
-    length = LONG_FRAMES if seed % LONG_SHARE == 0 else SHORT_FRAMES
     stream = open_stream(split, seed, "teacher")
     if stream.random() < SILENT_SHARE:
         waveform_S = torch.zeros(round(SAMPLE_RATE * SECONDS))
@@ -157,6 +158,9 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the encoded avatars")
     parser.add_argument("--avatars", type=int, default=300, help="seeds 0 to this, exclusive")
+    parser.add_argument(
+        "--long-every", type=int, default=4, help="one avatar in this many has long clips; 0: none"
+    )
     parser.add_argument("--part", type=int, default=0, help="of several processes, which one")
     parser.add_argument("--parts", type=int, default=1, help="how many processes share the work")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of this process")
@@ -169,7 +173,9 @@ def main() -> None:
     ):
         path = arguments.out / f"{seed:06d}.safetensors"
         if not path.exists():
-            save_clip(path, encode_avatar("train", seed, vae, encoder))
+            is_long = arguments.long_every > 0 and seed % arguments.long_every == 0
+            length = LONG_FRAMES if is_long else SHORT_FRAMES
+            save_clip(path, encode_avatar("train", seed, length, vae, encoder))
 
 
 if __name__ == "__main__":

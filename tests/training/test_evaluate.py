@@ -80,7 +80,8 @@ def _draw_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
     waveform_S = 0.3 * swell_S * torch.sin(2 * torch.pi * 300 * times_S)
     mouth = mouth_curve(waveform_S)
     avatar = draw_avatar(split, seed)
-    painting = paint(avatar, draw_motion(avatar, split, seed, num_frames, mouth.opening_T), mouth, SIZE)
+    motion = draw_motion(avatar, split, seed, num_frames, mouth.opening_T)
+    painting = paint(avatar, motion, mouth, SIZE)
     return SyntheticClip(
         frames_CTHW=painting.frames_CTHW,
         waveform_S=waveform_S,

@@ -1,5 +1,6 @@
 """Learning rates, averages and clipped gradients against their closed forms."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from training.optimization import Ema, clip_gradients, cosine_factor
+from training.optimization import Ema, Optimizers, clip_gradients, cosine_factor
 
 
 def _layer(value: float) -> nn.Linear:
@@ -58,19 +59,106 @@ def test_the_average_is_a_copy() -> None:
 
 def test_long_gradients_are_shortened_and_short_ones_kept() -> None:
     layer = _layer(0.0)
-    layer.weight.grad = torch.tensor([[3.0, 0.0]])
+    layer.kernel.grad = torch.tensor([[3.0, 0.0]])
     layer.bias.grad = torch.tensor([4.0])
     assert clip_gradients(layer.parameters(), 10.0) == pytest.approx(5)
     assert layer.bias.grad.item() == 4
     assert clip_gradients(layer.parameters(), 1.0) == pytest.approx(5)
-    assert layer.weight.grad.tolist() == [[pytest.approx(0.6), 0]]
+    assert layer.kernel.grad.tolist() == [[pytest.approx(0.6), 0]]
     assert layer.bias.grad.item() == pytest.approx(0.8)
+
+
+class Convolution(nn.Module):
+    """A kernel, to be stepped as a matrix, and its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.kernel = nn.Parameter(torch.randn(4, 3, 2, 2, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(4))
+
+
+class TestOptimizers:
+    """Muon and AdamW on their own give the same steps."""
+
+    RATES = (0.02, 0.01)  # of the kernel and the rest
+
+    def _optimizers(self, layer: Convolution) -> Optimizers:
+        return Optimizers(
+            [layer.kernel],
+            [layer.bias],
+            matrix_rate=self.RATES[0],
+            other_rate=self.RATES[1],
+            weight_decay=0.1,
+        )
+
+    def _set_gradients(self, layer: nn.Module, seed: int, scale: float = 0.01) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for weight in layer.parameters():
+            weight.grad = scale * torch.randn(weight.shape, generator=generator)
+
+    def test_a_kernel_is_stepped_as_a_matrix_and_the_rest_by_adam(self) -> None:
+        layer, twin = Convolution(), Convolution()
+        matrix = nn.Parameter(twin.kernel.detach().flatten(1).clone())
+        muon = torch.optim.Muon(
+            [matrix], 0.5 * self.RATES[0], weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        )
+        adam = torch.optim.AdamW(
+            [twin.bias], 0.5 * self.RATES[1], betas=(0.9, 0.99), weight_decay=0.1
+        )
+        optimizers = self._optimizers(layer)
+        for seed in range(3):
+            for module in (layer, twin):
+                self._set_gradients(module, seed)
+            assert twin.kernel.grad is not None
+            matrix.grad = twin.kernel.grad.flatten(1)
+            optimizers.step(0.5)
+            muon.step()
+            adam.step()
+        assert torch.equal(layer.kernel.flatten(1), matrix)
+        assert torch.equal(layer.bias, twin.bias)
+
+    def test_gradients_are_forgotten(self) -> None:
+        layer = Convolution()
+        self._set_gradients(layer, 0)
+        self._optimizers(layer).step(1.0)
+        assert all(weight.grad is None for weight in layer.parameters())
+
+    def test_the_factor_scales_the_step(self) -> None:
+        layers = [Convolution() for _ in range(3)]
+        for layer, factor in zip(layers, (0.0, 0.25, 0.5), strict=True):
+            self._set_gradients(layer, 0)
+            self._optimizers(layer).step(factor)
+        still, quarter, half = (layer.kernel for layer in layers)
+        assert torch.equal(still, Convolution().kernel)
+        torch.testing.assert_close(2 * (quarter - still), half - still)
+
+    def test_a_state_is_all_that_the_next_step_needs(self) -> None:
+        layer, twin = Convolution(), Convolution()
+        first = self._optimizers(layer)
+        self._set_gradients(layer, 0)
+        first.step(1.0)
+        twin.load_state_dict(layer.state_dict())
+        second = self._optimizers(twin)
+        second.load_state_dict(copy.deepcopy(first.state_dict()))  # as from a file
+        for module, optimizers in ((layer, first), (twin, second)):
+            self._set_gradients(module, 1)
+            optimizers.step(0.7)
+        assert torch.equal(layer.kernel, twin.kernel)
+        assert torch.equal(layer.bias, twin.bias)
+
+    def test_a_gradient_that_is_no_number_changes_nothing(self) -> None:
+        layer = Convolution()
+        self._set_gradients(layer, 0, scale=math.nan)
+        with pytest.raises(FloatingPointError, match="lower the learning rate"):
+            self._optimizers(layer).step(1.0)
+        assert torch.equal(layer.kernel, Convolution().kernel)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_run_stops_at_a_gradient_that_is_no_number(value: float) -> None:
     layer = _layer(0.0)
-    layer.weight.grad = torch.tensor([[value, 0.0]])
+    layer.kernel.grad = torch.tensor([[value, 0.0]])
     layer.bias.grad = torch.zeros(1)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         clip_gradients(layer.parameters(), 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -218,16 +219,22 @@ class TestFlowLoss:
         assert self._loss(monkeypatch, batch, noise, error)[0] == pytest.approx(expected)
 
 
-def test_each_weight_has_one_optimizer() -> None:
+def test_muon_takes_the_matrices_of_the_blocks_and_all_weights_are_taken() -> None:
     student = Student(RECIPE, frame_width=6)
+    before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for weight in student.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator)
     optimizers = build_optimizers(student, RECIPE)
-    taken = [
-        id(weight)
-        for optimizer in optimizers
-        for group in optimizer.param_groups
-        for weight in group["params"]
-    ]
-    assert sorted(taken) == sorted(id(weight) for weight in student.parameters())
+    optimizers.step(1.0)
+    for name, weight in student.named_parameters():
+        assert not torch.equal(weight, before[name]), name
+    muon, adam = (
+        len(group["params"]) for state in optimizers.state_dict() for group in state["param_groups"]
+    )
+    matrices = [w for w in student.dit.blocks.parameters() if w.ndim == 2]
+    assert muon == len(matrices)
+    assert muon + adam == len(before)
 
 
 def test_training_learns(clips: list[TeacherClip]) -> None:
@@ -242,9 +249,7 @@ def test_every_weight_is_updated_sooner_or_later(clips: list[TeacherClip]) -> No
     while run.step < run.num_steps:
         run.advance()
     untouched = {
-        name
-        for name, weight in run.student.named_parameters()
-        if torch.equal(weight, before[name])
+        name for name, weight in run.student.named_parameters() if torch.equal(weight, before[name])
     }
     # One row of null text is attended to whatever the question.
     kept = {"cross_attn.q", "cross_attn.k", "cross_attn.norm_q", "cross_attn.norm_k"}
@@ -279,10 +284,16 @@ def test_the_last_steps_see_long_chunks_alone(
     seen: list[tuple[int, int, int]] = []
     real = teacher.draw_batch
 
-    def spy(clips, weights, num_frames, size, recipe, generator):  # noqa: ANN001, ANN202
+    def spy(
+        clips: Sequence[TeacherClip],
+        weights_HW: Sequence[Tensor],
+        num_frames: int,
+        size: int,
+        recipe: TeacherRecipe,
+        generator: torch.Generator,
+    ) -> Batch:
         seen.append((len(clips), num_frames, size))
-        assert len(weights) == len(clips)
-        return real(clips, weights, num_frames, size, recipe, generator)
+        return real(clips, weights_HW, num_frames, size, recipe, generator)
 
     monkeypatch.setattr(teacher, "draw_batch", spy)
     run = _make_run(clips, replace(RECIPE, short_steps=1))
@@ -317,7 +328,8 @@ def test_the_command_goes_on_and_writes_its_files(
     data.mkdir()
     for place, clip in enumerate(clips):
         save_clip(data / f"{place:06d}.safetensors", clip)
-    folders = ["--data", str(data), "--out", str(tmp_path / "models"), "--run", str(tmp_path / "run")]
+    models, run = tmp_path / "models", tmp_path / "run"
+    folders = ["--data", str(data), "--out", str(models), "--run", str(run)]
     monkeypatch.setattr(teacher, "TeacherRecipe", SmallRecipe)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
@@ -325,12 +337,12 @@ def test_the_command_goes_on_and_writes_its_files(
         steps = ["--short-steps", "1", "--long-steps", str(long_steps)]
         monkeypatch.setattr(sys, "argv", ["teacher", *folders, *steps])
         teacher.main()
-        return torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+        return torch.load(run / "checkpoint.pt", weights_only=True)
 
     assert train(0)["step"] == 1
     assert train(1)["step"] == 2
-    request = read_request(tmp_path / "models" / "diffusion_models" / TEACHER)
+    request = read_request(models / "diffusion_models" / TEACHER)
     assert (request.chunk_frames, request.height, request.shift) == (81, 128, 3.0)
-    written = json.loads((tmp_path / "run" / "teacher.json").read_text())
+    written = json.loads((run / "teacher.json").read_text())
     assert written["avatars"] == 2
     assert written["recipe"]["long_steps"] == 1

@@ -54,9 +54,7 @@ class PerfectVae(WanVAE):
         self.offset = offset
         self.seen = torch.empty(0)
 
-    def posterior(
-        self, frames_BCTHW: Tensor, stream: object = None
-    ) -> tuple[Tensor, Tensor]:
+    def posterior(self, frames_BCTHW: Tensor, stream: object = None) -> tuple[Tensor, Tensor]:
         self.seen = frames_BCTHW
         num_latents = (frames_BCTHW.shape[2] + 3) // 4
         mean, std = (x.view(-1, 1, 1, 1) for x in (self.latent_mean_C, self.latent_std_C))

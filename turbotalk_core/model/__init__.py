@@ -1,1 +1,1 @@
-"""The networks: the Wan 2.1 transformer with InfiniteTalk's audio attention, its VAE, their files."""
+"""The networks: Wan 2.1's transformer with InfiniteTalk's audio attention, the VAE, their files."""

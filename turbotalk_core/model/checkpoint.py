@@ -20,7 +20,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, OutputError
-from ..geometry import LATENT_CHANNELS
 from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
 from .vae import WanVAE
 from .wan import WanConfig, WanModel

@@ -374,7 +374,7 @@ class WanVAE(nn.Module):
             GeometryError: a frame count or size that the codec cannot take.
             MismatchError: not three channels.
         """
-        batch, channels, num_frames, height, width = frames_BCTHW.shape
+        _, channels, num_frames, height, width = frames_BCTHW.shape
         if channels != 3:
             raise MismatchError(f"the codec takes 3 colour channels, got {channels}")
         if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:

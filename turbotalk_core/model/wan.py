@@ -56,7 +56,7 @@ class WanConfig:
     audio_token_dim: int = 768
     eps: float = 1e-6
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         head_dim = self.dim // self.num_heads
         if self.dim % self.num_heads or head_dim % 2 or head_dim < 6:
             raise MismatchError(

@@ -25,6 +25,12 @@ def _assert_near(result: Tensor, expected: Tensor) -> None:
     assert (result - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+def _first_attention(dit: WanModel) -> AudioCrossAttention:
+    attention = dit.blocks[0].audio_cross_attn
+    assert isinstance(attention, AudioCrossAttention)
+    return attention
+
+
 @pytest.mark.parametrize("start", [0, 8, 16, 24])
 def test_tokens_equal_the_reference(start: int) -> None:
     golden = load_file(DATA / "audio_proj.safetensors")
@@ -41,15 +47,14 @@ def test_tokens_equal_the_reference(start: int) -> None:
 
 
 def test_attention_equals_the_reference(dit: WanModel, dit_io: dict[str, Tensor]) -> None:
-    attention = dit.blocks[0].audio_cross_attn
-    assert isinstance(attention, AudioCrossAttention)
+    attention = _first_attention(dit)
     with torch.no_grad():
         heard = attention(dit_io["mid.block0.audio_attn_in"], dit_io["mid.audio_tokens"])
     _assert_near(heard, dit_io["mid.block0.audio_attn_out"])
 
 
 def test_each_frame_hears_its_own_tokens(dit: WanModel, dit_io: dict[str, Tensor]) -> None:
-    attention = dit.blocks[0].audio_cross_attn
+    attention = _first_attention(dit)
     hidden, tokens = dit_io["mid.block0.audio_attn_in"], dit_io["mid.audio_tokens"]
     other = tokens.clone()
     other[:, 1] += 1

@@ -120,9 +120,7 @@ def _assert_ready(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("image_dim", [None, 10])
-def test_a_transformer_comes_back_rounded_to_float16(
-    tmp_path: Path, image_dim: int | None
-) -> None:
+def test_a_transformer_comes_back_rounded_to_float16(tmp_path: Path, image_dim: int | None) -> None:
     saved = WanModel(replace(CONFIG, image_dim=image_dim, audio_heads=None))
     _draw(saved)
     path = tmp_path / "dit.safetensors"
@@ -366,9 +364,7 @@ def test_a_tensor_of_another_shape_is_named(vae_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["blocks.1.norm_x.bias", "audio_proj.proj2.bias"])
-def test_a_damaged_adapter_is_blamed_itself(
-    dit_path: Path, adapter_path: Path, key: str
-) -> None:
+def test_a_damaged_adapter_is_blamed_itself(dit_path: Path, adapter_path: Path, key: str) -> None:
     _rewrite(adapter_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors .*1 tensors are missing"):
         load_dit(dit_path, adapter_path)
@@ -452,9 +448,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == [file.name, folder.name]
 
 
-def test_a_full_disk_leaves_the_old_file(
-    vae_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_file(vae_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = vae_path.read_bytes()
     write_all = Path.write_bytes
 

@@ -61,9 +61,7 @@ def test_without_text_and_image_the_null_text_is_told(
     assert torch.equal(WanDenoiser(dit)(latents, 0.5, bare, tokens), expected)
 
 
-def test_tokens_equal_the_reference(
-    projection: AudioProjection, dit_io: dict[str, Tensor]
-) -> None:
+def test_tokens_equal_the_reference(projection: AudioProjection, dit_io: dict[str, Tensor]) -> None:
     adapter: AudioAdapter = ProjectionAdapter(projection)
     windows = AudioWindows(
         first_KLD=dit_io["mid.audio_first_in"][0, 0].double(),

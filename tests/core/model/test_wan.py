@@ -234,9 +234,7 @@ def test_new_weights_begin_with_no_velocity_and_learn() -> None:
         ({"text_BND": (1, 513, 8)}, "513 text tokens, 8 wide.*at most 512, 8 wide"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    changes: dict[str, tuple[int, ...]], message: str
-) -> None:
+def test_what_does_not_fit_is_refused(changes: dict[str, tuple[int, ...]], message: str) -> None:
     tensors = {name: torch.zeros(shape) for name, shape in changes.items()}
     with pytest.raises(MismatchError, match=message):
         _call(_tiny(), _tiny_inputs(), **tensors)
