@@ -59,12 +59,12 @@ def test_the_average_is_a_copy() -> None:
 
 def test_long_gradients_are_shortened_and_short_ones_kept() -> None:
     layer = _layer(0.0)
-    layer.kernel.grad = torch.tensor([[3.0, 0.0]])
+    layer.weight.grad = torch.tensor([[3.0, 0.0]])
     layer.bias.grad = torch.tensor([4.0])
     assert clip_gradients(layer.parameters(), 10.0) == pytest.approx(5)
     assert layer.bias.grad.item() == 4
     assert clip_gradients(layer.parameters(), 1.0) == pytest.approx(5)
-    assert layer.kernel.grad.tolist() == [[pytest.approx(0.6), 0]]
+    assert layer.weight.grad.tolist() == [[pytest.approx(0.6), 0]]
     assert layer.bias.grad.item() == pytest.approx(0.8)
 
 
@@ -158,7 +158,7 @@ class TestOptimizers:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_run_stops_at_a_gradient_that_is_no_number(value: float) -> None:
     layer = _layer(0.0)
-    layer.kernel.grad = torch.tensor([[value, 0.0]])
+    layer.weight.grad = torch.tensor([[value, 0.0]])
     layer.bias.grad = torch.zeros(1)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         clip_gradients(layer.parameters(), 1.0)

@@ -152,11 +152,23 @@ def estimate_aperture(frames_CTHW: Tensor) -> Tensor:
     """
     if frames_CTHW.ndim != 4 or frames_CTHW.shape[0] != 3:
         raise MismatchError(f"frames must be [3, T, H, W], got {tuple(frames_CTHW.shape)}")
-    red, green, blue = frames_CTHW.float() / 2  # the span of 2 becomes one of 1
-    by_red_THW = (red - green) / (MOUTH_COLOUR[0] - MOUTH_COLOUR[1])
-    by_blue_THW = (blue - green) / (MOUTH_COLOUR[2] - MOUTH_COLOUR[1])
-    share_THW = torch.minimum(by_red_THW, by_blue_THW).clamp(min=0)
+    share_THW = mouth_share(frames_CTHW)
     return (share_THW * _mouth_place(share_THW)).sum((1, 2))
+
+
+def mouth_share(frames_CTHW: Tensor) -> Tensor:
+    """How much of each pixel is open mouth, judged by its colour.
+
+    Args:
+        frames_CTHW: red, green and blue in [-1, 1]; any axes may stand for T, H and W.
+
+    Returns:
+        The frames without their colour axis: 0 none, about 1 all of it.
+    """
+    red, green, blue = frames_CTHW.float() / 2  # the span of 2 becomes one of 1
+    by_red = (red - green) / (MOUTH_COLOUR[0] - MOUTH_COLOUR[1])
+    by_blue = (blue - green) / (MOUTH_COLOUR[2] - MOUTH_COLOUR[1])
+    return torch.minimum(by_red, by_blue).clamp(min=0)
 
 
 def _mouth_place(share_THW: Tensor) -> Tensor:
