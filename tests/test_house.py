@@ -53,7 +53,7 @@ def _name_of(requirement: str) -> str:
 
 
 def _list_third_party_imports(folder: Path) -> set[str]:
-    packages = set()
+    packages: set[str] = set()
     for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):

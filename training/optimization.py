@@ -62,6 +62,83 @@ class Ema:
             weight.copy_(self.weights[name])
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose direction is made orthogonal, for matrices [rows, columns].
+
+    Like ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with equal
+    shapes batched: that one computes in bfloat16, which many CPUs only emulate, and took half of
+    each update of the embedded teacher.
+
+    Args:
+        matrices: weights of two axes.
+        rate: learning rate; scaled so that an update has the size of one of AdamW.
+        weight_decay: decoupled, as AdamW's.
+        momentum: of the gradient, Nesterov's form.
+
+    Source: Jordan et al., Muon (2024): five Newton-Schulz iterations x <- a x + (b y + c y^2) x with
+    y = x x^T; Moonlight (2502.16982): the factor 0.2 sqrt(max(rows, columns)).
+    """
+
+    COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+    NUM_ITERATIONS = 5
+
+    def __init__(
+        self,
+        matrices: Sequence[Tensor],
+        rate: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+    ) -> None:
+        defaults = {"lr": rate, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(matrices, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update the weights that have a gradient.
+
+        Args:
+            closure: not supported.
+        """
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    by_shape.setdefault(weight.shape, []).append(weight)
+            for shape, weights in by_shape.items():
+                direction = self.orthogonalize(
+                    torch.stack([self._follow(weight, group["momentum"]) for weight in weights])
+                )
+                scale = group["lr"] * 0.2 * max(shape) ** 0.5
+                for weight, update in zip(weights, direction, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update, alpha=-scale)
+
+    def _follow(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        assert weight.grad is not None
+        buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        buffer.lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(buffer, momentum)
+
+    @classmethod
+    def orthogonalize(cls, matrices: Tensor) -> Tensor:
+        """Bring all singular values of some matrices near 1.
+
+        Args:
+            matrices: [count, rows, columns].
+
+        Returns:
+            The same shape.
+        """
+        a, b, c = cls.COEFFICIENTS
+        is_tall = matrices.shape[1] > matrices.shape[2]
+        x = matrices.transpose(1, 2) if is_tall else matrices
+        x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+        for _ in range(cls.NUM_ITERATIONS):
+            y = x @ x.transpose(1, 2)
+            x = a * x + (b * y + c * y @ y) @ x
+        return x.transpose(1, 2) if is_tall else x
+
+
 class Optimizers:
     """Muon for the matrices and convolution kernels of a network, AdamW for everything else.
 
@@ -92,9 +169,7 @@ class Optimizers:
         self._parameters = [*matrices, *others]
         self._rates = (matrix_rate, other_rate)
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(
-                self._views, matrix_rate, weight_decay, adjust_lr_fn="match_rms_adamw"
-            ),
+            Muon(self._views, matrix_rate, weight_decay),
             torch.optim.AdamW(others, other_rate, betas=(0.9, 0.99), weight_decay=weight_decay),
         )
 

@@ -36,7 +36,7 @@ class Waveform:
     samples_CS: Tensor
     sample_rate: int
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_rank("samples", self.samples_CS, "CS")
         if self.sample_rate < 1:
             raise AudioError(f"got a sample rate of {self.sample_rate} Hz; it must be positive")
@@ -71,7 +71,7 @@ class AudioFeatures:
     features_TLD: Tensor
     num_frames: int
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_rank("features", self.features_TLD, "TLD")
         if not 1 <= self.num_frames <= self.features_TLD.shape[0]:
             raise AudioError(
@@ -106,7 +106,7 @@ class Chunk:
     keep_start: int
     keep_stop: int
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         if not self.start <= self.keep_start < self.keep_stop <= self.stop:
             raise ChunkError(
                 f"chunk {self.index} spans [{self.start}, {self.stop}) and cannot keep "
@@ -132,7 +132,7 @@ class ChunkPlan:
     num_frames: int
     chunks: tuple[Chunk, ...]
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         edge = 0
         for chunk in self.chunks:
             if chunk.keep_start != edge:
@@ -154,7 +154,7 @@ class AudioWindows:
     first_KLD: Tensor
     later_FKLD: Tensor
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_rank("first window", self.first_KLD, "KLD")
         _check_rank("later windows", self.later_FKLD, "FKLD")
 
@@ -165,7 +165,7 @@ class AudioTokens:
 
     tokens_FND: Tensor
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_rank("audio tokens", self.tokens_FND, "FND")
 
 
@@ -184,7 +184,7 @@ class Conditioning:
     text_BND: Tensor | None = None
     image_embeds_BND: Tensor | None = field(default=None)
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_rank("reference latents", self.reference_BCFHW, "BCFHW")
 
 
@@ -200,7 +200,7 @@ class FrameChunk:
     chunk: Chunk
     frames_BCTHW: Tensor
 
-    def __post_init__(self) -> None:  # noqa: D105
+    def __post_init__(self) -> None:
         _check_rank("frames", self.frames_BCTHW, "BCTHW")
         kept = self.chunk.keep_stop - self.chunk.keep_start
         if self.frames_BCTHW.shape[2] != kept:

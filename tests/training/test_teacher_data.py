@@ -18,7 +18,6 @@ from training.data.portrait import render
 from training.teacher_data import (
     GREY_LATENTS,
     LONG_FRAMES,
-    LONG_SHARE,
     SECONDS,
     SHORT_FRAMES,
     TeacherClip,
@@ -32,7 +31,7 @@ from turbotalk_core.model.vae import WanVAE
 
 SIZE = 16
 TOTAL = 200  # frames of an utterance
-LONG_SEED, SHORT_SEED = LONG_SHARE, LONG_SHARE + 1
+SEED = 5
 
 
 class LoudnessEncoder:
@@ -68,8 +67,8 @@ def vae() -> WanVAE:
     return vae
 
 
-def _encode(seed: int, vae: WanVAE) -> TeacherClip:
-    return encode_avatar("train", seed, vae, LoudnessEncoder())
+def _encode(seed: int, vae: WanVAE, *, length: int = SHORT_FRAMES) -> TeacherClip:
+    return encode_avatar("train", seed, length, vae, LoudnessEncoder())
 
 
 def _assert_equal(left: TeacherClip, right: TeacherClip) -> None:
@@ -82,11 +81,9 @@ def _assert_equal(left: TeacherClip, right: TeacherClip) -> None:
             assert first == second
 
 
-@pytest.mark.parametrize(
-    ("seed", "num_frames"), [(LONG_SEED, LONG_FRAMES), (SHORT_SEED, SHORT_FRAMES)]
-)
-def test_an_avatar_has_two_clips_of_one_length(vae: WanVAE, seed: int, num_frames: int) -> None:
-    clip = _encode(seed, vae)
+@pytest.mark.parametrize("num_frames", [SHORT_FRAMES, LONG_FRAMES])
+def test_an_avatar_has_two_clips_of_one_length(vae: WanVAE, num_frames: int) -> None:
+    clip = _encode(SEED, vae, length=num_frames)
     shape = (16, (num_frames - 1) // 4 + 1, SIZE // 8, SIZE // 8)
     for latents in (clip.opening_CFHW, clip.later_CFHW, clip.reference_CFHW):
         assert latents.shape == shape
@@ -106,23 +103,35 @@ def _render_take(seed: int) -> Tensor:
     return _paint_small(avatar, motion, mouth).unsqueeze(0)
 
 
-def test_clips_are_pieces_of_one_take(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_data, "SILENT_SHARE", 0.0)
-    seed = next(  # a voice that does not fall silent
-        seed
-        for seed in range(SHORT_SEED, SHORT_SEED + 20)
-        if seed % LONG_SHARE and _encode(seed, vae).features_TLD[TOTAL - 10 : TOTAL].all()
-    )
-    clip, take = _encode(seed, vae), _render_take(seed)
+class TalkativeStream:
+    """Draws a voice that speaks to the end, and the middle of every range."""
+
+    def random(self) -> float:
+        return 0.99
+
+    def integers(self, low: int, high: int) -> int:
+        return (low + high) // 2
+
+
+@pytest.fixture
+def _talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_data, "open_stream", lambda *_: TalkativeStream())
+
+
+@pytest.mark.usefixtures("_talkative")
+def test_clips_are_pieces_of_one_take(vae: WanVAE) -> None:
+    clip, take = _encode(SEED, vae), _render_take(SEED)
+    assert clip.later_start == (10 + TOTAL - SHORT_FRAMES + 1) // 2
     stop = clip.later_start + SHORT_FRAMES
     assert torch.equal(clip.opening_CFHW, vae.encode(take[:, :, :SHORT_FRAMES])[0].half())
     later = take[:, :, clip.later_start : stop]
     assert torch.equal(clip.later_CFHW, vae.encode(later)[0].half())
 
 
+@pytest.mark.usefixtures("_talkative")
 def test_the_reference_is_the_first_frame_and_then_grey(vae: WanVAE) -> None:
-    clip = _encode(LONG_SEED, vae)
-    first = _render_take(LONG_SEED)[:, :, :1]
+    clip = _encode(SEED, vae, length=LONG_FRAMES)
+    first = _render_take(SEED)[:, :, :1]
     grey = first.new_zeros(1, 3, 4 * GREY_LATENTS, SIZE, SIZE)
     expected = vae.encode(torch.cat((first, grey), 2))[0].half()
     assert torch.equal(clip.reference_CFHW[:, : GREY_LATENTS + 1], expected)
@@ -133,11 +142,10 @@ def test_the_reference_is_the_first_frame_and_then_grey(vae: WanVAE) -> None:
 
 
 def test_the_same_seed_gives_the_same_avatar(vae: WanVAE) -> None:
-    _assert_equal(_encode(SHORT_SEED, vae), _encode(SHORT_SEED, vae))
-    assert not torch.equal(
-        _encode(SHORT_SEED, vae).opening_CFHW,
-        encode_avatar("heldout", SHORT_SEED, vae, LoudnessEncoder()).opening_CFHW,
-    )
+    clip = _encode(SEED, vae)
+    _assert_equal(clip, _encode(SEED, vae))
+    heldout = encode_avatar("heldout", SEED, SHORT_FRAMES, vae, LoudnessEncoder())
+    assert not torch.equal(clip.opening_CFHW, heldout.opening_CFHW)
 
 
 def test_some_avatars_say_nothing_and_some_fall_silent(
@@ -154,7 +162,7 @@ def test_some_avatars_say_nothing_and_some_fall_silent(
         lambda frames: torch.zeros(1, 16, count_latent_frames(frames.shape[2]), 1, 1),
     )
     heard_NT = torch.stack(
-        [_encode(seed, vae).features_TLD[:TOTAL, 0, 0] > 0 for seed in range(LONG_SHARE * 8)]
+        [_encode(seed, vae).features_TLD[:TOTAL, 0, 0] > 0 for seed in range(32)]
     )
     says_nothing_N = ~heard_NT.any(1)
     falls_silent_N = heard_NT.any(1) & ~heard_NT[:, -1]
@@ -164,7 +172,7 @@ def test_some_avatars_say_nothing_and_some_fall_silent(
 
 
 def test_a_clip_survives_its_file(vae: WanVAE, tmp_path: Path) -> None:
-    clip = _encode(SHORT_SEED, vae)
+    clip = _encode(SEED, vae)
     path = tmp_path / "000001.safetensors"
     save_clip(path, clip)
     _assert_equal(read_clip(path), clip)
@@ -173,33 +181,44 @@ def test_a_clip_survives_its_file(vae: WanVAE, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_command_makes_what_is_missing(
+def test_the_command_makes_what_is_missing_alone_or_in_parts(
     vae: WanVAE, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    clip = _encode(SHORT_SEED, vae)
-    made: list[tuple[str, int]] = []
+    clip = _encode(SEED, vae)
+    made: list[tuple[int, int]] = []
 
-    def encode(split: str, seed: int, *_: object) -> TeacherClip:
-        made.append((split, seed))
+    def encode(split: str, seed: int, length: int, *_: object) -> TeacherClip:
+        assert split == "train"
+        made.append((seed, length))
         return replace(clip, later_start=seed)
 
     monkeypatch.setattr(teacher_data, "encode_avatar", encode)
     monkeypatch.setattr(teacher_data, "load_vae", lambda path: vae)
     monkeypatch.setattr(teacher_data, "load_audio_encoder", lambda path: LoudnessEncoder())
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    options = ["--vae", "v", "--encoder", "e", "--out", str(tmp_path / "clips"), "--avatars"]
-    for count in ("2", "3"):
-        monkeypatch.setattr(sys, "argv", ["teacher_data", *options, count])
+
+    def run(*options: str) -> list[tuple[int, int]]:
+        made.clear()
+        places = ["--vae", "v", "--encoder", "e", "--out", str(tmp_path / "clips")]
+        monkeypatch.setattr(sys, "argv", ["teacher_data", *places, *options])
         teacher_data.main()
-    assert made == [("train", 0), ("train", 1), ("train", 2)]
+        return list(made)
+
+    assert run("--avatars", "2", "--long-every", "0") == [(0, SHORT_FRAMES), (1, SHORT_FRAMES)]
+    halves = [
+        run("--avatars", "7", "--long-every", "3", "--parts", "2", "--part", part)
+        for part in ("0", "1")
+    ]
+    assert halves[0] == [(2, SHORT_FRAMES), (4, SHORT_FRAMES), (6, LONG_FRAMES)]
+    assert halves[1] == [(3, LONG_FRAMES), (5, SHORT_FRAMES)]
     files = sorted((tmp_path / "clips").iterdir())
-    assert [read_clip(path).later_start for path in files] == [0, 1, 2]
+    assert [read_clip(path).later_start for path in files] == list(range(7))
 
 
 @pytest.mark.usefixtures("_espeak")
 def test_a_real_voice_is_heard(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(teacher_data, "render", _paint_small)
-    clip = _encode(SHORT_SEED, vae)
+    clip = _encode(SEED, vae)
     assert clip.features_TLD[:TOTAL].float().std() > 0
     assert clip.opening_CFHW.isfinite().all()

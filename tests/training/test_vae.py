@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from training import vae as trainer
+from training.data.mouth import MOUTH_COLOUR
 from training.vae import VaeRecipe, cut_crops, draw_frames, score_vae, train_vae, vae_loss
 from turbotalk_core.model.checkpoint import inspect, load_vae
 from turbotalk_core.model.vae import WanVAE
@@ -84,19 +85,29 @@ def test_crops_are_pieces_of_the_pool_or_their_mirror_images() -> None:
     assert 15 < sum(pieces[piece] for piece in found) < 45
 
 
+def _score(offset: float, frames: Tensor) -> tuple[Tensor, Tensor]:
+    return vae_loss(PerfectVae(offset), frames, _draw_noise(2, 16, 2, 2, 2), RECIPE)
+
+
 def test_a_perfect_codec_with_normal_latents_loses_nothing() -> None:
-    frames = cut_crops(_draw_pool(2, 5, 16), 2, 16, torch.Generator().manual_seed(0))
-    loss, error = vae_loss(PerfectVae(0.0), frames, _draw_noise(2, 16, 2, 2, 2), RECIPE)
+    loss, error = _score(0.0, torch.rand(2, 3, 5, 16, 16) * 2 - 1)
     assert float(loss) == pytest.approx(0, abs=1e-6)
     assert float(error) == 0
 
 
 def test_a_constant_error_counts_once_and_not_as_edge_or_motion() -> None:
-    frames = cut_crops(_draw_pool(2, 5, 16), 2, 16, torch.Generator().manual_seed(0))
-    loss, error = vae_loss(PerfectVae(0.25), frames, _draw_noise(2, 16, 2, 2, 2), RECIPE)
+    loss, error = _score(0.25, torch.zeros(2, 3, 5, 16, 16))
     assert float(loss) == pytest.approx(0.25, abs=1e-5)
     assert float(error) == pytest.approx(0.0625, abs=1e-5)
     assert not error.requires_grad
+
+
+def test_the_place_where_a_mouth_opens_counts_more_in_the_whole_clip() -> None:
+    frames = torch.zeros(2, 3, 5, 16, 16)
+    frames[1, :, 3, 7, 9] = torch.tensor(MOUTH_COLOUR) * 2 - 1  # one pixel, in one frame
+    loss, _ = _score(0.25, frames)
+    share = 9 / (2 * 16 * 16)  # the pixel and its neighbours, of two clips
+    assert float(loss) == pytest.approx(0.25 * (1 + RECIPE.mouth_weight * share), abs=1e-5)
 
 
 def test_single_frames_have_no_motion_to_miss() -> None:
