@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import linalg
 from torch import Tensor
 from tqdm import tqdm
 
@@ -209,7 +208,7 @@ def frechet_distance(left_ND: Tensor, right_ND: Tensor) -> float:
     left, right = left_ND.double().numpy(), right_ND.double().numpy()
     left_cov, right_cov = np.cov(left, rowvar=False), np.cov(right, rowvar=False)
     # The eigenvalues of a product of two covariances are real and not negative.
-    eigenvalues = linalg.eigvals(left_cov @ right_cov).real.clip(min=0)
+    eigenvalues = np.linalg.eigvals(left_cov @ right_cov).real.clip(min=0)
     shift = left.mean(0) - right.mean(0)
     spread = np.trace(left_cov) + np.trace(right_cov) - 2 * np.sqrt(eigenvalues).sum()
     return float(shift @ shift + spread)

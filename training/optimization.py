@@ -66,8 +66,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose direction is made orthogonal, for matrices [rows, columns].
 
     Like ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with equal
-    shapes batched: that one computes in bfloat16, which many CPUs only emulate, and took half of
-    each update of the embedded teacher.
+    shapes batched: that one computes in bfloat16, which many CPUs only emulate.
 
     Args:
         matrices: weights of two axes.
@@ -75,8 +74,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, as AdamW's.
         momentum: of the gradient, Nesterov's form.
 
-    Source: Jordan et al., Muon (2024): five Newton-Schulz iterations x <- a x + (b y + c y^2) x with
-    y = x x^T; Moonlight (2502.16982): the factor 0.2 sqrt(max(rows, columns)).
+    Source: Jordan et al., Muon (2024): five Newton-Schulz iterations
+    x <- a x + (b y + c y^2) x with y = x x^T; Moonlight (2502.16982): the factor
+    0.2 sqrt(max(rows, columns)).
     """
 
     COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -143,7 +143,8 @@ class Optimizers:
     """Muon for the matrices and convolution kernels of a network, AdamW for everything else.
 
     Muon is an optimiser of matrices; a kernel is one, [out, in * height * width], and is stepped
-    through a view of that shape. On the embedded VAE 150 such updates do what 1000 of AdamW do.
+    through a view of that shape. The embedded VAE learns in far fewer updates with it than with
+    AdamW alone.
 
     Args:
         matrices: weights of two or more axes inside the network.

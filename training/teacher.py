@@ -1,6 +1,6 @@
 """Train the embedded teacher: a Wan transformer and its audio adapter, by flow matching.
 
-    python -m training.teacher --data FOLDER --out models
+    python -m training.teacher --data FOLDER --run FOLDER --out models
 
 In: what ``training.teacher_data`` wrote. Out: ``diffusion_models/turbotalk_tiny_teacher`` and
 ``model_patches/turbotalk_tiny_adapter``, in the layouts of the public files, and a JSON log.

@@ -111,6 +111,12 @@ def cut_crops(
 ) -> Tensor:
     """Cut random crops, mirrored half of the time, from random clips of a uint8 pool.
 
+    Args:
+        pool_NCTHW: the clips.
+        batch_size: crops wanted.
+        crop_size: pixels per side.
+        generator: of all draws.
+
     Returns:
         [B, 3, T, crop, crop], float in [-1, 1].
     """
@@ -232,6 +238,10 @@ def train_vae(
 @torch.no_grad()
 def score_vae(vae: WanVAE, clips_NCTHW: Tensor) -> dict[str, float]:
     """Score whole held-out clips.
+
+    Args:
+        vae: the codec.
+        clips_NCTHW: uint8.
 
     Returns:
         ``psnr`` in dB; ``edge_ratio``, the reconstruction's mean edge over the true one;

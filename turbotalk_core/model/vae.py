@@ -2,7 +2,7 @@
 
 Frames in [-1, 1] go in, normalised latents come out, and back. Inside, a clip is laid out
 [B, T, C, H, W] and every 3-D convolution is computed as one 2-D convolution over the stacked time
-taps: the same sums, and 3 to 10 times faster than ``conv3d`` on a CPU at these widths.
+taps: the same sums, and CPUs have far faster kernels for it at small widths.
 
 A stage keeps what it needs of earlier frames in a ``Stream``. One call with a fresh stream is the
 whole-clip result; several calls with the same stream give the same frames piece by piece.
@@ -45,7 +45,10 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
         super().__init__(in_channels, out_channels, kernel)
 
-    def forward(self, frames_BTCHW: Tensor, stream: Stream) -> Tensor:  # noqa: D102
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (a stream goes along)
+        self, frames_BTCHW: Tensor, stream: Stream
+    ) -> Tensor:
+        """Convolve the next frames of a clip, [B, T, C, H, W], remembering the last two."""
         taps, height, _ = self.kernel_size
         weight = self.weight
         if taps > 1:
@@ -289,14 +292,18 @@ class WanVAE(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
                 nn.init.orthogonal_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
                 if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
                     with torch.no_grad():
                         module.weight[:, :, :-1] *= 0.3
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, ResidualBlock):
-                    module.residual[6].weight *= 0.1
+                    last = module.residual[-1]
+                    assert isinstance(last, CausalConv3d)
+                    last.weight *= 0.1
+            assert self.conv1.bias is not None
             self.conv1.weight[:LATENT_CHANNELS] *= 2
             self.conv1.weight[LATENT_CHANNELS:] *= 0.1
             self.conv1.bias[:LATENT_CHANNELS] = self.latent_mean_C

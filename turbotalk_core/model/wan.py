@@ -256,8 +256,29 @@ class Head(nn.Module):
         return F.linear(normed, self.head.weight.float(), self.head.bias.float())
 
 
+class ImageEmbedding(nn.Module):
+    """CLIP image tokens to the width of the video tokens."""
+
+    def __init__(self, image_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(image_dim),
+            nn.Linear(image_dim, image_dim),
+            nn.GELU(),
+            nn.Linear(image_dim, dim),
+            nn.LayerNorm(dim),
+        )
+
+    def forward(self, image_BND: Tensor) -> Tensor:
+        """Embed [B, N, image width] as [B, N, D]."""
+        return self.proj(image_BND)
+
+
 class WanModel(nn.Module):
     """Predicts the velocity (noise - data) of a chunk of noisy video latents.
+
+    Args:
+        config: its sizes.
 
     Attributes:
         config: its sizes.
@@ -282,14 +303,7 @@ class WanModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(dim, config.eps)
         if config.image_dim is not None:
-            self.img_emb = nn.Module()
-            self.img_emb.proj = nn.Sequential(
-                nn.LayerNorm(config.image_dim),
-                nn.Linear(config.image_dim, config.image_dim),
-                nn.GELU(),
-                nn.Linear(config.image_dim, dim),
-                nn.LayerNorm(dim),
-            )
+            self.img_emb = ImageEmbedding(config.image_dim, dim)
 
     def initialize(self) -> None:
         """Draw weights for training from nothing, from torch's global generator.
@@ -301,14 +315,17 @@ class WanModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for layer in (*self.text_embedding, *self.time_embedding):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
-        nn.init.zeros_(self.time_projection[1].weight)
-        nn.init.zeros_(self.head.head.weight)
+        for layer in (*self.time_projection, self.head.head):
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
         with torch.no_grad():
             for block in self.blocks:
+                assert isinstance(block, Block)
                 block.modulation.zero_()
                 block.modulation[:, 2::3] = 1  # the gates of self-attention and feed-forward
             self.head.modulation.zero_()
@@ -343,7 +360,7 @@ class WanModel(nn.Module):
         """
         grid = self._check(latents_BCFHW, reference_BCFHW, image_embeds_BND, audio_BFND)
         batch = latents_BCFHW.shape[0]
-        dtype = self.blocks[0].self_attn.q.weight.dtype
+        dtype = self.patch_embedding.weight.dtype
         hidden = self._patchify(torch.cat((latents_BCFHW, reference_BCFHW), 1).to(dtype))
         sinusoid = time_sinusoid(timestep_B, self.config.frequency_dim).float()
         time_BD = _in_float32(self.time_embedding, sinusoid)
@@ -351,7 +368,7 @@ class WanModel(nn.Module):
         text = self._embed_text(text_BND, batch, dtype)
         image = None
         if self.config.image_dim is not None and image_embeds_BND is not None:
-            image = self.img_emb.proj(image_embeds_BND.to(dtype))
+            image = self.img_emb(image_embeds_BND.to(dtype))
         audio = None if audio_BFND is None else audio_BFND.to(dtype)
         table = rotary_table(grid, self.config.dim // self.config.num_heads, hidden.device)
         for block in self.blocks:
