@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.nodes.family import write_family
 from tools.comfy_server import ComfyClient, ComfyServer, PromptFailed, PromptRefused
+from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.errors import CheckpointError
 from turbotalk_core.library import TEACHER, find_model_files, read_request
 
@@ -115,13 +116,16 @@ def test_the_api_workflow_from_queue_to_file(talk):
         for event in events
         if event["type"] == "progress" and event["data"]["node"] == SAMPLER
     ]
-    steps = prompt["9"]["inputs"]["steps"]
-    total = 1 + 1 * (2 * steps + 2)  # the reference; one chunk: two calls a step, encode, decode
+    settings, steps = prompt[SAMPLER]["inputs"], prompt["9"]["inputs"]["steps"]
+    plan = plan_chunks(37, settings["chunk_frames"], settings["motion_frames"])
+    calls = 1 if settings["audio_guidance"] == 1 else 2
+    # the reference; for each chunk its network calls, an encode and a decode
+    total = 1 + len(plan.chunks) * (calls * steps + 2)
     assert progress == sorted(progress)
     assert progress[-1] == (total, total)
     assert {most for _, most in progress} == {total}
     pictures = [event["data"] for event in events if event["type"] == "preview"]
-    assert [picture["node"] for picture in pictures] == [SAMPLER]
+    assert [picture["node"] for picture in pictures] == [SAMPLER] * len(plan.chunks)
     assert Image.open(io.BytesIO(pictures[0]["bytes"])).size == (128, 128)
 
 
