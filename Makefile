@@ -60,7 +60,7 @@ models-teacher: $(VENV)/.run-ready espeak
 	$(PY) -m training.teacher_data --vae $(VAE) --encoder $(AUDIO_ENCODER) --out runs/teacher_data \
 	  --avatars 120 --long-every 0
 	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models \
-	  --short-steps 1300 --long-steps 0 --compile
+	  --short-steps 860 --long-steps 0 --compile
 
 # ----------------------------------------------------------------------------------------------
 

@@ -115,7 +115,8 @@ class TestOptimizers:
             optimizers.step(0.5)
             muon.step()
             adam.step()
-        assert torch.equal(layer.kernel.flatten(1), matrix)
+        # torch's own works in bfloat16
+        torch.testing.assert_close(layer.kernel.flatten(1), matrix.data, rtol=0, atol=1e-3)
         assert torch.equal(layer.bias, twin.bias)
 
     def test_gradients_are_forgotten(self) -> None:

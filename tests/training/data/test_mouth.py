@@ -109,13 +109,15 @@ def test_mouth_is_read_through_blur_and_noise() -> None:
     assert sync(estimate_aperture(blurred + noise), mouth.aperture_T)[0] > 0.95
 
 
-def test_closed_mouth_shows_no_mouth_colour() -> None:
+def test_closed_mouth_shows_next_to_no_mouth_colour() -> None:
     closed = mouth_curve(torch.zeros(2 * FRAME))
+    wide = MouthCurve(opening_T=torch.ones(2), width_T=torch.ones(2), rounding_T=torch.zeros(2))
     for seed in range(24):
         avatar = draw_avatar("train", seed)
         motion = draw_motion(avatar, "train", seed, 2, closed.opening_T)
-        # An open mouth covers 40 to 120 pixels; red cloth before a blue wall leaves a few.
-        assert estimate_aperture(render(avatar, motion, closed)).max() < 6
+        # Where red cloth meets a blue wall the lens mixes a little of the mouth's colour.
+        shown = estimate_aperture(render(avatar, motion, closed)).max()
+        assert shown < 0.1 * estimate_aperture(render(avatar, motion, wide)).min()
 
 
 def test_estimator_wants_colour_frames() -> None:
