@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from training.data.mouth import estimate_aperture, sync
-from training.data.synthetic import SyntheticClip, draw_clip
+from training.data.synthetic import SyntheticClip, draw_clip, make_sheet
 from turbotalk_core import library
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
@@ -299,23 +300,15 @@ def _evaluate(arguments: argparse.Namespace) -> dict:
         generated.append(extract_features(frames))
         true.append(extract_features(clip.frames_CTHW))
         if arguments.sheet:
-            rows += [clip.frames_CTHW[:, ::10], frames[:, ::10]]
+            rows += [clip.frames_CTHW, frames]
     if arguments.sheet:
-        _write_sheet(arguments.sheet, rows)
+        columns = 1 + (arguments.frames - 1) // 10
+        Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)
     return {
         "settings": {"model": arguments.model, "frames": arguments.frames, **asdict(request)},
         "summary": summarize(scores, generated, true),
         "pairs": [asdict(score) for score in scores],
     }
-
-
-def _write_sheet(path: Path, rows: list[Tensor]) -> None:
-    from PIL import Image
-
-    from training.data.synthetic import to_pixels
-
-    picture = torch.cat([row.permute(0, 2, 1, 3).flatten(2) for row in rows], 1)
-    Image.fromarray(to_pixels(picture.unsqueeze(1))[0]).save(path)
 
 
 if __name__ == "__main__":
