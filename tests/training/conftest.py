@@ -1,9 +1,19 @@
 """What several tests of the training share."""
 
+from __future__ import annotations
+
 import os
 import shutil
+from collections.abc import Callable
 
 import pytest
+import torch
+
+from training.data.avatars import draw_avatar
+from training.data.motion import draw_motion
+from training.data.mouth import mouth_curve
+from training.data.portrait import paint
+from training.data.synthetic import SyntheticClip
 
 MISSING = "espeak-ng is not installed; these tests speak with it (apt-get install espeak-ng)"
 
@@ -14,3 +24,26 @@ def _espeak() -> None:
         if os.environ.get("CI") == "true":
             pytest.fail(MISSING)
         pytest.skip(MISSING)
+
+
+def _draw_humming_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
+    times_S = torch.arange(640 * num_frames) / 16_000
+    swell_S = (0.5 - 0.5 * torch.cos((9 + seed % 5) * times_S)) ** 2
+    waveform_S = 0.3 * swell_S * torch.sin(2 * torch.pi * 300 * times_S)
+    mouth = mouth_curve(waveform_S)
+    avatar = draw_avatar(split, seed)
+    motion = draw_motion(avatar, split, seed, num_frames, mouth.opening_T)
+    painting = paint(avatar, motion, mouth, 48)
+    return SyntheticClip(
+        frames_CTHW=painting.frames_CTHW,
+        waveform_S=waveform_S,
+        sample_rate=16_000,
+        mouth=mouth,
+        still_mask_HW=painting.still_mask_HW,
+    )
+
+
+@pytest.fixture(scope="session")
+def draw_humming_clip() -> Callable[[str, int, int], SyntheticClip]:
+    """Draws a small avatar, 48 pixels, that says a tone which swells and fades: no espeak-ng."""
+    return _draw_humming_clip

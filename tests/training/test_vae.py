@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from training import vae as trainer
 from training.data.mouth import MOUTH_COLOUR
+from training.data.synthetic import SyntheticClip
 from training.vae import VaeRecipe, cut_crops, draw_frames, score_vae, train_vae, vae_loss
 from turbotalk_core.model.checkpoint import inspect, load_vae
 from turbotalk_core.model.vae import WanVAE
@@ -139,17 +141,39 @@ def test_the_seed_decides_the_weights() -> None:
     assert not torch.equal(train(0), train(1))
 
 
-def test_scores_of_a_known_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_a_known_error(
+    draw_humming_clip: Callable[[str, int, int], SyntheticClip], monkeypatch: pytest.MonkeyPatch
+) -> None:
     vae = WanVAE(1)
     monkeypatch.setattr(vae, "encode", lambda frames: frames)
     monkeypatch.setattr(vae, "decode", lambda frames: frames + 0.2)
-    clips = _draw_pool(3, 5, 16)
+    clips = [draw_humming_clip("heldout", seed, 21) for seed in (3, 4)]
     scores = score_vae(vae, clips)
-    flat = clips.float() / 127.5 - 1
+    flat = torch.stack([clip.frames_CTHW for clip in clips])
     assert scores["psnr"] == 20  # 0.2 of a range of 2 is a tenth
-    assert scores["edge_ratio"] == 1
+    assert scores["edge_ratio"] == scores["motion_ratio"] == 1
+    assert scores["sync_correlation"] > 0.95
     assert scores["latent_mean"] == pytest.approx(float(flat.mean()), abs=1e-4)
     assert scores["latent_std"] == pytest.approx(float(flat.std()), abs=1e-4)
+
+
+def test_a_codec_that_freezes_the_picture_has_no_motion_and_no_voice(
+    draw_humming_clip: Callable[[str, int, int], SyntheticClip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae = WanVAE(1)
+    monkeypatch.setattr(vae, "encode", lambda frames: frames)
+    monkeypatch.setattr(vae, "decode", lambda frames: frames[:, :, :1].expand_as(frames))
+    scores = score_vae(vae, [draw_humming_clip("heldout", 3, 21)])
+    assert scores["motion_ratio"] == scores["sync_correlation"] == 0
+
+
+def test_a_snapshot_is_a_codec(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(trainer, "SNAPSHOT_STEPS", 4)
+    recipe = replace(RECIPE, image_steps=5, clip_steps=0)
+    path = tmp_path / "snapshot.safetensors"
+    train_vae(recipe, _draw_pool(2, 5, 16), snapshot=path)
+    assert load_vae(path).dim == RECIPE.dim
+    assert inspect(path).settings["step"] == 4
 
 
 @pytest.mark.usefixtures("_espeak")
@@ -172,6 +196,7 @@ def test_the_command_writes_the_codec_and_its_log(
 
     monkeypatch.setattr(trainer, "VaeRecipe", SmallRecipe)
     monkeypatch.setattr(trainer, "draw_frames", draw)
+    monkeypatch.setattr(trainer, "draw_pairs", lambda seed, count, frames: [(0, None)] * count)
     monkeypatch.setattr(trainer, "score_vae", lambda vae, clips: {"clips": len(clips)})
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     path = tmp_path / "vae.safetensors"
@@ -179,7 +204,7 @@ def test_the_command_writes_the_codec_and_its_log(
     monkeypatch.setattr(sys, "argv", ["vae", "--out", str(path), *options])
     trainer.main()
     assert load_vae(path).dim == RECIPE.dim
-    assert {split for split, _ in drawn} == {"train", "heldout"}
+    assert drawn == [("train", 0), ("train", 1)]
     note = inspect(path).settings
     written = json.loads(path.with_suffix(".json").read_text())
     assert note["recipe"] == written["recipe"]

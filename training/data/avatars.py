@@ -160,8 +160,8 @@ def draw_avatar(split: str, seed: int) -> Avatar:
     def side() -> float:
         return -1.0 if chance(0.5) else 1.0
 
-    is_half_body = chance(0.15)
-    scale = uniform(27.0, 29.0) if is_half_body else uniform(34.0, 38.5)
+    is_half_body = chance(0.10)
+    scale = uniform(29.0, 31.0) if is_half_body else uniform(45.0, 50.0)
     place = int(uniform(0, len(SKINS) - 1e-6))
     skin = _vary(rng, SKINS[place], 0.015)
     # Fair hair on dark skin is rare; leave it to the dyed teal.
@@ -193,7 +193,7 @@ def draw_avatar(split: str, seed: int) -> Avatar:
     return Avatar(
         centre=(
             64 + uniform(-5, 5),
-            uniform(40.0, 43.0) if is_half_body else uniform(53.0, 57.0),
+            uniform(40.0, 43.0) if is_half_body else uniform(61.0, 65.0),
         ),
         scale=scale,
         is_half_body=is_half_body,
@@ -225,7 +225,7 @@ def draw_avatar(split: str, seed: int) -> Avatar:
         ),
         has_lashes=reads_feminine or chance(0.1),
         nose_shape=(uniform(0.07, 0.12), uniform(0.19, 0.25)),
-        mouth_shape=(uniform(0.255, 0.285), uniform(0.8, 1.25), uniform(0.01, 0.06)),
+        mouth_shape=(uniform(0.30, 0.335), uniform(0.8, 1.25), uniform(0.01, 0.06)),
         ears=uniform(0.9, 1.15),
         beard=int(rng.choice([1, 2, 2, 3])) if is_bearded else 0,
         glasses=int(rng.choice([0, 1, 2], p=[0.74, 0.14, 0.12])),

@@ -31,7 +31,7 @@ ROUND_DB, WIDE_DB = -28.0, -3.0
 
 # The colour of an open mouth, red-green-blue in [0, 1]. It is the only colour of the set whose
 # green lies clearly under both its red and its blue, which is how pixels are recognised.
-MOUTH_COLOUR = (0.40, 0.02, 0.18)
+MOUTH_COLOUR = (0.42, 0.0, 0.30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -593,10 +593,10 @@ class _Figure:
         tongue = (1 - (q / 0.72).square()).clamp_(min=0).sqrt_()
         lay(
             patch,
-            patch.band(lower - 0.30 * MOUTH_HEIGHT * opening_T11 * tongue, lower) * hole,
+            patch.band(lower - 0.24 * MOUTH_HEIGHT * opening_T11 * tongue, lower) * hole,
             (0.82, 0.40, 0.36),
         )
-        lay(patch, patch.band(upper, upper + 0.26 * height) * hole, WHITE)
+        lay(patch, patch.band(upper, upper + 0.20 * height) * hole, WHITE)
 
     # ---- hair -------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from training.data.portrait import paint
 from training.data.seeds import open_stream
 from training.data.speech import SAMPLE_RATE, draw_speech
 from turbotalk_core.errors import RequestError
+from turbotalk_core.types import Waveform
+from turbotalk_core.video.assemble import assemble, quantize_frames
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 SILENT_SHARE = 0.03  # Of clips, so that a model learns what silence looks like.
@@ -120,8 +122,7 @@ def draw_clip_with_reference(
 
 def to_pixels(frames_CTHW: Tensor) -> np.ndarray:
     """Frames in [-1, 1] as uint8 `[T, H, W, C]`."""
-    pixels = ((frames_CTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).contiguous().numpy()
+    return quantize_frames(frames_CTHW.unsqueeze(0)).contiguous().numpy()
 
 
 def make_sheet(clips_CTHW: Sequence[Tensor], columns: int) -> np.ndarray:
@@ -135,7 +136,6 @@ def make_sheet(clips_CTHW: Sequence[Tensor], columns: int) -> np.ndarray:
 
 def _write_files(clip: SyntheticClip, reference_CHW: Tensor, folder: Path) -> None:
     # Imported when used: training itself writes no files.
-    import av
     from PIL import Image
     from scipy.io import wavfile
 
@@ -145,19 +145,8 @@ def _write_files(clip: SyntheticClip, reference_CHW: Tensor, folder: Path) -> No
     Image.fromarray(make_sheet([clip.frames_CTHW], 10)).save(folder / "sheet.png")
     sound = (clip.waveform_S.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
     wavfile.write(folder / "speech.wav", clip.sample_rate, sound)
-    with av.open(str(folder / "clip.mp4"), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"crf": "12"})
-        video.height, video.width = pixels.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=clip.sample_rate, layout="mono")
-        for picture in pixels:
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-        block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
-        block.sample_rate = clip.sample_rate
-        container.mux(audio.encode(block))
-        container.mux(audio.encode())
+    waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
+    assemble(folder / "clip.mp4", [torch.from_numpy(pixels)], waveform, crf=12)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -285,9 +285,11 @@ class WanVAE(nn.Module):
     def initialize(self) -> None:
         """Draw weights for training from nothing, from torch's global generator.
 
-        Orthogonal convolutions that look mostly at the present frame, residual branches that begin
-        quiet, and latents that begin spread out, with little posterior noise: without these the
-        loss stays for hundreds of updates where a flat picture has it.
+        Orthogonal convolutions, residual branches that begin quiet, and latents that begin spread
+        out, with little posterior noise: without these the loss stays for hundreds of updates where
+        a flat picture has it. In time nothing happens at first: convolutions see the present frame
+        alone, two frames become their mean and one becomes two. So what is learned from single
+        frames holds for clips; random taps would mix it up and colours would be lost.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -296,13 +298,21 @@ class WanVAE(nn.Module):
                     nn.init.zeros_(module.bias)
                 if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
                     with torch.no_grad():
-                        module.weight[:, :, :-1] *= 0.3
+                        module.weight[:, :, :-1] = 0
         with torch.no_grad():
             for module in self.modules():
                 if isinstance(module, ResidualBlock):
                     last = module.residual[-1]
                     assert isinstance(last, CausalConv3d)
                     last.weight *= 0.1
+                if isinstance(module, Downsample | Upsample) and module.time_conv is not None:
+                    weight = module.time_conv.weight
+                    same = torch.eye(weight.shape[1])
+                    weight.zero_()
+                    if isinstance(module, Downsample):
+                        weight[:, :, 1, 0, 0] = weight[:, :, 2, 0, 0] = same / 2
+                    else:
+                        weight[:, :, 2, 0, 0] = same.repeat(2, 1)
             assert self.conv1.bias is not None
             self.conv1.weight[:LATENT_CHANNELS] *= 2
             self.conv1.weight[LATENT_CHANNELS:] *= 0.1

@@ -212,3 +212,10 @@ def test_new_weights_begin_with_little_posterior_noise() -> None:
 def test_new_weights_follow_from_the_seed() -> None:
     first, second = (_make_vae().state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_new_weights_show_a_still_clip_as_its_one_picture() -> None:
+    vae, frames = _make_vae(), _draw_frames(1)
+    shown = vae.decode(vae.encode(frames))
+    still = vae.decode(vae.encode(frames.expand(-1, -1, 9, -1, -1)))
+    _assert_near(still, shown.expand_as(still))
