@@ -98,7 +98,7 @@ class Batch(NamedTuple):
     weight_BHW: Tensor
 
 
-class Student(nn.Module):
+class Networks(nn.Module):
     """The two networks that are trained together."""
 
     def __init__(self, recipe: TeacherRecipe, frame_width: int) -> None:
@@ -200,13 +200,13 @@ def draw_batch(
     return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
-def flow_loss(student: Student, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor) -> Tensor:
+def flow_loss(networks: Networks, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor) -> Tensor:
     """Flow matching: the squared error of the velocity at one noise level per chunk.
 
     Pinned latents stay clean in the input, as at inference, and do not count.
 
     Args:
-        student: the networks.
+        networks: to be trained.
         batch: clean chunks and their conditions.
         sigma_B: noise level of each chunk.
         noise_BCFHW: standard normal.
@@ -217,20 +217,20 @@ def flow_loss(student: Student, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tens
     sigma = sigma_B.view(-1, 1, 1, 1, 1)
     free = (~batch.pinned_BF).float()[:, None, :, None, None]
     noisy = add_noise(batch.latents_BCFHW, noise_BCFHW, sigma * free)
-    tokens = student.projection(batch.first_BKLD, batch.later_BFKLD)
-    velocity = student.dit(noisy, 1000 * sigma_B, batch.reference_BCFHW, audio_BFND=tokens)
+    tokens = networks.projection(batch.first_BKLD, batch.later_BFKLD)
+    velocity = networks.dit(noisy, 1000 * sigma_B, batch.reference_BCFHW, audio_BFND=tokens)
     error = (velocity - (noise_BCFHW - batch.latents_BCFHW)).square()
     error = error * free * batch.weight_BHW[:, None, None]
     return error.sum() / (free.sum() * error[0, :, 0].numel())
 
 
-def build_optimizers(student: Student, recipe: TeacherRecipe) -> Optimizers:
+def build_optimizers(networks: Networks, recipe: TeacherRecipe) -> Optimizers:
     """Muon for the matrices inside the blocks, AdamW for the rest of both networks."""
-    matrices = [w for block in student.dit.blocks for w in block.parameters() if w.ndim == 2]
+    matrices = [w for block in networks.dit.blocks for w in block.parameters() if w.ndim == 2]
     chosen = {id(weight) for weight in matrices}
     return Optimizers(
         matrices,
-        [weight for weight in student.parameters() if id(weight) not in chosen],
+        [weight for weight in networks.parameters() if id(weight) not in chosen],
         matrix_rate=recipe.learning_rate,
         other_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
@@ -256,9 +256,9 @@ class Run:
         long = count_latent_frames(LONG_FRAMES)
         self.long = [i for i, clip in enumerate(clips) if clip.opening_CFHW.shape[1] == long]
         features = clips[0].features_TLD
-        self.student = Student(recipe, features.shape[1] * features.shape[2])
-        self.ema = Ema(self.student)
-        self.optimizers = build_optimizers(self.student, recipe)
+        self.networks = Networks(recipe, features.shape[1] * features.shape[2])
+        self.ema = Ema(self.networks)
+        self.optimizers = build_optimizers(self.networks, recipe)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
         self.log: list[dict[str, float]] = []
@@ -288,10 +288,10 @@ class Run:
         spread = (torch.arange(size) + torch.rand(size, generator=self.generator)) / size
         sigma_B = shift_sigmas(spread, recipe.shift)
         noise = torch.randn(batch.latents_BCFHW.shape, generator=self.generator)
-        loss = self._loss(self.student, batch, sigma_B, noise)
+        loss = self._loss(self.networks, batch, sigma_B, noise)
         loss.backward()
         self.optimizers.step(cosine_factor(self.step, self.num_steps, num_warmup_steps=40))
-        self.ema.update(self.student)
+        self.ema.update(self.networks)
         self.step += 1
         return loss.item()
 
@@ -301,7 +301,7 @@ class Run:
         state = {
             "step": self.step,
             "log": self.log,
-            "student": self.student.state_dict(),
+            "networks": self.networks.state_dict(),
             "ema": self.ema.weights,
             "ema_updates": self.ema.num_updates,
             "optimizers": self.optimizers.state_dict(),
@@ -314,21 +314,21 @@ class Run:
         """Go on from what ``save`` wrote."""
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.step, self.log = state["step"], state["log"]
-        self.student.load_state_dict(state["student"])
+        self.networks.load_state_dict(state["networks"])
         self.ema.weights, self.ema.num_updates = state["ema"], state["ema_updates"]
         self.optimizers.load_state_dict(state["optimizers"])
         self.generator.set_state(state["generator"])
 
     def export(self, folder: Path, settings: dict[str, Any]) -> None:
         """Write the averaged weights as the two model files."""
-        current = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
-        self.ema.copy_to(self.student)
-        dit, projection = self.student.dit, self.student.projection
+        current = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
+        self.ema.copy_to(self.networks)
+        dit, projection = self.networks.dit, self.networks.projection
         save_dit(folder / "diffusion_models" / "turbotalk_tiny_teacher.safetensors", dit, settings)
         save_adapter(
             folder / "model_patches" / "turbotalk_tiny_adapter.safetensors", dit, projection, {}
         )
-        self.student.load_state_dict(current)
+        self.networks.load_state_dict(current)
 
 
 def main() -> None:

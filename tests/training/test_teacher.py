@@ -17,8 +17,8 @@ from training import teacher
 from training.teacher import (
     MOTION_LATENTS,
     Batch,
+    Networks,
     Run,
-    Student,
     TeacherRecipe,
     build_optimizers,
     draw_batch,
@@ -175,7 +175,7 @@ class TestFlowLoss:
         error: Tensor | float,
     ) -> tuple[float, Tensor]:
         """The loss where the network is off by an error, and the latents that it was shown."""
-        student = Student(RECIPE, frame_width=6)
+        networks = Networks(RECIPE, frame_width=6)
         shown: list[Tensor] = []
 
         def predict(latents: Tensor, timestep: Tensor, *_: Tensor, audio_BFND: Tensor) -> Tensor:
@@ -184,8 +184,8 @@ class TestFlowLoss:
             shown.append(latents)
             return noise - batch.latents_BCFHW + error
 
-        monkeypatch.setattr(student.dit, "forward", predict)
-        return float(flow_loss(student, batch, self.sigma_B, noise)), shown[0]
+        monkeypatch.setattr(networks.dit, "forward", predict)
+        return float(flow_loss(networks, batch, self.sigma_B, noise)), shown[0]
 
     def test_a_perfect_velocity_loses_nothing(
         self, monkeypatch: pytest.MonkeyPatch, batch: Batch, noise: Tensor
@@ -220,19 +220,19 @@ class TestFlowLoss:
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_all_weights_are_taken() -> None:
-    student = Student(RECIPE, frame_width=6)
-    before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
+    networks = Networks(RECIPE, frame_width=6)
+    before = {name: weight.detach().clone() for name, weight in networks.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    for weight in student.parameters():
+    for weight in networks.parameters():
         weight.grad = torch.randn(weight.shape, generator=generator)
-    optimizers = build_optimizers(student, RECIPE)
+    optimizers = build_optimizers(networks, RECIPE)
     optimizers.step(1.0)
-    for name, weight in student.named_parameters():
+    for name, weight in networks.named_parameters():
         assert not torch.equal(weight, before[name]), name
     muon, adam = (
         len(group["params"]) for state in optimizers.state_dict() for group in state["param_groups"]
     )
-    matrices = [w for w in student.dit.blocks.parameters() if w.ndim == 2]
+    matrices = [w for w in networks.dit.blocks.parameters() if w.ndim == 2]
     assert muon == len(matrices)
     assert muon + adam == len(before)
 
@@ -245,11 +245,13 @@ def test_training_learns(clips: list[TeacherClip]) -> None:
 
 def test_every_weight_is_updated_sooner_or_later(clips: list[TeacherClip]) -> None:
     run = _make_run(clips)
-    before = {name: weight.detach().clone() for name, weight in run.student.named_parameters()}
+    before = {name: weight.detach().clone() for name, weight in run.networks.named_parameters()}
     while run.step < run.num_steps:
         run.advance()
     untouched = {
-        name for name, weight in run.student.named_parameters() if torch.equal(weight, before[name])
+        name
+        for name, weight in run.networks.named_parameters()
+        if torch.equal(weight, before[name])
     }
     # One row of null text is attended to whatever the question.
     kept = {"cross_attn.q", "cross_attn.k", "cross_attn.norm_q", "cross_attn.norm_k"}
@@ -271,8 +273,8 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     losses += [second.advance() for _ in range(2)]
     assert losses == expected
     assert second.step == whole.step == whole.num_steps
-    state = second.student.state_dict()
-    assert all(torch.equal(state[k], t) for k, t in whole.student.state_dict().items())
+    state = second.networks.state_dict()
+    assert all(torch.equal(state[k], t) for k, t in whole.networks.state_dict().items())
     assert second.ema.num_updates == whole.ema.num_updates
     assert all(torch.equal(second.ema.weights[k], t) for k, t in whole.ema.weights.items())
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
@@ -307,14 +309,14 @@ def test_what_is_exported_is_the_average_and_loads(
 ) -> None:
     run = _make_run(clips)
     run.advance()
-    before = {key: tensor.clone() for key, tensor in run.student.state_dict().items()}
+    before = {key: tensor.clone() for key, tensor in run.networks.state_dict().items()}
     run.export(tmp_path, {"kind": "teacher", "steps": 20, "shift": 3.0})
-    assert all(torch.equal(t, before[k]) for k, t in run.student.state_dict().items())
+    assert all(torch.equal(t, before[k]) for k, t in run.networks.state_dict().items())
     dit = tmp_path / "diffusion_models" / TEACHER
     model, projection = load_dit(dit, tmp_path / "model_patches" / ADAPTER)
     assert projection is not None
-    assert model.config == run.student.dit.config
-    assert projection.config == run.student.projection.config
+    assert model.config == run.networks.dit.config
+    assert projection.config == run.networks.projection.config
     for name, module in (("dit.", model), ("projection.", projection)):
         for key, weight in module.named_parameters():
             assert torch.equal(weight, run.ema.weights[name + key].half().float())
