@@ -47,14 +47,8 @@ VAE := models/vae/turbotalk_tiny_vae.safetensors
 models-audio-encoder: $(VENV)/.run-ready espeak
 	$(PY) -m training.audio_encoder --out $(AUDIO_ENCODER) --num-steps 800 --threads 1
 
-# Single frames and short clips, then long ones, then with an eye on the mouth.
-LONG_CLIPS := --image-steps 0 --clip-batch 2 --crop 56 --clips 160 --learning-rate 2e-3
 models-vae: $(VENV)/.run-ready espeak
-	$(PY) -m training.vae --mouth-weight 0 --compile --out runs/vae/1.safetensors
-	$(PY) -m training.vae --init runs/vae/1.safetensors --seed 1 --mouth-weight 0 \
-	  $(LONG_CLIPS) --clip-steps 300 --frames 29 --out runs/vae/2.safetensors
-	$(PY) -m training.vae --init runs/vae/2.safetensors --seed 2 \
-	  $(LONG_CLIPS) --clip-steps 190 --frames 25 --out $(VAE)
+	$(PY) -m training.vae --compile --snapshot runs/vae.safetensors --out $(VAE)
 
 models-teacher: $(VENV)/.run-ready espeak
 	$(PY) -m training.teacher_data --vae $(VAE) --encoder $(AUDIO_ENCODER) --out runs/teacher_data \
