@@ -51,10 +51,9 @@ models-vae: $(VENV)/.run-ready espeak
 	$(PY) -m training.vae --compile --snapshot runs/vae.safetensors --out $(VAE)
 
 models-teacher: $(VENV)/.run-ready espeak
-	$(PY) -m training.teacher_data --vae $(VAE) --encoder $(AUDIO_ENCODER) --out runs/teacher_data \
-	  --avatars 120 --long-every 0
-	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models \
-	  --short-steps 860 --long-steps 0 --compile
+	printf '0\n1\n' | xargs -P 2 -I{} $(PY) -m training.teacher_data --vae $(VAE) \
+	  --encoder $(AUDIO_ENCODER) --out runs/teacher_data --part {} --parts 2
+	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models --compile
 
 # ----------------------------------------------------------------------------------------------
 

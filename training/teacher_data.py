@@ -157,9 +157,9 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--encoder", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the encoded avatars")
-    parser.add_argument("--avatars", type=int, default=300, help="seeds 0 to this, exclusive")
+    parser.add_argument("--avatars", type=int, default=600, help="seeds 0 to this, exclusive")
     parser.add_argument(
-        "--long-every", type=int, default=4, help="one avatar in this many has long clips; 0: none"
+        "--long-every", type=int, default=3, help="one avatar in this many has long clips; 0: none"
     )
     parser.add_argument("--part", type=int, default=0, help="of several processes, which one")
     parser.add_argument("--parts", type=int, default=1, help="how many processes share the work")
