@@ -26,7 +26,6 @@ from .errors import TurboTalkError
 from .geometry import FPS, count_frames, fit_size
 from .image import prepare_reference, read_image
 from .library import (
-    ADAPTER,
     AUDIO_ENCODER,
     EMBEDDED_MODELS,
     VAE,
@@ -42,6 +41,7 @@ from .types import ChunkPlan, Waveform
 from .video.assemble import assemble, quantize_frames
 
 REFUSED = 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -93,7 +93,9 @@ def _talk(arguments: argparse.Namespace) -> None:
     num_frames = assemble(
         arguments.out,
         # Nothing in it runs before the output file is known to be writable.
-        _make_frames(request, image_HWC, waveform, files, arguments.device),
+        _make_frames(
+            request, image_HWC, waveform, files, arguments.device, DTYPES[arguments.dtype]
+        ),
         waveform,
         crf=arguments.crf,
         metadata={"turbotalk": request.to_json()},
@@ -137,6 +139,7 @@ def _make_frames(
     waveform: Waveform,
     files: ModelFiles,
     device: torch.device,
+    dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     reference_BCHW = prepare_reference(image_HWC, request.height, request.width)
     speech = encode_speech(
@@ -144,7 +147,7 @@ def _make_frames(
         load_audio_encoder(files.audio_encoder),
         normalizes_loudness=request.normalizes_loudness,
     )
-    models = load_models(files, device, request.audio_scale)
+    models = load_models(files, device, request.audio_scale, dtype)
     plan = plan_video(request, speech)
     with tqdm(total=count_work(plan, request), unit="call", dynamic_ncols=True) as bar:
         for finished in generate(request, reference_BCHW, speech, models, progress=_Bar(bar)):
@@ -207,9 +210,17 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("models", "file names in the sub-folders of --models")
     models.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
     models.add_argument("--dit", help="video transformer; default: the embedded one")
-    models.add_argument("--adapter", default=ADAPTER, help="audio adapter (%(default)s)")
+    models.add_argument(
+        "--adapter", help="audio adapter; default: the one inside --dit, else the embedded one"
+    )
     models.add_argument("--encoder", default=AUDIO_ENCODER, help="audio encoder (%(default)s)")
     models.add_argument("--vae", default=VAE, help="video VAE (%(default)s)")
+    models.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of transformer and adapter in memory, whatever the files hold (%(default)s)",
+    )
 
     settings = parser.add_argument_group(
         "settings", "each defaults to what the video transformer ships with"
@@ -248,7 +259,9 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_inspect)
-    parser.add_argument("file", type=Path, help="safetensors file")
+    parser.add_argument(
+        "file", type=Path, help="safetensors, .pth, or an index or folder of shards"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
@@ -221,6 +223,44 @@ def test_without_a_size_the_picture_gives_its_shape(talk: Talk, out: Path) -> No
     assert _read(out)[0].shape[1:3] == (32, 32)
     assert talk("--size", "16x48") == 0
     assert _read(out)[0].shape[1:3] == (48, 16)
+
+
+def _merge(models: Path, to: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    adapter = models / "model_patches" / "turbotalk_tiny_adapter.safetensors"
+    for path in (adapter, models / "diffusion_models" / TEACHER):
+        with safe_open(path, "pt") as file:
+            metadata |= file.metadata()
+        tensors |= load_file(path)
+    metadata["config"] = json.dumps({"transformer": {"num_heads": 2}, "audio_heads": 2})
+    save_file(tensors, to, metadata)
+
+
+def test_a_merged_file_needs_no_adapter(talk: Talk, models: Path, out: Path) -> None:
+    merged = models / "diffusion_models" / "merged.safetensors"
+    _merge(models, merged)
+    try:
+        assert talk("--crf", 0) == 0
+        expected = _read(out)[0]
+        assert talk("--crf", 0, "--dit", merged.name) == 0
+        assert np.array_equal(_read(out)[0], expected)
+    finally:
+        merged.unlink()
+
+
+def test_weights_have_the_dtype_asked_for(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = set()
+    call = WanDenoiser.__call__
+
+    def watch(self: WanDenoiser, *arguments: Any) -> Tensor:
+        dtypes.add(self.model.patch_embedding.weight.dtype)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(WanDenoiser, "__call__", watch)
+    assert talk() == 0
+    assert talk("--dtype", "bfloat16") == 0
+    assert dtypes == {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.parametrize(
