@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import math
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,7 @@ Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape
 
 BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1}
 WIDTH, LAYERS = 5120, 40
+ROOT = Path(__file__).parents[3]
 
 
 def _linear(name: str, rows: int, columns: int) -> Shapes:
@@ -235,11 +239,17 @@ FITS_14B = "with a transformer of 40 layers of 5120 and an audio encoder of 9216
 
 def test_the_networks_have_the_published_names_and_shapes() -> None:
     with torch.device("meta"):
-        model, projection = WanModel(WanConfig()), AudioProjection(AudioAdapterConfig())
+        # All blocks are alike, and one is made quickly.
+        model, projection = WanModel(WanConfig(num_layers=1)), AudioProjection(AudioAdapterConfig())
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name, tensor in projection.state_dict().items():
         ours[PROJECTION_PREFIX + name] = tuple(tensor.shape)
-    assert ours == _wan() | _audio()
+    published = _wan() | _audio()
+    assert ours == {
+        name: shape
+        for name, shape in published.items()
+        if not name.startswith("blocks.") or name.startswith("blocks.0.")
+    }
     assert len(_audio()) == 330
     assert len(_vae()) == 194
     assert round(_count(_wan()) / 1e9, 3) == 16.395
@@ -441,19 +451,45 @@ def test_a_transformer_that_turbotalk_cannot_drive_is_told(tmp_path: Path) -> No
     assert "36 input channels, this one has 16" in info.uses
 
 
+# The peak of a process's memory counts the pages of mapped files that were looked at.
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import torch
+from turbotalk_core.model.checkpoint import inspect
+
+def peak():
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+first, *paths = map(Path, sys.argv[1:])
+inspect(first)
+before = peak()
+for path in paths:
+    inspect(path)
+told = peak() - before
+for tensor in torch.load(paths[-1], mmap=True, weights_only=True).values():
+    tensor.sum()
+print(told, peak() - before)
+"""
+
+
+@pytest.mark.skipif(find_spec("resource") is None, reason="the peak is measured on Unix alone")
 def test_a_header_is_read_without_the_data(tmp_path: Path) -> None:
-    """Each page of the file that is looked at is a page fault; a header has a few hundred."""
-    resource = pytest.importorskip("resource", reason="page faults are counted on Unix alone")
-    path = tmp_path / "merged.safetensors"
-    _write(path, _store(_wan() | _audio(), "BF16"))
-    pickled = tmp_path / "vae.pth"
+    names = ("small.pth", "merged.safetensors", "vae.pth")
+    small, merged, pickled = (tmp_path / name for name in names)
+    torch.save({"a": torch.zeros(1)}, small)
+    _write(merged, _store(_wan() | _audio(), "BF16"))
     with skip_data():
         torch.save({name: torch.empty(shape) for name, shape in _vae().items()}, pickled)
-    for file in (path, pickled):
-        inspect(file)  # what is imported on the way is not counted
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        info = inspect(file)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        faults = after.ru_minflt + after.ru_majflt - before.ru_minflt - before.ru_majflt
-        assert faults * resource.getpagesize() < 0.02 * info.num_bytes
-    assert path.stat().st_size > 37e9
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, small, merged, pickled],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told, all_read = map(int, done.stdout.split())
+    assert merged.stat().st_size > 37e9
+    assert told < 50e6
+    assert all_read > pickled.stat().st_size / 2  # the measure does see what is read
