@@ -385,6 +385,58 @@ def test_inspect_refuses_what_is_no_model(inputs: Path, capsys: pytest.CaptureFi
     assert "face.png" in _refusal(capsys)
 
 
+def _bench(*arguments: str) -> int:
+    return main(["bench", "--device", "cpu", "--size", "32x48", "--frames", "9", *arguments])
+
+
+@pytest.mark.parametrize("source", [["--random"], []])
+def test_bench_measures_a_chunk(
+    models: Path, capsys: pytest.CaptureFixture[str], source: list[str]
+) -> None:
+    assert _bench("--models", str(models), "--steps", "2", "--json", "--threads", "1", *source) == 0
+    told = json.loads(capsys.readouterr().out)
+    sizes = ("width", "height", "num_frames", "num_inference_steps", "num_tokens")
+    assert [told[name] for name in sizes] == [32, 48, 9, 2, 3 * 2 * 3]
+    assert told["weights"].startswith("random weights" if source else TEACHER)
+    assert told["obstacle"] is None
+    assert len(told["seconds"]) == 2
+    assert told["ratios"].keys() == {"chunk", "vae"}
+
+
+def test_bench_without_a_size_takes_the_shipped_one(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--models", str(models), "--random", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("one chunk of 13 frames, 32x32, 16 video tokens, steps: 1\n")
+    assert "random weights in float32, VAE in float32, on cpu" in said
+
+
+def test_bench_of_the_full_size_says_what_it_would_need(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _bench("--model", "14b", "--random") == 0
+    said = capsys.readouterr().out
+    assert "random weights in bfloat16" in said
+    assert re.search(r"transformer weights +32\.790 GB", said)
+    assert "not run: on cpu" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "14b"], "14b without --random; only tiny ships weights"),
+        (["--frames", "10"], "got 10 frames"),
+        (["--size", "40x48"], "got width 40; the model takes multiples of 16"),
+    ],
+)
+def test_bench_refuses_what_cannot_be_run(
+    models: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert _bench("--models", str(models), *arguments) == 2
+    assert message in _refusal(capsys)
+
+
 def test_the_package_runs_as_a_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
