@@ -87,7 +87,8 @@ class CheckpointInfo:
         num_files: more than one for a set of shards.
         num_bytes: of all files.
         prefix: what the tensors' names begin with besides their public names.
-        quantization: fp8, fp8-scaled, int8-scaled, packed, or None for weights stored as they are.
+        quantization: fp8, fp8-scaled, quanto, packed (not read here), or None for weights stored
+            as they are.
         speakers: how many voices audio modules were trained for; None where there are none.
     """
 
@@ -257,12 +258,14 @@ def _find_uses(kind: str, sizes: Mapping[str, int], header: WeightHeader) -> str
                 f"nothing here: TurboTalk drives image-to-video Wan 2.1, which has {channels} "
                 f"input channels, this one has {sizes['input channels']}"
             )
-        if len(header.files) > 1:
-            uses = "command line: --dit (ComfyUI wants one file, in models/diffusion_models)"
+        if len(header.files) > 1 or header.quantization == "quanto":
+            uses = "command line: --dit (ComfyUI wants one file, and does not read quanto's)"
         if "audio heads" in sizes:
             return f"{uses}; its audio adapter is inside"
         return f"{uses}; with an audio adapter for {sizes['layers']} layers of {sizes['width']}"
     if kind == ADAPTER:
+        if header.scales:
+            uses = "command line: --adapter (in ComfyUI, adapters must be stored without scales)"
         return (
             f"{uses}; with a transformer of {sizes['layers']} layers of {sizes['video width']} and "
             f"an audio encoder of {sizes['audio values per frame']} values per frame"

@@ -104,14 +104,14 @@ class WeightHeader:
 
     @property
     def quantization(self) -> str | None:
-        """How the weights were made smaller: fp8, fp8-scaled, int8-scaled, packed or None."""
+        """How the weights were made smaller: fp8, fp8-scaled, quanto, packed or None."""
         if not self.scales:
             has_float8 = any(stored.dtype in FLOAT8 for stored in self.tensors.values())
             return "fp8" if has_float8 else None
         if not all(self._can_scale(name) for name in self.scales):
             return "packed"
-        has_int8 = any(self.tensors[name].dtype == "I8" for name in self.scales)
-        return "int8-scaled" if has_int8 else "fp8-scaled"
+        is_quanto = any(self.tensors[name].name.endswith(_DATA) for name in self.scales)
+        return "quanto" if is_quanto else "fp8-scaled"
 
     def _can_scale(self, name: str) -> bool:
         weight, scale = self.tensors[name], self.scales[name]
@@ -207,7 +207,7 @@ def read_weights(header: WeightHeader, dtype: torch.dtype) -> dict[str, Tensor]:
             if scale is not None:
                 factor = read[scale.file](scale.name).float()
                 weight = weight.float() * (factor.reshape(()) if scale.numel == 1 else factor)
-            weights[name] = weight.to(dtype)
+            weights[name] = weight.detach().to(dtype)  # a pickle may hold parameters
     return weights
 
 
@@ -332,6 +332,7 @@ def _blame(file: Path, what: str) -> Iterator[None]:
                 f"{file.name} is a GGUF file, which only ComfyUI reads, with a pack that loads "
                 "GGUF; its MODEL works with TurboTalk's nodes"
             ) from error
+        instead = ", or take the safetensors file of the same model" if _is_pickle(file) else ""
         raise CheckpointError(
-            f"{file.name} is not a readable {what} file ({reason}); download it again"
+            f"{file.name} is not a readable {what} file ({reason}); download it again{instead}"
         ) from error

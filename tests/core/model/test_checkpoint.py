@@ -21,7 +21,9 @@ from turbotalk_core.model.checkpoint import (
     ADAPTER,
     AUDIO_ENCODER,
     DIT,
+    IMAGE_ENCODER,
     LORA,
+    TEXT_ENCODER,
     UNKNOWN,
     VAE,
     inspect,
@@ -254,6 +256,34 @@ def test_other_files_are_told_apart(
     info = inspect(path)
     assert (info.kind, info.sizes, info.settings, info.metadata) == (kind, sizes, {}, {})
     assert (info.num_parameters, info.dtypes) == (64, {"BF16": 1})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "sizes"),
+    [
+        (
+            {"token_embedding.weight": (9, 4), "blocks.1.attn.q.weight": (4, 4)},
+            TEXT_ENCODER,
+            {"width": 4, "layers": 1, "vocabulary": 9},
+        ),
+        (
+            {
+                "visual.transformer.0.attn.to_qkv.weight": (12, 4),
+                "visual.transformer.1.attn.to_qkv.weight": (12, 4),
+                "textual.token_embedding.weight": (9, 4),
+            },
+            IMAGE_ENCODER,
+            {"width": 4, "layers": 2},
+        ),
+    ],
+)
+def test_the_references_own_text_and_image_encoders_are_told(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, sizes: dict[str, int]
+) -> None:
+    path = tmp_path / "models.pth"
+    torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
+    assert (inspect(path).kind, inspect(path).sizes) == (kind, sizes)
+    assert "models/" in inspect(path).uses
 
 
 def test_a_description_is_for_people_and_for_programs(dit_path: Path) -> None:

@@ -318,7 +318,8 @@ def test_a_merged_file(tmp_path: Path) -> None:
 def test_the_official_quantised_file(tmp_path: Path) -> None:
     header = _quanto(_wan() | _audio())
     info = _inspect(tmp_path, "quant_models/infinitetalk_single_fp8.safetensors", header)
-    assert (info.kind, info.quantization) == (DIT, "fp8-scaled")
+    assert (info.kind, info.quantization) == (DIT, "quanto")
+    assert info.uses.startswith("command line: --dit (")
     assert info.sizes == WAN_SIZES | {"audio heads": 40} | AUDIO_SIZES
     assert info.num_parameters == _count(_wan() | _audio())
     assert info.speakers == 'one, going by the word "single" in its name'
@@ -372,6 +373,8 @@ def test_scaled_adapters(tmp_path: Path, dtype: str, version: str, speakers: str
     assert info.num_parameters == _count(_audio())
     assert round(info.num_bytes / 1e9, 2) == 2.71
     assert info.dtypes == {dtype: 121, "F32": 330}
+    assert info.uses.startswith("command line: --adapter (")
+    assert info.uses.endswith(FITS_14B)
     assert info.speakers is not None
     assert info.speakers.startswith(f"{speakers}, going by the word")
 

@@ -178,10 +178,8 @@ def test_fp8_without_scales_is_only_cast(tmp_path: Path) -> None:
     _assert_equal(_read(path), {"a.weight": values.float(), "a.bias": torch.ones(1)})
 
 
-@pytest.mark.parametrize(
-    ("stored", "quantization"), [(torch.int8, "int8-scaled"), (torch.float8_e4m3fn, "fp8-scaled")]
-)
-def test_quanto_files_are_read(tmp_path: Path, stored: torch.dtype, quantization: str) -> None:
+@pytest.mark.parametrize("stored", [torch.int8, torch.float8_e4m3fn])
+def test_quanto_files_are_read(tmp_path: Path, stored: torch.dtype) -> None:
     values = torch.tensor([[7.0, -3.0], [96.0, 0.0]]).to(stored)
     scale = torch.tensor([[0.5], [0.25]], dtype=torch.bfloat16)
     tensors = {
@@ -193,7 +191,7 @@ def test_quanto_files_are_read(tmp_path: Path, stored: torch.dtype, quantization
     }
     path = tmp_path / "quanto.safetensors"
     save_file(tensors, path)
-    assert read_header(path).quantization == quantization
+    assert read_header(path).quantization == "quanto"
     expected = {"a.weight": torch.tensor([[3.5, -1.5], [24.0, 0.0]]), "a.bias": torch.ones(2)}
     _assert_equal(_read(path), expected)
 
@@ -252,6 +250,22 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, content: object) 
         read_header(path)
 
 
+def test_a_pickle_may_hold_parameters(tmp_path: Path) -> None:
+    path = tmp_path / "parameters.pth"
+    torch.save({"a.weight": torch.nn.Parameter(TENSORS["a.weight"])}, path)
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = _read(path, dtype)
+        assert not weights["a.weight"].requires_grad
+        _assert_equal(weights, {"a.weight": TENSORS["a.weight"]})
+
+
+def test_a_pickle_of_before_torch_1_6_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.pth"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"old\.pth is not .*or take the safetensors file"):
+        read_header(path)
+
+
 @pytest.mark.parametrize("size", [0, 7, 400])
 def test_a_truncated_pickle_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "short.pth"
@@ -259,6 +273,21 @@ def test_a_truncated_pickle_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(CheckpointError, match=r"short\.pth is not a readable pickle"):
         read_header(path)
+
+
+def test_a_file_larger_than_the_memory_is_named_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.safetensors"
+    save_file(TENSORS, path)
+    header = read_header(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 33 bytes: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("turbotalk_core.model.weights.safe_open", refuse)
+    with pytest.raises(CheckpointError, match=r"large\.safetensors .* does not fit into memory"):
+        read_weights(header, torch.float32)
 
 
 def test_a_gguf_file_is_sent_to_comfyui(tmp_path: Path) -> None:
