@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from turbotalk_core.errors import GeometryError, ImageError
 from turbotalk_core.image import prepare_reference, read_image
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "reference_image.safetensors"
+GOLDEN = Path(__file__).parent / "data" / "reference_image.safetensors"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 

@@ -25,7 +25,7 @@ MEAN = 0.5
 SHAPE = (1, 16, 4, 2, 2)
 NO_MOTION = torch.zeros(1, 16, 0, 2, 2)
 TOKENS = AudioTokens(tokens_FND=torch.zeros(4, 1, 1))
-GOLDEN = Path(__file__).parents[2] / "golden" / "data" / "sampler_step.safetensors"
+GOLDEN = Path(__file__).parents[1] / "data" / "sampler_step.safetensors"
 
 
 class Gaussian:
