@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import MismatchError
 from ..types import AudioTokens, AudioWindows, Conditioning
 from .audio_adapter import AudioProjection
 from .wan import WanModel
@@ -27,6 +28,13 @@ class WanDenoiser:
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
         """Predict the velocity; see ``ports.Denoiser``."""
+        # One voice, and so the null voice too, is heard in the whole picture.
+        regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
+        if tokens.num_speakers > 1 and regions_PHW is None:
+            raise MismatchError(
+                f"got {tokens.num_speakers} voices without regions; give each speaker a region of "
+                "the picture"
+            )
         device = self.model.patch_embedding.weight.device
         velocity = self.model(
             latents_BCFHW.to(device),
@@ -36,6 +44,7 @@ class WanDenoiser:
             image_embeds_BND=conditioning.image_embeds_BND,
             audio_BFND=tokens.tokens_FND.unsqueeze(0),
             audio_scale=self.audio_scale,
+            regions_PHW=regions_PHW,
         )
         return velocity.to(latents_BCFHW.device)
 

@@ -1,8 +1,12 @@
 """The networks behind the pipeline's ports say what they say when called directly."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 from torch import Tensor
 
+from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.model.wan import WanModel
@@ -34,6 +38,21 @@ def test_the_audio_strength_is_passed_on(dit: WanModel, dit_io: dict[str, Tensor
             audio_scale=0.5,
         )
     assert torch.equal(result, expected)
+
+
+def test_several_voices_need_regions(dit: WanModel, dit_io: dict[str, Tensor]) -> None:
+    conditioning, tokens = _told(dit_io)
+    two = AudioTokens(tokens_FND=tokens.tokens_FND.repeat(1, 2, 1), num_speakers=2)
+    with pytest.raises(MismatchError, match="2 voices without regions"):
+        WanDenoiser(dit)(dit_io["in.x"].unsqueeze(0), 1.0, conditioning, two)
+
+
+def test_one_voice_is_heard_in_the_whole_picture(dit: WanModel, dit_io: dict[str, Tensor]) -> None:
+    conditioning, tokens = _told(dit_io)
+    latents = dit_io["in.x"].unsqueeze(0)
+    expected = WanDenoiser(dit)(latents, 1.0, conditioning, tokens)
+    placed = replace(conditioning, regions_PHW=dit_io["in.ref_target_masks"])
+    assert torch.equal(WanDenoiser(dit)(latents, 1.0, placed, tokens), expected)
 
 
 def test_without_text_and_image_the_null_text_is_told(

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.wan import WanConfig, WanModel, rotary_table, rotate
+from turbotalk_core.model.rotary import rotary_table, rotate
+from turbotalk_core.model.wan import WanConfig, WanModel
 
 TINY = WanConfig(
     dim=24,
@@ -111,6 +112,16 @@ def test_the_image_branch_is_optional(dit: WanModel, dit_io: dict[str, Tensor]) 
     assert not torch.allclose(result, _call(dit, inputs))
 
 
+def test_each_region_hears_its_own_speaker() -> None:
+    model, inputs = _tiny(), _tiny_inputs()
+    inputs["audio_BFND"] = inputs["audio_BFND"].repeat(1, 1, 2, 1)
+    regions = torch.zeros(3, 4, 6)
+    regions[0, :, :2] = regions[1, :, 4:] = regions[2, :, 2:4] = 1
+    placed = _call(model, inputs, regions_PHW=regions)
+    assert not torch.allclose(placed, _call(model, inputs))
+    assert not torch.allclose(placed, _call(model, inputs, regions_PHW=regions[[1, 0, 2]]))
+
+
 def test_gradients_reach_every_weight(
     dit: WanModel, projection: AudioProjection, dit_io: dict[str, Tensor]
 ) -> None:
@@ -187,6 +198,9 @@ def test_new_weights_begin_with_no_velocity_and_learn() -> None:
         ({"image_embeds_BND": (1, 257, 32)}, "32 wide.*takes none: leave"),
         ({"audio_BFND": (1, 3, 3, 6)}, "3 latent frames, 6 wide; needed 2 frames, 6 wide"),
         ({"audio_BFND": (1, 2, 3, 7)}, "2 latent frames, 7 wide; needed 2 frames, 6 wide"),
+        ({"regions_PHW": (3, 2, 3)}, r"regions of \(2, 3\).*latents of \(4, 6\)"),
+        ({"regions_PHW": (3, 4, 6)}, "2 regions and a background for 3 audio tokens"),
+        ({"regions_PHW": (2, 4, 6)}, "1 regions and a background.*at least two"),
         ({"text_BND": (1, 5, 9)}, "5 text tokens, 9 wide.*at most 512, 8 wide"),
         ({"text_BND": (1, 513, 8)}, "513 text tokens, 8 wide.*at most 512, 8 wide"),
     ],
