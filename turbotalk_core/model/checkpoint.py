@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, OutputError
 from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
+from .lora import merge_lora
 from .vae import WanVAE
 from .wan import WanConfig, WanModel
 
@@ -124,7 +125,9 @@ def inspect(path: Path) -> CheckpointInfo:
     num_parameters = sum(math.prod(shape) for shape in shapes.values())
     shapes = _strip_prefixes(shapes)
     kind = next((kind for mark, kind in _MARKS.items() if _has(shapes, mark)), UNKNOWN)
-    if kind == UNKNOWN and any(".lora_" in key for key in shapes):
+    if kind == UNKNOWN and any(
+        ".lora_" in key or key.endswith((".diff", ".diff_b")) for key in shapes
+    ):
         kind = LORA
     settings = _parse_json(metadata.pop("turbotalk", "{}"), path)
     sizes: dict[str, int] = {}
@@ -172,7 +175,10 @@ def inspect(path: Path) -> CheckpointInfo:
 
 
 def load_dit(
-    path: Path, adapter_path: Path | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    adapter_path: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
     """Build the video transformer, with its audio attention where an adapter is given.
 
@@ -180,13 +186,14 @@ def load_dit(
         path: file of the transformer.
         adapter_path: file of the audio adapter.
         dtype: of the weights in memory.
+        loras: LoRA files to merge into the weights, each with its strength.
 
     Returns:
         The transformer, and the adapter's projection from audio windows to tokens.
 
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
-        MismatchError: an adapter made for another transformer.
+        MismatchError: an adapter or a LoRA made for another transformer.
     """
     tensors, metadata = _read(path, DIT)
     config = _infer_dit({k: tuple(t.shape) for k, t in tensors.items()}, metadata, path)
@@ -221,6 +228,9 @@ def load_dit(
         )
         source = f"{path.name} with {adapter_path.name}"
         tensors |= {k: t for k, t in extra.items() if not k.startswith(PROJECTION_PREFIX)}
+    for lora_path, strength in loras:
+        lora, _ = _read(lora_path, LORA)
+        merge_lora(tensors, lora, strength)
     with torch.device("meta"):
         model = WanModel(_with_audio(config, audio))
     _assign(model, tensors, source, dtype)
