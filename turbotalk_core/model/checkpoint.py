@@ -228,6 +228,8 @@ def load_dit(
         )
         source = f"{path.name} with {adapter_path.name}"
         tensors |= {k: t for k, t in extra.items() if not k.startswith(PROJECTION_PREFIX)}
+    if loras:  # changes smaller than a stored weight's last digit count together
+        tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()}
     for lora_path, strength in loras:
         lora, _ = _read(lora_path, LORA)
         merge_lora(tensors, lora, strength)
