@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbotalk_core.audio.windows import null_windows, take_windows
+from turbotalk_core.audio.windows import hold_last_row, mirror_end, null_windows, take_windows
 from turbotalk_core.errors import ChunkError
 from turbotalk_core.types import AudioFeatures, Chunk
 
@@ -64,3 +64,26 @@ def test_null_windows_are_zeros_of_the_same_shape() -> None:
 def test_a_chunk_must_start_inside_the_rows(start: int) -> None:
     with pytest.raises(ChunkError, match="rows for frames 0 to 9"):
         take_windows(_numbered(10), _chunk(start, 5))
+
+
+def _rows(features: AudioFeatures) -> list[int]:
+    return features.features_TLD.flatten().int().tolist()
+
+
+def test_a_voice_that_ends_early_is_held() -> None:
+    assert _rows(hold_last_row(_numbered(3), 6)) == [0, 1, 2, 2, 2, 2]
+    assert _rows(hold_last_row(_numbered(3), 2)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (5, [0, 1, 2, 3, 4, 5]),
+        (6, [0, 1, 2, 3, 4, 5, 5, 4, 3]),
+        (8, [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1]),
+        (20, [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0]),
+    ],
+)
+def test_the_reference_mirrors_the_end_of_a_voice(stop: int, expected: list[int]) -> None:
+    with_tail = AudioFeatures(features_TLD=_numbered(9).features_TLD, num_frames=6)
+    assert _rows(mirror_end(with_tail, stop)) == expected
