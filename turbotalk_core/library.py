@@ -108,13 +108,19 @@ def read_request(dit: Path) -> TalkRequest:
         ) from error
 
 
-def load_models(files: ModelFiles, device: torch.device, audio_scale: float = 1.0) -> Models:
+def load_models(
+    files: ModelFiles,
+    device: torch.device,
+    audio_scale: float = 1.0,
+    teacache_threshold: float | None = None,
+) -> Models:
     """Build the networks, without a prompt and without image tokens.
 
     Args:
         files: the audio encoder's is not read here; speech is encoded before.
         device: where the networks run.
         audio_scale: strength of the audio adapter, 1 as trained.
+        teacache_threshold: of a request; None runs all blocks in all steps.
 
     Returns:
         Networks in float32.
@@ -127,7 +133,7 @@ def load_models(files: ModelFiles, device: torch.device, audio_scale: float = 1.
     assert projection is not None  # an adapter was given
     return Models(
         codec=load_vae(files.vae).to(device),
-        denoiser=WanDenoiser(model.to(device), audio_scale),
+        denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
     )
 

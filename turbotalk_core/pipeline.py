@@ -122,7 +122,7 @@ def generate(
 
     All noise comes from one CPU generator seeded by the request, in this order: for each chunk its
     noise, float32 [1, 16, F, H/8, W/8]; then, with the renoise update, one draw of that shape per
-    step but the last.
+    step but the last. With ``follows_reference`` there are draws between that nobody uses.
 
     Args:
         request: all settings.

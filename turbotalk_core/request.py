@@ -56,6 +56,9 @@ class TalkRequest:
         max_frames: longest video, in frames; None for all of the voice.
         follows_reference: do as InfiniteTalk does where TurboTalk does better, to compare the two;
             see docs/numerics.md.
+        teacache_threshold: leave network blocks out where they would change little, the more the
+            higher: InfiniteTalk has 0.2 for 40 steps; None never does. Read by whoever builds the
+            denoiser.
 
     Raises:
         RequestError: a setting outside its range.
@@ -81,6 +84,7 @@ class TalkRequest:
     color_strength: float = 0.0
     max_frames: int | None = None
     follows_reference: bool = False
+    teacache_threshold: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -101,6 +105,8 @@ class TalkRequest:
         for name in ("normalizes_loudness", "uses_apg", "follows_reference"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"got {name} {getattr(self, name)!r}; it must be true or false")
+        if self.teacache_threshold is not None:
+            _check_number("teacache_threshold", self.teacache_threshold)
         if self.max_frames is not None:
             _check_integer("max_frames", self.max_frames, 1)
         check_chunk_lengths(self.chunk_frames, self.num_motion_frames)

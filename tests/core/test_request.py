@@ -113,6 +113,7 @@ def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
         ("max_frames", 0),
         ("max_frames", 12.0),
         ("follows_reference", "yes"),
+        ("teacache_threshold", -0.1),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

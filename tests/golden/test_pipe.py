@@ -146,9 +146,12 @@ def _read_request(golden: Golden) -> TalkRequest:
 def _build(golden: Golden, find_weights: FindWeights) -> tuple[Recorder, Models]:
     model, projection = build_dit(find_weights("dit_weights", golden.settings.get("config")))
     clip = find_weights("clip_tiny")
+    told = golden.settings
     recorder = Recorder(
         golden=golden,
-        denoiser=WanDenoiser(model),
+        denoiser=WanDenoiser(
+            model, teacache_threshold=told["teacache_thresh"] if told["teacache"] else None
+        ),
         codec=build_vae(find_weights("vae_weights")),
     )
     models = Models(

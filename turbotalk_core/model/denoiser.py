@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import MismatchError
 from ..types import AudioTokens, AudioWindows, Conditioning
 from .audio_adapter import AudioProjection
+from .teacache import TeaCache
 from .wan import WanModel
 
 
@@ -17,11 +18,19 @@ class WanDenoiser:
     Args:
         model: a transformer with audio attention.
         audio_scale: factor on what the audio attention adds; 1 is as trained.
+        teacache_threshold: from which change on the blocks run, see ``TeaCache``; None always runs
+            them.
     """
 
-    def __init__(self, model: WanModel, audio_scale: float = 1.0) -> None:
+    def __init__(
+        self, model: WanModel, audio_scale: float = 1.0, teacache_threshold: float | None = None
+    ) -> None:
         self.model = model
         self.audio_scale = audio_scale
+        self.teacache_threshold = teacache_threshold
+        self._caches: dict[tuple[int, int], TeaCache] = {}
+        self._asked: set[tuple[int, int]] = set()  # at the last sigma
+        self._last_sigma = 0.0
 
     @torch.no_grad()
     def __call__(
@@ -45,8 +54,28 @@ class WanDenoiser:
             audio_BFND=tokens.tokens_FND.unsqueeze(0),
             audio_scale=self.audio_scale,
             regions_PHW=regions_PHW,
+            cache=self._find_cache(latents_BCFHW, sigma, conditioning, tokens),
         )
         return velocity.to(latents_BCFHW.device)
+
+    def _find_cache(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> TeaCache | None:
+        if self.teacache_threshold is None:
+            return None
+        # Text and voice are the same objects through all steps of a chunk, and tell kinds apart.
+        kind = (id(conditioning.text_BND), id(tokens))
+        if sigma != self._last_sigma:
+            self._asked.clear()
+        if sigma > self._last_sigma or kind in self._asked:  # the noise is back: another chunk
+            self._caches.clear()
+            self._asked.clear()
+        self._asked.add(kind)
+        self._last_sigma = sigma
+        if kind not in self._caches:
+            num_cells = latents_BCFHW.shape[3] * latents_BCFHW.shape[4]
+            self._caches[kind] = TeaCache(self.teacache_threshold, num_cells)
+        return self._caches[kind]
 
 
 class ProjectionAdapter:

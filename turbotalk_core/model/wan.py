@@ -23,6 +23,7 @@ from ..geometry import LATENT_CHANNELS, PATCH
 from .audio_adapter import AudioCrossAttention, layer_norm
 from .rotary import ROPE_BASE, RotaryTable, rotary_table, rotate
 from .speakers import measure_likeness, speaker_tables, token_regions
+from .teacache import TeaCache
 
 TEXT_LENGTH = 512  # Wan 2.1: text is padded with zeros to this many tokens, and all are attended
 
@@ -305,6 +306,7 @@ class WanModel(nn.Module):
         audio_BFND: Tensor | None = None,
         audio_scale: float = 1.0,
         regions_PHW: Tensor | None = None,
+        cache: TeaCache | None = None,
     ) -> Tensor:
         """Make one network call.
 
@@ -319,6 +321,7 @@ class WanModel(nn.Module):
             audio_scale: factor on what the audio attention adds.
             regions_PHW: where each of several speakers is in the first latent frame, 1 inside, and
                 last the background; None where there is one voice, for the whole picture.
+            cache: of this kind of call, to leave the blocks out where they would say the same.
 
         Returns:
             Velocity, float32, the shape of ``latents_BCFHW``.
@@ -343,12 +346,19 @@ class WanModel(nn.Module):
         if audio is not None and regions_PHW is not None:
             _check_regions(regions_PHW, latents_BCFHW, audio)
             regions = token_regions(regions_PHW.to(hidden.device))
+        if cache is not None and not cache.is_due(modulation):
+            assert cache.added is not None  # the first steps are always due
+            return self._unpatchify(self.head(hidden + cache.added, time_BD), grid)
+        before = hidden
         for block in self.blocks:
             inputs = (hidden, modulation, table, text, image, audio, audio_scale, regions)
             if self.uses_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 hidden = block(*inputs)
+        if cache is not None:
+            assert isinstance(hidden, Tensor)
+            cache.keep(hidden - before)
         return self._unpatchify(self.head(hidden, time_BD), grid)
 
     def _check(
