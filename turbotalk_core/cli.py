@@ -155,7 +155,7 @@ def _make_frames(
         load_audio_encoder(files.audio_encoder),
         normalizes_loudness=request.normalizes_loudness,
     )
-    models = load_models(files, device, request.audio_scale, dtype)
+    models = load_models(files, device, request.audio_scale, dtype, request.teacache_threshold)
     plan = plan_video(request, speech)
     with tqdm(total=count_work(plan, request), unit="call", dynamic_ncols=True) as bar:
         for finished in generate(request, reference_BCHW, speech, models, progress=_Bar(bar)):

@@ -120,6 +120,7 @@ def load_models(
     device: torch.device,
     audio_scale: float = 1.0,
     dtype: torch.dtype = torch.float32,
+    teacache_threshold: float | None = None,
 ) -> Models:
     """Build the networks, without a prompt and without image tokens.
 
@@ -128,6 +129,7 @@ def load_models(
         device: where the networks run.
         audio_scale: strength of the audio adapter, 1 as trained.
         dtype: of the transformer's and the adapter's weights in memory, whatever the files hold.
+        teacache_threshold: of a request; None runs all blocks in all steps.
 
     Returns:
         Networks; the codec is in float32.
@@ -140,7 +142,7 @@ def load_models(
     assert projection is not None  # an adapter was given
     return Models(
         codec=load_vae(files.vae).to(device),
-        denoiser=WanDenoiser(model.to(device), audio_scale),
+        denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
     )
 

@@ -9,7 +9,7 @@ settings a file ships with. What is written is safetensors, in float16.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, MismatchError, OutputError
 from ..geometry import LATENT_CHANNELS
 from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
+from .lora import merge_lora
 from .vae import WanVAE
 from .wan import WanConfig, WanModel
 from .weights import PREFIXES as PREFIXES
@@ -164,7 +165,9 @@ def _describe(header: WeightHeader) -> CheckpointInfo:
     metadata = dict(header.metadata)
     settings = _parse_json(metadata.pop("turbotalk", "{}"), path)
     kind = next((kind for mark, kind in _MARKS.items() if mark in shapes), UNKNOWN)
-    if kind == UNKNOWN and any(".lora_" in key for key in shapes):
+    if kind == UNKNOWN and any(
+        ".lora_" in key or key.endswith((".diff", ".diff_b")) for key in shapes
+    ):
         kind = LORA
     sizes: dict[str, int] = {}
     if kind == DIT:
@@ -276,7 +279,10 @@ def _find_uses(kind: str, sizes: Mapping[str, int], header: WeightHeader) -> str
 
 
 def load_dit(
-    path: Path, adapter_path: Path | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    adapter_path: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
     """Build the video transformer, with its audio attention where there is an adapter.
 
@@ -286,13 +292,14 @@ def load_dit(
             reference. None, or the path of a merged file once more, takes what is in that file.
         dtype: of the weights in memory, whatever they are stored in. The network computes in it,
             so that one file's mix of dtypes becomes one.
+        loras: LoRA files to merge into the weights, each with its strength.
 
     Returns:
         The transformer, and the adapter's projection from audio windows to tokens.
 
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
-        MismatchError: an adapter made for another transformer.
+        MismatchError: an adapter or a LoRA made for another transformer.
     """
     path = Path(path)
     header = _read_kind(path, DIT)
@@ -322,6 +329,8 @@ def load_dit(
             {name.removeprefix(PROJECTION_PREFIX): weights.pop(name) for name in names},
             audio_header.path.name,
         )
+    for lora_path, strength in loras:
+        merge_lora(weights, read_weights(_read_kind(lora_path, LORA), torch.float32), strength)
     with torch.device("meta"):
         model = WanModel(config)
     _assign(model, weights, source)

@@ -144,6 +144,18 @@ def test_transformer_and_adapter_come_back_from_two_files(
     _assert_ready(loaded_projection)
 
 
+def test_loras_are_merged_one_after_the_other(tmp_path: Path, dit_path: Path) -> None:
+    plain, _ = load_dit(dit_path)
+    for name, key in (("one", "blocks.0.ffn.0.diff_b"), ("two", "diffusion_model.head.head.diff")):
+        shape = (20,) if name == "one" else (64, 24)
+        save_file({key: torch.ones(shape)}, tmp_path / name)
+    merged, _ = load_dit(dit_path, loras=[(tmp_path / "one", 2.0), (tmp_path / "two", 0.5)])
+    changes = {"blocks.0.ffn.0.bias": 2.0, "head.head.weight": 0.5}
+    before = plain.state_dict()
+    for key, weight in merged.state_dict().items():
+        assert torch.equal(weight, before[key] + changes.get(key, 0)), key
+
+
 def test_no_tensor_stands_in_both_files(dit_path: Path, adapter_path: Path) -> None:
     dit, adapter = load_file(dit_path), load_file(adapter_path)
     assert not dit.keys() & adapter.keys()
