@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -454,30 +453,34 @@ def test_a_transformer_that_turbotalk_cannot_drive_is_told(tmp_path: Path) -> No
     assert "36 input channels, this one has 16" in info.uses
 
 
-# The peak of a process's memory counts the pages of mapped files that were looked at.
+# Linux counts pages of mapped files that were looked at, and its peak can be set back.
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 import torch
 from turbotalk_core.model.checkpoint import inspect
 
-def peak():
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def grow(call):
+    def peak():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    call()
+    return peak() - before
+
+def read_all(path):
+    for tensor in torch.load(path, mmap=True, weights_only=True).values():
+        tensor.sum()
 
 first, *paths = map(Path, sys.argv[1:])
-inspect(first)
-before = peak()
-for path in paths:
-    inspect(path)
-told = peak() - before
-for tensor in torch.load(paths[-1], mmap=True, weights_only=True).values():
-    tensor.sum()
-print(told, peak() - before)
+inspect(first)  # imports what it needs
+print(grow(lambda: [inspect(path) for path in paths]), grow(lambda: read_all(paths[-1])))
 """
 
 
-@pytest.mark.skipif(find_spec("resource") is None, reason="the peak is measured on Unix alone")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone measures this")
 def test_a_header_is_read_without_the_data(tmp_path: Path) -> None:
     names = ("small.pth", "merged.safetensors", "vae.pth")
     small, merged, pickled = (tmp_path / name for name in names)
@@ -494,5 +497,5 @@ def test_a_header_is_read_without_the_data(tmp_path: Path) -> None:
     )
     told, all_read = map(int, done.stdout.split())
     assert merged.stat().st_size > 37e9
-    assert told < 50e6
-    assert all_read > pickled.stat().st_size / 2  # the measure does see what is read
+    assert told < 50e6  # of 38 GB
+    assert all_read > 0.9 * pickled.stat().st_size  # the measure does see what is read
