@@ -1,4 +1,4 @@
-"""The command line: make a talking video, show a chunk plan, say what a model file is.
+"""The command line: make a talking video, show a chunk plan, say what a model file is, measure.
 
 Exit codes: 0 done, 2 refused (one line on stderr says why), 130 interrupted.
 """
@@ -21,12 +21,18 @@ from tqdm import tqdm
 from .audio.encoder import load_audio_encoder
 from .audio.features import encode_speech
 from .audio.io import read_audio
+from .bench import (
+    FULL_REQUEST,
+    FULL_SIZES,
+    measure,
+    read_sizes,
+    single_chunk,
+)
 from .chunking.plan import plan_chunks
-from .errors import TurboTalkError
+from .errors import RequestError, TurboTalkError
 from .geometry import FPS, count_frames, fit_size
 from .image import prepare_reference, read_image
 from .library import (
-    ADAPTER,
     AUDIO_ENCODER,
     EMBEDDED_MODELS,
     VAE,
@@ -42,6 +48,8 @@ from .types import ChunkPlan, Waveform
 from .video.assemble import assemble, quantize_frames
 
 REFUSED = 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FULL, TINY = "14b", "tiny"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -93,7 +101,9 @@ def _talk(arguments: argparse.Namespace) -> None:
     num_frames = assemble(
         arguments.out,
         # Nothing in it runs before the output file is known to be writable.
-        _make_frames(request, image_HWC, waveform, files, arguments.device),
+        _make_frames(
+            request, image_HWC, waveform, files, arguments.device, DTYPES[arguments.dtype]
+        ),
         waveform,
         crf=arguments.crf,
         metadata={"turbotalk": request.to_json()},
@@ -137,6 +147,7 @@ def _make_frames(
     waveform: Waveform,
     files: ModelFiles,
     device: torch.device,
+    dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     reference_BCHW = prepare_reference(image_HWC, request.height, request.width)
     speech = encode_speech(
@@ -144,7 +155,7 @@ def _make_frames(
         load_audio_encoder(files.audio_encoder),
         normalizes_loudness=request.normalizes_loudness,
     )
-    models = load_models(files, device, request.audio_scale)
+    models = load_models(files, device, request.audio_scale, dtype, request.teacache_threshold)
     plan = plan_video(request, speech)
     with tqdm(total=count_work(plan, request), unit="call", dynamic_ncols=True) as bar:
         for finished in generate(request, reference_BCHW, speech, models, progress=_Bar(bar)):
@@ -186,12 +197,41 @@ def _inspect(arguments: argparse.Namespace) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _bench(arguments: argparse.Namespace) -> None:
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    is_tiny = arguments.model == TINY
+    if is_tiny:
+        files = find_model_files(arguments.models)
+        request, sizes = read_request(files.dit), read_sizes(files)
+    elif arguments.random:
+        files, request, sizes = None, FULL_REQUEST, FULL_SIZES
+    else:
+        raise RequestError(
+            f"got --model {arguments.model} without --random; only {TINY} ships weights, and for "
+            "speed and memory random ones do: add --random"
+        )
+    if arguments.size != "auto":
+        request = replace(request, width=arguments.size[0], height=arguments.size[1])
+    request = single_chunk(request, arguments.steps, arguments.frames)
+    report = measure(
+        request,
+        sizes,
+        files=None if arguments.random else files,
+        dtype=DTYPES[arguments.dtype or ("float32" if is_tiny else "bfloat16")],
+        device=arguments.device,
+    )
+    text = json.dumps(report.to_json(), indent=2) if arguments.json else "\n".join(report.lines())
+    sys.stdout.write(text + "\n")
+
+
 def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m turbotalk_core", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_talk(commands.add_parser("talk", help="make a talking video"))
     _add_plan(commands.add_parser("plan", help="show which frames each chunk makes and keeps"))
     _add_inspect(commands.add_parser("inspect", help="say what a model file is"))
+    _add_bench(commands.add_parser("bench", help="measure one chunk, or say what it would need"))
     return parser
 
 
@@ -207,9 +247,17 @@ def _add_talk(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("models", "file names in the sub-folders of --models")
     models.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
     models.add_argument("--dit", help="video transformer; default: the embedded one")
-    models.add_argument("--adapter", default=ADAPTER, help="audio adapter (%(default)s)")
+    models.add_argument(
+        "--adapter", help="audio adapter; default: the one inside --dit, else the embedded one"
+    )
     models.add_argument("--encoder", default=AUDIO_ENCODER, help="audio encoder (%(default)s)")
     models.add_argument("--vae", default=VAE, help="video VAE (%(default)s)")
+    models.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of transformer and adapter in memory, whatever the files hold (%(default)s)",
+    )
 
     settings = parser.add_argument_group(
         "settings", "each defaults to what the video transformer ships with"
@@ -248,7 +296,33 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_inspect)
-    parser.add_argument("file", type=Path, help="safetensors file")
+    parser.add_argument(
+        "file", type=Path, help="safetensors, .pth, or an index or folder of shards"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_bench)
+    parser.add_argument("--model", choices=(FULL, TINY), default=TINY, help="(%(default)s)")
+    parser.add_argument("--random", action="store_true", help="random weights instead of files")
+    parser.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
+    parser.add_argument("--device", type=torch.device, default=_find_device(), help="%(default)s")
+    parser.add_argument("--threads", type=_parse_count, help="CPU threads of the networks")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help=f"of the transformer; {FULL}: bfloat16, {TINY}: float32"
+    )
+    parser.add_argument(
+        "--size",
+        type=_parse_size,
+        default="auto",
+        metavar="WxH",
+        help=f"{FULL}: 832x480, {TINY}: as trained",
+    )
+    parser.add_argument(
+        "--frames", type=_parse_count, help=f"4n + 1; {FULL}: 81, {TINY}: as trained"
+    )
+    parser.add_argument("--steps", type=_parse_count, default=1, help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 

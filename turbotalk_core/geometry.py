@@ -114,3 +114,20 @@ def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
         max(SIZE_MULTIPLE, round(height * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE),
         max(SIZE_MULTIPLE, round(width * scale / SIZE_MULTIPLE) * SIZE_MULTIPLE),
     )
+
+
+def cover_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Find the smallest size of a picture's shape that covers a video.
+
+    Args:
+        rows: of the picture, pixels.
+        columns: of the picture, pixels.
+        height: of the video, pixels.
+        width: of the video, pixels.
+
+    Returns:
+        (height, width), one of them the video's and the other at least so, rounded up.
+    """
+    if width * rows >= height * columns:
+        return -(-rows * width // columns), width
+    return height, -(-columns * height // rows)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import ImageError
-from .geometry import SIZE_MULTIPLE, check_size
+from .geometry import SIZE_MULTIPLE, check_size, cover_size
 
 MIN_SIDE = SIZE_MULTIPLE  # pixels; a smaller side has less than one token to show
 
@@ -80,10 +80,7 @@ def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
 def _cover(image_BCHW: Tensor, height: int, width: int) -> Tensor:
     """Resize without distortion to the smallest size that covers height and width."""
     rows, columns = image_BCHW.shape[2:]
-    if width * rows >= height * columns:
-        size = (-(-rows * width // columns), width)
-    else:
-        size = (height, -(-columns * height // rows))
+    size = cover_size(rows, columns, height, width)
     # Bilinear with antialiasing is what Pillow's bilinear filter does, the reference's choice.
     return F.interpolate(image_BCHW, size, mode="bilinear", antialias=True).clamp(0, 1)
 

@@ -28,7 +28,7 @@ VAE = "turbotalk_tiny_vae.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """The four files that a talking video needs."""
+    """The files that a talking video needs; dit and adapter are one where they are merged."""
 
     dit: Path
     adapter: Path
@@ -40,7 +40,7 @@ def find_model_files(
     folder: Path = EMBEDDED_MODELS,
     *,
     dit: str | None = None,
-    adapter: str = ADAPTER,
+    adapter: str | None = None,
     audio_encoder: str = AUDIO_ENCODER,
     vae: str = VAE,
 ) -> ModelFiles:
@@ -49,7 +49,8 @@ def find_model_files(
     Args:
         folder: holds diffusion_models, model_patches, audio_encoders and vae.
         dit: video transformer; None takes the embedded student, or the teacher where there is none.
-        adapter: audio adapter.
+        adapter: audio adapter; None takes the one merged into the transformer's file, or else the
+            embedded one.
         audio_encoder: wav2vec2.
         vae: video VAE.
 
@@ -59,12 +60,18 @@ def find_model_files(
     Raises:
         CheckpointError: a file that is not there, and those that are.
     """
+    is_embedded = dit is None
     if dit is None:
         has_student = (folder / "diffusion_models" / STUDENT).is_file()
         dit = STUDENT if has_student else TEACHER
+    dit_path = _find(folder / "diffusion_models", dit)
+    if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
+        adapter_path = dit_path
+    else:
+        adapter_path = _find(folder / "model_patches", adapter or ADAPTER)
     return ModelFiles(
-        dit=_find(folder / "diffusion_models", dit),
-        adapter=_find(folder / "model_patches", adapter),
+        dit=dit_path,
+        adapter=adapter_path,
         audio_encoder=_find(folder / "audio_encoders", audio_encoder),
         vae=_find(folder / "vae", vae),
     )
@@ -108,34 +115,43 @@ def read_request(dit: Path) -> TalkRequest:
         ) from error
 
 
-def load_models(files: ModelFiles, device: torch.device, audio_scale: float = 1.0) -> Models:
+def load_models(
+    files: ModelFiles,
+    device: torch.device,
+    audio_scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    teacache_threshold: float | None = None,
+) -> Models:
     """Build the networks, without a prompt and without image tokens.
 
     Args:
         files: the audio encoder's is not read here; speech is encoded before.
         device: where the networks run.
         audio_scale: strength of the audio adapter, 1 as trained.
+        dtype: of the transformer's and the adapter's weights in memory, whatever the files hold.
+        teacache_threshold: of a request; None runs all blocks in all steps.
 
     Returns:
-        Networks in float32.
+        Networks; the codec is in float32.
 
     Raises:
         CheckpointError: a file that is damaged or of another kind.
         MismatchError: an adapter made for another transformer.
     """
-    model, projection = load_dit(files.dit, files.adapter)
+    model, projection = load_dit(files.dit, files.adapter, dtype)
     assert projection is not None  # an adapter was given
     return Models(
         codec=load_vae(files.vae).to(device),
-        denoiser=WanDenoiser(model.to(device), audio_scale),
+        denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
     )
 
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.is_file():
-        present = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))) or "nothing"
+    if not path.exists():  # a folder may stand for its shards
+        files = (p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".pth"))
+        present = ", ".join(sorted(files)) or "nothing"
         raise CheckpointError(
             f"there is no {name} in {folder}; there is {present}, "
             "so name one of these, or another models folder"

@@ -8,23 +8,25 @@ Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .audio.windows import null_windows, take_windows
+from .audio.windows import hold_last_row, mirror_end, null_windows, take_windows
+from .chunking.color import match_color
 from .chunking.plan import plan_chunks
 from .chunking.stitch import keep_frames
 from .errors import MismatchError, RequestError
 from .geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from .ports import AudioAdapter, CheckStop, Denoiser, Progress, VideoCodec
+from .ports import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
 from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls
 from .sampling.sampler import sample
 from .sampling.schedule import request_sigmas
-from .types import ChunkPlan, Conditioning, FrameChunk, Speech
+from .types import AudioFeatures, AudioTokens, Chunk, ChunkPlan, Conditioning, FrameChunk, Speech
 
 MASK_CHANNELS = 4  # Wan 2.1 image-to-video: one per video frame of a latent frame
 
@@ -40,6 +42,7 @@ class Models:
         text_BND: embedding of the prompt, or None for the null text.
         null_text_BND: embedding of the negative prompt, or None for the null text.
         image_embeds_BND: CLIP tokens of the portrait, or None where the model has no image branch.
+        image_encoder: makes the CLIP tokens of each picture shown, instead of ``image_embeds_BND``.
     """
 
     codec: VideoCodec
@@ -48,6 +51,7 @@ class Models:
     text_BND: Tensor | None = None
     null_text_BND: Tensor | None = None
     image_embeds_BND: Tensor | None = None
+    image_encoder: ImageEncoder | None = None
 
 
 class NoProgress:
@@ -62,114 +66,144 @@ def never_stop() -> None:
 
 
 _NO_PROGRESS = NoProgress()
+_T = TypeVar("_T", Tensor, Speech)
 
 
-def plan_video(request: TalkRequest, speech: Speech) -> ChunkPlan:
+def plan_video(request: TalkRequest, speech: Speech | Sequence[Speech]) -> ChunkPlan:
     """Plan the chunks that ``generate`` will make.
 
     Args:
-        request: gives chunk and motion frames.
-        speech: gives the number of frames.
+        request: gives chunk and motion frames, and the longest video.
+        speech: one voice, or several; the video is as long as the longest.
 
     Returns:
         The plan.
     """
-    return plan_chunks(speech.features.num_frames, request.chunk_frames, request.num_motion_frames)
+    lengths = [voice.features.num_frames for voice in _as_list(speech)]
+    most = request.max_frames or max(lengths)
+
+    def plan(num_frames: int) -> ChunkPlan:
+        return plan_chunks(min(num_frames, most), request.chunk_frames, request.num_motion_frames)
+
+    if request.follows_reference:
+        # It makes whole chunks to the end of the first voice and cuts them to the last voice.
+        return plan(min(plan(lengths[0]).chunks[-1].stop, lengths[-1]))
+    return plan(max(lengths))
 
 
-def count_work(plan: ChunkPlan, request: TalkRequest) -> int:
+def count_work(plan: ChunkPlan, request: TalkRequest, num_pictures: int = 1) -> int:
     """Count the units that ``generate`` reports: network, encoder and decoder calls.
 
     Args:
         plan: of the video.
         request: gives steps and guidance.
+        num_pictures: length of the sequence of reference images; 1 for a portrait.
 
     Returns:
-        One for the reference, and per chunk one to encode the motion frames, one per network call
-        and one to decode.
+        One for each reference image that is shown, and per chunk one to encode the motion frames,
+        one per network call and one to decode.
     """
     calls = count_calls(request.guidance_scale, request.audio_guidance_scale)
-    return 1 + len(plan.chunks) * (request.num_inference_steps * calls + 2)
+    shown = {_pick(chunk, num_pictures) for chunk in plan.chunks}
+    return len(shown) + len(plan.chunks) * (request.num_inference_steps * calls + 2)
 
 
 def generate(
     request: TalkRequest,
-    reference_BCHW: Tensor,
-    speech: Speech,
+    reference_BCHW: Tensor | Sequence[Tensor],
+    speech: Speech | Sequence[Speech],
     models: Models,
     *,
     progress: Progress = _NO_PROGRESS,
     check_stop: CheckStop = never_stop,
+    regions_PHW: Tensor | None = None,
 ) -> Iterator[FrameChunk]:
     """Make a talking video, one chunk after the other, each handed on before the next begins.
 
     All noise comes from one CPU generator seeded by the request, in this order: for each chunk its
     noise, float32 [1, 16, F, H/8, W/8]; then, with the renoise update, one draw of that shape per
-    step but the last.
+    step but the last. With ``follows_reference`` there are draws between that nobody uses.
 
     Args:
         request: all settings.
-        reference_BCHW: the portrait at the request's size, [1, 3, height, width] in [-1, 1].
-        speech: the voice.
+        reference_BCHW: the portrait at the request's size, [1, 3, height, width] in [-1, 1]; or the
+            frames of a video to dub, each such a picture, of which each chunk is shown the one at
+            its start, or the last. Frames are asked for when they are needed.
+        speech: the voice; or the voices of several speakers, in the order of their regions.
         models: the networks.
         progress: told of each unit of ``count_work``; at the end of a chunk with its last frame.
         check_stop: asked before each network, encoder or decoder call.
+        regions_PHW: of several speakers, of ``regions.fit_regions``.
 
     Returns:
         An iterator of chunks whose frames are float32 on the CPU and tile the video. Work begins
         when it is first asked.
 
     Raises:
-        MismatchError: a reference image of another size than the request's.
+        MismatchError: a reference image of another size than the request's, or another number of
+            regions than of voices.
         RequestError: text guidance without a prompt.
     """
-    expected = (1, 3, request.height, request.width)
-    if tuple(reference_BCHW.shape) != expected:
+    pictures = _as_list(reference_BCHW)
+    speeches = _as_list(speech)
+    _check_picture(request, pictures[0])
+    num_regions = 1 if regions_PHW is None else regions_PHW.shape[0] - 1
+    if len(speeches) != num_regions:
         raise MismatchError(
-            f"got a reference image of shape {tuple(reference_BCHW.shape)}; the request needs "
-            f"{expected}, so prepare the image at the request's size"
+            f"got {len(speeches)} voices and {num_regions} regions; give each of several speakers "
+            "a region, and a lone one none"
         )
     if request.guidance_scale != 1 and models.text_BND is None:
         raise RequestError(
             f"got guidance_scale {request.guidance_scale} without a prompt; give a prompt, or "
             "use 1 (off)"
         )
-    return _generate(request, reference_BCHW, speech, models, progress, check_stop)
+    return _generate(request, pictures, speeches, models, progress, check_stop, regions_PHW)
 
 
 @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop
 def _generate(
     request: TalkRequest,
-    reference_BCHW: Tensor,
-    speech: Speech,
+    pictures: Sequence[Tensor],
+    speeches: Sequence[Speech],
     models: Models,
     progress: Progress,
     check_stop: CheckStop,
+    regions_PHW: Tensor | None,
 ) -> Iterator[FrameChunk]:
-    plan = plan_video(request, speech)
+    plan = plan_video(request, speeches)
     sigmas = request_sigmas(request)
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guidance = Guidance(
         guidance_scale=request.guidance_scale,
         audio_guidance_scale=request.audio_guidance_scale,
         null_text_BND=models.null_text_BND,
-        # All chunks are equally long, so one set of null tokens serves them all.
-        null_tokens=models.adapter(null_windows(speech.features, plan.chunks[0])),
+        # All chunks are equally long, so one set of null tokens serves them all; and no voice is
+        # no voice, however many speakers there are.
+        null_tokens=models.adapter(null_windows(speeches[0].features, plan.chunks[0])),
+        uses_apg=request.uses_apg,
     )
-    check_stop()
-    conditioning = _condition(request, reference_BCHW, models)
-    progress.advance()
-    motion_frames_BCTHW = reference_BCHW.unsqueeze(2)
+    first_BCHW = pictures[0]
+    motion_frames_BCTHW = first_BCHW.unsqueeze(2)
+    conditioning, shown = None, None
     for chunk in plan.chunks:
         check_stop()
+        picked = _pick(chunk, len(pictures))
+        if conditioning is None or picked != shown:
+            conditioning, shown = _condition(request, pictures[picked], models, regions_PHW), picked
+            progress.advance()
+            check_stop()
         motion_latents_BCFHW = models.codec.encode(motion_frames_BCTHW)
         progress.advance()
+        noise_BCFHW = _draw_noise(request, generator)
+        if request.follows_reference and chunk.index > 0:
+            _draw_dead_noise(request, motion_latents_BCFHW, generator)
         latents_BCFHW = sample(
             models.denoiser,
-            _draw_noise(request, generator),
+            noise_BCFHW,
             sigmas,
             conditioning=conditioning,
-            tokens=models.adapter(take_windows(speech.features, chunk)),
+            tokens=_hear(request, speeches, chunk, plan, models.adapter),
             guidance=guidance,
             update=request.update,
             motion_latents_BCFHW=motion_latents_BCFHW,
@@ -179,15 +213,60 @@ def _generate(
         )
         check_stop()
         frames_BCTHW = models.codec.decode(latents_BCFHW).to("cpu", torch.float32)
+        # Towards the very first picture in a dubbed video, too, as the reference does.
+        frames_BCTHW = match_color(frames_BCTHW, first_BCHW, request.color_strength)
         finished = keep_frames(frames_BCTHW, chunk)
         progress.advance(preview_HWC=_preview(finished))
         yield finished
         motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
 
 
-def _condition(request: TalkRequest, reference_BCHW: Tensor, models: Models) -> Conditioning:
-    """Encode the reference image as the first frame of an otherwise grey chunk, once per video."""
-    image_BCTHW = reference_BCHW.unsqueeze(2).to("cpu", torch.float32)
+def _as_list(one_or_several: _T | Sequence[_T]) -> Sequence[_T]:
+    if isinstance(one_or_several, Tensor | Speech):
+        return [one_or_several]
+    return one_or_several  # pyright: ignore[reportReturnType] (no value here is a sequence)
+
+
+def _pick(chunk: Chunk, num_pictures: int) -> int:
+    """Choose the picture that a chunk is shown: the frame at its start, or the last there is."""
+    return min(chunk.start, num_pictures - 1)
+
+
+def _check_picture(request: TalkRequest, picture_BCHW: Tensor) -> None:
+    expected = (1, 3, request.height, request.width)
+    if tuple(picture_BCHW.shape) != expected:
+        raise MismatchError(
+            f"got a reference image of shape {tuple(picture_BCHW.shape)}; the request needs "
+            f"{expected}, so prepare the image at the request's size"
+        )
+
+
+def _hear(
+    request: TalkRequest,
+    speeches: Sequence[Speech],
+    chunk: Chunk,
+    plan: ChunkPlan,
+    adapter: AudioAdapter,
+) -> AudioTokens:
+    """Make the tokens of all voices for one chunk, one speaker's after the other's."""
+
+    def hear(features: AudioFeatures) -> Tensor:
+        if request.follows_reference and chunk is plan.chunks[-1]:
+            features = mirror_end(features, chunk.stop)
+        elif request.follows_reference:
+            features = replace(features, features_TLD=features.features_TLD[: features.num_frames])
+        return adapter(take_windows(hold_last_row(features, chunk.stop), chunk)).tokens_FND
+
+    tokens = [hear(speech.features) for speech in speeches]
+    return AudioTokens(tokens_FND=torch.cat(tokens, 1), num_speakers=len(tokens))
+
+
+def _condition(
+    request: TalkRequest, picture_BCHW: Tensor, models: Models, regions_PHW: Tensor | None
+) -> Conditioning:
+    """Encode a picture as the first frame of an otherwise grey chunk."""
+    _check_picture(request, picture_BCHW)
+    image_BCTHW = picture_BCHW.unsqueeze(2).to("cpu", torch.float32)
     grey_BCTHW = image_BCTHW.new_zeros(
         1, 3, request.chunk_frames - 1, request.height, request.width
     )
@@ -195,10 +274,14 @@ def _condition(request: TalkRequest, reference_BCHW: Tensor, models: Models) -> 
     latents_BCFHW = latents_BCFHW.to("cpu", torch.float32)
     mask_BCFHW = latents_BCFHW.new_zeros(1, MASK_CHANNELS, *latents_BCFHW.shape[2:])
     mask_BCFHW[:, :, 0] = 1
+    image_embeds_BND = models.image_embeds_BND
+    if models.image_encoder is not None:
+        image_embeds_BND = models.image_encoder(picture_BCHW)
     return Conditioning(
         reference_BCFHW=torch.cat((mask_BCFHW, latents_BCFHW), 1),
         text_BND=models.null_text_BND if models.text_BND is None else models.text_BND,
-        image_embeds_BND=models.image_embeds_BND,
+        image_embeds_BND=image_embeds_BND,
+        regions_PHW=regions_PHW,
     )
 
 
@@ -212,6 +295,14 @@ def _draw_noise(request: TalkRequest, generator: torch.Generator) -> Tensor:
         generator=generator,
         dtype=torch.float32,
     )
+
+
+def _draw_dead_noise(
+    request: TalkRequest, motion_latents_BCFHW: Tensor, generator: torch.Generator
+) -> None:
+    """Draw what the reference draws for motion latents and overwrites: it changes later draws."""
+    for _ in range(1 + request.num_inference_steps):
+        torch.randn(motion_latents_BCFHW.shape, generator=generator)
 
 
 def _preview(finished: FrameChunk) -> Tensor:

@@ -28,6 +28,14 @@ class AudioAdapter(Protocol):
         ...
 
 
+class ImageEncoder(Protocol):
+    """CLIP, for models with an image branch."""
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        """Turn a picture in [-1, 1] into image tokens, [1, N, D]."""
+        ...
+
+
 class VideoCodec(Protocol):
     """The video VAE."""
 

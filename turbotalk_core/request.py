@@ -50,6 +50,15 @@ class TalkRequest:
             encodes the speech.
         sigmas: noise levels to use instead of schedule and shift: from at most 1, descending, to
             0; one more than num_inference_steps.
+        uses_apg: adaptive projected guidance, which lets strong guidance keep its colours.
+        color_strength: how far the colours of all frames are brought to those of the reference
+            image, 0 (off) to 1.
+        max_frames: longest video, in frames; None for all of the voice.
+        follows_reference: do as InfiniteTalk does where TurboTalk does better, to compare the two;
+            see docs/numerics.md.
+        teacache_threshold: leave network blocks out where they would change little, the more the
+            higher: InfiniteTalk has 0.2 for 40 steps; None never does. Read by whoever builds the
+            denoiser.
 
     Raises:
         RequestError: a setting outside its range.
@@ -71,6 +80,11 @@ class TalkRequest:
     num_motion_frames: int = NUM_MOTION_FRAMES
     normalizes_loudness: bool = True
     sigmas: tuple[float, ...] | None = None
+    uses_apg: bool = False
+    color_strength: float = 0.0
+    max_frames: int | None = None
+    follows_reference: bool = False
+    teacache_threshold: float | None = None
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -84,12 +98,17 @@ class TalkRequest:
             raise RequestError(
                 "got shift 0; it must be above 0, and 1 leaves the schedule as it is"
             )
-        for name in ("guidance_scale", "audio_guidance_scale", "audio_scale"):
+        for name in ("guidance_scale", "audio_guidance_scale", "audio_scale", "color_strength"):
             _check_number(name, getattr(self, name))
-        if not isinstance(self.normalizes_loudness, bool):
-            raise RequestError(
-                f"got normalizes_loudness {self.normalizes_loudness!r}; it must be true or false"
-            )
+        if self.color_strength > 1:
+            raise RequestError(f"got color_strength {self.color_strength}; use 0 (off) to 1")
+        for name in ("normalizes_loudness", "uses_apg", "follows_reference"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"got {name} {getattr(self, name)!r}; it must be true or false")
+        if self.teacache_threshold is not None:
+            _check_number("teacache_threshold", self.teacache_threshold)
+        if self.max_frames is not None:
+            _check_integer("max_frames", self.max_frames, 1)
         check_chunk_lengths(self.chunk_frames, self.num_motion_frames)
         self._check_steps()
 

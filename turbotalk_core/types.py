@@ -1,7 +1,8 @@
 """The values that travel between rooms; each checks its own shape.
 
 Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
-K window length, L encoder layers, N tokens per latent frame (or text tokens), D feature width.
+K window length, L encoder layers, N tokens per latent frame (or text tokens), D feature width,
+P speakers and last the background.
 """
 
 from __future__ import annotations
@@ -161,9 +162,15 @@ class AudioWindows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioTokens:
-    """The adapter's output for one chunk: N tokens per latent frame, [F, N, D]."""
+    """The adapter's output for one chunk.
+
+    Attributes:
+        tokens_FND: N tokens per latent frame, all of one speaker before those of the next.
+        num_speakers: equal parts that the N tokens consist of.
+    """
 
     tokens_FND: Tensor
+    num_speakers: int = 1
 
     def __post_init__(self) -> None:
         _check_rank("audio tokens", self.tokens_FND, "FND")
@@ -178,14 +185,19 @@ class Conditioning:
             frame, else 0) and the 16 latent channels of [reference image, grey, grey, ...].
         text_BND: text embedding, or None for the null text (all zeros).
         image_embeds_BND: CLIP image tokens, or None where the model has no image branch.
+        regions_PHW: where each of several speakers is in the first frame, on latent cells, 1 inside
+            and else 0, and last the background; None for one speaker, who may be anywhere.
     """
 
     reference_BCFHW: Tensor
     text_BND: Tensor | None = None
     image_embeds_BND: Tensor | None = field(default=None)
+    regions_PHW: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_rank("reference latents", self.reference_BCFHW, "BCFHW")
+        if self.regions_PHW is not None:
+            _check_rank("regions", self.regions_PHW, "PHW")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
@@ -223,6 +225,44 @@ def test_without_a_size_the_picture_gives_its_shape(talk: Talk, out: Path) -> No
     assert _read(out)[0].shape[1:3] == (48, 16)
 
 
+def _merge(models: Path, to: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    adapter = models / "model_patches" / "turbotalk_tiny_adapter.safetensors"
+    for path in (adapter, models / "diffusion_models" / TEACHER):
+        with safe_open(path, "pt") as file:
+            metadata |= file.metadata()
+        tensors |= load_file(path)
+    metadata["config"] = json.dumps({"transformer": {"num_heads": 2}, "audio_heads": 2})
+    save_file(tensors, to, metadata)
+
+
+def test_a_merged_file_needs_no_adapter(talk: Talk, models: Path, out: Path) -> None:
+    merged = models / "diffusion_models" / "merged.safetensors"
+    _merge(models, merged)
+    try:
+        assert talk("--crf", 0) == 0
+        expected = _read(out)[0]
+        assert talk("--crf", 0, "--dit", merged.name) == 0
+        assert np.array_equal(_read(out)[0], expected)
+    finally:
+        merged.unlink()
+
+
+def test_weights_have_the_dtype_asked_for(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = set()
+    call = WanDenoiser.__call__
+
+    def watch(self: WanDenoiser, *arguments: Any) -> Tensor:
+        dtypes.add(self.model.patch_embedding.weight.dtype)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(WanDenoiser, "__call__", watch)
+    assert talk() == 0
+    assert talk("--dtype", "bfloat16") == 0
+    assert dtypes == {torch.float32, torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -343,6 +383,58 @@ def test_inspect_says_what_a_file_is(models: Path, capsys: pytest.CaptureFixture
 def test_inspect_refuses_what_is_no_model(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(inputs / "face.png")]) == 2
     assert "face.png" in _refusal(capsys)
+
+
+def _bench(*arguments: str) -> int:
+    return main(["bench", "--device", "cpu", "--size", "32x48", "--frames", "9", *arguments])
+
+
+@pytest.mark.parametrize("source", [["--random"], []])
+def test_bench_measures_a_chunk(
+    models: Path, capsys: pytest.CaptureFixture[str], source: list[str]
+) -> None:
+    assert _bench("--models", str(models), "--steps", "2", "--json", "--threads", "1", *source) == 0
+    told = json.loads(capsys.readouterr().out)
+    sizes = ("width", "height", "num_frames", "num_inference_steps", "num_tokens")
+    assert [told[name] for name in sizes] == [32, 48, 9, 2, 3 * 2 * 3]
+    assert told["weights"].startswith("random weights" if source else TEACHER)
+    assert told["obstacle"] is None
+    assert len(told["seconds"]) == 2
+    assert told["ratios"].keys() == {"chunk", "vae"}
+
+
+def test_bench_without_a_size_takes_the_shipped_one(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--models", str(models), "--random", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("one chunk of 13 frames, 32x32, 16 video tokens, steps: 1\n")
+    assert "random weights in float32, VAE in float32, on cpu" in said
+
+
+def test_bench_of_the_full_size_says_what_it_would_need(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _bench("--model", "14b", "--random") == 0
+    said = capsys.readouterr().out
+    assert "random weights in bfloat16" in said
+    assert re.search(r"transformer weights +32\.790 GB", said)
+    assert "not run: on cpu" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "14b"], "14b without --random; only tiny ships weights"),
+        (["--frames", "10"], "got 10 frames"),
+        (["--size", "40x48"], "got width 40; the model takes multiples of 16"),
+    ],
+)
+def test_bench_refuses_what_cannot_be_run(
+    models: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert _bench("--models", str(models), *arguments) == 2
+    assert message in _refusal(capsys)
 
 
 def test_the_package_runs_as_a_program(

@@ -6,7 +6,7 @@ that a frame's brightness can be followed through the whole pipeline.
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -93,7 +93,8 @@ class Denoiser:
         self.log.append("call")
         self.calls.append((latents_BCFHW, sigma, conditioning, tokens))
         told = 0.0 if conditioning.text_BND is None else conditioning.text_BND.mean().item()
-        denoised = tokens.tokens_FND.view(1, 1, -1, 1, 1) - told / 100
+        last_voice_F = tokens.tokens_FND[:, -1]
+        denoised = last_voice_F.view(1, 1, -1, 1, 1) - told / 100
         return (latents_BCFHW - denoised) / sigma
 
 
@@ -313,6 +314,114 @@ def test_a_stop_at_any_point_lets_nothing_later_run(stop_before: int) -> None:
     with pytest.raises(InterruptedError):
         _run(REQUEST, 20, toy, watch)
     assert len(toy.log) == watch.units == stop_before
+
+
+def _grey(level: float) -> Tensor:
+    return torch.full((1, 3, HEIGHT, WIDTH), level)
+
+
+def test_a_dubbed_video_shows_each_chunk_its_frame() -> None:
+    pictures = [_grey(t / 64) for t in range(12)]
+    toy, watch = Toy(), Watch()
+    models = replace(toy.models, image_encoder=lambda image_BCHW: image_BCHW.mean().view(1, 1, 1))
+    speech = _speech(29)
+    list(generate(REQUEST, pictures, speech, models, progress=watch))
+    for chunk, frame in enumerate((0, 8, 11)):  # the last, where the source has ended
+        conditioning = toy.denoiser.calls[2 * chunk][2]
+        assert conditioning.reference_BCFHW[0, 4, 0].eq(frame / 64).all()
+        assert conditioning.image_embeds_BND is not None
+        assert conditioning.image_embeds_BND.item() == frame / 64
+    plan = plan_video(REQUEST, speech)
+    assert watch.units == len(toy.log) == count_work(plan, REQUEST, len(pictures))
+
+
+def test_frames_of_a_source_are_asked_for_when_they_are_needed() -> None:
+    class Source(list[Tensor]):
+        asked: ClassVar[list[int]] = []
+
+        def __getitem__(self, index: Any) -> Any:
+            self.asked.append(index)
+            return super().__getitem__(index)
+
+    source = Source(_grey(0.1) for _ in range(40))
+    iterator = generate(REQUEST, source, _speech(29), Toy().models)
+    for expected in (0, 8, 16):
+        next(iterator)
+        assert source.asked[-1] == expected
+    assert set(source.asked) == {0, 8, 16}
+
+
+def test_several_voices_are_heard_one_beside_the_other() -> None:
+    regions_PHW = torch.ones(3, HEIGHT // 8, WIDTH // 8)
+    toy, alone = Toy(), Toy()
+    guided = replace(REQUEST, audio_guidance_scale=3.0)
+    voices = [_speech(5), _speech(29)]
+    chunks = list(generate(guided, REFERENCE, voices, toy.models, regions_PHW=regions_PHW))
+    assert sum(chunk.frames_BCTHW.shape[2] for chunk in chunks) == 29
+    _run(guided, 29, alone)
+    assert len(toy.denoiser.calls) == len(alone.denoiser.calls)
+    for (*_, told, together), (*_, lone) in zip(
+        toy.denoiser.calls, alone.denoiser.calls, strict=True
+    ):
+        assert told.regions_PHW is regions_PHW
+        if together.num_speakers == 2:
+            assert torch.equal(together.tokens_FND[:, 1:], lone.tokens_FND)
+        else:  # no voice is one voice of zeros
+            assert not together.tokens_FND.any()
+    last = toy.denoiser.calls[-2][3]
+    assert last.num_speakers == 2
+    assert not last.tokens_FND[:, 0].any()  # the short voice has long been silent
+
+
+@pytest.mark.parametrize(("voices", "has_regions"), [(2, False), (1, True), (3, True)])
+def test_each_voice_needs_its_region(voices: int, has_regions: bool) -> None:
+    regions_PHW = torch.ones(3, HEIGHT // 8, WIDTH // 8) if has_regions else None
+    with pytest.raises(MismatchError, match=f"got {voices} voices and {1 + has_regions} regions"):
+        generate(REQUEST, REFERENCE, [_speech(5)] * voices, Toy().models, regions_PHW=regions_PHW)
+
+
+@pytest.mark.parametrize(("most", "num_frames"), [(1, 1), (13, 13), (20, 20), (99, 29)])
+def test_a_video_may_be_cut_short(most: int, num_frames: int) -> None:
+    request = replace(REQUEST, max_frames=most)
+    assert _run(request, 29).shape[2] == num_frames
+    assert plan_video(request, _speech(29)).num_frames == num_frames
+
+
+def test_the_reference_cuts_to_the_last_voice() -> None:
+    request = replace(REQUEST, follows_reference=True)
+    first, last = _speech(22), _speech(31)
+    assert plan_video(request, [first, last]).num_frames == 29  # whole chunks of the first
+    assert plan_video(request, [last, first]).num_frames == 22
+    assert plan_video(REQUEST, [first, last]).num_frames == 31
+
+
+def test_colours_are_those_of_the_first_picture() -> None:
+    drifting = _run(REQUEST, 29)
+    kept = _run(replace(REQUEST, color_strength=1.0), 29)
+    assert (drifting[:, :, 1:] - 0.25).abs().max() > 0.1
+    torch.testing.assert_close(kept, torch.full_like(kept, 0.25), atol=1e-3, rtol=0)
+
+
+def test_the_reference_draws_noise_that_it_does_not_use() -> None:
+    seen: list[list[Tensor]] = []
+    for follows in (False, True):
+        toy = Toy()
+        _run(replace(REQUEST, update="euler", follows_reference=follows), 29, toy)
+        seen.append([toy.denoiser.calls[2 * chunk][0][:, :, 2:] for chunk in range(3)])
+    same = [torch.equal(ours, theirs) for ours, theirs in zip(*seen, strict=True)]
+    assert same == [True, True, False]
+
+
+def test_the_reference_hears_the_end_of_the_voice_backwards() -> None:
+    def hear_last(follows: bool) -> Tensor:
+        toy = Toy()
+        _run(replace(REQUEST, follows_reference=follows), 25, toy)
+        return toy.adapter.windows[-1].later_FKLD[:, :, 0, 0]
+
+    rows = torch.cat((torch.arange(25), torch.arange(24, -1, -1))) / 100
+    frames_FK = 16 + torch.tensor([[4 * j - 5 + k for k in range(8)] for j in (1, 2, 3)])
+    torch.testing.assert_close(hear_last(True), rows[frames_FK])
+    assert not hear_last(False)[-1, 4:].any()  # silence
 
 
 def test_a_reference_of_another_size_is_refused_at_once() -> None:

@@ -107,6 +107,13 @@ def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
         ("num_motion_frames", 81),
         ("normalizes_loudness", 1),
         ("sigmas", (1.0, 0.0)),
+        ("uses_apg", 1),
+        ("color_strength", -0.1),
+        ("color_strength", 1.1),
+        ("max_frames", 0),
+        ("max_frames", 12.0),
+        ("follows_reference", "yes"),
+        ("teacache_threshold", -0.1),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: Any) -> None:

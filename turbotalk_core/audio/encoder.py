@@ -1,7 +1,7 @@
 """The wav2vec2 audio encoder: read from one file, run at the video's frame rate, saved again.
 
 Goes in: a safetensors file in Hugging Face key layout, and 16 kHz mono samples. Comes out: hidden
-states, one row per video frame. Separate because it is the only file that needs transformers.
+states, one row per video frame. Separate because it needs transformers.
 
 Axes: B batch, S audio samples, T video frames (or the encoder's own 50 Hz steps), L encoder
 layers, D feature width.

@@ -8,6 +8,8 @@ Axes: K window length, T video frames, F latent frames, L encoder layers, D feat
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,43 @@ def take_windows(features: AudioFeatures, chunk: Chunk) -> AudioWindows:
         first_KLD=features.features_TLD[first_K.clamp(0, num_rows - 1)],
         later_FKLD=features.features_TLD[later_FK.clamp(0, num_rows - 1)],
     )
+
+
+def hold_last_row(features: AudioFeatures, stop: int) -> AudioFeatures:
+    """Repeat the last row of a voice that ends early, as far as another voice goes on.
+
+    Args:
+        features: of one speaker.
+        stop: rows wanted at least.
+
+    Returns:
+        The features, with at least ``stop`` rows.
+    """
+    missing = stop - features.features_TLD.shape[0]
+    if missing <= 0:
+        return features
+    held_TLD = features.features_TLD[-1:].expand(missing, -1, -1)
+    return replace(features, features_TLD=torch.cat((features.features_TLD, held_TLD)))
+
+
+def mirror_end(features: AudioFeatures, stop: int) -> AudioFeatures:
+    """Let a voice run backwards from its end, as the reference does in its last chunk.
+
+    Args:
+        features: of one speaker; rows after the voice are dropped.
+        stop: end of the last chunk, in video frames.
+
+    Returns:
+        Rows of the voice, and where it ends before ``stop``, its last rows in reverse, three more
+        than are missing.
+
+    Source: InfiniteTalk, wan/multitalk.py, the end of the chunk loop in generate_infinitetalk.
+    """
+    voice_TLD = features.features_TLD[: features.num_frames]
+    if stop >= features.num_frames:
+        missing = stop - features.num_frames + 3
+        voice_TLD = torch.cat((voice_TLD, voice_TLD[-missing:].flip(0)))
+    return replace(features, features_TLD=voice_TLD)
 
 
 def null_windows(features: AudioFeatures, chunk: Chunk) -> AudioWindows:

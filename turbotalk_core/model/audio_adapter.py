@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MismatchError
+from .rotary import RotaryTable, rotate
 
 FIRST_WINDOW = 5  # frames around a chunk's first frame
 LATER_WINDOW = 8  # frames around the four frames of a later latent
@@ -89,23 +90,35 @@ class AudioCrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, token_dim: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.q_linear = nn.Linear(dim, dim)
         self.kv_linear = nn.Linear(token_dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden_BND: Tensor, tokens_BFND: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden_BND: Tensor,
+        tokens_BFND: Tensor,
+        places: tuple[RotaryTable, RotaryTable] | None = None,
+    ) -> Tensor:
         """Attend.
 
         Args:
             hidden_BND: normalised video tokens, frame by frame.
             tokens_BFND: audio tokens, one set per latent frame.
+            places: of several speakers, where video and audio tokens stand on their line; see
+                ``speakers.speaker_tables``.
 
         Returns:
             [B, N, D], to be added to the video tokens.
         """
-        q = self.q_linear(hidden_BND).unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
+        q = self.q_linear(hidden_BND).unflatten(2, (self.num_heads, -1))
         k, v = self.kv_linear(tokens_BFND).flatten(0, 1).chunk(2, -1)
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        k, v = (x.unflatten(2, (self.num_heads, -1)) for x in (k, v))
+        if places is not None:
+            q, k = rotate(q, places[0]), rotate(k, places[1])
+        q = q.unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v)
         return self.proj(attended.transpose(1, 2).reshape(hidden_BND.shape))
 

@@ -1,31 +1,33 @@
 """Model files: what they are, and networks out of and into them.
 
-Every file is safetensors in the key layout of the public checkpoints. Sizes are read off the
-shapes; what shapes cannot tell stands in the file's metadata: ``config`` as ComfyUI reads it
-(``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the settings a file ships with.
+Files come in the key layout of the public checkpoints; ``weights`` opens them, whatever their
+format. Sizes are read off the shapes; what shapes cannot tell stands in the file's metadata:
+``config`` as ComfyUI reads it (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the
+settings a file ships with. What is written is safetensors, in float16.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, OutputError
+from ..geometry import LATENT_CHANNELS
 from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
+from .lora import merge_lora
 from .vae import WanVAE
 from .wan import WanConfig, WanModel
+from .weights import PREFIXES as PREFIXES
+from .weights import WeightHeader, read_header, read_weights
 
 HEAD_DIM = 128  # Wan 2.1, every size: where a file does not name its heads
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 PROJECTION_PREFIX = "audio_proj."
 
 DIT = "video transformer"
@@ -33,13 +35,21 @@ ADAPTER = "audio adapter"
 VAE = "video VAE"
 AUDIO_ENCODER = "audio encoder"
 LORA = "LoRA"
+TEXT_ENCODER = "text encoder"
+IMAGE_ENCODER = "image encoder"
 UNKNOWN = "unknown"
 
+_ADAPTER_MARK = "audio_proj.proj1.weight"
 _MARKS = {  # a key, without prefix, that only this kind has
     "head.modulation": DIT,
-    "audio_proj.proj1.weight": ADAPTER,
+    _ADAPTER_MARK: ADAPTER,
     "decoder.middle.0.residual.0.gamma": VAE,
     "feature_projection.projection.weight": AUDIO_ENCODER,
+    "wav2vec2.feature_projection.projection.weight": AUDIO_ENCODER,
+    "encoder.block.0.layer.0.SelfAttention.q.weight": TEXT_ENCODER,
+    "token_embedding.weight": TEXT_ENCODER,
+    "vision_model.encoder.layers.0.mlp.fc1.weight": IMAGE_ENCODER,
+    "visual.transformer.0.attn.to_qkv.weight": IMAGE_ENCODER,
 }
 _USES = {
     DIT: "ComfyUI: models/diffusion_models, Load Diffusion Model; command line: --dit",
@@ -47,9 +57,19 @@ _USES = {
     VAE: "ComfyUI: models/vae, Load VAE; command line: --vae",
     AUDIO_ENCODER: "ComfyUI: models/audio_encoders, Load audio encoder; command line: --encoder",
     LORA: "ComfyUI: models/loras, Load LoRA on the video transformer",
+    TEXT_ENCODER: "ComfyUI: models/text_encoders, Load CLIP with type wan",
+    IMAGE_ENCODER: "ComfyUI: models/clip_vision, Load CLIP Vision",
     UNKNOWN: "nothing here; TurboTalk reads Wan 2.1 transformers and VAEs, InfiniteTalk audio "
     "adapters and wav2vec2 encoders",
 }
+_LAYERS = {  # what the names of a kind's layers begin with
+    DIT: ("blocks.",),
+    ADAPTER: ("blocks.",),
+    AUDIO_ENCODER: ("encoder.layers.", "wav2vec2.encoder.layers."),
+    TEXT_ENCODER: ("encoder.block.", "blocks."),
+    IMAGE_ENCODER: ("vision_model.encoder.layers.", "visual.transformer."),
+}
+_REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 of mask, 16 of reference latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +80,17 @@ class CheckpointInfo:
         path: of the file.
         kind: one of this module's kind names.
         sizes: named dimensions that the shapes tell.
-        num_parameters: stored values in all.
-        dtypes: number of tensors stored in each dtype.
+        num_parameters: values of all weights; scales of a quantised file are not counted.
+        dtypes: number of tensors stored in each dtype, scales included.
         settings: what the file ships with (metadata ``turbotalk``).
         metadata: the rest of the file's metadata.
-        uses: where the file can be used.
+        uses: where the file can be used, and with what.
+        num_files: more than one for a set of shards.
+        num_bytes: of all files.
+        prefix: what the tensors' names begin with besides their public names.
+        quantization: fp8, fp8-scaled, quanto, packed (not read here), or None for weights stored
+            as they are.
+        speakers: how many voices audio modules were trained for; None where there are none.
     """
 
     path: Path
@@ -75,13 +101,25 @@ class CheckpointInfo:
     settings: dict[str, Any] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     uses: str = ""
+    num_files: int = 1
+    num_bytes: int = 0
+    prefix: str = ""
+    quantization: str | None = None
+    speakers: str | None = None
 
     def lines(self) -> list[str]:
         """Describe the file for people, a fact a line."""
         lines = [f"{self.path.name}: {self.kind}, {self.num_parameters:,} parameters"]
         lines += [f"  {name}: {value}" for name, value in self.sizes.items()]
         stored = ", ".join(f"{count} x {name}" for name, count in self.dtypes.items())
-        lines.append(f"  tensors: {stored}")
+        shards = f", in {self.num_files} files" * (self.num_files > 1)
+        lines.append(f"  tensors: {stored}; {self.num_bytes / 1e9:.3f} GB{shards}")
+        facts = {
+            "quantised": self.quantization,
+            "prefix of the names": self.prefix,
+            "speakers": self.speakers,
+        }
+        lines += [f"  {name}: {value}" for name, value in facts.items() if value]
         lines += [f"  ships with {name}: {value}" for name, value in self.settings.items()]
         lines += [f"  metadata {name}: {value}" for name, value in self.metadata.items()]
         lines.append(f"  use: {self.uses}")
@@ -98,6 +136,11 @@ class CheckpointInfo:
             "settings": self.settings,
             "metadata": self.metadata,
             "uses": self.uses,
+            "num_files": self.num_files,
+            "num_bytes": self.num_bytes,
+            "prefix": self.prefix,
+            "quantization": self.quantization,
+            "speakers": self.speakers,
         }
 
 
@@ -105,28 +148,27 @@ def inspect(path: Path) -> CheckpointInfo:
     """Say what a model file is without loading its tensors.
 
     Args:
-        path: a safetensors file.
+        path: what ``weights.read_header`` reads: a file, or something that stands for a set of
+            shards.
 
     Returns:
         Its kind, sizes, dtypes and settings.
 
     Raises:
-        CheckpointError: no such file, or not safetensors.
+        CheckpointError: no such file, or none that can be read.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, int] = {}
-    with _open(path) as file:
-        metadata = dict(file.metadata() or {})
-        for key in file.keys():  # noqa: SIM118 (the reader is no mapping)
-            part = file.get_slice(key)
-            shapes[key] = tuple(part.get_shape())
-            dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
-    num_parameters = sum(math.prod(shape) for shape in shapes.values())
-    shapes = _strip_prefixes(shapes)
-    kind = next((kind for mark, kind in _MARKS.items() if _has(shapes, mark)), UNKNOWN)
-    if kind == UNKNOWN and any(".lora_" in key for key in shapes):
-        kind = LORA
+    return _describe(read_header(path))
+
+
+def _describe(header: WeightHeader) -> CheckpointInfo:
+    shapes, path = header.shapes, header.path
+    metadata = dict(header.metadata)
     settings = _parse_json(metadata.pop("turbotalk", "{}"), path)
+    kind = next((kind for mark, kind in _MARKS.items() if mark in shapes), UNKNOWN)
+    if kind == UNKNOWN and any(
+        ".lora_" in key or key.endswith((".diff", ".diff_b")) for key in shapes
+    ):
+        kind = LORA
     sizes: dict[str, int] = {}
     if kind == DIT:
         config = _infer_dit(shapes, metadata, path)
@@ -138,92 +180,160 @@ def inspect(path: Path) -> CheckpointInfo:
             "text width": config.text_dim,
             "image width": config.image_dim or 0,
         }
+        if _ADAPTER_MARK in shapes:
+            sizes |= _size_audio(shapes, metadata, path, heads="audio heads")
     elif kind == ADAPTER:
-        config = _infer_projection(shapes, path)
         width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path)[0]
-        sizes = {
-            "video width": width,
-            "layers": _count_blocks(shapes),
-            "heads": _adapter_heads(width, metadata, path),
-            "audio values per frame": config.frame_width,
-            "tokens per latent frame": config.num_tokens,
-            "token width": config.token_dim,
-        }
+        sizes = {"video width": width, "layers": _count_layers(shapes, kind)}
+        sizes |= _size_audio(shapes, metadata, path, heads="heads")
     elif kind == VAE:
         sizes = {"width": _shape(shapes, "decoder.head.0.gamma", path)[0]}
     elif kind == AUDIO_ENCODER:
         key = next(key for key in shapes if key.endswith("feature_projection.projection.weight"))
-        sizes = {
-            "width": shapes[key][0],
-            "layers": len(
-                {k.split(".layers.")[1].split(".")[0] for k in shapes if ".layers." in k}
-            ),
-        }
+        sizes = {"width": shapes[key][0], "layers": _count_layers(shapes, kind)}
+    elif kind == TEXT_ENCODER:
+        key = "shared.weight" if "shared.weight" in shapes else "token_embedding.weight"
+        vocabulary, width = _shape(shapes, key, path)
+        sizes = {"width": width, "layers": _count_layers(shapes, kind), "vocabulary": vocabulary}
+    elif kind == IMAGE_ENCODER:
+        key = next(key for key in shapes if key.endswith(("fc1.weight", "to_qkv.weight")))
+        sizes = {"width": shapes[key][1], "layers": _count_layers(shapes, kind)}
+    elif kind == LORA:
+        downs = (".lora_down.weight", ".lora_A.weight")
+        ranks = [shape[0] for key, shape in shapes.items() if key.endswith(downs)]
+        sizes = {"rank": max(ranks), "layers": len(ranks)} if ranks else {}
     return CheckpointInfo(
-        path=Path(path),
+        path=path,
         kind=kind,
         sizes=sizes,
-        num_parameters=num_parameters,
-        dtypes=dtypes,
+        num_parameters=sum(stored.numel for stored in header.tensors.values()),
+        dtypes=header.dtypes,
         settings=settings,
         metadata=metadata,
-        uses=_USES[kind],
+        uses=_find_uses(kind, sizes, header),
+        num_files=len(header.files),
+        num_bytes=header.num_bytes,
+        prefix=header.prefix,
+        quantization=header.quantization,
+        speakers=_find_speakers(shapes, metadata, path) if _ADAPTER_MARK in shapes else None,
     )
 
 
+def _size_audio(
+    shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], path: Path, heads: str
+) -> dict[str, int]:
+    config = _infer_projection(shapes, path)
+    width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path)[0]
+    return {
+        heads: _adapter_heads(width, metadata, path),
+        "audio values per frame": config.frame_width,
+        "tokens per latent frame": config.num_tokens,
+        "token width": config.token_dim,
+    }
+
+
+def _find_speakers(
+    shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], path: Path
+) -> str:
+    """Tell for how many speakers audio modules were trained.
+
+    The released files for one and for several speakers have the same names and shapes, so only
+    what they are called tells them apart: InfiniteTalk's own by their folder.
+    """
+    width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path)[0]
+    if width // _adapter_heads(width, metadata, path) % 2:
+        return "one: several need audio heads of an even width, to rotate voices apart"
+    called = f"{path.absolute().parent.name}/{path.name}".lower()
+    for word, meaning in (("multi", "several"), ("single", "one")):
+        if word in called:
+            return f'{meaning}, going by the word "{word}" in its name'
+    return "one, perhaps several: neither tensors nor name tell"
+
+
+def _find_uses(kind: str, sizes: Mapping[str, int], header: WeightHeader) -> str:
+    if header.quantization == "packed" and kind != UNKNOWN:
+        return "ComfyUI alone, as far as it knows this quantisation; the command line does not"
+    uses = _USES[kind]
+    if kind == DIT:
+        channels = LATENT_CHANNELS + _REFERENCE_CHANNELS
+        if sizes["input channels"] != channels:
+            return (
+                f"nothing here: TurboTalk drives image-to-video Wan 2.1, which has {channels} "
+                f"input channels, this one has {sizes['input channels']}"
+            )
+        if len(header.files) > 1 or header.quantization == "quanto":
+            uses = "command line: --dit (ComfyUI wants one file, and does not read quanto's)"
+        if "audio heads" in sizes:
+            return f"{uses}; its audio adapter is inside"
+        return f"{uses}; with an audio adapter for {sizes['layers']} layers of {sizes['width']}"
+    if kind == ADAPTER:
+        if header.scales:
+            uses = "command line: --adapter (in ComfyUI, adapters must be stored without scales)"
+        return (
+            f"{uses}; with a transformer of {sizes['layers']} layers of {sizes['video width']} and "
+            f"an audio encoder of {sizes['audio values per frame']} values per frame"
+        )
+    if kind == AUDIO_ENCODER:
+        return f"{uses}; with an adapter of {sizes['layers'] * sizes['width']} values per frame"
+    return uses
+
+
 def load_dit(
-    path: Path, adapter_path: Path | None = None, dtype: torch.dtype = torch.float32
+    path: Path,
+    adapter_path: Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
-    """Build the video transformer, with its audio attention where an adapter is given.
+    """Build the video transformer, with its audio attention where there is an adapter.
 
     Args:
-        path: file of the transformer.
-        adapter_path: file of the audio adapter.
-        dtype: of the weights in memory.
+        path: of the transformer; merged with an audio adapter or not.
+        adapter_path: of the audio adapter; its tensors win over those of a merged file, as in the
+            reference. None, or the path of a merged file once more, takes what is in that file.
+        dtype: of the weights in memory, whatever they are stored in. The network computes in it,
+            so that one file's mix of dtypes becomes one.
+        loras: LoRA files to merge into the weights, each with its strength.
 
     Returns:
         The transformer, and the adapter's projection from audio windows to tokens.
 
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
-        MismatchError: an adapter made for another transformer.
+        MismatchError: an adapter or a LoRA made for another transformer.
     """
-    tensors, metadata = _read(path, DIT)
-    config = _infer_dit({k: tuple(t.shape) for k, t in tensors.items()}, metadata, path)
-    projection, source = None, path.name
-    audio: dict[str, Any] = {"audio_heads": None}
-    if adapter_path is not None:
-        extra, extra_metadata = _read(adapter_path, ADAPTER)
-        shapes = {key: tuple(tensor.shape) for key, tensor in extra.items()}
-        width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", adapter_path)[0]
-        if (width, _count_blocks(shapes)) != (config.dim, config.num_layers):
-            raise MismatchError(
-                f"{adapter_path.name} is for a transformer of width {width} and "
-                f"{_count_blocks(shapes)} layers, {path.name} has width {config.dim} and "
-                f"{config.num_layers} layers; load the adapter of the same family"
-            )
-        projection_config = _infer_projection(shapes, adapter_path)
-        audio = {
-            "audio_heads": _adapter_heads(width, extra_metadata, adapter_path),
-            "audio_token_dim": projection_config.token_dim,
-        }
+    path = Path(path)
+    header = _read_kind(path, DIT)
+    config = _infer_dit(header.shapes, header.metadata, path)
+    audio_header, source = header, path.name
+    is_merged = _ADAPTER_MARK in header.shapes
+    if adapter_path is not None and not (is_merged and Path(adapter_path) == path):
+        audio_header = _read_kind(adapter_path, ADAPTER)
+        _check_fit(header, config, audio_header)
+        source = f"{path.name} with {audio_header.path.name}"
+    weights = read_weights(header, dtype)
+    if audio_header is not header:
+        weights |= read_weights(audio_header, dtype)
+    projection = None
+    if _ADAPTER_MARK in audio_header.shapes:
+        projection_config = _infer_projection(audio_header.shapes, audio_header.path)
+        config = replace(
+            config,
+            audio_heads=_adapter_heads(config.dim, audio_header.metadata, audio_header.path),
+            audio_token_dim=projection_config.token_dim,
+        )
         with torch.device("meta"):
             projection = AudioProjection(projection_config)
+        names = [name for name in weights if name.startswith(PROJECTION_PREFIX)]
         _assign(
             projection,
-            {
-                key.removeprefix(PROJECTION_PREFIX): tensor
-                for key, tensor in extra.items()
-                if key.startswith(PROJECTION_PREFIX)
-            },
-            adapter_path.name,
-            dtype,
+            {name.removeprefix(PROJECTION_PREFIX): weights.pop(name) for name in names},
+            audio_header.path.name,
         )
-        source = f"{path.name} with {adapter_path.name}"
-        tensors |= {k: t for k, t in extra.items() if not k.startswith(PROJECTION_PREFIX)}
+    for lora_path, strength in loras:
+        merge_lora(weights, read_weights(_read_kind(lora_path, LORA), torch.float32), strength)
     with torch.device("meta"):
-        model = WanModel(_with_audio(config, audio))
-    _assign(model, tensors, source, dtype)
+        model = WanModel(config)
+    _assign(model, weights, source)
     return model, projection
 
 
@@ -231,7 +341,7 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     """Build the video VAE of a file.
 
     Args:
-        path: safetensors file in the layout of the public Wan 2.1 VAE.
+        path: in the layout of the public Wan 2.1 VAE, safetensors or .pth.
         dtype: of the weights in memory.
 
     Returns:
@@ -240,9 +350,9 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
     """
-    tensors, _ = _read(path, VAE)
-    vae = WanVAE(tensors["decoder.head.0.gamma"].shape[0])
-    _assign(vae, tensors, path.name, dtype)
+    header = _read_kind(path, VAE)
+    vae = WanVAE(_shape(header.shapes, "decoder.head.0.gamma", header.path)[0])
+    _assign(vae, read_weights(header, dtype), header.path.name)
     return vae
 
 
@@ -307,40 +417,26 @@ def _is_audio(key: str) -> bool:
     return ".audio_cross_attn." in key or ".norm_x." in key
 
 
-def _open(path: Path) -> Any:  # noqa: ANN401 (safetensors has no type for its reader)
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no model file {path}")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path.name} is not a readable safetensors file ({error}); download it again"
-        ) from error
-
-
-def _read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    info = inspect(path)
+def _read_kind(path: Path, kind: str) -> WeightHeader:
+    header = read_header(path)
+    info = _describe(header)
     if info.kind != kind:
         raise CheckpointError(
             f"{info.path.name} is: {info.kind}; needed here: {kind}. "
             f"What this file is for: {info.uses}"
         )
-    with _open(path) as file:
-        metadata = dict(file.metadata() or {})
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return _strip_prefixes(tensors), metadata
+    return header
 
 
-def _strip_prefixes(entries: dict[str, Any]) -> dict[str, Any]:
-    for prefix in PREFIXES:
-        if any(key.startswith(prefix) for key in entries):
-            return {key.removeprefix(prefix): value for key, value in entries.items()}
-    return entries
-
-
-def _has(shapes: Mapping[str, Any], mark: str) -> bool:
-    return mark in shapes or f"wav2vec2.{mark}" in shapes
+def _check_fit(header: WeightHeader, config: WanConfig, adapter: WeightHeader) -> None:
+    width = _shape(adapter.shapes, "blocks.0.audio_cross_attn.proj.weight", adapter.path)[0]
+    num_layers = _count_layers(adapter.shapes, ADAPTER)
+    if (width, num_layers) != (config.dim, config.num_layers):
+        raise MismatchError(
+            f"{adapter.path.name} is for a transformer of width {width} and {num_layers} layers, "
+            f"{header.path.name} has width {config.dim} and {config.num_layers} layers; load the "
+            "adapter of the same family"
+        )
 
 
 def _shape(shapes: Mapping[str, tuple[int, ...]], key: str, path: Path) -> tuple[int, ...]:
@@ -349,8 +445,14 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], key: str, path: Path) -> tuple
     return shapes[key]
 
 
-def _count_blocks(shapes: Mapping[str, Any]) -> int:
-    return len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
+def _count_layers(shapes: Mapping[str, Any], kind: str) -> int:
+    indices = {
+        key.removeprefix(prefix).split(".")[0]
+        for prefix in _LAYERS[kind]
+        for key in shapes
+        if key.startswith(prefix)
+    }
+    return len(indices)
 
 
 def _infer_dit(
@@ -368,18 +470,13 @@ def _infer_dit(
         dim=dim,
         ffn_dim=_shape(shapes, "blocks.0.ffn.0.weight", path)[0],
         num_heads=_read_heads(told, "num_heads", dim, path),
-        num_layers=_count_blocks(shapes),
+        num_layers=_count_layers(shapes, DIT),
         in_channels=_shape(shapes, "patch_embedding.weight", path)[1],
         text_dim=_shape(shapes, "text_embedding.0.weight", path)[1],
         frequency_dim=_shape(shapes, "time_embedding.0.weight", path)[1],
         image_dim=image[0] if image else None,
         audio_heads=None,
     )
-
-
-def _with_audio(config: WanConfig, audio: Mapping[str, Any]) -> WanConfig:
-    values = {name: getattr(config, name) for name in WanConfig.__dataclass_fields__}
-    return WanConfig(**(values | dict(audio)))
 
 
 def _infer_projection(shapes: Mapping[str, tuple[int, ...]], path: Path) -> AudioAdapterConfig:
@@ -420,9 +517,7 @@ def _parse_json(text: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _assign(
-    module: nn.Module, tensors: Mapping[str, Tensor], source: str, dtype: torch.dtype
-) -> None:
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Give a module its weights, all of them, and complain of any that are left or wrong."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in tensors]
@@ -434,7 +529,7 @@ def _assign(
             f"unknown, {len(wrong)} of another shape (first: {(missing + extra + wrong)[0]}); "
             "the file is damaged or of a model that TurboTalk does not know"
         )
-    module.load_state_dict({key: tensors[key].to(dtype) for key in wanted}, assign=True)
+    module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False).eval()
 
 

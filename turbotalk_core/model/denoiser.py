@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import MismatchError
 from ..types import AudioTokens, AudioWindows, Conditioning
 from .audio_adapter import AudioProjection
+from .teacache import TeaCache
 from .wan import WanModel
 
 
@@ -16,17 +18,32 @@ class WanDenoiser:
     Args:
         model: a transformer with audio attention.
         audio_scale: factor on what the audio attention adds; 1 is as trained.
+        teacache_threshold: from which change on the blocks run, see ``TeaCache``; None always runs
+            them.
     """
 
-    def __init__(self, model: WanModel, audio_scale: float = 1.0) -> None:
+    def __init__(
+        self, model: WanModel, audio_scale: float = 1.0, teacache_threshold: float | None = None
+    ) -> None:
         self.model = model
         self.audio_scale = audio_scale
+        self.teacache_threshold = teacache_threshold
+        self._caches: dict[tuple[int, int], TeaCache] = {}
+        self._asked: set[tuple[int, int]] = set()  # at the last sigma
+        self._last_sigma = 0.0
 
     @torch.no_grad()
     def __call__(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
         """Predict the velocity; see ``ports.Denoiser``."""
+        # One voice, and so the null voice too, is heard in the whole picture.
+        regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
+        if tokens.num_speakers > 1 and regions_PHW is None:
+            raise MismatchError(
+                f"got {tokens.num_speakers} voices without regions; give each speaker a region of "
+                "the picture"
+            )
         device = self.model.patch_embedding.weight.device
         velocity = self.model(
             latents_BCFHW.to(device),
@@ -36,8 +53,29 @@ class WanDenoiser:
             image_embeds_BND=conditioning.image_embeds_BND,
             audio_BFND=tokens.tokens_FND.unsqueeze(0),
             audio_scale=self.audio_scale,
+            regions_PHW=regions_PHW,
+            cache=self._find_cache(latents_BCFHW, sigma, conditioning, tokens),
         )
         return velocity.to(latents_BCFHW.device)
+
+    def _find_cache(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> TeaCache | None:
+        if self.teacache_threshold is None:
+            return None
+        # Text and voice are the same objects through all steps of a chunk, and tell kinds apart.
+        kind = (id(conditioning.text_BND), id(tokens))
+        if sigma != self._last_sigma:
+            self._asked.clear()
+        if sigma > self._last_sigma or kind in self._asked:  # the noise is back: another chunk
+            self._caches.clear()
+            self._asked.clear()
+        self._asked.add(kind)
+        self._last_sigma = sigma
+        if kind not in self._caches:
+            num_cells = latents_BCFHW.shape[3] * latents_BCFHW.shape[4]
+            self._caches[kind] = TeaCache(self.teacache_threshold, num_cells)
+        return self._caches[kind]
 
 
 class ProjectionAdapter:

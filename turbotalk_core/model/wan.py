@@ -4,14 +4,14 @@ Module names are those of the public checkpoints, so that ``state_dict`` keys ar
 is free. Numeric rules follow the reference: time embedding, modulation, gated residual sums, norms
 and the head run in float32; everything else in the dtype of the weights.
 
-Axes: B batch, C channels, F latent frames, H height, W width, N tokens, D width.
+Axes: B batch, C channels, F latent frames, H height, W width, N tokens, D width, P speakers and
+last the background.
 Source: Wan 2.1, wan/modules/model.py; InfiniteTalk, wan/modules/multitalk_model.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,11 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import MismatchError
 from ..geometry import LATENT_CHANNELS, PATCH
 from .audio_adapter import AudioCrossAttention, layer_norm
+from .rotary import ROPE_BASE, RotaryTable, rotary_table, rotate
+from .speakers import measure_likeness, speaker_tables, token_regions
+from .teacache import TeaCache
 
 TEXT_LENGTH = 512  # Wan 2.1: text is padded with zeros to this many tokens, and all are attended
-ROPE_BASE = 10_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,52 +81,6 @@ class RMSNorm(nn.Module):
         )
 
 
-@lru_cache(maxsize=16)
-def rotary_table(
-    grid: tuple[int, int, int], head_dim: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Tabulate the 3-D rotary embedding of a token grid.
-
-    Args:
-        grid: latent frames, token rows, token columns.
-        head_dim: width of a head; time gets head_dim - 4 * (head_dim // 6) of it, rows and columns
-            2 * (head_dim // 6) each.
-        device: where the table will be used.
-
-    Returns:
-        Cosine and sine, float32, [N, head_dim / 2], for adjacent pairs of channels.
-
-    Source: Wan 2.1, wan/modules/model.py, rope_params and rope_apply (computed in float64 there).
-    """
-    side = 2 * (head_dim // 6)
-    angles = []
-    for axis, width in enumerate((head_dim - 2 * side, side, side)):
-        exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-        positions = torch.arange(grid[axis], dtype=torch.float64)
-        table = torch.outer(positions, ROPE_BASE**-exponents)
-        shape = [1, 1, 1, -1]
-        shape[axis] = grid[axis]
-        angles.append(table.view(shape).expand(*grid, -1))
-    angle = torch.cat(angles, -1).flatten(0, 2)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
-
-
-def rotate(hidden_BNHD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate adjacent channel pairs of each head by the angle of their token.
-
-    Args:
-        hidden_BNHD: queries or keys, [B, tokens, heads, head_dim].
-        table: cosine and sine of ``rotary_table``.
-
-    Returns:
-        The same shape and dtype; computed in float32.
-    """
-    cosine, sine = (x.unsqueeze(1) for x in table)
-    even, odd = hidden_BNHD.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((even * cosine - odd * sine, even * sine + odd * cosine), -1)
-    return rotated.flatten(-2).to(hidden_BNHD.dtype)
-
-
 def time_sinusoid(timestep_B: Tensor, dim: int) -> Tensor:
     """Embed timesteps in 0..1000 as dim/2 cosines, then dim/2 sines, in float64."""
     half = dim // 2
@@ -148,12 +104,16 @@ class SelfAttention(nn.Module):
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
 
-    def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:  # noqa: D102
+    def forward(
+        self, hidden_BND: Tensor, table: RotaryTable, regions_PN: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend, and with regions also measure each token's likeness to them, [B, P, N]."""
         heads = (self.num_heads, -1)
         q = rotate(self.norm_q(self.q(hidden_BND)).unflatten(2, heads), table)
         k = rotate(self.norm_k(self.k(hidden_BND)).unflatten(2, heads), table)
         v = self.v(hidden_BND).unflatten(2, heads)
-        return self.o(_attend(q, k, v))
+        likeness = None if regions_PN is None else measure_likeness(q, k, regions_PN)
+        return self.o(_attend(q, k, v)), likeness
 
 
 class CrossAttention(nn.Module):
@@ -218,24 +178,29 @@ class Block(nn.Module):
         self,
         hidden_BND: Tensor,
         modulation_B6D: Tensor,
-        table: tuple[Tensor, Tensor],
+        table: RotaryTable,
         text_BND: Tensor,
         image_BND: Tensor | None,
         audio_BFND: Tensor | None,
         audio_scale: float,
+        regions_PN: Tensor | None,
     ) -> Tensor:
         dtype = hidden_BND.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.modulation.float() + modulation_B6D
         ).split(1, 1)
         normed = layer_norm(hidden_BND, self.norm1).float() * (1 + scale1) + shift1
-        attended = self.self_attn(normed.to(dtype), table)
+        attended, likeness_BPN = self.self_attn(normed.to(dtype), table, regions_PN)
         hidden_BND = (hidden_BND.float() + attended.float() * gate1).to(dtype)
         hidden_BND = hidden_BND + self.cross_attn(
             layer_norm(hidden_BND, self.norm3), text_BND, image_BND
         )
         if audio_BFND is not None:
-            heard = self.audio_cross_attn(layer_norm(hidden_BND, self.norm_x), audio_BFND)
+            attention = self.audio_cross_attn
+            places = None
+            if likeness_BPN is not None:
+                places = speaker_tables(likeness_BPN, audio_BFND.shape[2], attention.head_dim)
+            heard = attention(layer_norm(hidden_BND, self.norm_x), audio_BFND, places)
             hidden_BND = hidden_BND + audio_scale * heard
         normed = layer_norm(hidden_BND, self.norm2).float() * (1 + scale2) + shift2
         return (hidden_BND.float() + self.ffn(normed.to(dtype)).float() * gate2).to(dtype)
@@ -340,6 +305,8 @@ class WanModel(nn.Module):
         image_embeds_BND: Tensor | None = None,
         audio_BFND: Tensor | None = None,
         audio_scale: float = 1.0,
+        regions_PHW: Tensor | None = None,
+        cache: TeaCache | None = None,
     ) -> Tensor:
         """Make one network call.
 
@@ -349,8 +316,12 @@ class WanModel(nn.Module):
             reference_BCFHW: mask and reference latents, in_channels - 16 channels.
             text_BND: text embedding of at most 512 tokens, or None for the null text (zeros).
             image_embeds_BND: CLIP tokens, for a model with the image branch.
-            audio_BFND: audio tokens per latent frame, or None to leave the audio attention out.
+            audio_BFND: audio tokens per latent frame, those of one speaker after those of another,
+                or None to leave the audio attention out.
             audio_scale: factor on what the audio attention adds.
+            regions_PHW: where each of several speakers is in the first latent frame, 1 inside, and
+                last the background; None where there is one voice, for the whole picture.
+            cache: of this kind of call, to leave the blocks out where they would say the same.
 
         Returns:
             Velocity, float32, the shape of ``latents_BCFHW``.
@@ -371,12 +342,23 @@ class WanModel(nn.Module):
             image = self.img_emb(image_embeds_BND.to(dtype))
         audio = None if audio_BFND is None else audio_BFND.to(dtype)
         table = rotary_table(grid, self.config.dim // self.config.num_heads, hidden.device)
+        regions = None
+        if audio is not None and regions_PHW is not None:
+            _check_regions(regions_PHW, latents_BCFHW, audio)
+            regions = token_regions(regions_PHW.to(hidden.device))
+        if cache is not None and not cache.is_due(modulation):
+            assert cache.added is not None  # the first steps are always due
+            return self._unpatchify(self.head(hidden + cache.added, time_BD), grid)
+        before = hidden
         for block in self.blocks:
-            inputs = (hidden, modulation, table, text, image, audio, audio_scale)
+            inputs = (hidden, modulation, table, text, image, audio, audio_scale, regions)
             if self.uses_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 hidden = block(*inputs)
+        if cache is not None:
+            assert isinstance(hidden, Tensor)
+            cache.keep(hidden - before)
         return self._unpatchify(self.head(hidden, time_BD), grid)
 
     def _check(
@@ -438,6 +420,20 @@ class WanModel(nn.Module):
         else:
             text_BND = F.pad(text_BND, (0, 0, 0, TEXT_LENGTH - text_BND.shape[1]))
         return self.text_embedding(text_BND.to(dtype)).expand(batch, -1, -1)
+
+
+def _check_regions(regions_PHW: Tensor, latents_BCFHW: Tensor, audio_BFND: Tensor) -> None:
+    num_speakers = regions_PHW.shape[0] - 1
+    if regions_PHW.shape[1:] != latents_BCFHW.shape[3:]:
+        raise MismatchError(
+            f"got regions of {tuple(regions_PHW.shape[1:])} cells (height, width) for latents of "
+            f"{tuple(latents_BCFHW.shape[3:])}; make the regions at the size of the video"
+        )
+    if num_speakers < 2 or audio_BFND.shape[2] % num_speakers:
+        raise MismatchError(
+            f"got {num_speakers} regions and a background for {audio_BFND.shape[2]} audio tokens "
+            "per latent frame; give each of at least two speakers a region and equally many tokens"
+        )
 
 
 def _in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:

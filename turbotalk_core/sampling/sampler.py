@@ -15,7 +15,7 @@ from ..errors import MismatchError
 from ..ports import CheckStop, Denoiser, Progress
 from ..request import Update
 from ..types import AudioTokens, Conditioning
-from .guidance import Guidance, guided_velocity
+from .guidance import Guidance, begin_pushes, guided_velocity
 from .steps import euler_step, renoise_step
 
 
@@ -62,10 +62,11 @@ def sample(
     motion_latents_BCFHW = motion_latents_BCFHW.to(noise_BCFHW)
     _check_fit(motion_latents_BCFHW, noise_BCFHW)
     watched = _watch(denoiser, progress, check_stop)
+    pushes = begin_pushes(guidance)
     latents_BCFHW = _pin(noise_BCFHW, motion_latents_BCFHW)
     for sigma, next_sigma in pairwise(sigmas.tolist()):
         velocity_BCFHW = guided_velocity(
-            watched, latents_BCFHW, sigma, conditioning, tokens, guidance
+            watched, latents_BCFHW, sigma, conditioning, tokens, guidance, pushes
         )
         if update == "euler":
             latents_BCFHW = euler_step(latents_BCFHW, velocity_BCFHW, sigma, next_sigma)

@@ -1,10 +1,7 @@
-"""Audio tokens and audio attention against the reference's numbers."""
-
-from pathlib import Path
+"""Audio tokens and audio attention: who hears what."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from turbotalk_core.errors import MismatchError
@@ -17,40 +14,11 @@ from turbotalk_core.model.audio_adapter import (
 )
 from turbotalk_core.model.wan import WanModel
 
-DATA = Path(__file__).parents[2] / "golden" / "data"
-
-
-def _assert_near(result: Tensor, expected: Tensor) -> None:
-    assert result.shape == expected.shape
-    assert (result - expected).abs().max() <= 1e-4 * expected.abs().max()
-
 
 def _first_attention(dit: WanModel) -> AudioCrossAttention:
     attention = dit.blocks[0].audio_cross_attn
     assert isinstance(attention, AudioCrossAttention)
     return attention
-
-
-@pytest.mark.parametrize("start", [0, 8, 16, 24])
-def test_tokens_equal_the_reference(start: int) -> None:
-    golden = load_file(DATA / "audio_proj.safetensors")
-    projection = AudioProjection(
-        AudioAdapterConfig(frame_width=96, hidden_dim=16, num_tokens=8, token_dim=24)
-    )
-    prefix = "w.audio_proj."
-    projection.load_state_dict(
-        {k.removeprefix(prefix): t for k, t in golden.items() if k.startswith(prefix)}
-    )
-    with torch.no_grad():
-        tokens = projection(golden[f"s{start}.first"][0], golden[f"s{start}.latter"])
-    _assert_near(tokens, golden[f"s{start}.tokens"])
-
-
-def test_attention_equals_the_reference(dit: WanModel, dit_io: dict[str, Tensor]) -> None:
-    attention = _first_attention(dit)
-    with torch.no_grad():
-        heard = attention(dit_io["mid.block0.audio_attn_in"], dit_io["mid.audio_tokens"])
-    _assert_near(heard, dit_io["mid.block0.audio_attn_out"])
 
 
 def test_each_frame_hears_its_own_tokens(dit: WanModel, dit_io: dict[str, Tensor]) -> None:

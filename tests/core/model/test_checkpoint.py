@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,7 +21,9 @@ from turbotalk_core.model.checkpoint import (
     ADAPTER,
     AUDIO_ENCODER,
     DIT,
+    IMAGE_ENCODER,
     LORA,
+    TEXT_ENCODER,
     UNKNOWN,
     VAE,
     inspect,
@@ -145,6 +144,18 @@ def test_transformer_and_adapter_come_back_from_two_files(
     _assert_ready(loaded_projection)
 
 
+def test_loras_are_merged_one_after_the_other(tmp_path: Path, dit_path: Path) -> None:
+    plain, _ = load_dit(dit_path)
+    for name, key in (("one", "blocks.0.ffn.0.diff_b"), ("two", "diffusion_model.head.head.diff")):
+        shape = (20,) if name == "one" else (64, 24)
+        save_file({key: torch.ones(shape)}, tmp_path / name)
+    merged, _ = load_dit(dit_path, loras=[(tmp_path / "one", 2.0), (tmp_path / "two", 0.5)])
+    changes = {"blocks.0.ffn.0.bias": 2.0, "head.head.weight": 0.5}
+    before = plain.state_dict()
+    for key, weight in merged.state_dict().items():
+        assert torch.equal(weight, before[key] + changes.get(key, 0)), key
+
+
 def test_no_tensor_stands_in_both_files(dit_path: Path, adapter_path: Path) -> None:
     dit, adapter = load_file(dit_path), load_file(adapter_path)
     assert not dit.keys() & adapter.keys()
@@ -241,47 +252,50 @@ def test_an_audio_encoders_header_tells_its_sizes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"),
+    ("key", "kind", "sizes"),
     [
-        ("diffusion_model.blocks.0.self_attn.q.lora_down.weight", LORA),
-        ("blocks.0.self_attn.q.lora_A.weight", LORA),
-        ("lora_unet_blocks_0_self_attn_q.lora_up.weight", LORA),
-        ("model.layers.0.mlp.weight", UNKNOWN),
+        ("diffusion_model.blocks.0.self_attn.q.lora_down.weight", LORA, {"rank": 4, "layers": 1}),
+        ("blocks.0.self_attn.q.lora_A.weight", LORA, {"rank": 4, "layers": 1}),
+        ("lora_unet_blocks_0_self_attn_q.lora_up.weight", LORA, {}),
+        ("model.layers.0.mlp.weight", UNKNOWN, {}),
     ],
 )
-def test_other_files_are_told_apart(tmp_path: Path, key: str, kind: str) -> None:
+def test_other_files_are_told_apart(
+    tmp_path: Path, key: str, kind: str, sizes: dict[str, int]
+) -> None:
     path = tmp_path / "other.safetensors"
     save_file({key: torch.zeros(4, 16, dtype=torch.bfloat16)}, path)
     info = inspect(path)
-    assert (info.kind, info.sizes, info.settings, info.metadata) == (kind, {}, {}, {})
+    assert (info.kind, info.sizes, info.settings, info.metadata) == (kind, sizes, {}, {})
     assert (info.num_parameters, info.dtypes) == (64, {"BF16": 1})
 
 
-def test_a_full_size_file_is_told_from_its_header(tmp_path: Path) -> None:
-    with torch.device("meta"):
-        full = WanModel(WanConfig(num_layers=2, audio_heads=None))
-    shapes = {key: list(tensor.shape) for key, tensor in full.state_dict().items()}
-    header: dict[str, Any] = {}
-    end = 0
-    for key, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    path = tmp_path / "full.safetensors"
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)  # no data: a sparse file of more than a gigabyte
-    info = inspect(path)
-    assert info.kind == DIT
-    assert info.num_parameters == sum(math.prod(shape) for shape in shapes.values())
-    assert info.sizes == {
-        "width": 5120,
-        "layers": 2,
-        "heads": 40,
-        "input channels": 36,
-        "text width": 4096,
-        "image width": 1280,
-    }
+@pytest.mark.parametrize(
+    ("shapes", "kind", "sizes"),
+    [
+        (
+            {"token_embedding.weight": (9, 4), "blocks.1.attn.q.weight": (4, 4)},
+            TEXT_ENCODER,
+            {"width": 4, "layers": 1, "vocabulary": 9},
+        ),
+        (
+            {
+                "visual.transformer.0.attn.to_qkv.weight": (12, 4),
+                "visual.transformer.1.attn.to_qkv.weight": (12, 4),
+                "textual.token_embedding.weight": (9, 4),
+            },
+            IMAGE_ENCODER,
+            {"width": 4, "layers": 2},
+        ),
+    ],
+)
+def test_the_references_own_text_and_image_encoders_are_told(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, sizes: dict[str, int]
+) -> None:
+    path = tmp_path / "models.pth"
+    torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
+    assert (inspect(path).kind, inspect(path).sizes) == (kind, sizes)
+    assert "models/" in inspect(path).uses
 
 
 def test_a_description_is_for_people_and_for_programs(dit_path: Path) -> None:
@@ -289,7 +303,8 @@ def test_a_description_is_for_people_and_for_programs(dit_path: Path) -> None:
     info = inspect(dit_path)
     lines = info.lines()
     assert lines[0] == f"dit.safetensors: video transformer, {info.num_parameters:,} parameters"
-    for line in ("  width: 24", "  ships with steps: 4", "  metadata format: pt"):
+    size = f"  tensors: {info.dtypes['F16']} x F16; {dit_path.stat().st_size / 1e9:.3f} GB"
+    for line in ("  width: 24", size, "  ships with steps: 4", "  metadata format: pt"):
         assert line in lines
     assert lines[-1] == f"  use: {info.uses}"
     told = json.loads(json.dumps(info.to_json()))
@@ -298,6 +313,8 @@ def test_a_description_is_for_people_and_for_programs(dit_path: Path) -> None:
     assert told["sizes"]["layers"] == 2
     assert told["settings"] == SETTINGS
     assert told["metadata"] == {"format": "pt"}
+    assert (told["num_files"], told["num_bytes"]) == (1, dit_path.stat().st_size)
+    assert (told["prefix"], told["quantization"], told["speakers"]) == ("", None, None)
 
 
 def test_another_kind_of_file_is_named(dit_path: Path, adapter_path: Path, vae_path: Path) -> None:
@@ -325,11 +342,134 @@ def test_a_truncated_file_is_refused(dit_path: Path, size: int) -> None:
         load_dit(dit_path)
 
 
-def test_a_pickle_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "model.pth"
-    torch.save({"head.modulation": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match=r"model\.pth is not a readable safetensors"):
-        inspect(path)
+def test_a_vae_comes_from_a_pickle_too(vae_path: Path) -> None:
+    pickled = vae_path.with_name("Wan2.1_VAE.pth")
+    torch.save(load_file(vae_path), pickled)
+    assert inspect(pickled).kind == VAE
+    expected = load_vae(vae_path).state_dict()
+    loaded = load_vae(pickled)
+    _assert_ready(loaded)
+    assert all(torch.equal(t, expected[key]) for key, t in loaded.state_dict().items())
+
+
+def _split(path: Path) -> Path:
+    """Make three shards and an index of a file, in a folder of their own."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    folder = path.parent / "shards"
+    folder.mkdir()
+    weight_map = {}
+    for i in range(3):
+        part = {key: tensors[key] for key in list(tensors)[i::3]}
+        name = f"diffusion_pytorch_model-{i + 1:05}-of-00003.safetensors"
+        save_file(part, folder / name, metadata)
+        weight_map |= dict.fromkeys(part, name)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_shards_change_nothing(dit_path: Path, adapter_path: Path, model: WanModel) -> None:
+    _assert_rounded(load_dit(_split(dit_path), adapter_path)[0], model)
+
+
+def _merge(dit_path: Path, adapter_path: Path) -> Path:
+    path = dit_path.with_name("merged.safetensors")
+    config = {"transformer": {"num_heads": 2}, "audio_heads": 4}
+    save_file(load_file(dit_path) | load_file(adapter_path), path, {"config": json.dumps(config)})
+    return path
+
+
+def test_a_merged_file_is_both(
+    dit_path: Path, adapter_path: Path, model: WanModel, projection: AudioProjection
+) -> None:
+    path = _merge(dit_path, adapter_path)
+    info = inspect(path)
+    assert (info.kind, info.sizes["audio heads"], info.sizes["token width"]) == (DIT, 4, 6)
+    assert info.speakers is not None
+    for adapter in (None, path):
+        loaded, loaded_projection = load_dit(path, adapter)
+        assert loaded_projection is not None
+        assert loaded.config == CONFIG
+        _assert_rounded(loaded, model)
+        _assert_rounded(loaded_projection, projection)
+
+
+def test_an_adapter_wins_over_a_merged_file(dit_path: Path, adapter_path: Path) -> None:
+    path = _merge(dit_path, adapter_path)
+    _rewrite(adapter_path, lambda tensors: {key: t + 1 for key, t in tensors.items()})
+    model, projection = load_dit(path, adapter_path)
+    expected, expected_projection = load_dit(dit_path, adapter_path)
+    for got, wanted in ((model, expected), (projection, expected_projection)):
+        assert got is not None
+        assert wanted is not None
+        state = got.state_dict()
+        assert all(torch.equal(t, state[key]) for key, t in wanted.state_dict().items())
+
+
+def _quantise(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Store as the public mixed files do: matrices of the blocks small, biases in full."""
+    stored = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    for key, tensor in tensors.items():
+        if key.startswith("blocks.") and tensor.ndim == 2:
+            scale = tensor.float().abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            stored[key] = (tensor.float() / scale).to(torch.float8_e4m3fn)
+            stored[key.removesuffix("weight") + "scale_weight"] = scale.reshape(1)
+        else:
+            stored[key] = tensor.float() if key.endswith("bias") else tensor
+    return stored
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_scaled_and_mixed_files_become_one_dtype(
+    dit_path: Path, adapter_path: Path, dtype: torch.dtype, prefix: str
+) -> None:
+    exact = load_dit(dit_path, adapter_path)[0].state_dict()
+    for path in (dit_path, adapter_path):
+        _rewrite(path, lambda tensors: {prefix + key: t for key, t in _quantise(tensors).items()})
+        assert inspect(path).quantization == "fp8-scaled"
+        assert len(inspect(path).dtypes) == 3
+    model, projection = load_dit(dit_path, adapter_path, dtype)
+    assert projection is not None
+    for key, tensor in model.state_dict().items():
+        assert tensor.dtype == dtype
+        is_small = key.startswith("blocks.") and key.endswith("weight") and tensor.ndim == 2
+        # float8_e4m3fn keeps three bits behind the leading one.
+        bound = exact[key].abs() * 2**-4 + 1e-3 * exact[key].abs().max()
+        error = (tensor.float() - exact[key]).abs()
+        assert bool((error <= (bound if is_small else 2**-8 * exact[key].abs())).all()), key
+    if dtype != torch.float16:  # whose range is too small for what such random weights make
+        velocity = model(
+            torch.zeros(1, 16, 1, 4, 4),
+            torch.tensor([500.0]),
+            torch.zeros(1, 20, 1, 4, 4),
+            audio_BFND=torch.zeros(1, 1, 3, 6),
+        )
+        assert velocity.isfinite().all()
+
+
+def test_a_vae_of_mixed_dtypes_becomes_one(vae_path: Path) -> None:
+    expected = load_vae(vae_path).state_dict()
+    _rewrite(
+        vae_path,
+        lambda tensors: {
+            key: t.float() if key.endswith("bias") else t for key, t in tensors.items()
+        },
+    )
+    assert inspect(vae_path).dtypes.keys() == {"F16", "F32"}
+    loaded = load_vae(vae_path).state_dict()
+    assert all(torch.equal(t, expected[key]) for key, t in loaded.items())
+
+
+def test_odd_audio_heads_serve_one_speaker(dit_path: Path, adapter_path: Path) -> None:
+    told = adapter_path.with_name("infinitetalk_multi.safetensors")
+    adapter_path.rename(told)
+    assert str(inspect(told).speakers).startswith("several")  # heads of 24 / 4
+    _rewrite(told, metadata={"config": '{"audio_heads": 8}'})
+    assert str(inspect(told).speakers).startswith("one: ")  # heads of 3
+    assert inspect(dit_path).speakers is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The codec against the reference's numbers, in any split, and from new weights."""
+"""The codec in any split, and from new weights."""
 
 from pathlib import Path
 
@@ -11,17 +11,12 @@ from torch import Tensor
 
 from turbotalk_core.errors import GeometryError, MismatchError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
-from turbotalk_core.model.vae import LATENT_MEAN, LATENT_STD, Stream, WanVAE
+from turbotalk_core.model.vae import Stream, WanVAE
 from turbotalk_core.ports import VideoCodec
 
 DATA = Path(__file__).parents[2] / "golden" / "data"
 NUM_FRAMES = 17
 NUM_LATENTS = 5
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Tensor]:
-    return load_file(DATA / "vae_io.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -55,46 +50,6 @@ def _assert_near(result: Tensor, expected: Tensor, tolerance: float = 1e-4) -> N
 
 def _split(clip: Tensor, cuts: set[int]) -> tuple[Tensor, ...]:
     return clip.tensor_split(sorted(cuts), dim=2)
-
-
-@pytest.mark.parametrize("num_frames", [1, 17])
-def test_encoding_equals_the_reference(
-    vae: WanVAE, golden: dict[str, Tensor], num_frames: int
-) -> None:
-    frames = golden[f"n{num_frames}.video"]
-    mean, log_variance = vae.posterior(frames)
-    _assert_near(mean[0], golden[f"n{num_frames}.mu_raw"])
-    assert log_variance.shape == mean.shape
-    _assert_near(vae.encode(frames)[0], golden[f"n{num_frames}.latent"])
-
-
-@pytest.mark.parametrize("num_frames", [1, 17])
-def test_decoding_equals_the_reference(
-    vae: WanVAE, golden: dict[str, Tensor], num_frames: int
-) -> None:
-    frames = vae.decode(golden[f"n{num_frames}.latent"].unsqueeze(0))
-    _assert_near(frames[0], golden[f"n{num_frames}.decoded"])
-
-
-def test_reconstruction_is_not_clamped(vae: WanVAE, golden: dict[str, Tensor]) -> None:
-    expected = golden["n9.decoded_unclamped"]
-    assert expected.abs().max() > 1
-    latent = golden["n9.latent"].unsqueeze(0)
-    raw = latent * vae.latent_std_C.view(-1, 1, 1, 1) + vae.latent_mean_C.view(-1, 1, 1, 1)
-    _assert_near(vae.reconstruct(raw)[0], expected)
-    assert vae.decode(latent).abs().max() == 1
-
-
-def test_statistics_are_the_reference_ones(golden: dict[str, Tensor]) -> None:
-    assert torch.equal(torch.tensor(LATENT_MEAN), golden["mean"])
-    assert torch.equal(torch.tensor(LATENT_STD), golden["std"])
-
-
-def test_keys_and_shapes_are_the_reference_ones() -> None:
-    def shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
-        return {key: tensor.shape for key, tensor in tensors.items()}
-
-    assert shapes(WanVAE(4).state_dict()) == shapes(load_file(DATA / "vae_weights.safetensors"))
 
 
 @given(cuts=st.sets(st.integers(1, NUM_FRAMES - 1)))

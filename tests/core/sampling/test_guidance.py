@@ -1,12 +1,21 @@
 """Guidance: which calls are made, and what is made of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbotalk_core.sampling.guidance import Guidance, count_calls, guided_velocity
+from turbotalk_core.sampling.guidance import (
+    AdaptivePush,
+    Guidance,
+    begin_pushes,
+    count_calls,
+    guided_velocity,
+    keep_push,
+)
 from turbotalk_core.types import AudioTokens, Conditioning
 
 TEXT_BND = torch.full((1, 2, 3), 1.0)
@@ -84,3 +93,48 @@ def test_calls_are_counted_before_they_are_made(
     assert count_calls(guidance_scale, audio_guidance_scale) == len(
         _guide(guidance_scale, audio_guidance_scale)[1]
     )
+
+
+def _push(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_an_adaptive_push_is_at_right_angles_to_the_prediction() -> None:
+    push, prediction = _push(1, 16, 2, 4, 4, seed=0), _push(1, 16, 2, 4, 4, seed=1)
+    shaped = AdaptivePush()(push, prediction)
+    assert shaped.dtype == push.dtype
+    assert (shaped * prediction).sum().abs() < 1e-3
+    along = (push * prediction).sum() / prediction.square().sum() * prediction
+    torch.testing.assert_close(shaped, push - along)
+
+
+def test_a_push_along_the_prediction_is_none() -> None:
+    prediction = _push(1, 16, 2, 4, 4, seed=1)
+    assert AdaptivePush()(0.3 * prediction, prediction).abs().max() < 1e-6
+
+
+def test_a_push_has_a_largest_norm() -> None:
+    push, prediction = torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 4, 1, 2, 2)
+    push[:, 0], prediction[:, 1] = 1000, 1
+    assert AdaptivePush()(push, prediction).norm().item() == pytest.approx(55)
+    torch.testing.assert_close(AdaptivePush()(push / 1000, prediction), push / 1000)
+
+
+def test_a_push_is_lessened_by_the_one_before() -> None:
+    push, prediction = torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 4, 1, 2, 2)
+    push[:, 0], prediction[:, 1] = 1, 1
+    shape = AdaptivePush()
+    sizes = [shape(push, prediction)[0, 0].mean().item() for _ in range(3)]
+    assert sizes == pytest.approx([1, 1 - 0.75, 1 - 0.75 * (1 - 0.75)])
+
+
+@pytest.mark.parametrize("scales", [(1.0, 3.0), (5.0, 4.0)])
+def test_without_apg_pushes_are_made_as_they_are(scales: tuple[float, float]) -> None:
+    guidance = Guidance(
+        guidance_scale=scales[0], audio_guidance_scale=scales[1], null_tokens=NULL_TOKENS
+    )
+    assert begin_pushes(guidance) == (keep_push, keep_push)
+    first, second = begin_pushes(replace(guidance, uses_apg=True))
+    assert isinstance(first, AdaptivePush)
+    assert isinstance(second, AdaptivePush)
+    assert first is not second

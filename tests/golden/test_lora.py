@@ -1,0 +1,13 @@
+"""LoRA files, merged as the reference merges them."""
+
+from tests.golden.figures import Golden
+from turbotalk_core.model.lora import merge_lora
+
+
+def test_equals_the_reference(golden: Golden) -> None:
+    weights, before = golden.under("before."), golden.under("before.")
+    merge_lora(weights, golden.under("lora."), golden.settings["scale"], follows_reference=True)
+    for name, weight in weights.items():
+        golden.expect(f"after.{name}", weight)
+    changed = {name for name, weight in weights.items() if not weight.equal(before[name])}
+    assert changed == set(golden.settings["changed"])

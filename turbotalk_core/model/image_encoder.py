@@ -1,0 +1,145 @@
+"""The CLIP image encoder that Wan 2.1 image-to-video is shown the reference image through.
+
+Module names are those of the public checkpoint, without its leading ``visual.``. Of a ViT the last
+block, the norm behind it and the head are not used: Wan reads the states before them.
+
+Axes: B batch, C channels, H height, W width, N tokens, D width.
+Source: Radford et al., CLIP (2021); Wan 2.1, wan/modules/clip.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+
+PREFIX = "visual."
+HEAD_WIDTH = 80  # ViT-H: 1280 / 16
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP: of its training images, in [0, 1]
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+_UNUSED = ("post_norm.", "head")
+
+
+class VisionBlock(nn.Module):
+    """Attention among the tokens of a picture, then a feed-forward layer."""
+
+    def __init__(self, dim: int, mlp_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = nn.ModuleDict({"to_qkv": nn.Linear(dim, 3 * dim), "proj": nn.Linear(dim, dim)})
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
+
+    def forward(self, hidden_BND: Tensor) -> Tensor:  # noqa: D102
+        qkv = self.attn["to_qkv"](self.norm1(hidden_BND)).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        hidden_BND = hidden_BND + self.attn["proj"](attended)
+        return hidden_BND + self.mlp(self.norm2(hidden_BND))
+
+
+class ImageEncoder(nn.Module):
+    """A vision transformer up to its last block but one; satisfies ``ports.ImageEncoder``.
+
+    Args:
+        dim: width of the tokens.
+        mlp_dim: width inside the feed-forward layers.
+        num_heads: attention heads.
+        num_layers: blocks, the unused last one not counted.
+        patch: side of a patch, pixels.
+        num_patches: patches of a picture, a square number.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        mlp_dim: int,
+        num_heads: int,
+        num_layers: int,
+        patch: int,
+        num_patches: int,
+    ) -> None:
+        super().__init__()
+        self.side = patch * round(num_patches**0.5)
+        self.patch_embedding = nn.Conv2d(3, dim, patch, stride=patch, bias=False)
+        self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embedding = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
+        self.pre_norm = nn.LayerNorm(dim)
+        self.transformer = nn.Sequential(
+            *(VisionBlock(dim, mlp_dim, num_heads) for _ in range(num_layers))
+        )
+
+    def prepare(self, image_BCHW: Tensor) -> Tensor:
+        """Bring a picture to the encoder's square size and to its statistics.
+
+        Args:
+            image_BCHW: in [-1, 1], any size; its shape is not kept.
+
+        Returns:
+            [B, 3, side, side].
+        """
+        size = (self.side, self.side)
+        squashed = F.interpolate(image_BCHW, size, mode="bicubic", align_corners=False)
+        mean, std = (
+            torch.tensor(values, dtype=squashed.dtype, device=squashed.device).view(3, 1, 1)
+            for values in (PIXEL_MEAN, PIXEL_STD)
+        )
+        return ((squashed + 1) / 2 - mean) / std
+
+    @torch.no_grad()
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """Encode a picture in [-1, 1] to tokens [B, 1 + patches, D], float32 on the CPU."""
+        prepared = self.prepare(image_BCHW.to(self.cls_embedding))
+        patches_BND = self.patch_embedding(prepared).flatten(2).transpose(1, 2)
+        start_BND = self.cls_embedding.expand(image_BCHW.shape[0], -1, -1)
+        hidden_BND = torch.cat((start_BND, patches_BND), 1) + self.pos_embedding
+        return self.transformer(self.pre_norm(hidden_BND)).to("cpu", torch.float32)
+
+
+def build_image_encoder(
+    weights: Mapping[str, Tensor], num_heads: int | None = None
+) -> ImageEncoder:
+    """Build an image encoder from the tensors of a checkpoint.
+
+    Args:
+        weights: by public name, with ``visual.`` or without; what is not the image encoder and
+            what Wan does not use is passed over.
+        num_heads: None for the released ones, 80 wide.
+
+    Returns:
+        The encoder, float32, in evaluation mode.
+
+    Raises:
+        CheckpointError: tensors that are missing or of another shape.
+    """
+    if any(name.startswith(PREFIX) for name in weights):
+        weights = {
+            name.removeprefix(PREFIX): t for name, t in weights.items() if name.startswith(PREFIX)
+        }
+    try:
+        dim, _, patch, _ = weights["patch_embedding.weight"].shape
+        last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer."))
+        with torch.device("meta"):
+            encoder = ImageEncoder(
+                dim=dim,
+                mlp_dim=weights["transformer.0.mlp.0.weight"].shape[0],
+                num_heads=num_heads or dim // HEAD_WIDTH,
+                num_layers=last,
+                patch=patch,
+                num_patches=weights["pos_embedding"].shape[1] - 1,
+            )
+        unused = (*_UNUSED, f"transformer.{last}.")
+        used = {name: t.float() for name, t in weights.items() if not name.startswith(unused)}
+        encoder.load_state_dict(used, assign=True)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"this is no complete CLIP image encoder ({error}); get Wan 2.1's own, "
+            "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+        ) from error
+    return encoder.requires_grad_(False).eval()

@@ -1,0 +1,113 @@
+"""The umT5 text encoder that Wan 2.1 reads prompts through, for programs without a host.
+
+The network is that of transformers, whose numbers are the reference's; this file knows how the
+public checkpoints spell it.
+
+Axes: B batch, N tokens, D width.
+Source: Chung et al., UniMax (2023), umT5; Wan 2.1, wan/modules/t5.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import UMT5EncoderModel
+
+MAX_DISTANCE = 128  # umT5: positions further apart share a bucket
+_EMBEDDING = "shared.weight"
+_TIED = "encoder.embed_tokens.weight"  # the same tensor, which files hold once
+_BLOCK = r"encoder.block.\1.layer"
+_SPELLINGS = {  # Wan 2.1's own names to those of Hugging Face
+    r"^token_embedding\.": "shared.",
+    r"^norm\.": "encoder.final_layer_norm.",
+    r"^blocks\.(\d+)\.norm1\.": f"{_BLOCK}.0.layer_norm.",
+    r"^blocks\.(\d+)\.attn\.": f"{_BLOCK}.0.SelfAttention.",
+    r"^blocks\.(\d+)\.pos_embedding\.embedding\.": (
+        f"{_BLOCK}.0.SelfAttention.relative_attention_bias."
+    ),
+    r"^blocks\.(\d+)\.norm2\.": f"{_BLOCK}.1.layer_norm.",
+    r"^blocks\.(\d+)\.ffn\.gate\.0\.": f"{_BLOCK}.1.DenseReluDense.wi_0.",
+    r"^blocks\.(\d+)\.ffn\.fc1\.": f"{_BLOCK}.1.DenseReluDense.wi_1.",
+    r"^blocks\.(\d+)\.ffn\.fc2\.": f"{_BLOCK}.1.DenseReluDense.wo.",
+}
+
+
+class TextEncoder:
+    """A umT5 encoder."""
+
+    def __init__(self, model: UMT5EncoderModel) -> None:
+        """Wrap a network; ``build_text_encoder`` makes one."""
+        self.model = model
+
+    @torch.no_grad()
+    def __call__(self, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
+        """Encode tokens.
+
+        Args:
+            ids_BN: of the tokenizer that belongs to the weights, padded.
+            mask_BN: 1 for a token, 0 for padding, which no token attends to.
+
+        Returns:
+            [B, N, D] in the weights' dtype. Wan is shown the rows of tokens alone.
+        """
+        device = self.model.device
+        output = self.model(input_ids=ids_BN.to(device), attention_mask=mask_BN.to(device))
+        return output.last_hidden_state
+
+
+def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
+    """Build a text encoder from the tensors of a checkpoint; its sizes follow from the shapes.
+
+    Args:
+        weights: by the names of Wan 2.1's own file or of Hugging Face, as ComfyUI's have them.
+
+    Returns:
+        The encoder, in the dtype of the weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: tensors that are missing, unknown or of another shape.
+    """
+    # Imported when used: it takes seconds, and a run without a prompt never needs it.
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    spelt = {_spell(name): t for name, t in weights.items() if name != "spiece_model"}
+    try:
+        spelt[_TIED] = spelt[_EMBEDDING]
+        attention = "encoder.block.0.layer.0.SelfAttention"
+        num_buckets, num_heads = spelt[f"{attention}.relative_attention_bias.weight"].shape
+        vocab_size, dim = spelt[_EMBEDDING].shape
+        config = UMT5Config(
+            vocab_size=vocab_size,
+            d_model=dim,
+            d_kv=spelt[f"{attention}.q.weight"].shape[0] // num_heads,
+            d_ff=spelt["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
+            num_layers=len({n.split(".")[2] for n in spelt if n.startswith("encoder.block.")}),
+            num_heads=num_heads,
+            relative_attention_num_buckets=num_buckets,
+            relative_attention_max_distance=MAX_DISTANCE,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+        with torch.device("meta"):
+            model = UMT5EncoderModel(config)
+        model.load_state_dict(spelt, assign=True)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"this is no complete umT5 text encoder ({error}); get Wan 2.1's own, "
+            "models_t5_umt5-xxl-enc-bf16, or ComfyUI's umt5_xxl_fp16"
+        ) from error
+    return TextEncoder(model.requires_grad_(False).eval())
+
+
+def _spell(name: str) -> str:
+    for ours, theirs in _SPELLINGS.items():
+        name = re.sub(ours, theirs, name)
+    return name

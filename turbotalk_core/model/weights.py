@@ -1,0 +1,338 @@
+"""Named tensors out of model files, whatever those files look like.
+
+Goes in: one safetensors file, a sharded set, or a pickle that holds nothing but tensors. Comes out:
+first a header (names, shapes, dtypes, without the data), then the weights under the public names,
+without prefix, with quantisation undone. Separate because what a file looks like and what it is are
+two questions; ``checkpoint`` answers the second.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+
+_INDEX = ".safetensors.index.json"
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
+_PICKLES = (".pth", ".pt", ".bin")
+_DTYPES = {  # torch's to safetensors' names
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+# A stored weight times its scale is the weight. Spellings: ComfyUI's and kijai's, ComfyUI's since
+# its mixed quantisation, optimum-quanto's (whose weight itself is spelled ``weight._data``).
+_SCALES = {".scale_weight": ".weight", ".weight_scale": ".weight", "._scale": ""}
+_DATA = "._data"
+# Scales of activations, and marks for ComfyUI's own matrix products: no part of a weight.
+_NO_WEIGHTS = (".scale_input", ".input_scale", ".output_scale", ".comfy_quant")
+_MARK = "scaled_fp8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor as a header tells of it.
+
+    Attributes:
+        file: where it lies.
+        name: what it is called there.
+        shape: its sizes.
+        dtype: safetensors' name of it, such as BF16.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Values in it."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightHeader:
+    """What a model file, or a set of shards, holds.
+
+    Attributes:
+        path: as it was asked for.
+        files: all files of the set.
+        tensors: the weights by public name, without prefix.
+        scales: by the name of the weight that each belongs to.
+        prefix: what the names begin with in the file; often nothing.
+        dtypes: number of tensors stored in each dtype, scales and marks included.
+        metadata: of safetensors files; of several the first that has an entry gives it.
+        num_bytes: size of all files together.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: dict[str, StoredTensor]
+    scales: dict[str, StoredTensor]
+    prefix: str
+    dtypes: dict[str, int]
+    metadata: dict[str, str]
+    num_bytes: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each weight."""
+        return {name: stored.shape for name, stored in self.tensors.items()}
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights were made smaller: fp8, fp8-scaled, quanto, packed or None."""
+        if not self.scales:
+            has_float8 = any(stored.dtype in FLOAT8 for stored in self.tensors.values())
+            return "fp8" if has_float8 else None
+        if not all(self._can_scale(name) for name in self.scales):
+            return "packed"
+        is_quanto = any(self.tensors[name].name.endswith(_DATA) for name in self.scales)
+        return "quanto" if is_quanto else "fp8-scaled"
+
+    def _can_scale(self, name: str) -> bool:
+        weight, scale = self.tensors[name], self.scales[name]
+        # ComfyUI's int8 may be rotated besides; optimum-quanto's is the plain product.
+        is_plain = weight.dtype in FLOAT8 or (weight.dtype == "I8" and weight.name.endswith(_DATA))
+        per_row = (*weight.shape[:1], *[1] * (len(weight.shape) - 1))
+        return is_plain and (scale.numel == 1 or scale.shape == per_row)
+
+
+def read_header(path: Path) -> WeightHeader:
+    """Read names, shapes and dtypes of all tensors, and none of their data.
+
+    Args:
+        path: a safetensors file; a pickle of tensors (.pth, .pt, .bin); a shard, an index file, or
+            a folder with one index file, each of which stands for the whole set.
+
+    Returns:
+        The header.
+
+    Raises:
+        CheckpointError: a file that is missing or cannot be read.
+    """
+    path = Path(path)
+    files = _list_files(path)
+    stored: dict[str, StoredTensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        tensors, told = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
+        stored |= {tensor.name: tensor for tensor in tensors}
+        metadata = told | metadata
+    prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in stored)), "")
+    weights: dict[str, StoredTensor] = {}
+    scales: dict[str, StoredTensor] = {}
+    dtypes: dict[str, int] = {}
+    for name, tensor in stored.items():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
+        name = name.removeprefix(prefix)
+        if name == _MARK or name.endswith(_NO_WEIGHTS):
+            continue
+        for suffix, replacement in _SCALES.items():
+            if name.endswith(suffix):
+                scales[name.removesuffix(suffix) + replacement] = tensor
+                break
+        else:
+            weights[name.removesuffix(_DATA)] = tensor
+    orphans = [scale.name for name, scale in scales.items() if name not in weights]
+    if orphans:
+        raise CheckpointError(
+            f"{path.name} has {len(orphans)} scales without a weight (first: {orphans[0]}); the "
+            "file is incomplete: download it again"
+        )
+    return WeightHeader(
+        path=path,
+        files=files,
+        tensors=weights,
+        scales=scales,
+        prefix=prefix,
+        dtypes=dtypes,
+        metadata=metadata,
+        num_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def read_weights(header: WeightHeader, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read the weights themselves, one after the other, with their scales applied.
+
+    Args:
+        header: from ``read_header``.
+        dtype: of all weights in memory, whatever they are stored in; products with a scale are
+            computed in float32 and rounded once.
+
+    Returns:
+        The weights by public name, on the CPU.
+
+    Raises:
+        CheckpointError: a file that is damaged or does not fit into memory, or weights that are
+            packed in a way that is not known here.
+    """
+    if header.quantization == "packed":
+        name = next(name for name in header.scales if not header._can_scale(name))
+        weight, scale = header.tensors[name], header.scales[name]
+        raise CheckpointError(
+            f"{header.path.name} is quantised in a way that TurboTalk does not read: {name} is "
+            f"{weight.dtype} {weight.shape} with a scale of {scale.shape}; use an fp16, bf16, fp8 "
+            "or fp8-scaled file with one scale per weight or per row"
+        )
+    weights: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        read = {file: stack.enter_context(_open_tensors(file)) for file in header.files}
+        for name, stored in header.tensors.items():
+            weight = read[stored.file](stored.name)
+            scale = header.scales.get(name)
+            if scale is not None:
+                factor = read[scale.file](scale.name).float()
+                weight = weight.float() * (factor.reshape(()) if scale.numel == 1 else factor)
+            weights[name] = weight.detach().to(dtype)  # a pickle may hold parameters
+    return weights
+
+
+def _list_files(path: Path) -> tuple[Path, ...]:
+    folder = path.parent
+    if path.is_dir():
+        indexes = sorted(path.glob(f"*{_INDEX}"))
+        if len(indexes) != 1:
+            raise CheckpointError(
+                f"the folder {path} has {len(indexes)} files *{_INDEX}; with exactly one it stands "
+                "for a sharded model, so name a file instead"
+            )
+        folder, path = path, indexes[0]
+    shard = _SHARD.fullmatch(path.name)
+    if path.name.endswith(_INDEX):
+        names = _read_index(path)
+    elif shard:
+        names = [
+            f"{shard['stem']}-{number:05}-of-{shard['count']}.safetensors"
+            for number in range(1, int(shard["count"]) + 1)
+        ]
+    else:
+        names = [path.name]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing == [path.name]:
+        raise CheckpointError(f"there is no model file {path}")
+    if missing:
+        raise CheckpointError(
+            f"of the {len(names)} shards of {path.name}, {len(missing)} are not in {folder} "
+            f"(first: {missing[0]}); download them to the same folder"
+        )
+    return tuple(folder / name for name in names)
+
+
+def _read_index(path: Path) -> list[str]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no model file {path}")
+    try:
+        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        is_plain = all(Path(name).name == name for name in names)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path.name} is no index of shards ({type(error).__name__}: {error}); download it "
+            "again"
+        ) from error
+    if not names or not is_plain:
+        raise CheckpointError(
+            f"{path.name} names {len(names)} shards; it must name files of its own folder: "
+            "download it again"
+        )
+    return sorted(names)
+
+
+def _is_pickle(file: Path) -> bool:
+    return file.suffix.lower() in _PICKLES
+
+
+def _read_safetensors(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
+    # Through numpy, which maps files larger than the memory; through torch that is refused.
+    with _blame(file, "safetensors"), safe_open(file, framework="np") as reader:
+        tensors = []
+        for name in reader.keys():  # noqa: SIM118 (the reader is no mapping)
+            part = reader.get_slice(name)
+            shape = tuple(part.get_shape())
+            tensors.append(StoredTensor(file=file, name=name, shape=shape, dtype=part.get_dtype()))
+        return tensors, dict(reader.metadata() or {})
+
+
+def _read_pickle(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
+    tensors = [
+        StoredTensor(
+            file=file,
+            name=name,
+            shape=tuple(tensor.shape),
+            dtype=_DTYPES.get(tensor.dtype, str(tensor.dtype)),
+        )
+        for name, tensor in _load_pickle(file).items()
+    ]
+    return tensors, {}
+
+
+def _load_pickle(file: Path) -> Mapping[str, Tensor]:
+    """Map a pickle of tensors; their data are read when they are used."""
+    with _blame(file, "pickle of tensors"):
+        # Nothing but tensors and containers is unpickled, so a file cannot run anything.
+        tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise CheckpointError(
+            f"{file.name} is not a readable pickle of tensors by name; download it again, or take "
+            "the safetensors file of the same model"
+        )
+    return tensors
+
+
+@contextmanager
+def _open_tensors(file: Path) -> Iterator[Callable[[str], Tensor]]:
+    if _is_pickle(file):
+        yield _load_pickle(file).__getitem__
+        return
+    with _blame(file, "safetensors"):
+        reader: Any = safe_open(file, framework="pt")
+    with reader:
+        yield reader.get_tensor
+
+
+@contextmanager
+def _blame(file: Path, what: str) -> Iterator[None]:
+    """Turn a reader's error into one that names the file."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "allocate memory" in reason:
+            raise CheckpointError(
+                f"{file.name} has {file.stat().st_size / 1e9:.1f} GB and does not fit into memory; "
+                "take a smaller (fp8) file, or shards"
+            ) from error
+        if file.suffix.lower() == ".gguf":
+            raise CheckpointError(
+                f"{file.name} is a GGUF file, which only ComfyUI reads, with a pack that loads "
+                "GGUF; its MODEL works with TurboTalk's nodes"
+            ) from error
+        instead = ", or take the safetensors file of the same model" if _is_pickle(file) else ""
+        raise CheckpointError(
+            f"{file.name} is not a readable {what} file ({reason}); download it again{instead}"
+        ) from error
