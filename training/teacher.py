@@ -362,7 +362,7 @@ def main() -> None:
         "schedule": "reference",
         "update": "euler",
         "shift": recipe.shift,
-        "audio_guidance_scale": 2.0,
+        "audio_guidance_scale": 1.5,
         "height": 128,
         "width": 128,
         "chunk_frames": LONG_FRAMES if recipe.long_steps else SHORT_FRAMES,
