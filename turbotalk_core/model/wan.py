@@ -349,14 +349,14 @@ class WanModel(nn.Module):
         if cache is not None and not cache.is_due(modulation):
             assert cache.added is not None  # the first steps are always due
             return self._unpatchify(self.head(hidden + cache.added, time_BD), grid)
-        before = hidden
+        before = None if cache is None else hidden  # kept for it alone
         for block in self.blocks:
             inputs = (hidden, modulation, table, text, image, audio, audio_scale, regions)
             if self.uses_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 hidden = block(*inputs)
-        if cache is not None:
+        if cache is not None and before is not None:
             assert isinstance(hidden, Tensor)
             cache.keep(hidden - before)
         return self._unpatchify(self.head(hidden, time_BD), grid)
