@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
 from ..turbotalk_core.errors import CheckpointError, MismatchError
-from ..turbotalk_core.model.checkpoint import ADAPTER, PREFIXES, inspect
+from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
+from ..turbotalk_core.model.weights import PREFIXES
 from ..turbotalk_core.types import AudioTokens, AudioWindows
 
 TOKENS_KEY = "turbotalk_audio_tokens"  # in the host's transformer_options, [1, F, N, D]

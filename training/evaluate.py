@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -215,8 +216,35 @@ def frechet_distance(left_ND: Tensor, right_ND: Tensor) -> float:
     return float(shift @ shift + spread)
 
 
+def average_scores(scores: Sequence[PairScores]) -> dict[str, float]:
+    """Average what was measured pair by pair.
+
+    Args:
+        scores: of all pairs.
+
+    Returns:
+        Means over the pairs; ``sync_within_one_frame`` is the share of pairs whose best lag is at
+        most a frame; ``motion_ratio`` and ``edge_ratio`` are of the set as a whole.
+    """
+
+    def mean(name: str) -> float:
+        return float(np.mean([getattr(score, name) for score in scores]))
+
+    return {
+        "sync_correlation": mean("sync_correlation"),
+        "sync_lag_frames": mean("sync_lag_frames"),
+        "sync_within_one_frame": float(np.mean([abs(s.sync_lag_frames) <= 1 for s in scores])),
+        "identity_error": mean("identity_error"),
+        "flicker": mean("flicker"),
+        "psnr": mean("psnr"),
+        "motion_ratio": mean("motion") / mean("true_motion"),
+        "edge_ratio": mean("edges") / mean("true_edges"),
+        "estimator_correlation": mean("estimator_correlation"),
+    }
+
+
 def summarize(
-    scores: list[PairScores], generated: list[Tensor], true: list[Tensor]
+    scores: Sequence[PairScores], generated: list[Tensor], true: list[Tensor]
 ) -> dict[str, float]:
     """Sum up a whole set.
 
@@ -226,26 +254,11 @@ def summarize(
         true: features of the true renders.
 
     Returns:
-        Means over the pairs; ``sync_within_one_frame`` is the share of pairs whose best lag is at
-        most a frame; ``motion_ratio`` and ``edge_ratio`` are of the set as a whole; ``frechet`` is
-        between the sets, ``frechet_floor`` between two halves of the true renders.
+        What ``average_scores`` gives, and ``frechet`` between the sets, ``frechet_floor`` between
+        two halves of the true renders.
     """
-
-    def mean(name: str) -> float:
-        return float(np.mean([getattr(score, name) for score in scores]))
-
-    summary = {
-        "sync_correlation": mean("sync_correlation"),
-        "sync_lag_frames": mean("sync_lag_frames"),
-        "sync_within_one_frame": float(np.mean([abs(s.sync_lag_frames) <= 1 for s in scores])),
-        "identity_error": mean("identity_error"),
-        "flicker": mean("flicker"),
-        "psnr": mean("psnr"),
-        "frechet": frechet_distance(torch.cat(generated), torch.cat(true)),
-        "motion_ratio": mean("motion") / mean("true_motion"),
-        "edge_ratio": mean("edges") / mean("true_edges"),
-        "estimator_correlation": mean("estimator_correlation"),
-    }
+    summary = average_scores(scores)
+    summary["frechet"] = frechet_distance(torch.cat(generated), torch.cat(true))
     if len(true) > 1:
         half = len(true) // 2
         summary["frechet_floor"] = frechet_distance(torch.cat(true[:half]), torch.cat(true[half:]))

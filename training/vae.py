@@ -38,7 +38,7 @@ from training.data.mouth import mouth_curve, mouth_share
 from training.data.portrait import render
 from training.data.speech import draw_speech
 from training.data.synthetic import SyntheticClip
-from training.evaluate import draw_pairs, score_pair
+from training.evaluate import average_scores, draw_pairs, score_pair
 from training.optimization import Ema, Optimizers, cosine_factor
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.checkpoint import load_vae, save_vae
@@ -270,13 +270,12 @@ def score_vae(vae: WanVAE, clips: Sequence[SyntheticClip]) -> dict[str, float]:
         scores.append(score_pair(0, clip, vae.decode(latent)[0]))
         latents.append(latent.flatten())
     flat = torch.cat(latents)
-    motion, true_motion = sum(s.motion for s in scores), sum(s.true_motion for s in scores)
-    edges, true_edges = sum(s.edges for s in scores), sum(s.true_edges for s in scores)
+    means = average_scores(scores)
     return {
-        "psnr": round(sum(s.psnr for s in scores) / len(scores), 2),
-        "sync_correlation": round(sum(s.sync_correlation for s in scores) / len(scores), 4),
-        "motion_ratio": round(motion / true_motion, 4),
-        "edge_ratio": round(edges / true_edges, 4),
+        "psnr": round(means["psnr"], 2),
+        "sync_correlation": round(means["sync_correlation"], 4),
+        "motion_ratio": round(means["motion_ratio"], 4),
+        "edge_ratio": round(means["edge_ratio"], 4),
         "latent_mean": round(float(flat.mean()), 4),
         "latent_std": round(float(flat.std()), 4),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from tests.golden.figures import Golden, recipe
@@ -31,8 +33,15 @@ def build_dit(weights: Golden) -> tuple[WanModel, AudioProjection]:
         )
     )
     heard = {k for k in weights.tensors if k.startswith(PROJECTION_PREFIX)}
-    _load(model, {k: t for k, t in weights.tensors.items() if k not in heard})
-    projection = AudioProjection(
+    load(model, {k: t for k, t in weights.tensors.items() if k not in heard})
+    projection = build_projection(config)
+    load(projection, weights.under(PROJECTION_PREFIX), PROJECTION_PREFIX)
+    return model, projection
+
+
+def build_projection(config: dict[str, Any]) -> AudioProjection:
+    """Build the projection, as torch draws it."""
+    return AudioProjection(
         AudioAdapterConfig(
             frame_width=config["blocks"] * config["channels"],
             hidden_dim=config["inter"],
@@ -40,18 +49,17 @@ def build_dit(weights: Golden) -> tuple[WanModel, AudioProjection]:
             token_dim=config["out"],
         )
     )
-    _load(projection, weights.under(PROJECTION_PREFIX), PROJECTION_PREFIX)
-    return model, projection
 
 
 def build_vae(weights: Golden) -> WanVAE:
     """Build the codec."""
     vae = WanVAE(weights.settings["config"]["dim"])
-    _load(vae, weights.tensors)
+    load(vae, weights.tensors)
     return vae
 
 
-def _load(module: nn.Module, tensors: dict[str, Tensor], prefix: str = "") -> None:
+def load(module: nn.Module, tensors: dict[str, Tensor], prefix: str = "") -> None:
+    """Give a module its weights; without tensors they are drawn by the recipe."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     drawn = {} if tensors else {name: recipe(prefix + name, s) for name, s in shapes.items()}
     module.load_state_dict(tensors or drawn)  # names and shapes must be exactly these

@@ -3,22 +3,14 @@
 import torch
 
 from tests.golden.figures import Golden
+from tests.golden.networks import build_projection
 from turbotalk_core.audio.windows import take_windows
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.types import AudioFeatures, Chunk
 
 
 @torch.no_grad()
 def test_equals_the_reference(golden: Golden) -> None:
-    config = golden.settings["config"]
-    projection = AudioProjection(
-        AudioAdapterConfig(
-            frame_width=config["blocks"] * config["channels"],
-            hidden_dim=config["inter"],
-            num_tokens=config["tokens"],
-            token_dim=config["out"],
-        )
-    )
+    projection = build_projection(golden.settings["config"])
     projection.load_state_dict(golden.under("w.audio_proj."))
     features = AudioFeatures(features_TLD=golden["emb"], num_frames=len(golden["emb"]))
     starts = [name.removesuffix(".tokens") for name in golden.tensors if name.endswith(".tokens")]

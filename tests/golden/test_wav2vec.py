@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.golden.figures import Golden, recipe
+from tests.golden.figures import Golden
+from tests.golden.networks import load
 from turbotalk_core.audio.encoder import (
     EncoderConfig,
     Wav2Vec2Encoder,
@@ -60,8 +61,6 @@ def _build(config: dict[str, int], weights: dict[str, Tensor]) -> Wav2Vec2Encode
         ),
         seed=0,
     )
-    shapes = {name: tuple(t.shape) for name, t in encoder.model.state_dict().items()}
     weights.pop("masked_spec_embed", None)
-    encoder.model.load_state_dict(weights or {n: recipe(n, s) for n, s in shapes.items()})
-    encoder.model.eval()
+    load(encoder.model, weights)
     return encoder

@@ -140,13 +140,14 @@ def _write_files(clip: SyntheticClip, reference_CHW: Tensor, folder: Path) -> No
     from scipy.io import wavfile
 
     folder.mkdir(parents=True, exist_ok=True)
-    pixels = to_pixels(clip.frames_CTHW)
     Image.fromarray(to_pixels(reference_CHW[:, None])[0]).save(folder / "portrait.png")
     Image.fromarray(make_sheet([clip.frames_CTHW], 10)).save(folder / "sheet.png")
     sound = (clip.waveform_S.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
     wavfile.write(folder / "speech.wav", clip.sample_rate, sound)
     waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
-    assemble(folder / "clip.mp4", [torch.from_numpy(pixels)], waveform, crf=12)
+    assemble(
+        folder / "clip.mp4", [quantize_frames(clip.frames_CTHW.unsqueeze(0))], waveform, crf=12
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

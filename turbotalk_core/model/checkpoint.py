@@ -24,7 +24,6 @@ from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
 from .lora import merge_lora
 from .vae import WanVAE
 from .wan import WanConfig, WanModel
-from .weights import PREFIXES as PREFIXES
 from .weights import WeightHeader, read_header, read_weights
 
 HEAD_DIM = 128  # Wan 2.1, every size: where a file does not name its heads

@@ -15,8 +15,9 @@ from logging import getLogger
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
+from .weights import PREFIXES
 
-LORA_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+LORA_PREFIXES = (*PREFIXES, "transformer.")
 UP_OF_DOWN = {  # both spellings of a pair of matrices
     ".lora_down.weight": ".lora_up.weight",
     ".lora_A.weight": ".lora_B.weight",

@@ -26,7 +26,6 @@ from turbotalk_core.model.checkpoint import (
     DIT,
     IMAGE_ENCODER,
     LORA,
-    PREFIXES,
     PROJECTION_PREFIX,
     TEXT_ENCODER,
     VAE,
@@ -35,6 +34,7 @@ from turbotalk_core.model.checkpoint import (
 )
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.model.weights import PREFIXES
 
 Shapes = dict[str, tuple[int, ...]]
 Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape
