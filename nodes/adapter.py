@@ -2,13 +2,16 @@
 
 The layers and their mathematics are the host's own InfiniteTalk classes, so that the host counts,
 moves and casts the weights, and its native nodes accept what our loader makes and the other way
-round. Ours differs in one point: every size is read from the file.
+round. Ours differs in one point: every size is read from the file. Float8 weights with scales stay
+float8 in memory; the host multiplies them out when it computes.
 
 Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, D width.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.ops
 import comfy.utils
+import torch
 from comfy.ldm.wan.model_multitalk import MultiTalkAudioProjModel, SingleStreamMultiAttention
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
@@ -23,12 +27,13 @@ from torch import Tensor, nn
 from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
 from ..turbotalk_core.errors import CheckpointError, MismatchError
 from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
-from ..turbotalk_core.model.weights import PREFIXES
+from ..turbotalk_core.model.weights import read_header
 from ..turbotalk_core.types import AudioTokens, AudioWindows
 
 TOKENS_KEY = "turbotalk_audio_tokens"  # in the host's transformer_options, [1, F, N, D]
 PATCH_POINT = "attn2_patch"  # the host calls it in every block right after the text attention
 NORM_EPS = 1e-6  # Wan 2.1
+FLOAT8_FORMATS = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 
 
 class _AudioBlock(nn.Module):
@@ -133,17 +138,22 @@ def load_audio_adapter(path: Path) -> ModelPatcher:
         The adapter, its weights managed by the host.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+        CheckpointError: a file that is missing, damaged, incomplete or of another kind, or
+            quantised in another way than float8 with scales.
     """
-    info = inspect(path)
+    info, header = inspect(path), read_header(path)
     if info.kind != ADAPTER:
         raise CheckpointError(
             f"{path.name} is: {info.kind}; needed here: {ADAPTER}. "
             f"What this file is for: {info.uses}"
         )
-    weights = comfy.utils.state_dict_prefix_replace(
-        comfy.utils.load_torch_file(str(path), safe_load=True), dict.fromkeys(PREFIXES, "")
-    )
+    if info.quantization not in (None, "fp8", "fp8-scaled"):
+        raise CheckpointError(
+            f"{path.name} is quantised as {info.quantization}; an audio adapter may be in fp8, "
+            "with scales or without: take such a file, or the fp16 one"
+        )
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    weights = {name: tensors[stored.name] for name, stored in header.tensors.items()}
     module = _AdapterModule(info.sizes, weights["audio_proj.proj1.weight"].shape[0])
     try:
         module.load_state_dict(weights, assign=True)  # as stored: the host casts when it computes
@@ -151,11 +161,33 @@ def load_audio_adapter(path: Path) -> ModelPatcher:
         raise CheckpointError(
             f"{path.name} is no complete audio adapter: {error}; get a complete file"
         ) from error
+    _scale(module, {name: tensors[stored.name] for name, stored in header.scales.items()})
     return CoreModelPatcher(
         module.requires_grad_(False).eval(),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+
+
+def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
+    """Turn float8 layers that have a scale into the host's own kind of such layers."""
+    # Products in full precision: what a layer gets is not rounded to float8 as well.
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32, full_precision_mm=True)
+    for name, scale in scales.items():
+        parent_name, _, last = name.removesuffix(".weight").rpartition(".")
+        parent = module.get_submodule(parent_name)
+        plain = getattr(parent, last)
+        told = json.dumps({"format": FLOAT8_FORMATS[plain.weight.dtype]})
+        scaled = operations.Linear(plain.in_features, plain.out_features)
+        scaled.load_state_dict(
+            plain.state_dict()
+            | {
+                "weight_scale": scale.float(),
+                "comfy_quant": torch.tensor(list(told.encode()), dtype=torch.uint8),
+            },
+            assign=True,
+        )
+        setattr(parent, last, scaled)
 
 
 def add_audio_adapter(

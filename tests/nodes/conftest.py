@@ -116,6 +116,28 @@ def models(family, run_node):
 
 
 @pytest.fixture
+def velocity(part):
+    """What a MODEL with an adapter answers to fixed inputs and the tokens of two latent frames."""
+
+    def noise(*shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def predict(model, tokens=None):
+        tokens = noise(2, 4, 24) if tokens is None else tokens
+        types = part("turbotalk_core.types")
+        conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
+        with (
+            torch.inference_mode(),
+            part("nodes.host").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
+        ):
+            return denoiser(
+                noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)
+            )
+
+    return predict
+
+
+@pytest.fixture
 def speech(models, run_node):
     """One second of noise, heard."""
     samples = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(3))

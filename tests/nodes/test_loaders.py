@@ -16,24 +16,6 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def velocity(part):
-    """What a MODEL with an adapter answers to fixed inputs."""
-
-    def predict(model, tokens):
-        types = part("turbotalk_core.types")
-        conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
-        with (
-            torch.inference_mode(),
-            part("nodes.host").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
-        ):
-            return denoiser(
-                noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)
-            )
-
-    return predict
-
-
 def test_our_audio_encoder_in_the_hosts_node(family, models, host):
     samples = noise(1, 2, 16_000)
     with torch.inference_mode():
