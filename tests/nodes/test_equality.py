@@ -63,6 +63,161 @@ def test_denoiser(family, models, part, run_node, sigma, num_words, strength):
     assert_close(got, wanted)
 
 
+def make_regions(num_speakers):
+    """Regions on a grid of 4 x 8 cells, the background of all that is left: one row."""
+    regions = torch.zeros(num_speakers + 1, 4, 8)
+    for index, columns in enumerate(torch.arange(8).tensor_split(num_speakers)):
+        regions[index, :2, columns] = 1
+    regions[-1, 2:] = 1
+    return regions
+
+
+@pytest.fixture
+def ask_host(models, part):
+    """Call the host's denoiser: ``ask_host(model, sigma, conditioning, tokens, regions)``."""
+
+    def ask(model, latents, sigma, reference, tokens, regions=None):
+        types = part("turbotalk_core.types")
+        with (
+            torch.inference_mode(),
+            part("nodes.host").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
+        ):
+            return hosted(
+                latents,
+                sigma,
+                types.Conditioning(reference_BCFHW=reference, regions_PHW=regions),
+                types.AudioTokens(
+                    tokens_FND=tokens, num_speakers=1 if regions is None else len(regions) - 1
+                ),
+            )
+
+    return ask
+
+
+@pytest.mark.parametrize("num_speakers", [2, 3])
+@pytest.mark.parametrize("sigma", [1.0, 0.3])
+def test_denoiser_with_several_speakers(family, models, ask_host, sigma, num_speakers):
+    latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
+    tokens, regions = noise(3, 4 * num_speakers, 24, seed=2), make_regions(num_speakers)
+    core = WanDenoiser(load_dit(family.dit, family.adapter)[0])
+    conditioning = Conditioning(reference_BCFHW=reference, regions_PHW=regions)
+
+    def ask_core(tokens, num_speakers):
+        return core(
+            latents,
+            sigma,
+            conditioning,
+            AudioTokens(tokens_FND=tokens, num_speakers=num_speakers),
+        )
+
+    wanted = ask_core(tokens, num_speakers)
+    got = ask_host(models.model, latents, sigma, reference, tokens, regions)
+    assert_close(got, wanted)
+    # not what one would get who takes the voices for one
+    assert (got - ask_core(tokens, 1)).abs().max() > 1e-2 * wanted.abs().max()
+
+
+def test_one_voice_is_not_looked_for(models, ask_host, part, monkeypatch):
+    """Neither a lone voice nor the null voice beside several pays for telling them apart."""
+    adapter, types = part("nodes.adapter"), part("turbotalk_core.types")
+    measured = []
+
+    def count(*arguments):
+        measured.append(arguments)
+        return measure(*arguments)
+
+    measure = adapter.measure_likeness
+    monkeypatch.setattr(adapter, "measure_likeness", count)
+    latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
+    with (
+        torch.inference_mode(),
+        part("nodes.host").HostDenoiser(models.model, torch.tensor([1.0, 0.0])) as hosted,
+    ):
+        conditioning = types.Conditioning(reference_BCFHW=reference, regions_PHW=make_regions(2))
+        hosted(latents, 1.0, conditioning, types.AudioTokens(tokens_FND=noise(3, 4, 24)))
+        assert not measured
+        two = types.AudioTokens(tokens_FND=noise(3, 8, 24), num_speakers=2)
+        hosted(latents, 1.0, conditioning, two)
+        assert len(measured) == 2  # once a block
+
+
+def test_conditions_in_one_batch(models, part, monkeypatch):
+    """Where a wrapper of another pack runs conditions side by side, each hears the voices."""
+    import comfy.samplers  # the fixture put the host on the path
+
+    latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
+    types = part("turbotalk_core.types")
+    calc = comfy.samplers.calc_cond_batch
+
+    def calc_twice(model, conds, noisy, timestep, options):
+        first, again = calc(model, [*conds, *conds], noisy, timestep, options)
+        assert torch.allclose(first, again, atol=1e-5)
+        return [again]
+
+    def ask(tokens, regions):
+        with (
+            torch.inference_mode(),
+            part("nodes.host").HostDenoiser(models.model, torch.tensor([0.5, 0.0])) as hosted,
+        ):
+            return hosted(
+                latents,
+                0.5,
+                types.Conditioning(reference_BCFHW=reference, regions_PHW=regions),
+                types.AudioTokens(tokens_FND=tokens, num_speakers=2 if len(tokens[0]) > 4 else 1),
+            )
+
+    for tokens in (noise(3, 4, 24), noise(3, 8, 24)):
+        alone = ask(tokens, make_regions(2))
+        with monkeypatch.context() as patched:
+            patched.setattr(comfy.samplers, "calc_cond_batch", calc_twice)
+            assert_close(ask(tokens, make_regions(2)), alone)
+
+
+BLOCKS = ["diffusion_model.blocks.0", "diffusion_model.blocks.1"]
+
+
+@pytest.mark.parametrize("keys", [["diffusion_model"], BLOCKS])
+def test_a_compiled_model_hears_every_voice(models, ask_host, keys):
+    """As the host's node compiles: its guards do not look at what is in transformer_options."""
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+    from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+    compiled = models.model.clone()
+    set_torch_compile_wrapper(
+        compiled, backend="eager", keys=keys, options={"guard_filter_fn": skip_torch_compile_dict}
+    )
+    latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
+    for num_speakers in (1, 2, 1, 3):
+        tokens = noise(3, 4 * num_speakers, 24, seed=2)
+        regions = None if num_speakers == 1 else make_regions(num_speakers)
+        asked = (latents, 0.7, reference, tokens, regions)
+        assert_close(ask_host(compiled, *asked), ask_host(models.model, *asked))
+
+
+def test_another_attention_tells_speakers_apart(models, ask_host):
+    calls = []
+
+    def attend(function, *arguments, **options):
+        calls.append(function)
+        return function(*arguments, **options)
+
+    overridden = models.model.clone()
+    overridden.model_options["transformer_options"]["optimized_attention_override"] = attend
+    latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
+    asked = (latents, 0.7, reference, noise(3, 8, 24, seed=2), make_regions(2))
+    assert_close(ask_host(overridden, *asked), ask_host(models.model, *asked))
+    assert calls
+
+
+def test_a_replaced_self_attention_is_no_ground_to_guess(models, ask_host, errors):
+    replaced = models.model.clone()
+    patches = replaced.model_options["transformer_options"]["patches"]
+    del patches["attn1_patch"]
+    latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
+    with pytest.raises(errors.MismatchError, match="replaced this MODEL's self-attention"):
+        ask_host(replaced, latents, 0.7, reference, noise(3, 8, 24), make_regions(2))
+
+
 def test_adapter(family, models, part):
     windows = {"first_KLD": noise(5, 2, 16), "later_FKLD": noise(3, 8, 2, 16)}
     _, projection = load_dit(family.dit, family.adapter)

@@ -164,39 +164,6 @@ def test_our_model_patch_in_the_hosts_infinitetalk_node(models, host, run_node):
     assert sampled.std() > 0.1
 
 
-def test_a_lora_of_the_host_keeps_working(family, models, host, run_node, velocity, tmp_path):
-    """A LoRA node before ours answers as the model with the LoRA merged into its file."""
-    down, up = noise(4, 48), 0.3 * noise(96, 4)
-    name = "blocks.1.ffn.0"
-    loras = host.base / "models" / "loras"
-    loras.mkdir(parents=True, exist_ok=True)
-    lora = {
-        f"diffusion_model.{name}.lora_down.weight": down,
-        f"diffusion_model.{name}.lora_up.weight": up,
-    }
-    save_file(lora, loras / "random.safetensors")
-    with_lora = run_node(
-        "LoraLoaderModelOnly",
-        model=models.bare,
-        lora_name="random.safetensors",
-        strength_model=0.5,
-    )
-    answers = [
-        velocity(
-            run_node("TurboTalkApplyAudioAdapter", model=m, model_patch=models.patch, strength=1.0),
-            noise(2, 4, 24),
-        )
-        for m in (models.bare, with_lora)
-    ]
-    assert (answers[0] - answers[1]).abs().max() > 0.01
-    merged = run_node("UNETLoader", unet_name=family.dit.name, weight_dtype="default")
-    merged.model.diffusion_model.blocks[1].ffn[0].weight.data += 0.5 * up @ down
-    patched = run_node(
-        "TurboTalkApplyAudioAdapter", model=merged, model_patch=models.patch, strength=1.0
-    )
-    assert (velocity(patched, noise(2, 4, 24)) - answers[1]).abs().max() < 1e-4
-
-
 class TestWhatDoesNotFit:
     """Each refusal names both sides."""
 
