@@ -175,8 +175,9 @@ class TestMemory:
         monkeypatch.setattr(part("nodes.sampler"), "HostCodec", Hungry)
         host.model_management.unload_all_models()
         assert torch.equal(sample(model=model).read(), wanted)
-        in_use = (model.model_size(), models.patch.model_size())
-        assert sizes == 2 * [(0, 0), in_use]  # two chunks
+        out, in_use = (0, 0), (model.model_size(), models.patch.model_size())
+        # twice the portrait, the first chunk, its last frames, the second chunk
+        assert sizes == [out, out, in_use, out, in_use]
 
     @pytest.mark.parametrize("budget", [1, 40_000, 200_000])
     @pytest.mark.parametrize("lora", ["kohya"], indirect=True)
