@@ -51,6 +51,8 @@ def host(tmp_path_factory):
             folder_paths=importlib.import_module("folder_paths"),
             audio_encoder_nodes=importlib.import_module("comfy_extras.nodes_audio_encoder"),
             model_patch_nodes=importlib.import_module("comfy_extras.nodes_model_patch"),
+            sample=importlib.import_module("comfy.sample"),
+            samplers=importlib.import_module("comfy.samplers"),
             compile_nodes=importlib.import_module("comfy_extras.nodes_torch_compile"),
             wan_nodes=importlib.import_module("comfy_extras.nodes_wan"),
             audio_encoders=importlib.import_module("comfy.audio_encoders.audio_encoders"),

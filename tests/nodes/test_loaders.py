@@ -6,10 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.nodes.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS, TEXT_DIM, write_family
+from tests.nodes.family import (
+    AUDIO_WIDTH,
+    NUM_AUDIO_LAYERS,
+    RELEASED_SIZES,
+    TEXT_DIM,
+    write_family,
+    write_released_sizes,
+)
 from turbotalk_core.audio.encoder import load_audio_encoder
-from turbotalk_core.model.checkpoint import save_dit
-from turbotalk_core.model.wan import WanConfig, WanModel
 
 
 def noise(*shape):
@@ -80,45 +85,14 @@ def test_an_encoder_that_is_no_wav2vec2(run_node, errors):
         )
 
 
-def write_released_sizes(folder):
-    """An adapter that the host's loader takes: 40 blocks, 40 heads, 12 x 768 values per frame."""
-    dim, token_dim, hidden = 80, 4, 1
-    shapes = {
-        "audio_proj.proj1": (hidden, 5 * 12 * 768),
-        "audio_proj.proj1_vf": (hidden, 8 * 12 * 768),
-        "audio_proj.proj2": (hidden, hidden),
-        "audio_proj.proj3": (32 * token_dim, hidden),
-        "audio_proj.norm": (token_dim,),
-    }
-    for index in range(40):
-        shapes |= {
-            f"blocks.{index}.audio_cross_attn.q_linear": (dim, dim),
-            f"blocks.{index}.audio_cross_attn.kv_linear": (2 * dim, token_dim),
-            f"blocks.{index}.audio_cross_attn.proj": (dim, dim),
-            f"blocks.{index}.norm_x": (dim,),
-        }
-    tensors = {}
-    for name, shape in shapes.items():
-        tensors[f"{name}.weight"] = (0.2 * torch.randn(shape)).half()
-        tensors[f"{name}.bias"] = (0.2 * torch.randn(shape[0])).half()
-    metadata = {"config": json.dumps({"audio_heads": 40})}
-    (folder / "model_patches").mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model_patches" / "released_sizes.safetensors", metadata)
-    config = WanConfig(
-        dim=dim, ffn_dim=64, num_heads=10, num_layers=1, text_dim=TEXT_DIM, image_dim=None,
-        audio_heads=None,
-    )  # fmt: skip
-    save_dit(folder / "diffusion_models" / "released_sizes.safetensors", WanModel(config), {})
-
-
 def test_the_hosts_model_patch_and_ours_are_one(host, run_node, velocity):
     """One file, with 40 blocks for a model of one, through both loaders."""
     write_released_sizes(host.base / "models")
-    model = run_node("UNETLoader", unet_name="released_sizes.safetensors", weight_dtype="default")
+    model = run_node("UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     loader = host.model_patch_nodes.ModelPatchLoader()
     patches = [
-        loader.load_model_patch("released_sizes.safetensors")[0],
-        run_node("TurboTalkLoadAudioAdapter", name="released_sizes.safetensors"),
+        loader.load_model_patch(RELEASED_SIZES)[0],
+        run_node("TurboTalkLoadAudioAdapter", name=RELEASED_SIZES),
     ]
     answers = [
         velocity(
