@@ -206,22 +206,32 @@ def draw_batch(
             )
         )
     columns = [torch.stack(column) for column in zip(*rows, strict=True)]
-    has_pairs = len(clips[0].features_PTLD) > 1
-    regions_PHW = draw_halves(columns[0].shape[-2:], generator) if has_pairs else None
-    return Batch(*columns, regions_PHW)
+    latents_BCFHW, reference_BCFHW, first_BPKLD, later_BPFKLD, pinned_BF, weight_BHW = columns
+    height, width = latents_BCFHW.shape[3:]
+    is_pair = first_BPKLD.shape[1] > 1
+    return Batch(
+        latents_BCFHW=latents_BCFHW,
+        reference_BCFHW=reference_BCFHW,
+        first_BPKLD=first_BPKLD,
+        later_BPFKLD=later_BPFKLD,
+        pinned_BF=pinned_BF,
+        weight_BHW=weight_BHW,
+        regions_PHW=draw_halves(height, width, generator) if is_pair else None,
+    )
 
 
-def draw_halves(cells: tuple[int, int], generator: torch.Generator) -> Tensor:
+def draw_halves(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Draw a box in each half of a picture, as a user would around each of two avatars.
 
     Args:
-        cells: height and width of the latents.
+        rows: height of the latents.
+        columns: their width.
         generator: of the margins, up to a quarter of a half on each side.
 
     Returns:
         [3, H, W]: left, right and background.
     """
-    height, width = (SPATIAL_STRIDE * side for side in cells)
+    height, width = SPATIAL_STRIDE * rows, SPATIAL_STRIDE * columns
     half = width // 2
     masks = []
     for start in (0, half):

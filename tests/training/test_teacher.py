@@ -150,7 +150,7 @@ def test_the_wanted_share_hears_nothing(clips: list[TeacherClip], share: float) 
 def test_each_of_a_pair_has_a_box_in_its_half() -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
-        left, right, background = draw_halves((16, 32), generator)
+        left, right, background = draw_halves(16, 32, generator)
         assert left[4:12, 4:12].all()
         assert right[4:12, 20:28].all()
         assert not left[:, 16:].any()
@@ -158,7 +158,9 @@ def test_each_of_a_pair_has_a_box_in_its_half() -> None:
         assert torch.equal(left + right + background, torch.ones(16, 32))
 
 
-def test_the_voices_of_a_pair_are_heard_one_after_the_other() -> None:
+def test_the_voices_of_a_pair_are_heard_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     batch = _draw([_make_clip(0, SHORT_FRAMES, num_voices=2)], 2)
     networks = Networks(RECIPE, frame_width=6)
     heard: list[Tensor] = []
@@ -168,7 +170,7 @@ def test_the_voices_of_a_pair_are_heard_one_after_the_other() -> None:
         heard.append(audio_BFND)
         return torch.zeros_like(latents)
 
-    networks.dit.forward = predict
+    monkeypatch.setattr(networks.dit, "forward", predict)
     flow_loss(networks, batch, torch.ones(2), torch.zeros_like(batch.latents_BCFHW))
     for voice in (0, 1):
         alone_BFND = networks.projection(batch.first_BPKLD[:, voice], batch.later_BPFKLD[:, voice])
