@@ -32,10 +32,11 @@ from torchaudio.functional import resample
 from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
+from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
 from ..turbotalk_core.types import AudioTokens, Conditioning
-from .adapter import TOKENS_KEY, get_wan
+from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
 from .convert import frames_from_image, image_from_frames
 
 _log = getLogger(__name__)
@@ -84,6 +85,8 @@ class HostDenoiser:
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
         """Predict the velocity; see ``ports.Denoiser``."""
+        # One voice, and so the null voice too, is heard in the whole picture.
+        regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
         device = self._model.load_device
         cond = {"uuid": uuid4(), "model_conds": self._make_conds(conditioning)}
         # The VAE may have pushed the model out of memory since the last call.
@@ -92,6 +95,8 @@ class HostDenoiser:
         )
         options = create_model_options_clone(self._options)
         options["transformer_options"][TOKENS_KEY] = tokens.tokens_FND[None].to(device)
+        if regions_PHW is not None:
+            options["transformer_options"][REGIONS_KEY] = token_regions(regions_PHW).to(device)
         noisy_BCFHW = latents_BCFHW.to(device, torch.float32)
         with comfy.model_management.cuda_device_context(device):
             (denoised_BCFHW,) = comfy.samplers.calc_cond_batch(
