@@ -1,12 +1,13 @@
 """The portrait: from any picture file or tensor to the reference image of the model.
 
 Goes in: a path, or pixels as a tensor. Comes out: [1, 3, H, W] in [-1, 1]. A room of one file
-beside audio and video; the only place that knows Pillow.
+beside audio and video; the only place that opens picture files.
 Axes: B batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,30 @@ def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
     top = (covered.shape[2] - height) // 2
     left = (covered.shape[3] - width) // 2
     return covered[:, :, top : top + height, left : left + width] * 2 - 1
+
+
+class References(Sequence[Tensor]):
+    """The frames of a video to dub, each fitted to the new video when it is asked for."""
+
+    def __init__(self, pictures: Sequence[Tensor], height: int, width: int) -> None:
+        """Remember what to prepare.
+
+        Args:
+            pictures: each as ``prepare_reference`` takes it.
+            height: of the video, pixels.
+            width: of the video, pixels.
+        """
+        self._pictures = pictures
+        self._height, self._width = height, width
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return len(self._pictures)
+
+    # One at a time: a slice of a video would be more than memory holds.
+    def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Prepare a picture, [1, 3, height, width] in [-1, 1]."""
+        return prepare_reference(self._pictures[index], self._height, self._width)
 
 
 def _cover(image_BCHW: Tensor, height: int, width: int) -> Tensor:

@@ -1,20 +1,36 @@
 """Where each of several speakers is in the picture.
 
 Goes in: masks or boxes on the pixels of the source picture, or nothing but its size. Comes out:
-regions on latent cells, and last the background. A room of one file beside image.
-Axes: H height, W width, P speakers and last the background.
+regions on latent cells, and last the background, and a picture of them for people. A room of one
+file beside image.
+Axes: H height, W width, C channels, P speakers and last the background.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .errors import ImageError
 from .geometry import PATCH, SPATIAL_STRIDE, cover_size
+from .types import Speaker
 
 MARGIN = 0.05  # of a half's side, left free on each side; InfiniteTalk, face_scale
+# Okabe and Ito (2008): eight colours that the colour-blind tell apart, here without black.
+COLORS = (
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
+)  # fmt: skip
+TINT = 0.35  # of the colour inside a drawn region
+OUTLINES_PER_SIDE = 200  # a side is that many times as long as an outline is thick, in pixels
+LETTERS_PER_SIDE = 20  # and that many times as long as letters are high
+MIN_LETTERS = 9  # pixels; smaller ones cannot be read
 
 
 def box_mask(size: tuple[int, int], top: int, left: int, bottom: int, right: int) -> Tensor:
@@ -64,7 +80,70 @@ def halve_picture(size: tuple[int, int]) -> list[Tensor]:
     ]
 
 
-def fit_regions(masks: list[Tensor], height: int, width: int) -> Tensor:
+def find_masks(speakers: Sequence[Speaker], size: tuple[int, int]) -> list[Tensor] | None:
+    """Find where each speaker is in the source picture.
+
+    Args:
+        speakers: all with a region; or two without, who are side by side, the first on the left;
+            or one without, who may be anywhere.
+        size: height and width of the source picture, pixels.
+
+    Returns:
+        A mask [H, W] per speaker, 1 inside, else 0; None for a lone speaker.
+
+    Raises:
+        ImageError: a lone speaker with a region, regions for some but not for all, three speakers
+            or more without, a mask of another size than the picture's, a region that is empty or
+            not inside the picture, or regions that overlap.
+    """
+    lacking = [speaker.name for speaker in speakers if speaker.region is None]
+    if len(speakers) == 1:
+        if lacking:
+            return None
+        raise ImageError(
+            f"got a region for {speakers[0].name} alone, who is heard in the whole picture; add a "
+            "silent speaker with a region for each bystander, or leave the region out"
+        )
+    if len(speakers) == len(lacking) == 2:
+        return halve_picture(size)
+    if lacking:
+        raise ImageError(
+            f"got {len(speakers)} speakers and no region for {', '.join(lacking)}; give each a "
+            "mask or a box (two speakers side by side need none)"
+        )
+    masks = [_find_mask(speaker, size) for speaker in speakers]
+    for (one, one_HW), (other, other_HW) in combinations(zip(speakers, masks, strict=True), 2):
+        if shared := int((one_HW * other_HW).sum()):
+            raise ImageError(
+                f"the regions of {one.name} and {other.name} share {shared} pixels; draw them apart"
+            )
+    return masks
+
+
+def _find_mask(speaker: Speaker, size: tuple[int, int]) -> Tensor:
+    height, width = size
+    if not isinstance(speaker.region, Tensor):
+        assert speaker.region is not None  # or find_masks had refused
+        x, y, columns, rows = speaker.region
+        try:
+            return box_mask(size, y, x, y + rows, x + columns)
+        except ImageError as error:
+            raise ImageError(f"the region of {speaker.name}: {error}") from error
+    if tuple(speaker.region.shape) != size:
+        rows, columns = speaker.region.shape
+        raise ImageError(
+            f"got a mask of {columns}x{rows} pixels for {speaker.name} on a {width}x{height} "
+            "picture; draw it on the picture itself"
+        )
+    mask_HW = (speaker.region > 0.5).to("cpu", torch.float32)
+    if not mask_HW.any():
+        raise ImageError(f"the mask of {speaker.name} is empty; paint over where {speaker.name} is")
+    return mask_HW
+
+
+def fit_regions(
+    masks: list[Tensor], height: int, width: int, names: Sequence[str] | None = None
+) -> Tensor:
     """Bring masks of the source picture to the latent cells of the video.
 
     They are resized and cut as the picture is, each cell taking one pixel's word.
@@ -73,6 +152,7 @@ def fit_regions(masks: list[Tensor], height: int, width: int) -> Tensor:
         masks: one per speaker, [H, W] of the source picture, above 0 inside.
         height: of the video, pixels.
         width: of the video, pixels.
+        names: of the speakers, for messages; None numbers them.
 
     Returns:
         [P, height / 8, width / 8], 1 inside, else 0; last the background, where no speaker is.
@@ -95,11 +175,80 @@ def fit_regions(masks: list[Tensor], height: int, width: int) -> Tensor:
     cut = resized[:, :, top : top + height, left : left + width]
     cells = (height // SPATIAL_STRIDE, width // SPATIAL_STRIDE)
     speakers_PHW = F.interpolate(cut, cells, mode="nearest")[0]
-    for number, region_HW in enumerate(speakers_PHW, 1):
+    names = names or [f"speaker {number}" for number in range(1, len(masks) + 1)]
+    for name, region_HW in zip(names, speakers_PHW, strict=True):
         if not region_HW[::PATCH, ::PATCH].any():
             raise ImageError(
-                f"nothing of the region of speaker {number} is left in the {width}x{height} video; "
+                f"nothing of the region of {name} is left in the {width}x{height} video; "
                 "draw it larger, or further from the edges that are cut"
             )
     background_HW = (speakers_PHW.sum(0) == 0).float()
     return torch.cat((speakers_PHW, background_HW.unsqueeze(0)))
+
+
+def draw_regions(image_HWC: Tensor, speakers: Sequence[Speaker]) -> Tensor:
+    """Draw for people who is where: each region tinted and outlined in a colour of its own.
+
+    Each bears the speaker's number and name, and whether the speaker is silent, as in
+    "3 Carl (silent)", in white on black. A lone speaker's stands at the top of the picture.
+
+    Args:
+        image_HWC: the source picture, float in [0, 1]; of four channels the last is not shown.
+        speakers: as ``find_masks`` takes them.
+
+    Returns:
+        [H, W, 3], float32 in [0, 1], on the CPU.
+
+    Raises:
+        ImageError: what ``find_masks`` refuses.
+    """
+    height, width = image_HWC.shape[:2]
+    masks = find_masks(speakers, (height, width))
+    drawn_HWC = image_HWC[..., :3].to("cpu", torch.float32).clamp(0, 1).expand(-1, -1, 3).clone()
+    thickness = 1 + min(height, width) // OUTLINES_PER_SIDE
+    for index, mask_HW in enumerate(masks or []):
+        color_C = torch.tensor(COLORS[index % len(COLORS)]) / 255
+        opacity_HW1 = _blend(mask_HW, thickness).unsqueeze(2)
+        drawn_HWC += opacity_HW1 * (color_C - drawn_HWC)
+    labels = [
+        f"{number} {speaker.name}" + " (silent)" * (speaker.waveform is None)
+        for number, speaker in enumerate(speakers, 1)
+    ]
+    return _write_labels(drawn_HWC, labels, masks or [torch.ones(height, width)])
+
+
+def _blend(mask_HW: Tensor, thickness: int) -> Tensor:
+    """Make a mask nearly transparent inside and opaque along its edge."""
+    # What no window around a pixel leaves is inside; the picture's own edge counts as outside.
+    outside_HW = F.pad(1 - mask_HW, [thickness] * 4, value=1.0)
+    near_HW = F.max_pool2d(outside_HW[None], 2 * thickness + 1, stride=1)[0]
+    return mask_HW * torch.where(near_HW > 0, 1.0, TINT)
+
+
+def _write_labels(image_HWC: Tensor, labels: Sequence[str], masks: Sequence[Tensor]) -> Tensor:
+    """Write each label at the top of its mask, moved to where it is whole and covers no other."""
+    image = Image.fromarray((image_HWC * 255).round().byte().numpy())
+    draw = ImageDraw.Draw(image)
+    taken: list[tuple[float, float, float]] = []  # left, right and bottom, from top to bottom
+    for label, mask_HW in zip(labels, masks, strict=True):
+        font = _fit_font(label, image.size)
+        _, _, width, height = draw.textbbox((0, 0), label, font=font)
+        columns, rows = mask_HW.any(0).nonzero(), mask_HW.any(1).nonzero()
+        middle = (columns[0] + columns[-1] + 1).item() / 2
+        left = max(0, min(middle - width / 2, image.width - width))
+        top = rows[0].item()
+        for other_left, other_right, other_bottom in taken:
+            if left < other_right and other_left < left + width:
+                top = max(top, other_bottom)
+        top = max(0, min(top, image.height - height))
+        draw.rectangle((left, top, left + width, top + height), fill="black")
+        draw.text((left, top), label, font=font, fill="white")
+        taken.append((left, left + width, top + height))
+    return torch.from_numpy(np.array(image)).float() / 255
+
+
+def _fit_font(label: str, size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Take a size that suits the picture (width, height), or a smaller one where it is narrow."""
+    wanted = max(MIN_LETTERS, min(size) // LETTERS_PER_SIDE)
+    length = ImageFont.load_default(wanted).getlength(label)
+    return ImageFont.load_default(max(MIN_LETTERS, int(min(1.0, size[0] / length) * wanted)))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .errors import AudioError, ChunkError, MismatchError
+from .errors import AudioError, ChunkError, MismatchError, RequestError
 from .geometry import count_frames, count_latent_frames
 
 
@@ -87,6 +87,68 @@ class Speech:
 
     features: AudioFeatures
     waveform: Waveform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """One person in the picture.
+
+    Attributes:
+        name: of the person, for people who read messages and the drawn regions; not empty.
+        waveform: the voice; None for a bystander, who hears encoded silence and so keeps the mouth
+            shut.
+        follows: begins to speak when the nearest speaker before who has a voice has ended; else,
+            and where there is none before, at the start.
+        region: where in the source picture the person is: a mask [H, W] of the picture's size,
+            above 0.5 inside, or a box (x, y, width, height) in its pixels; None where that is left
+            to ``regions.find_masks``.
+
+    Raises:
+        RequestError: no name.
+        MismatchError: a region that is neither a mask nor a box.
+    """
+
+    name: str
+    waveform: Waveform | None = None
+    follows: bool = False
+    region: Tensor | tuple[int, int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise RequestError("got a speaker without a name; name each, as in Anna")
+        if isinstance(self.region, Tensor):
+            _check_rank(f"the region of {self.name}", self.region, "HW")
+        elif self.region is not None and len(self.region) != 4:
+            raise MismatchError(
+                f"got {len(self.region)} numbers as the region of {self.name}; a box has four: "
+                "x, y, width, height"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """Several speakers, or one, ready to drive the faces of one picture.
+
+    Attributes:
+        speakers: as they were given.
+        speeches: one per speaker, all equally long; silence stands where a speaker is silent.
+        waveform: all voices mixed, for the video.
+
+    Raises:
+        MismatchError: another number of speeches than of speakers, or speeches of unequal length.
+    """
+
+    speakers: tuple[Speaker, ...]
+    speeches: tuple[Speech, ...]
+    waveform: Waveform
+
+    def __post_init__(self) -> None:
+        lengths = [speech.features.num_frames for speech in self.speeches]
+        if len(lengths) != len(self.speakers) or len(set(lengths)) != 1:
+            raise MismatchError(
+                f"got {len(self.speakers)} speakers and speeches of {lengths} frames; a "
+                "conversation has one speech per speaker, all equally long"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

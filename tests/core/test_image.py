@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from turbotalk_core.errors import GeometryError, ImageError
-from turbotalk_core.image import prepare_reference, read_image
+from turbotalk_core.image import References, prepare_reference, read_image
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -177,3 +177,22 @@ def test_pixels_that_are_no_portrait_are_refused(image: torch.Tensor, message: s
 def test_a_size_that_the_model_cannot_take_is_refused() -> None:
     with pytest.raises(GeometryError, match="height 100"):
         prepare_reference(torch.zeros(20, 20, 3), 100, 96)
+
+
+def test_pictures_of_a_video_are_prepared_when_asked_for() -> None:
+    prepared = []
+
+    class Pictures(list[torch.Tensor]):
+        def __getitem__(self, index: int) -> torch.Tensor:  # pyright: ignore
+            prepared.append(index)
+            return super().__getitem__(index)
+
+    pictures = Pictures([torch.full((20, 30, 3), level) for level in (0.0, 0.5, 1.0)])
+    references = References(pictures, 32, 16)
+    assert len(references) == 3
+    assert prepared == []
+    assert torch.equal(references[2], torch.ones(1, 3, 32, 16))
+    assert torch.equal(references[-3], -torch.ones(1, 3, 32, 16))
+    assert prepared == [2, -3]
+    with pytest.raises(IndexError):
+        references[3]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from turbotalk_core.errors import AudioError, ChunkError, GeometryError, MismatchError
+from turbotalk_core.errors import AudioError, ChunkError, GeometryError, MismatchError, RequestError
 from turbotalk_core.types import (
     AudioFeatures,
     AudioTokens,
@@ -11,7 +11,10 @@ from turbotalk_core.types import (
     Chunk,
     ChunkPlan,
     Conditioning,
+    Conversation,
     FrameChunk,
+    Speaker,
+    Speech,
     Waveform,
 )
 
@@ -83,3 +86,28 @@ def test_tensors_of_another_rank_are_refused() -> None:
 def test_a_frame_chunk_holds_the_kept_frames() -> None:
     with pytest.raises(ChunkError, match="keeps 5 frames, got 4"):
         FrameChunk(chunk=_chunk(), frames_BCTHW=torch.zeros(1, 3, 4, 2, 2))
+
+
+def test_a_speaker_has_a_name_and_a_region_of_one_kind() -> None:
+    assert Speaker(name="Anna").region is None
+    with pytest.raises(RequestError, match="without a name"):
+        Speaker(name=" ")
+    with pytest.raises(MismatchError, match="region of Anna must have axes HW"):
+        Speaker(name="Anna", region=torch.zeros(1, 4, 4))
+    with pytest.raises(MismatchError, match="got 3 numbers as the region of Anna"):
+        Speaker(name="Anna", region=(1, 2, 3))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_conversation_has_equally_long_speeches() -> None:
+    waveform = Waveform(samples_CS=torch.zeros(1, 640), sample_rate=16_000)
+    speeches = tuple(
+        Speech(
+            features=AudioFeatures(features_TLD=torch.zeros(3, 1, 1), num_frames=num_frames),
+            waveform=waveform,
+        )
+        for num_frames in (1, 2)
+    )
+    speakers = (Speaker(name="Anna"), Speaker(name="Bob"))
+    for who, said in ((speakers, speeches), (speakers, speeches[:1]), (speakers[:0], ())):
+        with pytest.raises(MismatchError, match="all equally long"):
+            Conversation(speakers=who, speeches=said, waveform=waveform)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.nodes.family import TEXT_DIM
+from turbotalk_core.audio.conversation import encode_conversation
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import from_samples
@@ -12,8 +13,9 @@ from turbotalk_core.library import load_models
 from turbotalk_core.model.checkpoint import load_dit, load_vae
 from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.pipeline import generate
+from turbotalk_core.regions import find_masks, fit_regions
 from turbotalk_core.request import TalkRequest
-from turbotalk_core.types import AudioTokens, AudioWindows, Conditioning
+from turbotalk_core.types import AudioTokens, AudioWindows, Conditioning, Speaker
 from turbotalk_core.video.assemble import quantize_frames
 
 CPU = torch.device("cpu")
@@ -312,3 +314,85 @@ def test_a_whole_take(family, models, run_node, update, audio_guidance, sigmas):
     assert wanted.float().std() > 1
     assert (got.int() - wanted.int()).abs().max() <= 1  # a value that rounds the other way
     assert torch.equal(take.read_waveform().samples_CS, samples[0])
+
+
+def test_a_whole_take_of_two_speakers(family, models, run_node):
+    """A stereo voice, then another of another rate, in a box each; guidance asks for no voice."""
+    first, second, picture = noise(1, 2, 11_025), noise(1, 1, 10_000, seed=2), noise(1, 70, 90, 3)
+    picture = picture.clamp(0, 1)
+    boxes = (5, 5, 30, 60), (48, 3, 40, 60)
+    waveforms = from_samples(first, SAMPLE_RATE), from_samples(second, 16_000)
+    speakers = [
+        Speaker(name=name, waveform=waveform, follows=name == "Ben", region=box)
+        for name, waveform, box in zip(("Anna", "Ben"), waveforms, boxes, strict=True)
+    ]
+    conversation = encode_conversation(speakers, load_audio_encoder(family.audio_encoder))
+    request = TalkRequest(
+        num_inference_steps=2,
+        schedule="distilled",
+        shift=5.0,
+        update="renoise",
+        seed=7,
+        height=32,
+        width=48,
+        audio_guidance_scale=2.0,
+        chunk_frames=13,
+        num_motion_frames=5,
+    )
+    masks = find_masks(speakers, (70, 90))
+    assert masks is not None
+    chunks = generate(
+        request,
+        prepare_reference(picture, 32, 48),
+        conversation.speeches,
+        load_models(family, CPU),
+        regions_PHW=fit_regions(masks, 32, 48),
+    )
+    wanted = torch.cat([quantize_frames(chunk.frames_BCTHW) for chunk in chunks])
+
+    introduced = ()
+    for speaker, box, audio in zip(
+        speakers,
+        boxes,
+        (
+            {"waveform": first, "sample_rate": SAMPLE_RATE},
+            {"waveform": second, "sample_rate": 16_000},
+        ),
+        strict=True,
+    ):
+        introduced = run_node(
+            "TurboTalkSpeaker",
+            name=speaker.name,
+            starts="after previous" if speaker.follows else "together",
+            audio=audio,
+            speakers=introduced,
+            **dict(zip(("x", "y", "width", "height"), box, strict=True)),
+        )
+    take = run_node(
+        "TurboTalkSampler",
+        model=models.model,
+        vae=models.vae,
+        reference_image=picture,
+        speech=run_node(
+            "TurboTalkEncodeSpeakers",
+            audio_encoder=models.audio_encoder,
+            speakers=introduced,
+            normalize_loudness=True,
+        ),
+        steps=2,
+        seed=7,
+        size_from="custom",
+        width=48,
+        height=32,
+        audio_guidance=2.0,
+        text_guidance=1.0,
+        shift=5.0,
+        update="renoise",
+        chunk_frames=13,
+        motion_frames=5,
+    )
+    got = take.read()
+    assert got.shape == wanted.shape == (28, 32, 48, 3)
+    assert wanted.float().std() > 1
+    assert (got.int() - wanted.int()).abs().max() <= 1  # a value that rounds the other way
+    assert torch.equal(take.read_waveform().samples_CS, conversation.waveform.samples_CS)

@@ -169,7 +169,11 @@ def to_prompt(ui, definitions):
             options = spec[1] if len(spec) > 1 else {}
             if not is_widget(spec):
                 continue
-            inputs[name] = next(values)
+            try:
+                inputs[name] = next(values)
+            except StopIteration:  # saved before the node had it: the page takes the default
+                assert name in definition["input"]["optional"]
+                continue
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "randomize")
         assert set(values) <= {"image", None}  # the buttons of LoadImage and LoadAudio

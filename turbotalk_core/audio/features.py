@@ -8,12 +8,14 @@ Axes: S audio samples, T video frames, L encoder layers, D feature width.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AudioError
-from ..geometry import SAMPLE_RATE, count_samples
+from ..geometry import SAMPLE_RATE, count_frames, count_samples
 from ..ports import AudioEncoder
 from ..types import AudioFeatures, Speech, Waveform
 from .io import to_mono_16k
@@ -26,10 +28,7 @@ TAIL_CONTEXT_FRAMES = 250  # ten seconds of voice tell the encoder what falls si
 def encode_speech(
     waveform: Waveform, encoder: AudioEncoder, *, normalizes_loudness: bool = True
 ) -> Speech:
-    """Hear a voice: one row of features per video frame, and a tail of encoded silence.
-
-    The tail is encoded on its own, as the silence after the last seconds of the audio, so that the
-    rows inside the audio are exactly those of the whole audio alone.
+    """Hear a voice from its first sample to its last.
 
     Args:
         waveform: the voice, any rate and channel count; silence is valid.
@@ -37,28 +36,56 @@ def encode_speech(
         normalizes_loudness: bring the voice to -23 LUFS first, as InfiniteTalk does.
 
     Returns:
-        floor(25 * seconds) rows and ``SILENCE_TAIL_FRAMES`` more, and the untouched waveform.
+        The features of ``hear``, and the untouched waveform.
 
     Raises:
         AudioError: the audio is shorter than one video frame.
     """
-    num_frames = waveform.num_frames
+    seconds = Fraction(waveform.samples_CS.shape[1], waveform.sample_rate)
+    waveform_S = to_encoder_input(waveform, normalizes_loudness)
+    return Speech(features=hear(waveform_S, seconds, encoder), waveform=waveform)
+
+
+def to_encoder_input(waveform: Waveform, normalizes_loudness: bool) -> Tensor:
+    """Bring a voice to the encoder's sample rate and, where asked, to -23 LUFS.
+
+    Args:
+        waveform: the voice, any rate from 1 kHz on and any channel count.
+        normalizes_loudness: whether to change its level.
+
+    Returns:
+        16 kHz mono, [S].
+    """
+    waveform_S = to_mono_16k(waveform)
+    return normalize_loudness(waveform_S) if normalizes_loudness else waveform_S
+
+
+def hear(waveform_S: Tensor, seconds: Fraction, encoder: AudioEncoder) -> AudioFeatures:
+    """Encode sound: one row of features per video frame, and a tail of encoded silence.
+
+    The tail is encoded on its own, as the silence after the last seconds of the audio, so that the
+    rows inside the audio are exactly those of the whole audio alone.
+
+    Args:
+        waveform_S: 16 kHz mono.
+        seconds: length of the sound before it was resampled, which may round.
+        encoder: hears 16 kHz mono.
+
+    Returns:
+        floor(25 * seconds) rows and ``SILENCE_TAIL_FRAMES`` more.
+
+    Raises:
+        AudioError: the sound is shorter than one video frame.
+    """
+    num_frames = count_frames(seconds.numerator, seconds.denominator)
     if num_frames < 1:
         raise AudioError(
-            f"got {1000 * waveform.seconds:.3g} ms of audio; at least one video frame (40 ms) is "
+            f"got {1000 * float(seconds):.3g} ms of audio; at least one video frame (40 ms) is "
             "needed, so give a longer recording"
         )
-    waveform_S = to_mono_16k(waveform)
-    if normalizes_loudness:
-        waveform_S = normalize_loudness(waveform_S)
     inside_TLD = encoder.encode(waveform_S, num_frames)
     tail_TLD = _encode_silence_after(waveform_S, num_frames, encoder)
-    return Speech(
-        features=AudioFeatures(
-            features_TLD=torch.cat([inside_TLD, tail_TLD]), num_frames=num_frames
-        ),
-        waveform=waveform,
-    )
+    return AudioFeatures(features_TLD=torch.cat([inside_TLD, tail_TLD]), num_frames=num_frames)
 
 
 def _encode_silence_after(waveform_S: Tensor, num_frames: int, encoder: AudioEncoder) -> Tensor:

@@ -115,8 +115,22 @@ def to_mono_16k(waveform: Waveform) -> Tensor:
             f"got a sample rate of {waveform.sample_rate} Hz; speech needs at least "
             f"{MIN_SAMPLE_RATE} Hz, so give the recording at its true rate"
         )
-    ratio = Fraction(waveform.sample_rate, SAMPLE_RATE).limit_denominator(MAX_RATIO_DENOMINATOR)
-    return AF.resample(waveform.samples_CS.mean(dim=0), ratio.numerator, ratio.denominator)
+    return resample(waveform.samples_CS.mean(dim=0), waveform.sample_rate, SAMPLE_RATE)
+
+
+def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
+    """Bring sound to another sample rate.
+
+    Args:
+        samples: [..., S].
+        sample_rate: of the samples, Hz.
+        wanted_rate: Hz.
+
+    Returns:
+        [..., ceil(S * wanted_rate / sample_rate)], but for odd ratios a few samples more or fewer.
+    """
+    ratio = Fraction(sample_rate, wanted_rate).limit_denominator(MAX_RATIO_DENOMINATOR)
+    return AF.resample(samples, ratio.numerator, ratio.denominator)
 
 
 def _decode_frame(frame: av.AudioFrame) -> Waveform:

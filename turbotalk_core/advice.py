@@ -1,0 +1,100 @@
+"""Settings that do not fit the weights, told in words before the work begins.
+
+Goes in: a request, and what the video transformer's file ships with. Comes out: notes for people.
+They forbid nothing: a file may hold more than its metadata tell. Separate because command line and
+nodes say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .request import CHUNK_FRAMES, MAX_DISTILLED_STEPS, TalkRequest
+
+STUDENT = "student"
+MANY_STEPS = 40  # InfiniteTalk: the defaults of its command line
+AUDIO_GUIDANCE = 4.0
+
+
+def advise(
+    request: TalkRequest, settings: Mapping[str, Any] | None, has_lora: bool = False
+) -> list[str]:
+    """Tell which settings of a request do not fit the weights, and what would.
+
+    Args:
+        request: as it will be sampled.
+        settings: ``settings`` of ``model.checkpoint.inspect`` of the video transformer's file; None
+            or empty for a file without, which is taken for InfiniteTalk's own.
+        has_lora: whether a LoRA is merged in. It may distil steps and guidance, so that nothing is
+            said about them.
+
+    Returns:
+        A sentence each; none where all fits.
+    """
+    settings = settings or {}
+    is_student = settings.get("kind") == STUDENT
+    notes = _advise_student(request, settings) if is_student else []
+    if not is_student and not has_lora:
+        notes = _advise_teacher(request, settings)
+    shift = settings.get("shift", request.shift)
+    if request.sigmas is None and request.shift != shift and not has_lora:
+        notes.append(f"shift is {request.shift:g}, the model was trained with {shift:g}: use that")
+    longest = settings.get("chunk_frames", CHUNK_FRAMES)
+    if request.chunk_frames > longest:
+        notes.append(
+            f"chunks have {request.chunk_frames} frames, the model was trained on {longest}: "
+            f"towards their ends faces may change, so use at most {longest}"
+        )
+    return notes
+
+
+def _advise_student(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:
+    notes = []
+    num_steps = settings.get("steps", MAX_DISTILLED_STEPS)
+    if request.num_inference_steps > num_steps:
+        notes.append(
+            f"steps are {request.num_inference_steps}, the student was distilled for {num_steps}: "
+            "more make it slower, not better"
+        )
+    for name, scale, shipped in (
+        ("text guidance", request.guidance_scale, 1.0),
+        ("audio guidance", request.audio_guidance_scale, settings.get("audio_guidance_scale", 1.0)),
+    ):
+        if scale != shipped:
+            notes.append(
+                f"{name} is {scale:g}, the student has its teacher's guidance inside: use "
+                f"{shipped:g}" + " (off)" * (shipped == 1)
+            )
+    schedule = settings.get("schedule", "distilled")
+    if request.sigmas is None and request.schedule != schedule:
+        notes.append(
+            f"the schedule is {request.schedule}, the student knows the noise levels of {schedule} "
+            "alone: use that"
+        )
+    update = settings.get("update", "renoise")
+    if request.update != update:
+        notes.append(f"the update is {request.update}, the student was distilled with {update}")
+    return notes
+
+
+def _advise_teacher(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:
+    num_steps = settings.get("steps", MANY_STEPS)
+    if request.num_inference_steps <= MAX_DISTILLED_STEPS:
+        return [
+            f"steps are {request.num_inference_steps}, and the model is not known to be distilled: "
+            f"load a student or a step-distilled LoRA, or use about {num_steps} steps"
+        ]
+    notes = []
+    scale = settings.get("audio_guidance_scale", AUDIO_GUIDANCE)
+    if request.audio_guidance_scale == 1 and scale != 1:
+        notes.append(
+            f"audio guidance is 1 (off), and the model is not distilled: use {scale:g}, or lips "
+            "follow the voice weakly"
+        )
+    if request.update == "renoise":
+        notes.append(
+            "the update is renoise, which is for distilled models: use euler, or load a student or "
+            "a step-distilled LoRA"
+        )
+    return notes

@@ -1,0 +1,140 @@
+"""A video as a list of pictures, decoded one at a time when they are asked for.
+
+Goes in: a file, or one in memory, of any frame rate, variable too. Comes out: what is on the screen
+at each frame of a video of ours. Separate because it is the only file of this room that decodes
+what other programs made.
+
+Axes: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
+
+import av
+import torch
+from av.container import InputContainer
+from av.error import FFmpegError
+from torch import Tensor
+
+from ..errors import ImageError
+from ..geometry import FPS, count_frames
+
+_ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
+_QUARTER = 90  # degrees
+
+
+class VideoFrames(Sequence[Tensor]):
+    """The pictures [H, W, 3], float32 in [0, 1], that a video shows at 25 frames per second.
+
+    Picture i is the one on the screen at i / 25 s, turned as the file says. There are as many as
+    fit whole into the video's duration, and at least one. Memory holds nothing but the times of all
+    frames: each picture is decoded when it is asked for, from the key frame before it.
+    """
+
+    def __init__(self, source: Path | BytesIO, *, follows_reference: bool = False) -> None:
+        """Read the times of all frames; nothing is decoded yet.
+
+        Args:
+            source: any container and codec that PyAV decodes; a file is opened anew for each
+                picture, and must stay where it is.
+            follows_reference: give every frame of the file, whatever its rate, as InfiniteTalk
+                does.
+
+        Raises:
+            ImageError: there is no such file, it is no media file or damaged, or shows nothing.
+        """
+        self._source = source
+        self._name = "the video" if isinstance(source, BytesIO) else str(source)
+        with self._open() as container:
+            stream = container.streams.video[0]
+            packets = sorted(
+                (packet.pts, packet.duration or 0)
+                for packet in container.demux(stream)
+                if packet.pts is not None and not packet.is_discard
+            )
+            time_base, rate = stream.time_base, stream.average_rate
+        if not packets or time_base is None:
+            raise ImageError(f"{self._name} shows no picture; give a video of at least one frame")
+        self._times = [pts for pts, _ in packets]
+        last_seconds = packets[-1][1] * time_base or 1 / (rate or Fraction(FPS))
+        seconds = (self._times[-1] - self._times[0]) * time_base + last_seconds + _ROUNDING
+        self._ticks_per_frame = None if follows_reference else 1 / (FPS * time_base)
+        self._length = max(1, count_frames(seconds.numerator, seconds.denominator))
+        if follows_reference:
+            self._length = len(self._times)
+
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return self._length
+
+    # One at a time: a slice of a video would be more than memory holds.
+    def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Decode a picture.
+
+        Args:
+            index: of the picture; negative ones count from the end.
+
+        Returns:
+            [H, W, 3], float32 in [0, 1].
+
+        Raises:
+            IndexError: there are not so many pictures.
+            ImageError: the file is damaged or gone.
+        """
+        index = range(len(self))[index]
+        if self._ticks_per_frame is None:
+            return self._decode(self._times[index])
+        now = self._times[0] + index * self._ticks_per_frame
+        return self._decode(self._times[bisect_right(self._times, now) - 1])
+
+    def _decode(self, pts: int) -> Tensor:
+        """Decode the frame of a time, or where damage swallowed it the nearest before."""
+        for seeks in (True, False):  # some formats cannot seek, or land too late
+            nearest = None
+            with self._open() as container:
+                stream = container.streams.video[0]
+                if seeks:
+                    with suppress(FFmpegError):
+                        container.seek(pts, stream=stream)
+                for frame in container.decode(stream):
+                    if frame.pts is None or frame.pts > pts:
+                        break
+                    nearest = frame
+                    if frame.pts == pts:
+                        return _to_pixels(frame)
+        if nearest is None:
+            raise ImageError(f"{self._name} is damaged; export it again")
+        return _to_pixels(nearest)
+
+    @contextmanager
+    def _open(self) -> Iterator[InputContainer]:
+        source = self._source
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(f"there is no video at {source}; give the path of a local file")
+        # A playlist on disk must not make us open a network address, one in memory nothing at all.
+        if isinstance(source, BytesIO):
+            source.seek(0)
+            file, protocols = source, "none"
+        else:
+            file, protocols = f"file:{source}", "file"
+        try:
+            with av.open(file, "r", options={"protocol_whitelist": protocols}) as container:
+                if not container.streams.video:
+                    raise ImageError(f"{self._name} has sound alone; give a video with a picture")
+                yield container
+        except FFmpegError as error:
+            raise ImageError(
+                f"cannot read a video from {self._name}: {error.strerror}; give an mp4, mov, mkv "
+                "or webm file"
+            ) from error
+
+
+def _to_pixels(frame: av.VideoFrame) -> Tensor:
+    pixels_HWC = torch.from_numpy(frame.to_ndarray(format="rgb24")).float() / 255
+    return pixels_HWC.rot90(round(frame.rotation / _QUARTER))
