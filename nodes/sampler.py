@@ -41,6 +41,7 @@ from .host import (
     read_image_embeds,
     read_text,
 )
+from .notes import show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
 SIZES_FROM = ("image", "custom")
@@ -230,6 +231,7 @@ class Sampler(io.ComfyNode):
                     "Take frames.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -324,6 +326,7 @@ class Sampler(io.ComfyNode):
             max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
         )
         adapter = HostAdapter(find_audio_adapter(model))
+        show_notes(model, request, cls.hidden.unique_id)
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
             models = Models(
                 codec=HostCodec(vae),

@@ -51,6 +51,8 @@ def host(tmp_path_factory):
             folder_paths=importlib.import_module("folder_paths"),
             audio_encoder_nodes=importlib.import_module("comfy_extras.nodes_audio_encoder"),
             model_patch_nodes=importlib.import_module("comfy_extras.nodes_model_patch"),
+            io=importlib.import_module("comfy_api.latest").io,
+            lora_debug_nodes=importlib.import_module("comfy_extras.nodes_lora_debug"),
             sample=importlib.import_module("comfy.sample"),
             samplers=importlib.import_module("comfy.samplers"),
             compile_nodes=importlib.import_module("comfy_extras.nodes_torch_compile"),
@@ -89,7 +91,8 @@ def run_node(host, pack):
         node = host.nodes.NODE_CLASS_MAPPINGS[node_id]
         with torch.inference_mode():
             if hasattr(node, "PREPARE_CLASS_CLONE"):
-                output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
+                told = {"hidden_inputs": {host.io.Hidden.unique_id: "7"}}
+                output = node.PREPARE_CLASS_CLONE(told).EXECUTE_NORMALIZED(**inputs)
                 return output.result[0]
             return getattr(node(), node.FUNCTION)(**inputs)[0]
 

@@ -217,6 +217,8 @@ def test_the_lora_changes_the_picture(talk):
         run = talk(lambda client: client.run(prompt))
         (file,) = run.outputs[SAVE]["images"]
         with av.open(io.BytesIO(talk(lambda client: client.view(file)))) as container:
-            pictures.append([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+            pictures.append(
+                [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            )
     assert len(pictures[0]) == len(pictures[1])
     assert not np.array_equal(pictures[0][-1], pictures[1][-1])
