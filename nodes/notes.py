@@ -59,7 +59,7 @@ def find_info(model: ModelPatcher) -> CheckpointInfo | None:
         not, or where the file is no video transformer that TurboTalk reads, such as GGUF.
     """
     # Kept by the host's loaders to load the model once more: a function and its arguments.
-    _, arguments, *_ = getattr(model, "cached_patcher_init", None) or (None, ())
+    _, arguments, *_ = model.cached_patcher_init or (None, ())
     path = arguments[0] if arguments else None
     if not isinstance(path, str | Path):
         return None
