@@ -93,6 +93,20 @@ class TestTransformer:
 
         return load
 
+    @pytest.fixture
+    def apply_scaled(self, family, run_node, write):
+        """Apply the adapter from a file in scaled float8 and float32."""
+        stored, scales, _ = scale(load_file(family.adapter), FLOAT8["e4m3fn"])
+        more, _ = spell(scales, "scale_weight", "e4m3fn")
+        patch = run_node("TurboTalkLoadAudioAdapter", name=write(family.adapter, stored | more))
+
+        def apply(model):
+            return run_node(
+                "TurboTalkApplyAudioAdapter", model=model, model_patch=patch, strength=1.0
+            )
+
+        return apply
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, *FLOAT8.values()])
     def test_plain(self, family, load, velocity, dtype):
         tensors = load_file(family.dit)
@@ -101,6 +115,15 @@ class TestTransformer:
         assert_same(got, velocity(load(widen(stored))))
         if dtype != torch.float16:  # what the family is in
             assert (got - velocity(load(tensors))).abs().max() > VISIBLE / 10
+
+    @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+    def test_computed_in_half_the_bits(self, host, models, apply_scaled, velocity, dtype):
+        """As on a GPU, where video tokens come to our patch in that dtype; of any adapter."""
+        wanted = velocity(apply_scaled(models.bare))
+        node = host.model_advanced_nodes.ModelComputeDtype()
+        got = velocity(apply_scaled(node.patch(models.bare, dtype)[0]))
+        error = (got - wanted).norm() / wanted.norm()
+        assert 0 < error < (0.002 if dtype == "fp16" else 0.02)
 
     @pytest.mark.parametrize("dtype", FLOAT8)
     def test_rounded_by_the_loader(self, family, load, velocity, dtype):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from turbotalk_core.model.lora import merge_lora
 
 VISIBLE = 0.01  # a change that moves the velocity by more than this is no rounding
+STRENGTH = 0.7  # of the LoRA
 NUM_TOKENS = 4  # of audio, per latent frame, in the family
 
 
@@ -74,15 +75,21 @@ def lora(request):
 
 
 @pytest.fixture
-def add_lora(host, run_node):
+def lora_name(host, lora):
+    """Of the file with the LoRA."""
+    folder = host.base / "models" / "loras"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(lora, folder / "random.safetensors")
+    return "random.safetensors"
+
+
+@pytest.fixture
+def add_lora(run_node, lora_name):
     """The host's LoRA node."""
 
-    def add(model, lora):
-        folder = host.base / "models" / "loras"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(lora, folder / "random.safetensors")
+    def add(model):
         return run_node(
-            "LoraLoaderModelOnly", model=model, lora_name="random.safetensors", strength_model=0.7
+            "LoraLoaderModelOnly", model=model, lora_name=lora_name, strength_model=STRENGTH
         )
 
     return add
@@ -92,29 +99,39 @@ def add_lora(host, run_node):
 def merged(family, lora, load_tensors):
     """The model from a file into which the core has merged the LoRA."""
     weights = {name: tensor.float() for name, tensor in load_file(family.dit).items()}
-    merge_lora(weights, lora, 0.7)
+    merge_lora(weights, lora, STRENGTH)
     return load_tensors(weights)
 
 
 class TestLora:
     @pytest.mark.parametrize("is_first", [True, False])
     def test_as_the_core_merges_it(
-        self, models, apply_adapter, add_lora, lora, merged, velocity, is_first
+        self, models, apply_adapter, add_lora, merged, velocity, is_first
     ):
-        if is_first:
-            model = apply_adapter(add_lora(models.bare, lora))
-        else:
-            model = add_lora(models.model, lora)
+        model = apply_adapter(add_lora(models.bare)) if is_first else add_lora(models.model)
         got = velocity(model)
         assert (got - velocity(models.model)).abs().max() > VISIBLE
         assert_same(got, velocity(apply_adapter(merged)))
 
+    @pytest.mark.parametrize("is_first", [True, False])
+    def test_beside_the_weights(
+        self, host, models, apply_adapter, lora_name, merged, velocity, is_first
+    ):
+        """With the host's node that adds to what layers answer instead."""
+        node = host.lora_debug_nodes.LoraLoaderBypassModelOnly()
+
+        def add(model):
+            return node.load_lora_model_only(model, lora_name, STRENGTH)[0]
+
+        model = apply_adapter(add(models.bare)) if is_first else add(models.model)
+        assert_same(velocity(model), velocity(apply_adapter(merged)))
+
     def test_on_float8_it_is_rounded_to_float8(
-        self, family, apply_adapter, add_lora, lora, merged, load_tensors, velocity
+        self, family, apply_adapter, add_lora, merged, load_tensors, velocity
     ):
         bare = load_tensors(load_file(family.dit), weight_dtype="fp8_e4m3fn")
         plain = velocity(apply_adapter(bare))
-        got = velocity(apply_adapter(add_lora(bare, lora)))
+        got = velocity(apply_adapter(add_lora(bare)))
         wanted = velocity(apply_adapter(merged))
         assert (got - wanted).norm() < 0.2 * (plain - wanted).norm()
 
@@ -149,11 +166,9 @@ class TestMemory:
         assert [network() for network in networks] == [None, None]
 
     @pytest.mark.parametrize("lora", ["kohya"], indirect=True)
-    def test_pushed_out_between_calls(
-        self, host, part, monkeypatch, models, add_lora, lora, sample
-    ):
+    def test_pushed_out_between_calls(self, host, part, monkeypatch, models, add_lora, sample):
         """A VAE that needs all the room, before and after each chunk."""
-        model = add_lora(models.model, lora)
+        model = add_lora(models.model)
         wanted = sample(model=model).read()
         assert not torch.equal(wanted, sample().read())
         codec, sizes = part("nodes.host").HostCodec, []
@@ -182,11 +197,11 @@ class TestMemory:
     @pytest.mark.parametrize("budget", [1, 40_000, 200_000])
     @pytest.mark.parametrize("lora", ["kohya"], indirect=True)
     def test_partly_loaded(
-        self, host, monkeypatch, models, apply_adapter, add_lora, lora, merged, velocity, budget
+        self, host, monkeypatch, models, apply_adapter, add_lora, merged, velocity, budget
     ):
         """With the host's own loading for devices that are too small, of which this is none."""
         wanted = velocity(apply_adapter(merged))
-        model = add_lora(models.model, lora)
+        model = add_lora(models.model)
         management = host.model_management
         management.unload_all_models()
         load = management.LoadedModel.model_load
@@ -198,6 +213,35 @@ class TestMemory:
         assert_same(velocity(model), wanted)
         assert model.loaded_size() < model.model_size()
         assert model.lowvram_patch_counter() > 0  # of the LoRA, added when a weight is used
+
+
+def test_weights_that_only_another_pack_can_read(host, family, apply_adapter, models, velocity):
+    """As packs for GGUF do it: own layers, own class of MODEL, and no word of the file."""
+    plain = host.ops.manual_cast
+
+    class Operations(plain):
+        class Linear(plain.Linear):
+            """Holds the weight upside down, as a stand-in for packed bits."""
+
+            def _load_from_state_dict(self, tensors, prefix, *others):
+                tensors[f"{prefix}weight"] = tensors[f"{prefix}weight"].flip(0).half()
+                super()._load_from_state_dict(tensors, prefix, *others)
+
+            def forward_comfy_cast_weights(self, input):
+                weight, bias = host.ops.cast_bias_weight(self, input)
+                return torch.nn.functional.linear(input, weight.flip(0), bias)
+
+    class Patcher(host.model_patcher.ModelPatcher):
+        pass
+
+    with safe_open(family.dit, framework="pt") as file:
+        metadata = file.metadata()
+    loaded = host.sd.load_diffusion_model_state_dict(
+        load_file(family.dit), model_options={"custom_operations": Operations}, metadata=metadata
+    )
+    model = apply_adapter(Patcher(loaded.model, loaded.load_device, loaded.offload_device))
+    assert type(model) is Patcher
+    assert_same(velocity(model), velocity(models.model))
 
 
 class TestAttentionOverride:
