@@ -38,8 +38,8 @@ from .host import (
     HostDenoiser,
     HostProgress,
     check_stop,
-    read_image_embeds,
     read_text,
+    see_with,
 )
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
@@ -222,6 +222,12 @@ class Sampler(io.ComfyNode):
                     tooltip="Stop after this much of the voice, for a quick look; 0 is all of it.",
                     advanced=True,
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Instead of clip_vision_output: looks at the portrait by itself, or at "
+                    "each frame of a video to dub. For models with an image branch.",
+                ),
             ],
             outputs=[
                 TakeSocket.Output(
@@ -301,6 +307,7 @@ class Sampler(io.ComfyNode):
         apg: bool = False,
         color_strength: float = 0.0,
         max_seconds: float = 0.0,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Sample."""
         pictures = pictures_from_host(reference_image)
@@ -324,6 +331,7 @@ class Sampler(io.ComfyNode):
             max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
         )
         adapter = HostAdapter(find_audio_adapter(model))
+        image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
             models = Models(
                 codec=HostCodec(vae),
@@ -331,7 +339,8 @@ class Sampler(io.ComfyNode):
                 adapter=adapter,
                 text_BND=read_text(positive),
                 null_text_BND=read_text(negative),
-                image_embeds_BND=read_image_embeds(model, clip_vision_output),
+                image_embeds_BND=image_embeds_BND,
+                image_encoder=image_encoder,
             )
             return io.NodeOutput(_record(request, pictures, speech, models))
 

@@ -26,7 +26,7 @@ def write_family(
         models: a folder laid out as ComfyUI's ``models``.
         dim: width of the transformer.
         audio_width: width of the audio encoder.
-        image_dim: width of the CLIP tokens, of which ComfyUI knows 1280 alone; None: no image branch.
+        image_dim: width of the CLIP tokens, 1280 in ComfyUI; None: no image branch.
 
     Returns:
         Their paths.

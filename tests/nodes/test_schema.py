@@ -49,6 +49,7 @@ INPUTS = {
         "apg",
         "color_strength",
         "max_seconds",
+        "clip_vision",
     ],
     "TurboTalkAssembleVideo": [
         "take",

@@ -4,14 +4,11 @@ Text and image encoders are those of the stand_ins pack. Only the size of the pi
 of a chunk are changed, for time.
 """
 
-import asyncio
-import io
 import json
 import shutil
 import wave
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -19,9 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.nodes.family import write_family
-from tests.nodes.graph import to_prompt
-from tests.nodes.test_server import probe
-from tools.comfy_server import ComfyClient, ComfyServer
+from tests.nodes.workflows import probe, to_prompt
+from tools.comfy_server import ComfyServer
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.assemble import assemble
 
@@ -102,16 +98,17 @@ def server(tmp_path_factory, host):
         yield running
 
 
-@pytest.fixture
-def talk(server):
-    def run(make_coroutine):
-        async def connected():
-            async with ComfyClient(server.address) as client:
-                return await make_coroutine(client)
-
-        return asyncio.run(connected())
-
-    return run
+def run_video(talk, prompt):
+    """Run a prompt; returns what SaveVideo wrote, and how much work the sampler announced."""
+    events = []
+    run = talk(lambda client: client.run(prompt, events.append))
+    (file,) = run.outputs[SAVE]["images"]
+    (total,) = {
+        event["data"]["max"]
+        for event in events
+        if event["type"] == "progress" and event["data"]["node"] == SAMPLER
+    }
+    return probe(talk(lambda client: client.view(file))), total
 
 
 def make_smaller(prompt, side=64):
@@ -154,24 +151,15 @@ def test_no_node_lies_on_another(name):
 
 @pytest.mark.parametrize("api", TWINS.values())
 def test_it_runs(talk, api):
-    events = []
-    prompt = make_smaller(read(f"api/{api}.json"))
-    run = talk(lambda client: client.run(prompt, events.append))
-    (file,) = run.outputs[SAVE]["images"]
-    video = probe(talk(lambda client: client.view(file)))
-    assert video.frames == FRAMES[api]
+    video, total = run_video(talk, make_smaller(read(f"api/{api}.json")))
+    assert len(video.pictures) == FRAMES[api]
     assert video.sound_seconds == pytest.approx(FRAMES[api] / 25, abs=0.05)
     expected_size = (96, 48) if api == "two_speakers" else (64, 64)
     assert video.size == expected_size
     num_chunks = -(-(FRAMES[api] - 5) // 16)
     num_pictures = num_chunks if api == "dubbing" else 1
     # per chunk 4 steps with and without the voice, an encode and a decode
-    progress = [
-        event["data"]["max"]
-        for event in events
-        if event["type"] == "progress" and event["data"]["node"] == SAMPLER
-    ]
-    assert set(progress) == {num_pictures + num_chunks * (4 * 2 + 2)}
+    assert total == num_pictures + num_chunks * (4 * 2 + 2)
 
 
 def test_the_speakers_are_shown_before_anything_is_loaded(talk):
@@ -199,24 +187,15 @@ def test_the_teacher_without_the_lora_takes_three_calls_a_step(talk):
         "audio_guidance": 4.0,
         "update": "euler",
     }
-    events = []
-    talk(lambda client: client.run(prompt, events.append))
-    progress = [
-        event["data"]["max"]
-        for event in events
-        if event["type"] == "progress" and event["data"]["node"] == SAMPLER
-    ]
-    assert set(progress) == {1 + 2 * (5 * 3 + 2)}
+    _, total = run_video(talk, prompt)
+    assert total == 1 + 2 * (5 * 3 + 2)
 
 
 def test_the_lora_changes_the_picture(talk):
     prompt = make_smaller(read("api/infinitetalk_14b.json"))
-    pictures = []
+    last = []
     for strength in (1.0, 0.0):
         prompt["4"]["inputs"]["strength_model"] = strength
-        run = talk(lambda client: client.run(prompt))
-        (file,) = run.outputs[SAVE]["images"]
-        with av.open(io.BytesIO(talk(lambda client: client.view(file)))) as container:
-            pictures.append([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert len(pictures[0]) == len(pictures[1])
-    assert not np.array_equal(pictures[0][-1], pictures[1][-1])
+        video, _ = run_video(talk, prompt)
+        last.append(video.pictures[-1])
+    assert not np.array_equal(*last)

@@ -1,8 +1,13 @@
-"""Graphs as ComfyUI's page saves them."""
+"""Graphs as ComfyUI's page saves them, and the videos that they make."""
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from typing import Any
+
+import av
+import numpy as np
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
 BUTTONS = {"image", None}  # what LoadImage, LoadAudio and LoadVideo save for their upload buttons
@@ -38,7 +43,11 @@ def to_prompt(ui: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
             options = spec[1] if len(spec) > 1 else {}
             if not (isinstance(spec[0], list) or spec[0] in WIDGETS):
                 continue
-            inputs[name] = next(values)
+            try:
+                inputs[name] = next(values)
+            except StopIteration:  # saved before the node had it: the page takes the default
+                assert name in definition["input"]["optional"]
+                continue
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "randomize")
         assert set(values) <= BUTTONS
@@ -50,3 +59,35 @@ def to_prompt(ui: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
                 inputs[socket["name"]] = [str(source), slot]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """What is in an mp4."""
+
+    pictures: list[np.ndarray]
+    seconds: float
+    sound_seconds: float
+    sound_rate: int
+    channels: int
+    tags: dict[str, str]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        height, width, _ = self.pictures[0].shape
+        return width, height
+
+
+def probe(content: bytes) -> Video:
+    """Read an mp4 with sound."""
+    with av.open(io.BytesIO(content)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        return Video(
+            pictures=[frame.to_ndarray(format="rgb24") for frame in container.decode(video)],
+            seconds=float(video.duration * video.time_base),
+            sound_seconds=float(sound.duration * sound.time_base),
+            sound_rate=sound.rate,
+            channels=sound.channels,
+            tags=container.metadata,
+        )
