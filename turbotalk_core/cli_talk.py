@@ -174,16 +174,13 @@ def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> No
     """Tell of settings that do not fit the weights, before the long wait."""
     info = inspect(files.dit)
     notes = advise(request, info.settings, bool(files.loras))
-    has_branch = info.sizes.get("image width", 0) > 0
-    if has_branch and files.image_encoder is None:
+    if info.sizes.get("image width") and files.image_encoder is None:
         notes.append(
-            f"{files.dit.name} has an image branch, which is not used without --image-encoder"
+            f"{files.dit.name} has an image branch, which sees nothing without --image-encoder"
         )
-    if not has_branch and files.image_encoder is not None:
-        notes.append(f"{files.dit.name} has no image branch, so --image-encoder changes nothing")
     fit = inspect(files.adapter).speakers or ""
-    if num_speakers > 1 and fit.startswith("one"):
-        notes.append(f"{num_speakers} speakers, and {files.adapter.name} was trained for {fit}")
+    if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
+        notes.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
     for note in notes:
         sys.stderr.write(f"note: {note}\n")
 

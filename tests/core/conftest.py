@@ -8,13 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.core.family import NUM_FRAMES, SHIPPED
+from tests.core.family import CONFIG, NUM_FRAMES, SHIPPED, build_dit
 from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
 from turbotalk_core.library import TEACHER
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
 from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_audio_encoder(encoder, folder / "audio_encoders" / "turbotalk_tiny_wav2vec2.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WanModel(
-            WanConfig(
-                dim=24,
-                ffn_dim=32,
-                num_heads=2,
-                num_layers=1,
-                text_dim=8,
-                frequency_dim=16,
-                image_dim=None,
-                audio_heads=2,
-                audio_token_dim=16,
-            )
-        )
-        model.initialize()
+        model = build_dit(CONFIG)
         projection = AudioProjection(
             AudioAdapterConfig(frame_width=2 * 16, hidden_dim=8, num_tokens=2, token_dim=16)
         )

@@ -106,13 +106,17 @@ def build_tokenizer(model: bytes) -> Tokenizer:
     # Imported when used, as transformers is.
     from sentencepiece import SentencePieceProcessor
 
+    processor = SentencePieceProcessor()
     try:
-        return Tokenizer(SentencePieceProcessor(model_proto=model))
-    except RuntimeError as error:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        processor = None
+    if processor is None or not processor.get_piece_size():
         raise CheckpointError(
             "this is no SentencePiece tokenizer; get spiece.model of google/umt5-xxl, which Wan "
             "2.1 ships in its folder of that name"
-        ) from error
+        )
+    return Tokenizer(processor)
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
