@@ -7,11 +7,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from .apply_audio_adapter import ApplyAudioAdapter
 from .assemble_video import AssembleVideo
+from .encode_speakers import EncodeSpeakers
 from .encode_speech import EncodeSpeech
 from .load_audio_adapter import LoadAudioAdapter
 from .load_audio_encoder import LoadAudioEncoder
 from .sampler import Sampler
 from .schedule import Schedule
+from .speaker import DescribeSpeaker
+from .speakers_preview import SpeakersPreview
 from .take_frames import TakeFrames
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -31,6 +34,9 @@ class TurboTalkExtension(ComfyExtension):
         return [
             LoadAudioEncoder,
             EncodeSpeech,
+            DescribeSpeaker,
+            SpeakersPreview,
+            EncodeSpeakers,
             LoadAudioAdapter,
             ApplyAudioAdapter,
             Schedule,

@@ -1,10 +1,12 @@
 """The audio adapter inside the host: a MODEL_PATCH that adds audio attention to the host's Wan.
 
-The layers and their mathematics are the host's own InfiniteTalk classes, so that the host counts,
-moves and casts the weights, and its native nodes accept what our loader makes and the other way
-round. Ours differs in one point: every size is read from the file.
+The layers are the host's own InfiniteTalk classes, so that the host counts, moves and casts the
+weights, and its native nodes accept what our loader makes and the other way round. Ours differs in
+two points: every size is read from the file, and several voices are told apart as the core does it,
+where the host's classes know two and no background.
 
-Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, D width.
+Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, H heads, D width,
+P speakers and last the background.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import comfy.model_base
 import comfy.model_management
 import comfy.ops
 import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
 from comfy.ldm.wan.model_multitalk import MultiTalkAudioProjModel, SingleStreamMultiAttention
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
@@ -23,11 +27,19 @@ from torch import Tensor, nn
 from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
 from ..turbotalk_core.errors import CheckpointError, MismatchError
 from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
+from ..turbotalk_core.model.rotary import rotate
+from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
 from ..turbotalk_core.model.weights import PREFIXES
 from ..turbotalk_core.types import AudioTokens, AudioWindows
 
-TOKENS_KEY = "turbotalk_audio_tokens"  # in the host's transformer_options, [1, F, N, D]
-PATCH_POINT = "attn2_patch"  # the host calls it in every block right after the text attention
+# In the host's transformer_options:
+TOKENS_KEY = "turbotalk_audio_tokens"  # [1, F, N, D]
+REGIONS_KEY = "turbotalk_regions"  # of several speakers, [P, N]
+_LIKENESS_KEY = "turbotalk_likeness"  # within a block, from its first patch to its second
+
+# Where the host calls patches in every block:
+_SELF_ATTENTION = "attn1_patch"  # inside of it, with queries and keys
+PATCH_POINT = "attn2_patch"  # right after the text attention
 NORM_EPS = 1e-6  # Wan 2.1
 
 
@@ -69,6 +81,26 @@ class _AdapterModule(nn.Module):
         )
 
 
+# A compiled block would keep what it saw of transformer_options when it was compiled, whichever
+# block and however many voices come next: the host tells the compiler not to look at them again.
+@torch.compiler.disable
+def measure_speakers(arguments: dict[str, Any]) -> Tensor:
+    """Measure whom each video token resembles, where there are several voices; changes nothing.
+
+    Args:
+        arguments: of the host, in each self-attention.
+
+    Returns:
+        What the self-attention gave.
+    """
+    options = arguments["transformer_options"]
+    regions_PN = options.get(REGIONS_KEY)
+    if regions_PN is not None:
+        q_BNHD, k_BNHD = arguments["q"], arguments["k"]
+        options[_LIKENESS_KEY] = measure_likeness(q_BNHD, k_BNHD, regions_PN.to(q_BNHD.device))
+    return arguments["x"]
+
+
 class AudioAttentionPatch:
     """Adds to the video tokens what the audio attention hears; called by the host in each block."""
 
@@ -82,6 +114,7 @@ class AudioAttentionPatch:
         self.model_patch = model_patch
         self.strength = strength
 
+    @torch.compiler.disable  # as above
     def __call__(self, arguments: dict[str, Any]) -> Tensor:
         """Attend from the video tokens of each latent frame to its audio tokens."""
         options, hidden_BND = arguments["transformer_options"], arguments["x"]
@@ -92,14 +125,42 @@ class AudioAttentionPatch:
                 "TurboTalk · Sampler, or take the MODEL from before Apply audio adapter"
             )
         block = self.model_patch.model.blocks[options["block_index"]]
-        heard = block.audio_cross_attn(
-            block.norm_x(hidden_BND), tokens_BFND.to(hidden_BND), shape=options["grid_sizes"]
-        )
-        return hidden_BND + self.strength * heard
+        tokens_BFND = tokens_BFND.to(hidden_BND).expand(hidden_BND.shape[0], -1, -1, -1)
+        normed_BND = block.norm_x(hidden_BND)
+        if options.get(REGIONS_KEY) is None:
+            # the host's layer takes the frames of all samples as one row
+            heard_BND = block.audio_cross_attn(
+                normed_BND, tokens_BFND.flatten(0, 1).unsqueeze(0), shape=options["grid_sizes"]
+            )
+        else:
+            heard_BND = _hear_several(block.audio_cross_attn, normed_BND, tokens_BFND, options)
+        return hidden_BND + self.strength * heard_BND
 
     def models(self) -> list[ModelPatcher]:
         """Tell the host which weights to load with the model."""
         return [self.model_patch]
+
+
+def _hear_several(
+    attention: Any, normed_BND: Tensor, tokens_BFND: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Attend with the host's layer as ``AudioCrossAttention`` of the core does."""
+    likeness_BPN = options.pop(_LIKENESS_KEY, None)
+    if likeness_BPN is None:
+        raise MismatchError(
+            "something replaced this MODEL's self-attention, in which several speakers are told "
+            "apart; take the node out that did, or use one speaker"
+        )
+    places = speaker_tables(likeness_BPN, tokens_BFND.shape[2], attention.head_dim)
+    heads = (attention.num_heads, -1)
+    q = rotate(attention.q_linear(normed_BND).unflatten(2, heads), places[0])
+    q = q.unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
+    k, v = attention.kv_linear(tokens_BFND.flatten(0, 1)).chunk(2, -1)
+    k, v = rotate(k.unflatten(2, heads), places[1]), v.unflatten(2, heads)
+    attended = optimized_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), heads=attention.num_heads, skip_reshape=True
+    )
+    return attention.proj(attended.reshape(normed_BND.shape))
 
 
 class HostAdapter:
@@ -195,6 +256,7 @@ def add_audio_adapter(
             "this MODEL has an audio adapter already; apply one adapter only, with its strength"
         )
     patched = model.clone()
+    patched.set_model_patch(measure_speakers, _SELF_ATTENTION)
     patched.set_model_patch(AudioAttentionPatch(model_patch, strength), PATCH_POINT)
     return patched
 

@@ -1,17 +1,24 @@
 """The host's values to the core's and back: axis order and value range, nowhere else.
 
-The host: IMAGE [T, H, W, C] float in [0, 1], AUDIO {"waveform": [B, C, S], "sample_rate": Hz}.
-The core: frames [B, C, T, H, W] in [-1, 1], frames on disk uint8 [T, H, W, C], ``Waveform``.
+The host: IMAGE [T, H, W, C] float in [0, 1], VIDEO, MASK [B, H, W], AUDIO {"waveform": [B, C, S],
+"sample_rate": Hz}. The core: frames [B, C, T, H, W] in [-1, 1], frames on disk uint8 [T, H, W, C],
+pictures [H, W, C] in [0, 1], ``Waveform``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..turbotalk_core.audio.io import from_samples
+from ..turbotalk_core.errors import ImageError
+from ..turbotalk_core.geometry import FPS
 from ..turbotalk_core.types import Waveform
+from ..turbotalk_core.video.source import VideoFrames
 
 
 def waveform_from_audio(audio: dict[str, Any]) -> Waveform:
@@ -24,6 +31,67 @@ def waveform_from_audio(audio: dict[str, Any]) -> Waveform:
         The same sound.
     """
     return from_samples(audio["waveform"], int(audio["sample_rate"]))
+
+
+def region_from_mask(mask_BHW: Tensor) -> Tensor:
+    """Take over a MASK.
+
+    Args:
+        mask_BHW: one mask, [1, H, W] or [H, W].
+
+    Returns:
+        [H, W].
+
+    Raises:
+        ImageError: several masks.
+    """
+    if mask_BHW.ndim == 3 and mask_BHW.shape[0] != 1:
+        raise ImageError(
+            f"got {mask_BHW.shape[0]} masks; a speaker stands in one place, so pick one of them"
+        )
+    return mask_BHW.reshape(mask_BHW.shape[-2:])
+
+
+def pictures_from_host(reference: Tensor | io.Video.Type) -> Sequence[Tensor]:
+    """Take over a reference image, or a video to dub.
+
+    Args:
+        reference: IMAGE, of which several are the frames of a video at 25 a second; or VIDEO, of
+            any frame rate, decoded when a picture is asked for.
+
+    Returns:
+        Pictures [H, W, C] in [0, 1], 25 a second.
+
+    Raises:
+        ImageError: a video that shows nothing or cannot be read.
+    """
+    if isinstance(reference, Tensor):
+        return list(reference)
+    source = reference.get_stream_source()
+    pictures = VideoFrames(Path(source) if isinstance(source, str) else source)
+    # The source of a VIDEO that the host trimmed is the whole file.
+    start, seconds = reference.get_active_trim_window()
+    kept = range(len(pictures))[round(start * FPS) :]
+    kept = kept[: max(1, round(seconds * FPS))] if seconds else kept
+    if not kept:
+        raise ImageError(
+            f"nothing is left of the video, which is {len(pictures) / FPS:g} s long and trimmed to "
+            f"begin at {start:g} s; trim less of it"
+        )
+    return _Excerpt(pictures, kept)
+
+
+class _Excerpt(Sequence[Tensor]):
+    """Some of a video's pictures, decoded when they are asked for."""
+
+    def __init__(self, pictures: Sequence[Tensor], kept: range) -> None:
+        self._pictures, self._kept = pictures, kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._pictures[self._kept[index]]
 
 
 def image_from_frames(frames_BCTHW: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ from torchaudio.functional import resample
 from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
+from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
 from ..turbotalk_core.types import AudioTokens, Conditioning
-from .adapter import TOKENS_KEY, get_wan
+from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
 from .convert import frames_from_image, image_from_frames
 
 _log = getLogger(__name__)
@@ -84,6 +85,8 @@ class HostDenoiser:
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
         """Predict the velocity; see ``ports.Denoiser``."""
+        # One voice, and so the null voice too, is heard in the whole picture.
+        regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
         device = self._model.load_device
         cond = {"uuid": uuid4(), "model_conds": self._make_conds(conditioning)}
         # The VAE may have pushed the model out of memory since the last call.
@@ -92,6 +95,8 @@ class HostDenoiser:
         )
         options = create_model_options_clone(self._options)
         options["transformer_options"][TOKENS_KEY] = tokens.tokens_FND[None].to(device)
+        if regions_PHW is not None:
+            options["transformer_options"][REGIONS_KEY] = token_regions(regions_PHW).to(device)
         noisy_BCFHW = latents_BCFHW.to(device, torch.float32)
         with comfy.model_management.cuda_device_context(device):
             (denoised_BCFHW,) = comfy.samplers.calc_cond_batch(
@@ -218,6 +223,24 @@ class NativeAudioEncoder:
         return torch.stack([state_BTD[0] for state_BTD in states[1:]], dim=1).float().cpu()
 
 
+class HostImageEncoder:
+    """A CLIP_VISION of the host; satisfies ``ports.ImageEncoder``."""
+
+    def __init__(self, clip_vision: Any) -> None:
+        """Wrap an encoder.
+
+        Args:
+            clip_vision: of the host's Load CLIP Vision.
+        """
+        self._clip_vision = clip_vision
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        """Look at a picture; see ``ports.ImageEncoder``."""
+        image_BHWC = ((image_BCHW + 1) / 2).movedim(1, -1)
+        # squashed, not cut, as the reference does
+        return self._clip_vision.encode_image(image_BHWC, crop=False).penultimate_hidden_states
+
+
 class HostProgress:
     """One bar of the host over all work of a node; satisfies ``ports.Progress``."""
 
@@ -260,30 +283,35 @@ def read_text(conditioning: list[Any] | None) -> Tensor | None:
     return conditioning[0][0]
 
 
-def read_image_embeds(model: ModelPatcher, output: Any) -> Tensor | None:
-    """Give the image tokens of a CLIP_VISION_OUTPUT.
+def see_with(
+    model: ModelPatcher, output: Any, clip_vision: Any
+) -> tuple[Tensor | None, HostImageEncoder | None]:
+    """Give what the image branch of a model sees.
 
     Args:
-        model: that they are for.
-        output: CLIP_VISION_OUTPUT, or None.
+        model: that it is for.
+        output: CLIP_VISION_OUTPUT of the portrait, or None.
+        clip_vision: CLIP_VISION, which looks at each picture that is shown, or None.
 
     Returns:
-        [1, N, D], or None.
+        Image tokens [1, N, D] and the image encoder; at most one of them is there.
 
     Raises:
-        MismatchError: the model has no image branch.
+        MismatchError: the model has no image branch, or both were given.
     """
     has_branch = get_wan(model).img_emb is not None
-    if output is None:
+    if output is None and clip_vision is None:
         if has_branch:
             # the host then lets this branch look at the text
-            _log.warning("the model has an image branch; connect clip_vision_output for likeness")
-        return None
+            _log.warning("the model has an image branch; connect clip_vision for likeness")
+        return None, None
     if not has_branch:
-        raise MismatchError(
-            "got a CLIP vision output, and the model has no image branch; disconnect it"
-        )
-    return output.penultimate_hidden_states
+        raise MismatchError("got CLIP vision, and the model has no image branch; disconnect it")
+    if output is None:
+        return None, HostImageEncoder(clip_vision)
+    if clip_vision is not None:
+        raise MismatchError("got clip_vision_output and clip_vision; disconnect one of them")
+    return output.penultimate_hidden_states, None
 
 
 def hear_with(audio_encoder: Any) -> AudioEncoder:

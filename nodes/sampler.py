@@ -1,7 +1,8 @@
-"""Node: a portrait and a speech to a take, chunk by chunk."""
+"""Node: a portrait, or a video to dub, and a speech to a take, chunk by chunk."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,9 +14,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..turbotalk_core.errors import TurboTalkError
-from ..turbotalk_core.geometry import SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
-from ..turbotalk_core.image import prepare_reference
+from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
+from ..turbotalk_core.image import References
 from ..turbotalk_core.pipeline import Models, count_work, generate, plan_video
+from ..turbotalk_core.regions import find_masks, fit_regions
 from ..turbotalk_core.request import (
     CHUNK_FRAMES,
     MAX_DISTILLED_STEPS,
@@ -26,17 +28,18 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
-from ..turbotalk_core.types import Speech
+from ..turbotalk_core.types import Conversation, Speaker, Speech
 from ..turbotalk_core.video.assemble import quantize_frames
 from ..turbotalk_core.video.take import Take, new_take
 from .adapter import HostAdapter, find_audio_adapter
+from .convert import pictures_from_host
 from .host import (
     HostCodec,
     HostDenoiser,
     HostProgress,
     check_stop,
-    read_image_embeds,
     read_text,
+    see_with,
 )
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
@@ -62,12 +65,17 @@ class Sampler(io.ComfyNode):
                     "model", tooltip="Wan 2.1 image-to-video that hears: from Apply audio adapter."
                 ),
                 io.Vae.Input("vae", tooltip="The Wan 2.1 VAE, from the host's Load VAE."),
-                io.Image.Input(
+                io.MultiType.Input(
                     "reference_image",
-                    tooltip="One portrait. It is resized to cover the video and cut at the centre; "
-                    "transparency becomes white.",
+                    types=[io.Image, io.Video],
+                    tooltip="One portrait, or a video to dub: a VIDEO of any frame rate, or its "
+                    "frames as images, 25 a second. It is resized to cover the video and cut at "
+                    "the centre; transparency becomes white.",
                 ),
-                SpeechSocket.Input("speech", tooltip="From Encode speech; sets the length."),
+                SpeechSocket.Input(
+                    "speech",
+                    tooltip="From Encode speech, or Encode speakers for several; sets the length.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=4,
@@ -185,6 +193,41 @@ class Sampler(io.ComfyNode):
                     tooltip="Noise levels from Schedule or any scheduler of the host, instead of "
                     "steps and shift.",
                 ),
+                io.Boolean.Input(
+                    "apg",
+                    default=False,
+                    optional=True,
+                    tooltip="Adaptive projected guidance: strong guidance keeps its colours. Does "
+                    "nothing where both guidances are 1.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "color_strength",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How far all frames take on the colours of the first picture; 0 is "
+                    "off. Against colours that drift in long videos of the original model.",
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "max_seconds",
+                    default=0.0,
+                    min=0.0,
+                    max=86_400.0,
+                    step=0.04,
+                    optional=True,
+                    tooltip="Stop after this much of the voice, for a quick look; 0 is all of it.",
+                    advanced=True,
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="Instead of clip_vision_output: looks at the portrait by itself, or at "
+                    "each frame of a video to dub. For models with an image branch.",
+                ),
             ],
             outputs=[
                 TakeSocket.Output(
@@ -244,8 +287,8 @@ class Sampler(io.ComfyNode):
         cls,
         model: ModelPatcher,
         vae: VAE,
-        reference_image: Tensor,
-        speech: Speech,
+        reference_image: Tensor | io.Video.Type,
+        speech: Speech | Conversation,
         steps: int,
         seed: int,
         size_from: str,
@@ -261,10 +304,15 @@ class Sampler(io.ComfyNode):
         negative: list[Any] | None = None,
         clip_vision_output: Any = None,
         sigmas: Tensor | None = None,
+        apg: bool = False,
+        color_strength: float = 0.0,
+        max_seconds: float = 0.0,
+        clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Sample."""
+        pictures = pictures_from_host(reference_image)
         if size_from == "image":
-            height, width = fit_size(*reference_image.shape[-3:-1], area=height * width)
+            height, width = fit_size(*pictures[0].shape[:2], area=height * width)
         request = TalkRequest(
             num_inference_steps=steps if sigmas is None else len(sigmas) - 1,
             schedule="distilled",
@@ -278,8 +326,12 @@ class Sampler(io.ComfyNode):
             chunk_frames=chunk_frames,
             num_motion_frames=motion_frames,
             sigmas=None if sigmas is None else tuple(sigmas.tolist()),
+            uses_apg=apg,
+            color_strength=color_strength,
+            max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
         )
         adapter = HostAdapter(find_audio_adapter(model))
+        image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
             models = Models(
                 codec=HostCodec(vae),
@@ -287,21 +339,47 @@ class Sampler(io.ComfyNode):
                 adapter=adapter,
                 text_BND=read_text(positive),
                 null_text_BND=read_text(negative),
-                image_embeds_BND=read_image_embeds(model, clip_vision_output),
+                image_embeds_BND=image_embeds_BND,
+                image_encoder=image_encoder,
             )
-            return io.NodeOutput(_record(request, reference_image, speech, models))
+            return io.NodeOutput(_record(request, pictures, speech, models))
 
 
-def _record(request: TalkRequest, image: Tensor, speech: Speech, models: Models) -> Take:
+def _record(
+    request: TalkRequest, pictures: Sequence[Tensor], speech: Speech | Conversation, models: Models
+) -> Take:
     """Generate into a new take in the host's temporary folder; nothing is left of a failure."""
-    reference_BCHW = prepare_reference(image, request.height, request.width)
-    progress = HostProgress(count_work(plan_video(request, speech), request))
+    references = References(pictures, request.height, request.width)
+    if isinstance(speech, Conversation):
+        speeches = speech.speeches
+        regions_PHW = _find_regions(request, pictures[0], speech.speakers)
+    else:
+        speeches, regions_PHW = (speech,), None
+    plan = plan_video(request, speeches)
+    progress = HostProgress(count_work(plan, request, len(references)))
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     folder /= f"turbotalk_take_{uuid4().hex}"
     with new_take(folder, speech.waveform) as writer:
         for finished in generate(
-            request, reference_BCHW, speech, models, progress=progress, check_stop=check_stop
+            request,
+            references,
+            speeches,
+            models,
+            progress=progress,
+            check_stop=check_stop,
+            regions_PHW=regions_PHW,
         ):
             writer.write(quantize_frames(finished.frames_BCTHW))
     return Take.open(folder)
+
+
+def _find_regions(
+    request: TalkRequest, image_HWC: Tensor, speakers: Sequence[Speaker]
+) -> Tensor | None:
+    height, width, _ = image_HWC.shape
+    masks = find_masks(speakers, (height, width))
+    if masks is None:
+        return None
+    names = [speaker.name for speaker in speakers]
+    return fit_regions(masks, request.height, request.width, names)

@@ -4,5 +4,7 @@ from comfy_api.latest import io
 
 CATEGORY = "TurboTalk"
 
-SpeechSocket = io.Custom("TURBOTALK_SPEECH")  # carries turbotalk_core.types.Speech
-TakeSocket = io.Custom("TURBOTALK_TAKE")  # carries turbotalk_core.video.take.Take
+# Each carries a value of turbotalk_core:
+SpeechSocket = io.Custom("TURBOTALK_SPEECH")  # types.Speech, or types.Conversation
+SpeakersSocket = io.Custom("TURBOTALK_SPEAKERS")  # tuple of types.Speaker
+TakeSocket = io.Custom("TURBOTALK_TAKE")  # video.take.Take

@@ -16,7 +16,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -36,11 +36,14 @@ from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.request import TalkRequest
-from turbotalk_core.types import Waveform
+from turbotalk_core.types import FrameChunk, Waveform
 
 logger = logging.getLogger(__name__)
 
 SPLIT = "heldout"
+DITS = {"teacher": library.TEACHER, "student": library.STUDENT}
+REACH = 8  # pixels, how far a face is followed
+BLOCK = 12  # pixels, about an eye
 SEED_STRIDE = 100_003  # pairs of one seed are neighbours; pairs of two seeds never meet below it
 MIN_MOUTH_STD = 0.05  # a take in which hardly a word is said has no rhythm to follow
 FEATURE_SEED = 2604  # of the fixed random features
@@ -62,6 +65,8 @@ class PairScores:
         psnr: against the true render, dB; the free motion is another one, so this is low.
         motion: mean absolute change from frame to frame, everywhere, and that of the true render.
         edges: mean absolute difference of neighbouring pixels, and that of the true render.
+        unlikeness: what of the frames is not in the reference, see ``measure_unlikeness``, and that
+            of the true render.
         estimator_correlation: of the mouth read from the *true* frames with the true curve.
     """
 
@@ -75,7 +80,27 @@ class PairScores:
     true_motion: float
     edges: float
     true_edges: float
+    unlikeness: float
+    true_unlikeness: float
     estimator_correlation: float
+
+
+def load_family(weights: Path, model: str) -> tuple[TalkRequest, Models, AudioEncoder]:
+    """Load an embedded family.
+
+    Args:
+        weights: models folder.
+        model: ``teacher`` or ``student``.
+
+    Returns:
+        The settings it ships with, its networks, its audio encoder.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged.
+    """
+    files = library.find_model_files(weights, dit=DITS[model])
+    models = library.load_models(files, torch.device("cpu"))
+    return library.read_request(files.dit), models, load_audio_encoder(files.audio_encoder)
 
 
 def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, SyntheticClip]]:
@@ -125,7 +150,18 @@ def generate_clip(
     waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
     speech = encode_speech(waveform, encoder, normalizes_loudness=request.normalizes_loudness)
     reference = clip.frames_CTHW[:, 0].unsqueeze(0)
-    chunks = list(generate(request, reference, speech, models))
+    return collect_frames(generate(request, reference, speech, models))
+
+
+def collect_frames(chunks: Iterable[FrameChunk]) -> Tensor:
+    """Give the frames of all chunks as a file would hold them.
+
+    Args:
+        chunks: of ``generate``.
+
+    Returns:
+        [3, T, H, W], rounded to 8 bits, in [-1, 1].
+    """
     frames = torch.cat([chunk.frames_BCTHW for chunk in chunks], 2)[0]
     return ((frames + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
@@ -158,6 +194,8 @@ def score_pair(pair_seed: int, clip: SyntheticClip, frames_CTHW: Tensor) -> Pair
         true_motion=_mean_abs(true.diff(dim=1)),
         edges=_mean_edge(frames_CTHW),
         true_edges=_mean_edge(true),
+        unlikeness=measure_unlikeness(frames_CTHW, reference),
+        true_unlikeness=measure_unlikeness(true, reference),
         estimator_correlation=estimator,
     )
 
@@ -168,6 +206,34 @@ def _mean_abs(difference: Tensor) -> float:
 
 def _mean_edge(frames_CTHW: Tensor) -> float:
     return (_mean_abs(frames_CTHW.diff(dim=-1)) + _mean_abs(frames_CTHW.diff(dim=-2))) / 2
+
+
+@torch.no_grad()
+def measure_unlikeness(frames_CTHW: Tensor, reference_C1HW: Tensor) -> float:
+    """Measure how badly frames can be put together from pieces of the reference image.
+
+    Each block of a frame is compared with the reference at all places near by. A face that turns
+    is found again; one that smears is not, wherever it went.
+
+    Args:
+        frames_CTHW: in [-1, 1]; every fourth is read.
+        reference_C1HW: the reference image.
+
+    Returns:
+        Mean absolute difference at the best place, over blocks and frames; the full range of a
+        pixel is 1.
+    """
+    frames_TCHW = frames_CTHW[:, ::4].transpose(0, 1)
+    around = F.pad(reference_C1HW.transpose(0, 1), (REACH,) * 4, mode="replicate")
+    height, width = frames_TCHW.shape[2:]
+    best_THW = None
+    for row in range(2 * REACH + 1):
+        for column in range(2 * REACH + 1):
+            shifted = around[..., row : row + height, column : column + width]
+            error_THW = F.avg_pool2d((frames_TCHW - shifted).abs().mean(1), BLOCK)
+            best_THW = error_THW if best_THW is None else torch.minimum(best_THW, error_THW)
+    assert best_THW is not None
+    return float(best_THW.mean()) / 2
 
 
 @torch.no_grad()
@@ -224,7 +290,8 @@ def average_scores(scores: Sequence[PairScores]) -> dict[str, float]:
 
     Returns:
         Means over the pairs; ``sync_within_one_frame`` is the share of pairs whose best lag is at
-        most a frame; ``motion_ratio`` and ``edge_ratio`` are of the set as a whole.
+        most a frame; the ratios to true renders
+        are of the set as a whole.
     """
 
     def mean(name: str) -> float:
@@ -239,6 +306,7 @@ def average_scores(scores: Sequence[PairScores]) -> dict[str, float]:
         "psnr": mean("psnr"),
         "motion_ratio": mean("motion") / mean("true_motion"),
         "edge_ratio": mean("edges") / mean("true_edges"),
+        "unlikeness_ratio": mean("unlikeness") / mean("true_unlikeness"),
         "estimator_correlation": mean("estimator_correlation"),
     }
 
@@ -269,7 +337,7 @@ def main() -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="models folder")
-    parser.add_argument("--model", choices=("teacher", "student"), default="teacher")
+    parser.add_argument("--model", choices=DITS, default="teacher")
     parser.add_argument("--steps", type=int, help="network evaluations; default as shipped")
     parser.add_argument("--audio-guidance", type=float, help="default as shipped; 1 is off")
     parser.add_argument("--pairs", type=int, default=20)
@@ -295,11 +363,8 @@ def main() -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict:
-    names = {"teacher": library.TEACHER, "student": library.STUDENT}
-    files = library.find_model_files(arguments.weights, dit=names[arguments.model])
-    models = library.load_models(files, torch.device("cpu"))
-    encoder = load_audio_encoder(files.audio_encoder)
-    request = replace(library.read_request(files.dit), seed=arguments.seed)
+    request, models, encoder = load_family(arguments.weights, arguments.model)
+    request = replace(request, seed=arguments.seed)
     if arguments.steps is not None:
         request = replace(request, num_inference_steps=arguments.steps)
     if arguments.audio_guidance is not None:

@@ -31,10 +31,12 @@ from tqdm import tqdm
 from training.optimization import Ema, Optimizers, cosine_factor
 from training.teacher_data import LONG_FRAMES, SHORT_FRAMES, TeacherClip, read_clip
 from turbotalk_core.audio.windows import take_windows
-from turbotalk_core.geometry import count_latent_frames
+from turbotalk_core.geometry import SPATIAL_STRIDE, count_latent_frames
+from turbotalk_core.library import ADAPTER, TEACHER
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import save_adapter, save_dit
+from turbotalk_core.model.checkpoint import load_dit, save_adapter, save_dit
 from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.regions import box_mask, fit_regions
 from turbotalk_core.sampling.convert import add_noise
 from turbotalk_core.sampling.schedule import shift_sigmas
 from turbotalk_core.types import AudioFeatures, Chunk
@@ -42,6 +44,7 @@ from turbotalk_core.types import AudioFeatures, Chunk
 logger = logging.getLogger(__name__)
 
 MOTION_LATENTS = 3  # 9 motion frames
+LARGEST_MARGIN = 0.25  # of a half's side that a region leaves free at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,7 @@ class TeacherRecipe:
         weight_decay: of both.
         shift: of the noise levels; more of them near 1 as it grows.
         audio_dropout: share of samples that hear nothing.
+        pair_every: one update in this many is on pairs, half as many as of single avatars.
     """
 
     seed: int = 0
@@ -76,6 +80,7 @@ class TeacherRecipe:
     weight_decay: float = 0.02
     shift: float = 3.0
     audio_dropout: float = 0.125
+    pair_every: int = 4
 
 
 class Batch(NamedTuple):
@@ -84,18 +89,20 @@ class Batch(NamedTuple):
     Attributes:
         latents_BCFHW: clean, normalised.
         reference_BCFHW: mask and reference latents.
-        first_BKLD: audio windows of the first latent frames.
-        later_BFKLD: audio windows of the later ones.
+        first_BPKLD: audio windows of the first latent frames, of each voice.
+        later_BPFKLD: audio windows of the later ones.
         pinned_BF: True where a latent frame is given clean.
         weight_BHW: how much a place counts; mean 1 over a chunk.
+        regions_PHW: of several speakers and the background, on latent cells; None for one.
     """
 
     latents_BCFHW: Tensor
     reference_BCFHW: Tensor
-    first_BKLD: Tensor
-    later_BFKLD: Tensor
+    first_BPKLD: Tensor
+    later_BPFKLD: Tensor
     pinned_BF: Tensor
     weight_BHW: Tensor
+    regions_PHW: Tensor | None
 
 
 class Networks(nn.Module):
@@ -153,7 +160,7 @@ def draw_batch(
     """Draw chunks and what is told about them.
 
     Args:
-        clips: encoded avatars, each at least ``num_frames`` long.
+        clips: encoded avatars, or encoded pairs, each at least ``num_frames`` long.
         weights_HW: of each, from ``weigh_places``.
         num_frames: length of the chunks, video frames.
         size: chunks in the batch.
@@ -176,28 +183,65 @@ def draw_batch(
         reference = clip.reference_CFHW[:, :num_latents].float()
         mask = torch.zeros(4, *reference.shape[1:])
         mask[:, 0] = 1
-        windows = take_windows(
-            AudioFeatures(features_TLD=clip.features_TLD.float(), num_frames=clip.num_frames),
-            Chunk(
-                index=0,
-                start=start,
-                stop=start + num_frames,
-                keep_start=start,
-                keep_stop=start + num_frames,
-            ),
+        chunk = Chunk(
+            index=0,
+            start=start,
+            stop=start + num_frames,
+            keep_start=start,
+            keep_stop=start + num_frames,
         )
+        windows = [
+            take_windows(AudioFeatures(features_TLD=voice, num_frames=clip.num_frames), chunk)
+            for voice in clip.features_PTLD.float()
+        ]
         heard = float(silence >= recipe.audio_dropout)
         rows.append(
             (
                 latents,
                 torch.cat((mask, reference)),
-                windows.first_KLD * heard,
-                windows.later_FKLD * heard,
+                torch.stack([window.first_KLD for window in windows]) * heard,
+                torch.stack([window.later_FKLD for window in windows]) * heard,
                 torch.arange(num_latents) < num_pinned,
                 weights_HW[place],
             )
         )
-    return Batch(*(torch.stack(column) for column in zip(*rows, strict=True)))
+    columns = [torch.stack(column) for column in zip(*rows, strict=True)]
+    latents_BCFHW, reference_BCFHW, first_BPKLD, later_BPFKLD, pinned_BF, weight_BHW = columns
+    height, width = latents_BCFHW.shape[3:]
+    is_pair = first_BPKLD.shape[1] > 1
+    return Batch(
+        latents_BCFHW=latents_BCFHW,
+        reference_BCFHW=reference_BCFHW,
+        first_BPKLD=first_BPKLD,
+        later_BPFKLD=later_BPFKLD,
+        pinned_BF=pinned_BF,
+        weight_BHW=weight_BHW,
+        regions_PHW=draw_halves(height, width, generator) if is_pair else None,
+    )
+
+
+def draw_halves(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Draw a box in each half of a picture, as a user would around each of two avatars.
+
+    Args:
+        rows: height of the latents.
+        columns: their width.
+        generator: of the margins, up to a quarter of a half on each side.
+
+    Returns:
+        [3, H, W]: left, right and background.
+    """
+    height, width = SPATIAL_STRIDE * rows, SPATIAL_STRIDE * columns
+    half = width // 2
+    masks = []
+    for start in (0, half):
+        margins = LARGEST_MARGIN * torch.rand(4, generator=generator)
+        top, bottom = (margins[:2] * height).int().tolist()
+        left, right = (margins[2:] * half).int().tolist()
+        masks.append(
+            box_mask((height, width), top, start + left, height - bottom, start + half - right)
+        )
+    return fit_regions(masks, height, width)
 
 
 def flow_loss(networks: Networks, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor) -> Tensor:
@@ -217,8 +261,15 @@ def flow_loss(networks: Networks, batch: Batch, sigma_B: Tensor, noise_BCFHW: Te
     sigma = sigma_B.view(-1, 1, 1, 1, 1)
     free = (~batch.pinned_BF).float()[:, None, :, None, None]
     noisy = add_noise(batch.latents_BCFHW, noise_BCFHW, sigma * free)
-    tokens = networks.projection(batch.first_BKLD, batch.later_BFKLD)
-    velocity = networks.dit(noisy, 1000 * sigma_B, batch.reference_BCFHW, audio_BFND=tokens)
+    tokens = networks.projection(batch.first_BPKLD.flatten(0, 1), batch.later_BPFKLD.flatten(0, 1))
+    tokens_BFND = tokens.unflatten(0, batch.first_BPKLD.shape[:2]).transpose(1, 2).flatten(2, 3)
+    velocity = networks.dit(
+        noisy,
+        1000 * sigma_B,
+        batch.reference_BCFHW,
+        audio_BFND=tokens_BFND,
+        regions_PHW=batch.regions_PHW,
+    )
     error = (velocity - (noise_BCFHW - batch.latents_BCFHW)).square()
     error = error * free * batch.weight_BHW[:, None, None]
     return error.sum() / (free.sum() * error[0, :, 0].numel())
@@ -254,9 +305,11 @@ class Run:
         self.clips = list(clips)
         self.weights = [weigh_places(clip) for clip in clips]
         long = count_latent_frames(LONG_FRAMES)
-        self.long = [i for i, clip in enumerate(clips) if clip.opening_CFHW.shape[1] == long]
-        features = clips[0].features_TLD
-        self.networks = Networks(recipe, features.shape[1] * features.shape[2])
+        self.pairs = [i for i, clip in enumerate(clips) if len(clip.features_PTLD) > 1]
+        self.avatars = [i for i, clip in enumerate(clips) if len(clip.features_PTLD) == 1]
+        self.long = [i for i in self.avatars if clips[i].opening_CFHW.shape[1] == long]
+        features = clips[0].features_PTLD
+        self.networks = Networks(recipe, features.shape[2] * features.shape[3])
         self.ema = Ema(self.networks)
         self.optimizers = build_optimizers(self.networks, recipe)
         self.generator = torch.Generator().manual_seed(recipe.seed)
@@ -272,17 +325,14 @@ class Run:
     def advance(self) -> float:
         """Make one update; returns the loss."""
         recipe = self.recipe
-        if self.step < recipe.short_steps:
-            clips, weights, frames, size = (
-                self.clips,
-                self.weights,
-                SHORT_FRAMES,
-                recipe.short_batch,
-            )
-        else:
-            clips = [self.clips[i] for i in self.long]
-            weights = [self.weights[i] for i in self.long]
-            frames, size = LONG_FRAMES, recipe.long_batch
+        is_short = self.step < recipe.short_steps
+        frames = SHORT_FRAMES if is_short else LONG_FRAMES
+        size = recipe.short_batch if is_short else recipe.long_batch
+        places = self.avatars if is_short else self.long
+        if self.pairs and self.step % recipe.pair_every == 0:
+            places, size = self.pairs, max(1, size // 2)
+        clips = [self.clips[i] for i in places]
+        weights = [self.weights[i] for i in places]
         batch = draw_batch(clips, weights, frames, size, recipe, self.generator)
         # One uniform draw per chunk, spread over the batch, halves the variance of the loss.
         spread = (torch.arange(size) + torch.rand(size, generator=self.generator)) / size
@@ -294,6 +344,16 @@ class Run:
         self.ema.update(self.networks)
         self.step += 1
         return loss.item()
+
+    def begin_with(self, folder: Path) -> None:
+        """Take the weights of an earlier run, as ``export`` wrote them, instead of random ones."""
+        dit, projection = load_dit(
+            folder / "diffusion_models" / TEACHER, folder / "model_patches" / ADAPTER
+        )
+        assert projection is not None
+        self.networks.dit.load_state_dict(dit.state_dict())
+        self.networks.projection.load_state_dict(projection.state_dict())
+        self.ema = Ema(self.networks)
 
     def save(self, path: Path) -> None:
         """Write everything that the next update depends on."""
@@ -324,10 +384,8 @@ class Run:
         current = {k: v.detach().clone() for k, v in self.networks.state_dict().items()}
         self.ema.copy_to(self.networks)
         dit, projection = self.networks.dit, self.networks.projection
-        save_dit(folder / "diffusion_models" / "turbotalk_tiny_teacher.safetensors", dit, settings)
-        save_adapter(
-            folder / "model_patches" / "turbotalk_tiny_adapter.safetensors", dit, projection, {}
-        )
+        save_dit(folder / "diffusion_models" / TEACHER, dit, settings)
+        save_adapter(folder / "model_patches" / ADAPTER, dit, projection, {})
         self.networks.load_state_dict(current)
 
 
@@ -337,6 +395,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of teacher_data")
     parser.add_argument("--out", type=Path, required=True, help="models folder to write into")
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
+    parser.add_argument("--init", type=Path, help="models folder to begin with; default: at random")
     parser.add_argument("--seed", type=int, default=TeacherRecipe.seed)
     parser.add_argument("--short-steps", type=int, default=TeacherRecipe.short_steps)
     parser.add_argument("--long-steps", type=int, default=TeacherRecipe.long_steps)
@@ -356,6 +415,8 @@ def main() -> None:
     checkpoint = arguments.run / "checkpoint.pt"
     if checkpoint.exists():
         run.load(checkpoint)
+    elif arguments.init is not None:
+        run.begin_with(arguments.init)
     settings = {
         "kind": "teacher",
         "steps": 20,
@@ -382,7 +443,16 @@ def main() -> None:
             run.save(checkpoint)
             run.export(arguments.out, settings)
     (arguments.run / "teacher.json").write_text(
-        json.dumps({"recipe": asdict(recipe), "avatars": len(clips), "log": run.log}, indent=1)
+        json.dumps(
+            {
+                "recipe": asdict(recipe),
+                "begins_with": "random" if arguments.init is None else "earlier weights",
+                "avatars": len(run.avatars),
+                "pairs": len(run.pairs),
+                "log": run.log,
+            },
+            indent=1,
+        )
         + "\n"
     )
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from tests.nodes.family import write_family
+from tools.comfy_server import ComfyClient
 
 HOST = os.environ.get("COMFYUI_PATH")
 ROOT = Path(__file__).parents[2]
@@ -150,5 +151,19 @@ def sample(models, speech, run_node):
             "motion_frames": 5,
         }
         return run_node("TurboTalkSampler", **(inputs | changes))
+
+    return run
+
+
+@pytest.fixture
+def talk(server):
+    """Run something with a client of the module's server: ``talk(lambda c: c.run(prompt))``."""
+
+    def run(make_coroutine):
+        async def connected():
+            async with ComfyClient(server.address) as client:
+                return await make_coroutine(client)
+
+        return asyncio.run(connected())
 
     return run

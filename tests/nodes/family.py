@@ -17,13 +17,16 @@ TEXT_DIM = 16
 NUM_AUDIO_LAYERS, AUDIO_WIDTH = 2, 16
 
 
-def write_family(models: Path, *, dim: int = 48, audio_width: int = AUDIO_WIDTH) -> ModelFiles:
+def write_family(
+    models: Path, *, dim: int = 48, audio_width: int = AUDIO_WIDTH, image_dim: int | None = None
+) -> ModelFiles:
     """Write the four files under the names of the embedded ones.
 
     Args:
         models: a folder laid out as ComfyUI's ``models``.
         dim: width of the transformer.
         audio_width: width of the audio encoder.
+        image_dim: width of the CLIP tokens, 1280 in ComfyUI; None: no image branch.
 
     Returns:
         Their paths.
@@ -38,7 +41,7 @@ def write_family(models: Path, *, dim: int = 48, audio_width: int = AUDIO_WIDTH)
         path.parent.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _write_transformer(files, dim, audio_width)
+        _write_transformer(files, dim, audio_width, image_dim)
         vae = WanVAE(4)
         save_vae(files.vae, vae, {})
     encoder = EncoderConfig(
@@ -54,7 +57,9 @@ def write_family(models: Path, *, dim: int = 48, audio_width: int = AUDIO_WIDTH)
     return files
 
 
-def _write_transformer(files: ModelFiles, dim: int, audio_width: int) -> None:
+def _write_transformer(
+    files: ModelFiles, dim: int, audio_width: int, image_dim: int | None
+) -> None:
     # audio heads other than the model's, and a width that neither 128 nor 40 divides
     model = WanModel(
         WanConfig(
@@ -63,7 +68,7 @@ def _write_transformer(files: ModelFiles, dim: int, audio_width: int) -> None:
             num_heads=4,
             num_layers=2,
             text_dim=TEXT_DIM,
-            image_dim=None,
+            image_dim=image_dim,
             audio_heads=2,
             audio_token_dim=24,
         )

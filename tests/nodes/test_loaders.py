@@ -277,8 +277,9 @@ class TestWhatDoesNotFit:
 
     def test_clip_vision_for_a_model_without_the_branch(self, errors, sample):
         seen = type("Seen", (), {"penultimate_hidden_states": noise(1, 257, 1280)})()
-        with pytest.raises(errors.MismatchError, match=r"no image branch.*disconnect"):
-            sample(clip_vision_output=seen)
+        for given in ({"clip_vision_output": seen}, {"clip_vision": seen}):
+            with pytest.raises(errors.MismatchError, match=r"no image branch.*disconnect"):
+                sample(**given)
 
     def test_files_of_another_kind(self, errors, family, host, run_node):
         folder = host.base / "models"

@@ -117,10 +117,36 @@ class TestSampler:
         assert not torch.equal(plain, prompted)
         assert not torch.equal(prompted, pushed)
 
+    def test_colours_are_brought_to_the_picture(self, sample):
+        picture = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(5))
+        picture = 0.2 + 0.3 * picture * torch.tensor([1.0, 0.5, 0.0])  # dark, and rather red
+        target = picture.mean((0, 1, 2))
+        distances = []
+        for strength in (0.0, 0.5, 1.0):
+            take = sample(reference_image=picture, color_strength=strength).read()
+            distances.append((take.float().mean((0, 1, 2)) / 255 - target).abs().sum())
+        assert distances[0] > 2 * distances[2]
+        assert distances[0] > distances[1] > distances[2]
+
+    def test_apg_changes_guidance_alone(self, sample):
+        plain, projected = (sample(apg=apg).read() for apg in (False, True))
+        assert torch.equal(plain, projected)
+        plain, projected = (sample(apg=apg, audio_guidance=4.0).read() for apg in (False, True))
+        assert not torch.equal(plain, projected)
+
+    @pytest.mark.parametrize(
+        ("seconds", "num_frames"), [(0, 25), (0.01, 1), (0.28, 7), (0.92, 23), (60.0, 25)]
+    )
+    def test_a_quick_look(self, sample, seconds, num_frames):
+        """Its frames are those of the whole, as far as its chunks are."""
+        take = sample(max_seconds=seconds)
+        assert take.num_frames == num_frames
+        whole = sample().read()
+        assert torch.equal(take.read()[:21], whole[: min(21, num_frames)])
+
     @pytest.mark.parametrize(
         ("image", "message"),
         [
-            (torch.zeros(2, 32, 32, 3), "2 pictures"),
             (torch.zeros(1, 8, 32, 3), "32x8"),
             (torch.full((1, 32, 32, 3), torch.nan), "NaN"),
         ],

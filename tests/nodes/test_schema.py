@@ -10,6 +10,19 @@ import pytest
 INPUTS = {
     "TurboTalkLoadAudioEncoder": ["audio_encoder_name"],
     "TurboTalkEncodeSpeech": ["audio_encoder", "audio", "normalize_loudness"],
+    "TurboTalkSpeaker": [
+        "name",
+        "starts",
+        "x",
+        "y",
+        "width",
+        "height",
+        "audio",
+        "mask",
+        "speakers",
+    ],
+    "TurboTalkSpeakersPreview": ["reference_image", "speakers"],
+    "TurboTalkEncodeSpeakers": ["audio_encoder", "speakers", "normalize_loudness"],
     "TurboTalkLoadAudioAdapter": ["name"],
     "TurboTalkApplyAudioAdapter": ["model", "model_patch", "strength"],
     "TurboTalkSchedule": ["steps", "shift", "kind"],
@@ -33,6 +46,10 @@ INPUTS = {
         "negative",
         "clip_vision_output",
         "sigmas",
+        "apg",
+        "color_strength",
+        "max_seconds",
+        "clip_vision",
     ],
     "TurboTalkAssembleVideo": [
         "take",
@@ -48,6 +65,9 @@ INPUTS = {
 OUTPUTS = {
     "TurboTalkLoadAudioEncoder": ["AUDIO_ENCODER"],
     "TurboTalkEncodeSpeech": ["TURBOTALK_SPEECH"],
+    "TurboTalkSpeaker": ["TURBOTALK_SPEAKERS"],
+    "TurboTalkSpeakersPreview": ["IMAGE"],
+    "TurboTalkEncodeSpeakers": ["TURBOTALK_SPEECH"],
     "TurboTalkLoadAudioAdapter": ["MODEL_PATCH"],
     "TurboTalkApplyAudioAdapter": ["MODEL"],
     "TurboTalkSchedule": ["SIGMAS"],
@@ -70,6 +90,13 @@ def test_the_pack_has_these_nodes_and_no_others(host, pack):
 def test_inputs_and_outputs_stand_in_order(schema):
     assert [socket.id for socket in schema.inputs] == INPUTS[schema.node_id]
     assert [socket.get_io_type() for socket in schema.outputs] == OUTPUTS[schema.node_id]
+
+
+def test_pictures_may_move(host, pack):
+    for node_id in ("TurboTalkSampler", "TurboTalkSpeakersPreview"):
+        schema = host.nodes.NODE_CLASS_MAPPINGS[node_id].GET_SCHEMA()
+        (picture,) = (socket for socket in schema.inputs if socket.id == "reference_image")
+        assert picture.get_io_type() == "IMAGE,VIDEO"
 
 
 def test_everything_is_explained(schema):

@@ -6,17 +6,14 @@ import json
 import math
 import wave
 from pathlib import Path
-from types import SimpleNamespace
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.nodes.family import write_family
-from tools.comfy_server import ComfyClient, ComfyServer, PromptFailed, PromptRefused
+from tests.nodes.workflows import probe, to_prompt
+from tools.comfy_server import ComfyServer, PromptFailed, PromptRefused
 from turbotalk_core.chunking.plan import plan_chunks
-from turbotalk_core.errors import CheckpointError
 from turbotalk_core.library import TEACHER, find_model_files, read_request
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +25,8 @@ SAMPLER, ASSEMBLE, SAVE = "10", "11", "12"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, host):
-    """A server that knows the embedded models, or a random family under their names."""
+    """A server that knows the embedded models."""
     base = tmp_path_factory.mktemp("server")
-    try:
-        find_model_files(dit=TEACHER)
-    except CheckpointError:
-        write_family(base / "models")
     (base / "input").mkdir()
     write_inputs(base / "input")
     with ComfyServer(Path(host.nodes.__file__).parent, base) as running:
@@ -57,20 +50,6 @@ def write_inputs(folder):
 
 
 @pytest.fixture
-def talk(server):
-    """Run something with a client: ``talk(lambda client: client.run(prompt))``."""
-
-    def run(make_coroutine):
-        async def connected():
-            async with ComfyClient(server.address) as client:
-                return await make_coroutine(client)
-
-        return asyncio.run(connected())
-
-    return run
-
-
-@pytest.fixture
 def prompt():
     """The API workflow, cheap: few steps, and as many frames in a chunk as the voice needs."""
     prompt = json.loads(API.read_text(encoding="utf-8"))
@@ -78,20 +57,6 @@ def prompt():
     prompt[SAMPLER]["inputs"]["chunk_frames"] = 21
     prompt[SAMPLER]["inputs"]["motion_frames"] = 5
     return prompt
-
-
-def probe(content):
-    with av.open(io.BytesIO(content)) as container:
-        video, sound = container.streams.video[0], container.streams.audio[0]
-        return SimpleNamespace(
-            frames=sum(1 for _ in container.decode(video)),
-            size=(video.width, video.height),
-            seconds=float(video.duration * video.time_base),
-            sound_seconds=float(sound.duration * sound.time_base),
-            sound_rate=sound.rate,
-            channels=sound.channels,
-            tags=container.metadata,
-        )
 
 
 def fetch_video(talk, run):
@@ -104,7 +69,7 @@ def test_the_api_workflow_from_queue_to_file(talk):
     prompt, events = json.loads(API.read_text(encoding="utf-8")), []
     run = talk(lambda client: client.run(prompt, events.append))
     video = probe(fetch_video(talk, run))
-    assert video.frames == math.floor(25 * SECONDS)
+    assert len(video.pictures) == math.floor(25 * SECONDS)
     assert video.size == (128, 128)
     assert video.seconds == pytest.approx(37 / 25)
     assert video.sound_seconds == pytest.approx(video.seconds, abs=1 / 25)
@@ -144,53 +109,14 @@ def test_the_ui_workflow_runs(talk):
     converted[SAMPLER]["inputs"]["seed"] = 5  # not the result of the test above
     run = talk(lambda client: client.run(converted))
     assert SAMPLER not in run.cached
-    assert probe(fetch_video(talk, run)).frames == 37
-
-
-def to_prompt(ui, definitions):
-    """Convert a graph as the page saves it to what it would queue."""
-    links = {link[0]: link for link in ui["links"]}
-    assert len(links) == len(ui["links"])
-    nodes = {node["id"]: node for node in ui["nodes"]}
-    for _, source, slot, target, place, kind in ui["links"]:
-        assert nodes[source]["outputs"][slot]["type"] == kind
-        assert nodes[target]["inputs"][place]["type"] == kind
-    prompt = {}
-    for node in ui["nodes"]:
-        if node["type"] == "MarkdownNote":
-            continue
-        definition = definitions[node["type"]]
-        values = iter(node["widgets_values"])
-        inputs = {}
-        for name, spec in [
-            *definition["input"].get("required", {}).items(),
-            *definition["input"].get("optional", {}).items(),
-        ]:
-            options = spec[1] if len(spec) > 1 else {}
-            if not is_widget(spec):
-                continue
-            inputs[name] = next(values)
-            if options.get("control_after_generate"):
-                assert next(values) in ("fixed", "randomize")
-        assert set(values) <= {"image", None}  # the buttons of LoadImage and LoadAudio
-        for socket in node["inputs"]:
-            if socket["link"] is not None:
-                _, source, slot, target, place, _ = links[socket["link"]]
-                assert (target, node["inputs"][place]) == (node["id"], socket)
-                assert socket["link"] in nodes[source]["outputs"][slot]["links"]
-                inputs[socket["name"]] = [str(source), slot]
-        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
-    return prompt
-
-
-def is_widget(spec):
-    kinds = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")
-    return isinstance(spec[0], list) or spec[0] in kinds
+    assert len(probe(fetch_video(talk, run)).pictures) == 37
 
 
 def test_the_template_browser_offers_the_workflow(talk):
     offered = talk(lambda client: client.get("/api/workflow_templates"))
-    assert offered["ComfyUI-TurboTalk"] == ["TurboTalk - first video"]
+    ours = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert len(ours) == 4
+    assert set(offered["ComfyUI-TurboTalk"]) == ours
     served = talk(
         lambda client: client.get(
             "/api/workflow_templates/ComfyUI-TurboTalk/TurboTalk - first video.json"

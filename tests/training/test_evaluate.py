@@ -25,6 +25,7 @@ from training.evaluate import (
     extract_features,
     frechet_distance,
     generate_clip,
+    measure_unlikeness,
     score_pair,
     summarize,
 )
@@ -59,6 +60,7 @@ REQUIRED = {
     "frechet",
     "motion_ratio",
     "edge_ratio",
+    "unlikeness_ratio",
 }
 
 
@@ -192,6 +194,34 @@ def test_known_changes_are_measured_in_shares_of_the_range(clip: SyntheticClip) 
     assert scores.edges == pytest.approx(scores.true_edges)
 
 
+class TestUnlikeness:
+    """Pictures of noise, in which no two places are alike."""
+
+    reference = torch.rand(3, 1, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def test_what_moves_as_a_whole_is_found_again(self) -> None:
+        moved = [self.reference.roll((k, -2 * k), (2, 3)) for k in range(5)]
+        frames = torch.cat(moved, 1)
+        # Of the moved picture only the blocks at the rim have lost their like.
+        assert measure_unlikeness(frames[:, :1], self.reference) == 0
+        still = self.reference.expand(-1, 5, -1, -1)
+        assert measure_unlikeness(still, self.reference) == 0
+        assert measure_unlikeness(frames, self.reference) < 0.1
+
+    def test_a_smear_is_not_found(self) -> None:
+        smear = torch.nn.functional.avg_pool2d(self.reference[:, 0], 7, stride=1, padding=3)
+        frames = torch.stack([self.reference[:, 0]] + [smear] * 8, 1)
+        # Frames 0, 4 and 8 are read.
+        alone = measure_unlikeness(smear.unsqueeze(1), self.reference)
+        assert alone > 0.2
+        assert measure_unlikeness(frames, self.reference) == pytest.approx(alone * 2 / 3)
+
+    def test_a_shift_of_brightness_counts_as_such(self) -> None:
+        reference = self.reference * 0.0
+        frames = reference.expand(-1, 5, -1, -1) + 0.2
+        assert measure_unlikeness(frames, reference) == pytest.approx(0.1, rel=1e-5)
+
+
 def test_edges_of_stripes() -> None:
     # Columns 0, 1, 0, 1, ... of the range: every neighbour across differs by all, none down.
     stripes = (torch.arange(12) % 2 * 2.0 - 1).expand(3, 10, 12, 12)
@@ -219,6 +249,8 @@ def _scores(**changes: float) -> PairScores:
         true_motion=0.02,
         edges=0.03,
         true_edges=0.04,
+        unlikeness=0.06,
+        true_unlikeness=0.05,
         estimator_correlation=0.99,
     )
     return replace(scores, **changes)
@@ -242,6 +274,7 @@ def test_a_summary_holds_the_means_of_all_pairs(clip: SyntheticClip) -> None:
     assert summary["psnr"] == pytest.approx(21)
     assert summary["motion_ratio"] == pytest.approx(0.06 / 0.04)
     assert summary["edge_ratio"] == pytest.approx(0.10 / 0.08)
+    assert summary["unlikeness_ratio"] == pytest.approx(0.06 / 0.05)
     assert summary["identity_error"] == pytest.approx(0.01)
     assert summary["flicker"] == pytest.approx(0.002)
     assert summary["estimator_correlation"] == pytest.approx(0.99)

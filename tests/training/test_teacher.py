@@ -22,6 +22,7 @@ from training.teacher import (
     TeacherRecipe,
     build_optimizers,
     draw_batch,
+    draw_halves,
     flow_loss,
     weigh_places,
 )
@@ -56,19 +57,19 @@ class SmallRecipe(TeacherRecipe):
 RECIPE = SmallRecipe()
 
 
-def _make_clip(seed: int, num_frames: int) -> TeacherClip:
+def _make_clip(seed: int, num_frames: int, *, num_voices: int = 1) -> TeacherClip:
     generator = torch.Generator().manual_seed(seed)
-    num_latents = (num_frames - 1) // 4 + 1
+    shape = (16, (num_frames - 1) // 4 + 1, 4, 4 * num_voices)
 
     def draw(*shape: int) -> Tensor:
         return 0.1 * torch.randn(shape, generator=generator)
 
     return TeacherClip(
-        opening_CFHW=(draw(16, num_latents, 4, 4) + OPENING).half(),
-        later_CFHW=(draw(16, num_latents, 4, 4) + LATER).half(),
+        opening_CFHW=(draw(*shape) + OPENING).half(),
+        later_CFHW=(draw(*shape) + LATER).half(),
         later_start=LATER_START,
-        reference_CFHW=draw(16, num_latents, 4, 4).half(),
-        features_TLD=(1 + draw(NUM_ROWS, 2, 3).abs()).half(),
+        reference_CFHW=draw(*shape).half(),
+        features_PTLD=(1 + draw(num_voices, NUM_ROWS, 2, 3).abs()).half(),
         num_frames=NUM_ROWS - 25,
     )
 
@@ -96,12 +97,13 @@ def test_a_batch_holds_chunks_of_the_length_asked_for(clips: list[TeacherClip]) 
     batch = _draw(clips, 5)
     assert batch.latents_BCFHW.shape == (5, 16, 9, 4, 4)
     assert batch.reference_BCFHW.shape == (5, 20, 9, 4, 4)
-    assert batch.first_BKLD.shape == (5, 5, 2, 3)
-    assert batch.later_BFKLD.shape == (5, 8, 8, 2, 3)
+    assert batch.first_BPKLD.shape == (5, 1, 5, 2, 3)
+    assert batch.later_BPFKLD.shape == (5, 1, 8, 8, 2, 3)
     assert batch.pinned_BF.shape == (5, 9)
     assert batch.weight_BHW.shape == (5, 4, 4)
-    tensors = [tensor for tensor in batch if tensor is not batch.pinned_BF]
-    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    assert batch.regions_PHW is None
+    dtypes = {tensor.dtype for tensor in batch if tensor is not None}
+    assert dtypes == {torch.float32, batch.pinned_BF.dtype}
 
 
 def test_only_the_first_latent_is_marked_as_given(clips: list[TeacherClip]) -> None:
@@ -121,27 +123,59 @@ def test_openings_and_later_clips_are_pinned_as_at_inference(clips: list[Teacher
     assert torch.equal(batch.pinned_BF, torch.arange(9) < num_pinned_B[:, None])
 
 
-def test_each_chunk_hears_its_own_part_of_the_voice() -> None:
-    clip = _make_clip(0, SHORT_FRAMES)
+@pytest.mark.parametrize("num_voices", [1, 2])
+def test_each_chunk_hears_its_own_part_of_each_voice(num_voices: int) -> None:
+    clip = _make_clip(0, SHORT_FRAMES, num_voices=num_voices)
     batch = _draw([clip], 20, replace(RECIPE, audio_dropout=0.0))
-    features = AudioFeatures(features_TLD=clip.features_TLD.float(), num_frames=clip.num_frames)
     for place, is_later in enumerate(_is_later(batch).tolist()):
         start = LATER_START if is_later else 0
         stop = start + SHORT_FRAMES
-        windows = take_windows(
-            features, Chunk(index=0, start=start, stop=stop, keep_start=start, keep_stop=stop)
-        )
-        assert torch.equal(batch.first_BKLD[place], windows.first_KLD)
-        assert torch.equal(batch.later_BFKLD[place], windows.later_FKLD)
+        chunk = Chunk(index=0, start=start, stop=stop, keep_start=start, keep_stop=stop)
+        for voice, features_TLD in enumerate(clip.features_PTLD.float()):
+            features = AudioFeatures(features_TLD=features_TLD, num_frames=clip.num_frames)
+            windows = take_windows(features, chunk)
+            assert torch.equal(batch.first_BPKLD[place, voice], windows.first_KLD)
+            assert torch.equal(batch.later_BPFKLD[place, voice], windows.later_FKLD)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.125, 1.0])
 def test_the_wanted_share_hears_nothing(clips: list[TeacherClip], share: float) -> None:
     batch = _draw(clips, 400, replace(RECIPE, audio_dropout=share))
-    silent_B = ~batch.first_BKLD.flatten(1).any(1)
-    assert torch.equal(silent_B, ~batch.later_BFKLD.flatten(1).any(1))
+    silent_B = ~batch.first_BPKLD.flatten(1).any(1)
+    assert torch.equal(silent_B, ~batch.later_BPFKLD.flatten(1).any(1))
     tolerance = 4 * math.sqrt(share * (1 - share) / 400)
     assert abs(float(silent_B.float().mean()) - share) <= tolerance
+
+
+def test_each_of_a_pair_has_a_box_in_its_half() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        left, right, background = draw_halves(16, 32, generator)
+        assert left[4:12, 4:12].all()
+        assert right[4:12, 20:28].all()
+        assert not left[:, 16:].any()
+        assert not right[:, :16].any()
+        assert torch.equal(left + right + background, torch.ones(16, 32))
+
+
+def test_the_voices_of_a_pair_are_heard_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = _draw([_make_clip(0, SHORT_FRAMES, num_voices=2)], 2)
+    networks = Networks(RECIPE, frame_width=6)
+    heard: list[Tensor] = []
+
+    def predict(latents: Tensor, *_: Tensor, audio_BFND: Tensor, regions_PHW: Tensor) -> Tensor:
+        assert regions_PHW.shape == (3, 4, 8)
+        heard.append(audio_BFND)
+        return torch.zeros_like(latents)
+
+    monkeypatch.setattr(networks.dit, "forward", predict)
+    flow_loss(networks, batch, torch.ones(2), torch.zeros_like(batch.latents_BCFHW))
+    for voice in (0, 1):
+        alone_BFND = networks.projection(batch.first_BPKLD[:, voice], batch.later_BPFKLD[:, voice])
+        part_BFND = heard[0][:, :, RECIPE.num_tokens * voice : RECIPE.num_tokens * (voice + 1)]
+        torch.testing.assert_close(part_BFND, alone_BFND)
 
 
 def test_places_that_move_count_more() -> None:
@@ -178,9 +212,16 @@ class TestFlowLoss:
         networks = Networks(RECIPE, frame_width=6)
         shown: list[Tensor] = []
 
-        def predict(latents: Tensor, timestep: Tensor, *_: Tensor, audio_BFND: Tensor) -> Tensor:
+        def predict(
+            latents: Tensor,
+            timestep: Tensor,
+            *_: Tensor,
+            audio_BFND: Tensor,
+            regions_PHW: Tensor | None,
+        ) -> Tensor:
             assert torch.equal(timestep, 1000 * self.sigma_B)
             assert audio_BFND.shape == (2, 9, 2, 6)
+            assert regions_PHW is None
             shown.append(latents)
             return noise - batch.latents_BCFHW + error
 
@@ -303,6 +344,16 @@ def test_the_last_steps_see_long_chunks_alone(
         run.advance()
     assert seen == [(2, SHORT_FRAMES, 2), (1, LONG_FRAMES, 1)]
 
+    seen.clear()
+    with_pairs = [*clips, *(_make_clip(i, LONG_FRAMES, num_voices=2) for i in range(3))]
+    recipe = replace(RECIPE, short_steps=3, long_steps=3, long_batch=4, pair_every=2)
+    run = _make_run(with_pairs, recipe)
+    for _ in range(run.num_steps):
+        run.advance()
+    short, long = (2, SHORT_FRAMES, 2), (1, LONG_FRAMES, 4)
+    pairs_short, pairs_long = (3, SHORT_FRAMES, 1), (3, LONG_FRAMES, 2)
+    assert seen == [pairs_short, short, pairs_short, long, pairs_long, long]
+
 
 def test_what_is_exported_is_the_average_and_loads(
     clips: list[TeacherClip], tmp_path: Path
@@ -321,6 +372,20 @@ def test_what_is_exported_is_the_average_and_loads(
         for key, weight in module.named_parameters():
             assert torch.equal(weight, run.ema.weights[name + key].half().float())
     assert inspect(dit).settings == {"kind": "teacher", "steps": 20, "shift": 3.0}
+
+
+def test_a_run_begins_with_the_weights_of_an_earlier_one(
+    clips: list[TeacherClip], tmp_path: Path
+) -> None:
+    earlier = _make_run(clips)
+    earlier.advance()
+    earlier.export(tmp_path, {})
+    later = _make_run(clips, replace(RECIPE, seed=1))
+    later.begin_with(tmp_path)
+    for name, weight in later.networks.named_parameters():
+        assert torch.equal(weight, earlier.ema.weights[name].half().float())
+        assert torch.equal(weight, later.ema.weights[name])
+    assert later.step == 0
 
 
 def test_the_command_goes_on_and_writes_its_files(
@@ -343,8 +408,10 @@ def test_the_command_goes_on_and_writes_its_files(
 
     assert train(0)["step"] == 1
     assert train(1)["step"] == 2
+    folders += ["--init", str(tmp_path / "nowhere")]  # a run that was begun goes on
+    assert train(1)["step"] == 2
     request = read_request(models / "diffusion_models" / TEACHER)
     assert (request.chunk_frames, request.height, request.shift) == (81, 128, 3.0)
     written = json.loads((run / "teacher.json").read_text())
-    assert written["avatars"] == 2
+    assert (written["avatars"], written["pairs"]) == (2, 0)
     assert written["recipe"]["long_steps"] == 1

@@ -14,7 +14,9 @@ from training import teacher_data
 from training.data.avatars import draw_avatar
 from training.data.motion import Motion, draw_motion
 from training.data.mouth import MouthCurve, mouth_curve
+from training.data.pairs import TURNS, PairClip
 from training.data.portrait import render
+from training.data.synthetic import SyntheticClip
 from training.teacher_data import (
     GREY_LATENTS,
     LONG_FRAMES,
@@ -22,10 +24,12 @@ from training.teacher_data import (
     SHORT_FRAMES,
     TeacherClip,
     encode_avatar,
+    encode_pair,
     read_clip,
     save_clip,
 )
 from turbotalk_core.audio.features import SILENCE_TAIL_FRAMES
+from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.geometry import count_latent_frames
 from turbotalk_core.model.vae import WanVAE
 
@@ -90,8 +94,8 @@ def test_an_avatar_has_two_clips_of_one_length(vae: WanVAE, num_frames: int) -> 
         assert latents.dtype == torch.float16
         assert latents.isfinite().all()
     assert clip.num_frames == TOTAL
-    assert clip.features_TLD.shape == (TOTAL + SILENCE_TAIL_FRAMES, 1, 1)
-    assert clip.features_TLD.dtype == torch.float16
+    assert clip.features_PTLD.shape == (1, TOTAL + SILENCE_TAIL_FRAMES, 1, 1)
+    assert clip.features_PTLD.dtype == torch.float16
     assert 10 <= clip.later_start <= TOTAL - num_frames
 
 
@@ -141,6 +145,45 @@ def test_the_reference_is_the_first_frame_and_then_grey(vae: WanVAE) -> None:
     torch.testing.assert_close(clip.reference_CFHW[:, 0], clip.opening_CFHW[:, 0])
 
 
+def test_a_pair_is_encoded_side_by_side_with_both_voices(
+    vae: WanVAE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_data, "draw_pair", _draw_small_pair)
+    clip = encode_pair("train", SEED, SHORT_FRAMES, vae, LoudnessEncoder())
+    shape = (16, (SHORT_FRAMES - 1) // 4 + 1, SIZE // 8, SIZE // 4)
+    for latents in (clip.opening_CFHW, clip.later_CFHW, clip.reference_CFHW):
+        assert latents.shape == shape
+    assert clip.features_PTLD.shape == (2, TOTAL + SILENCE_TAIL_FRAMES, 1, 1)
+    pair = _draw_small_pair("train", SEED, TOTAL, "both")
+    later = pair.frames_CTHW[:, clip.later_start : clip.later_start + SHORT_FRAMES]
+    assert torch.equal(clip.later_CFHW, vae.encode(later[None])[0].half())
+    heard = LoudnessEncoder().encode(normalize_loudness(pair.clips[1].waveform_S, 16_000), TOTAL)
+    torch.testing.assert_close(clip.features_PTLD[1, :TOTAL].float(), heard, atol=1e-3, rtol=1e-3)
+
+
+def _draw_small_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
+    """Two avatars of this size that sing."""
+    assert turns in TURNS
+    clips = []
+    for number in (2 * seed, 2 * seed + 1):
+        waveform_S = _sing(split, number, num_frames / 25)
+        mouth = mouth_curve(waveform_S)
+        avatar = draw_avatar(split, number)
+        motion = draw_motion(avatar, split, number, num_frames, mouth.opening_T)
+        frames = _paint_small(avatar, motion, mouth)
+        clips.append(
+            SyntheticClip(
+                frames_CTHW=frames,
+                waveform_S=waveform_S,
+                sample_rate=16_000,
+                mouth=mouth,
+                still_mask_HW=torch.zeros(SIZE, SIZE, dtype=torch.bool),
+            )
+        )
+    frames_CTHW = torch.cat([clip.frames_CTHW for clip in clips], 3)
+    return PairClip(frames_CTHW=frames_CTHW, clips=(clips[0], clips[1]))
+
+
 def test_the_same_seed_gives_the_same_avatar(vae: WanVAE) -> None:
     clip = _encode(SEED, vae)
     _assert_equal(clip, _encode(SEED, vae))
@@ -162,7 +205,7 @@ def test_some_avatars_say_nothing_and_some_fall_silent(
         lambda frames: torch.zeros(1, 16, count_latent_frames(frames.shape[2]), 1, 1),
     )
     heard_NT = torch.stack(
-        [_encode(seed, vae).features_TLD[:TOTAL, 0, 0] > 0 for seed in range(32)]
+        [_encode(seed, vae).features_PTLD[0, :TOTAL, 0, 0] > 0 for seed in range(32)]
     )
     says_nothing_N = ~heard_NT.any(1)
     falls_silent_N = heard_NT.any(1) & ~heard_NT[:, -1]
@@ -186,13 +229,19 @@ def test_the_command_makes_what_is_missing_alone_or_in_parts(
 ) -> None:
     clip = _encode(SEED, vae)
     made: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
 
     def encode(split: str, seed: int, length: int, *_: object) -> TeacherClip:
         assert split == "train"
         made.append((seed, length))
         return replace(clip, later_start=seed)
 
+    def encode_two(split: str, seed: int, length: int, *_: object) -> TeacherClip:
+        pairs.append((seed, length))
+        return replace(clip, later_start=100 + seed)
+
     monkeypatch.setattr(teacher_data, "encode_avatar", encode)
+    monkeypatch.setattr(teacher_data, "encode_pair", encode_two)
     monkeypatch.setattr(teacher_data, "load_vae", lambda path: vae)
     monkeypatch.setattr(teacher_data, "load_audio_encoder", lambda path: LoudnessEncoder())
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
@@ -204,15 +253,19 @@ def test_the_command_makes_what_is_missing_alone_or_in_parts(
         teacher_data.main()
         return list(made)
 
-    assert run("--avatars", "2", "--long-every", "0") == [(0, SHORT_FRAMES), (1, SHORT_FRAMES)]
+    assert run("--avatars", "2", "--pairs", "0", "--long-every", "0") == [
+        (0, SHORT_FRAMES),
+        (1, SHORT_FRAMES),
+    ]
     halves = [
-        run("--avatars", "7", "--long-every", "3", "--parts", "2", "--part", part)
+        run("--avatars", "7", "--pairs", "3", "--long-every", "3", "--parts", "2", "--part", part)
         for part in ("0", "1")
     ]
     assert halves[0] == [(2, SHORT_FRAMES), (4, SHORT_FRAMES), (6, LONG_FRAMES)]
     assert halves[1] == [(3, LONG_FRAMES), (5, SHORT_FRAMES)]
     files = sorted((tmp_path / "clips").iterdir())
-    assert [read_clip(path).later_start for path in files] == list(range(7))
+    assert [read_clip(path).later_start for path in files] == [*range(7), 100, 101, 102]
+    assert sorted(pairs) == [(0, LONG_FRAMES), (1, LONG_FRAMES), (2, LONG_FRAMES)]
 
 
 @pytest.mark.usefixtures("_espeak")
@@ -220,5 +273,5 @@ def test_a_real_voice_is_heard(vae: WanVAE, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.undo()
     monkeypatch.setattr(teacher_data, "render", _paint_small)
     clip = _encode(SEED, vae)
-    assert clip.features_TLD[:TOTAL].float().std() > 0
+    assert clip.features_PTLD[0, :TOTAL].float().std() > 0
     assert clip.opening_CFHW.isfinite().all()

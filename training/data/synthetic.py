@@ -93,11 +93,30 @@ def draw_clip_with_reference(
             "a gap of 0 or more"
         )
     total = gap_frames + num_frames
-    avatar = draw_avatar(split, seed)
     if open_stream(split, seed, "silence").random() < SILENT_SHARE:
         take_S = torch.zeros(total * SAMPLES_PER_FRAME)
     else:
         take_S = draw_speech(split, seed, total / FPS)
+    return film(split, seed, take_S, gap_frames)
+
+
+def film(
+    split: str, seed: int, take_S: Tensor, gap_frames: int = 0
+) -> tuple[SyntheticClip, Tensor]:
+    """Let an avatar say a given sound.
+
+    Args:
+        split: `train` or `heldout`.
+        seed: of the avatar and its motion.
+        take_S: what is said, mono at SAMPLE_RATE, a whole number of frames and more than the gap.
+        gap_frames: frames at the start that come before the clip, of which the first is the
+            reference.
+
+    Returns:
+        The clip, and the reference `[3, H, W]`.
+    """
+    total = take_S.shape[0] // SAMPLES_PER_FRAME
+    avatar = draw_avatar(split, seed)
     take_mouth = mouth_curve(take_S)
     motion = draw_motion(avatar, split, seed, total, take_mouth.opening_T)
     waveform_S = take_S[gap_frames * SAMPLES_PER_FRAME :].clone()

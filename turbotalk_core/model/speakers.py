@@ -47,6 +47,8 @@ def measure_likeness(q_BNHD: Tensor, k_BNHD: Tensor, regions_PN: Tensor) -> Tens
         [B, P, N], float32: the mean over heads, and over the region's tokens, of the attention that
         a token pays to the first frame; 0 for an empty region.
     """
+    # A token is told its place and does not learn it, as in the reference.
+    q_BNHD, k_BNHD = q_BNHD.detach(), k_BNHD.detach()
     # Attention whose values are the regions sums the weights inside each of them.
     head_dim = q_BNHD.shape[-1]
     values_NP = F.pad(regions_PN.T, (0, -regions_PN.shape[0] % head_dim)).to(q_BNHD.dtype)

@@ -1,0 +1,58 @@
+"""Node: speakers to what the encoder hears of each per video frame."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..turbotalk_core.audio.conversation import encode_conversation
+from ..turbotalk_core.types import Speaker
+from .host import hear_with
+from .sockets import CATEGORY, SpeakersSocket, SpeechSocket
+
+
+class EncodeSpeakers(io.ComfyNode):
+    """Lets the audio encoder hear a conversation."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkEncodeSpeakers",
+            display_name="TurboTalk · Encode speakers",
+            category=CATEGORY,
+            description="Lets the audio encoder hear all speakers. The video ends when the last of "
+            "them has spoken, and carries all voices mixed.",
+            search_aliases=["wav2vec", "audio", "conversation", "multitalk", "infinitetalk"],
+            inputs=[
+                io.AudioEncoder.Input(
+                    "audio_encoder",
+                    tooltip="From Load audio encoder; the host's own loader works as well.",
+                ),
+                SpeakersSocket.Input("speakers", tooltip="From the last Speaker of the chain."),
+                io.Boolean.Input(
+                    "normalize_loudness",
+                    default=True,
+                    tooltip="Bring each voice to -23 LUFS before it is heard, as the model was "
+                    "trained. The sound of the video keeps the voices as loud as they are.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[
+                SpeechSocket.Output(
+                    display_name="speech",
+                    tooltip="What was heard of each speaker, and the mix, for the sampler.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, audio_encoder: Any, speakers: tuple[Speaker, ...], normalize_loudness: bool
+    ) -> io.NodeOutput:
+        """Hear the conversation."""
+        conversation = encode_conversation(
+            speakers, hear_with(audio_encoder), normalizes_loudness=normalize_loudness
+        )
+        return io.NodeOutput(conversation)

@@ -1,0 +1,48 @@
+"""Node: speakers over the picture they are in."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..turbotalk_core.regions import draw_regions
+from ..turbotalk_core.types import Speaker
+from .convert import pictures_from_host
+from .sockets import CATEGORY, SpeakersSocket
+
+
+class SpeakersPreview(io.ComfyNode):
+    """Shows who is where."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Describe the node."""
+        return io.Schema(
+            node_id="TurboTalkSpeakersPreview",
+            display_name="TurboTalk · Speakers preview",
+            category=CATEGORY,
+            description="Draws each speaker's region, name and turn over the reference image. "
+            "Needs no model, so a mistake shows before anything is sampled.",
+            search_aliases=["region", "mask", "bbox", "conversation", "multitalk", "infinitetalk"],
+            is_output_node=True,
+            inputs=[
+                io.MultiType.Input(
+                    "reference_image",
+                    types=[io.Image, io.Video],
+                    tooltip="What the sampler gets; of a video the first frame is shown.",
+                ),
+                SpeakersSocket.Input("speakers", tooltip="From the last Speaker of the chain."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The picture with its regions.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, reference_image: Tensor | io.Video.Type, speakers: tuple[Speaker, ...]
+    ) -> io.NodeOutput:
+        """Draw."""
+        image_HWC = pictures_from_host(reference_image)[0]
+        drawn_THWC = draw_regions(image_HWC, speakers).unsqueeze(0)
+        return io.NodeOutput(drawn_THWC, ui=ui.PreviewImage(drawn_THWC, cls=cls))

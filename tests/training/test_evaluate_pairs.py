@@ -1,0 +1,53 @@
+"""Whose mouth moves is told rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from training.data.pairs import PairClip
+from training.data.synthetic import SyntheticClip
+from training.evaluate_pairs import draw_turns, score_turn
+from turbotalk_core.errors import RequestError
+
+NUM_FRAMES = 26
+
+
+@pytest.fixture(scope="module")
+def pair(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> PairClip:
+    """The left one hums; the right one does, too."""
+    left, right = (draw_humming_clip("heldout", seed, NUM_FRAMES) for seed in (3, 5))
+    frames = torch.cat((left.frames_CTHW, right.frames_CTHW), 3)
+    return PairClip(frames_CTHW=frames, clips=(left, right))
+
+
+def test_the_true_clip_with_one_mouth_held_still(pair: PairClip) -> None:
+    left, right = pair.frames_CTHW.chunk(2, dim=3)
+    frames = torch.cat((left, right[:, :1].expand_as(right)), 3)
+    scores = score_turn(7, "left", pair, frames)
+    assert (scores.pair_seed, scores.speaker, scores.speaker_lag_frames) == (7, "left", 0)
+    assert scores.speaker_sync > 0.9
+    assert scores.other_sync == 0
+    assert scores.other_opening == 0
+
+
+def test_a_mouth_that_follows_the_wrong_voice_is_told(pair: PairClip) -> None:
+    left, _ = pair.frames_CTHW.chunk(2, dim=3)
+    scores = score_turn(0, "left", pair, torch.cat((left, left), 3))
+    assert scores.other_sync == pytest.approx(scores.speaker_sync)
+    assert scores.other_opening == pytest.approx(1)
+
+
+def test_a_late_speaker_is_found(pair: PairClip) -> None:
+    late = torch.cat((pair.frames_CTHW[:, :1].expand(-1, 2, -1, -1), pair.frames_CTHW[:, :-2]), 1)
+    scores = score_turn(0, "right", pair, late)
+    assert scores.speaker_lag_frames == 2
+    assert scores.speaker_sync > 0.9
+
+
+@pytest.mark.parametrize(("seed", "num_pairs"), [(0, 0), (-1, 3)])
+def test_pairs_that_cannot_be_drawn_are_refused(seed: int, num_pairs: int) -> None:
+    with pytest.raises(RequestError, match=f"got {num_pairs} pairs and seed {seed}"):
+        draw_turns(seed, num_pairs, 9)

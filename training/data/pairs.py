@@ -1,0 +1,82 @@
+"""Two avatars side by side, of whom each has a voice: the two-speaker variant of the set.
+
+In: a split, a seed and who speaks when. Out: one wide picture and what each half says. It is
+separate because only what several speakers need is here.
+
+Axes: C channels, T video frames, H height, W width, S audio samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from training.data.mouth import FPS
+from training.data.speech import draw_speech
+from training.data.synthetic import SAMPLES_PER_FRAME, SyntheticClip, film
+from turbotalk_core.errors import RequestError
+
+Turns = Literal["left", "right", "both", "in turn"]
+TURNS: tuple[str, ...] = get_args(Turns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairClip:
+    """Two avatars in one picture.
+
+    Attributes:
+        frames_CTHW: float32 in [-1, 1], twice as wide as high; the left avatar's picture beside the
+            right one's.
+        clips: of the left and of the right avatar alone, each with its own voice and mouth.
+    """
+
+    frames_CTHW: Tensor
+    clips: tuple[SyntheticClip, SyntheticClip]
+
+
+def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
+    """Draw two avatars.
+
+    Args:
+        split: `train` or `heldout`.
+        seed: 0 or more; the avatars are those of seeds 2 * seed and 2 * seed + 1.
+        num_frames: at least 2, at 25 frames a second.
+        turns: who speaks: `left`, `right`, `both` all along, or `in turn`, the left one in the
+            first half and the right one in the second.
+
+    Returns:
+        The same pair for the same arguments.
+
+    Raises:
+        MissingToolError: espeak-ng is not installed.
+        RequestError: an unknown split or way to speak, a negative seed or too few frames.
+    """
+    if turns not in TURNS or num_frames < 2:
+        raise RequestError(
+            f"got {num_frames} frames and turns {turns!r}; ask for at least 2 frames and one of "
+            f"{', '.join(TURNS)}"
+        )
+    half = num_frames // 2 * SAMPLES_PER_FRAME
+    spans = {
+        "left": (slice(None), slice(0)),
+        "right": (slice(0), slice(None)),
+        "both": (slice(None), slice(None)),
+        "in turn": (slice(half), slice(half, None)),
+    }
+    left, right = (
+        film(split, number, _speak_within(split, number, num_frames, span))[0]
+        for number, span in zip((2 * seed, 2 * seed + 1), spans[turns], strict=True)
+    )
+    return PairClip(
+        frames_CTHW=torch.cat((left.frames_CTHW, right.frames_CTHW), 3), clips=(left, right)
+    )
+
+
+def _speak_within(split: str, seed: int, num_frames: int, span: slice) -> Tensor:
+    """Give a voice that is silent outside a span of its samples."""
+    voice_S = torch.zeros(num_frames * SAMPLES_PER_FRAME)
+    voice_S[span] = draw_speech(split, seed, num_frames / FPS)[span]
+    return voice_S

@@ -1,0 +1,211 @@
+"""Does the right mouth move? Two avatars in one picture, of whom one speaks.
+
+    python -m training.evaluate_pairs --weights models --pairs 6 --seed 1 --json FILE
+
+Each pair is two held-out avatars side by side. One of them has a held-out utterance, the other is
+silent; who is who alternates. The models get the picture, both voices and a region for each, and
+both mouths are read from the generated pixels and compared with the one voice.
+
+Axes: C channels, T video frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data.mouth import estimate_aperture, sync
+from training.data.pairs import PairClip, draw_pair
+from training.data.synthetic import make_sheet
+from training.evaluate import (
+    DITS,
+    MIN_MOUTH_STD,
+    SEED_STRIDE,
+    SPLIT,
+    collect_frames,
+    load_family,
+)
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.errors import RequestError, TurboTalkError
+from turbotalk_core.pipeline import Models, generate
+from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.regions import fit_regions, halve_picture
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.types import Waveform
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("left", "right")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnScores:
+    """What was measured on one pair.
+
+    Attributes:
+        pair_seed: of the two avatars and the utterance.
+        speaker: ``left`` or ``right``.
+        speaker_sync: correlation of the speaker's mouth with the true curve, at the best lag.
+        speaker_lag_frames: that lag.
+        other_sync: correlation of the other mouth with the same curve at the same lag.
+        other_opening: how much the other mouth moves, relative to the speaker's: standard
+            deviations of what is read from the pixels.
+    """
+
+    pair_seed: int
+    speaker: str
+    speaker_sync: float
+    speaker_lag_frames: int
+    other_sync: float
+    other_opening: float
+
+
+def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, str, PairClip]]:
+    """Draw held-out pairs, leaving out those whose speaker hardly speaks.
+
+    Args:
+        seed: any, 0 or more; the same seed gives the same pairs.
+        num_pairs: how many, at least 1.
+        num_frames: of each clip.
+
+    Returns:
+        Seed, side of the speaker and true render of each.
+
+    Raises:
+        RequestError: no pair, or a negative seed.
+        MissingToolError: espeak-ng is not installed.
+    """
+    if num_pairs < 1 or seed < 0:
+        raise RequestError(
+            f"got {num_pairs} pairs and seed {seed}; ask for at least one pair, and a seed from 0"
+        )
+    turns: list[tuple[int, str, PairClip]] = []
+    pair_seed = seed * SEED_STRIDE
+    while len(turns) < num_pairs:
+        place = len(turns) % 2
+        pair = draw_pair(SPLIT, pair_seed, num_frames, SIDES[place])
+        if pair.clips[place].mouth.aperture_T.std() >= MIN_MOUTH_STD:
+            turns.append((pair_seed, SIDES[place], pair))
+        pair_seed += 1
+    return turns
+
+
+@torch.no_grad()
+def generate_pair(
+    pair: PairClip, request: TalkRequest, models: Models, encoder: AudioEncoder
+) -> Tensor:
+    """Make a clip of two speakers from the first picture and the voices of a true one.
+
+    Args:
+        pair: the true one.
+        request: all settings; the size is the pair's.
+        models: the networks.
+        encoder: the audio encoder.
+
+    Returns:
+        Frames [3, T, H, W], rounded to 8 bits as in a file, in [-1, 1].
+    """
+    height, width = pair.frames_CTHW.shape[2:]
+    request = replace(request, height=height, width=width)
+    voices = [
+        encode_speech(
+            Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate),
+            encoder,
+            normalizes_loudness=request.normalizes_loudness,
+        )
+        for clip in pair.clips
+    ]
+    regions_PHW = fit_regions(halve_picture((height, width)), height, width)
+    reference = pair.frames_CTHW[:, 0].unsqueeze(0)
+    return collect_frames(generate(request, reference, voices, models, regions_PHW=regions_PHW))
+
+
+def score_turn(pair_seed: int, speaker: str, pair: PairClip, frames_CTHW: Tensor) -> TurnScores:
+    """Measure whose mouth moves.
+
+    Args:
+        pair_seed: kept in the result.
+        speaker: ``left`` or ``right``.
+        pair: the true one.
+        frames_CTHW: the generated one, in [-1, 1].
+
+    Returns:
+        Its scores.
+    """
+    place = SIDES.index(speaker)
+    true_T = pair.clips[place].mouth.aperture_T
+    halves = frames_CTHW.chunk(2, dim=3)
+    speaker_T, other_T = (estimate_aperture(halves[side]) for side in (place, 1 - place))
+    correlation, lag = sync(speaker_T, true_T)
+    # The other mouth is asked at the lag of the speaker's: the best of many would flatter noise.
+    shifted_T = true_T.roll(lag)
+    return TurnScores(
+        pair_seed=pair_seed,
+        speaker=speaker,
+        speaker_sync=correlation,
+        speaker_lag_frames=lag,
+        other_sync=sync(other_T, shifted_T, max_lag=0)[0],
+        other_opening=float(other_T.std() / speaker_T.std()),
+    )
+
+
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate_pairs", description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="models folder")
+    parser.add_argument("--model", choices=DITS, default="teacher")
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--frames", type=int, default=81, help="length of each clip")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
+    parser.add_argument("--json", type=Path, help="file for summary and pairs")
+    parser.add_argument("--sheet", type=Path, help="PNG: each pair's true and generated frames")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    try:
+        report = _evaluate(arguments)
+    except TurboTalkError as error:
+        logger.error("%s", error)
+        return 2
+    for name, value in report["summary"].items():
+        logger.info("%-24s %8.4f", name, value)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict:
+    request, models, encoder = load_family(arguments.weights, arguments.model)
+    request = replace(request, seed=arguments.seed)
+    scores: list[TurnScores] = []
+    rows: list[Tensor] = []
+    turns = draw_turns(arguments.seed, arguments.pairs, arguments.frames)
+    for pair_seed, speaker, pair in tqdm(turns, desc="pairs", mininterval=10):
+        frames = generate_pair(pair, request, models, encoder)
+        scores.append(score_turn(pair_seed, speaker, pair, frames))
+        rows += [pair.frames_CTHW, frames]
+    if arguments.sheet:
+        columns = 1 + (arguments.frames - 1) // 16
+        Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)
+    names = ("speaker_sync", "other_sync", "other_opening")
+    return {
+        "settings": {"model": arguments.model, "frames": arguments.frames, **asdict(request)},
+        "summary": {name: float(np.mean([getattr(s, name) for s in scores])) for name in names},
+        "pairs": [asdict(score) for score in scores],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
