@@ -123,6 +123,8 @@ def test_the_api_workflow_from_queue_to_file(talk):
     pictures = [event["data"] for event in events if event["type"] == "preview"]
     assert [picture["node"] for picture in pictures] == [SAMPLER] * len(plan.chunks)
     assert Image.open(io.BytesIO(pictures[0]["bytes"])).size == (128, 128)
+    texts = [event["data"] for event in events if event["type"] == "text"]
+    assert texts == [{"node": SAMPLER, "text": f"the settings fit {TEACHER}"}]
 
 
 def test_the_ui_workflow_is_the_api_workflow(talk):
