@@ -14,7 +14,7 @@ from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 SEED = 5
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.25, 0.0])
 CHUNK_FRAMES, MOTION_FRAMES = 21, 5
-NUM_LATENT_FRAMES, NUM_MOTION_LATENTS = 6, 2
+NUM_LATENT_FRAMES = 6  # of a chunk
 
 
 def noise(*shape, seed=0):
@@ -52,7 +52,6 @@ def prompts():
 @pytest.fixture
 def our_latents(host, monkeypatch, part, released, heard, picture, prompts, run_node):
     """What our sampler decodes, chunk by chunk, and the frames that it gets."""
-
     types = part("turbotalk_core.types")
 
     def make(layers=heard, **settings):
