@@ -21,16 +21,20 @@ from training.draws import Draws
 from training.engine import Engine
 from training.losses import dmd_direction, dmd_loss, flow_loss, free_mean
 from training.methods.method import (
+    Count,
     Learning,
+    Positive,
     RoleSpec,
+    Share,
     Update,
+    Weight,
     choose_context,
     describe_latents,
     draw_noise,
 )
 from training.networks import predict_denoised
 from training.rollout import approach, draw_exit, finish
-from training.timesteps import draw_sigmas, even_timesteps, to_sigmas
+from training.timesteps import choose_timesteps, draw_sigmas, to_sigmas
 from turbotalk_core.sampling.convert import denoised_from_velocity
 from turbotalk_core.sampling.guidance import guide
 
@@ -64,16 +68,16 @@ class Dmd:
 
     student: Learning = Learning(learning_rate=4e-7)
     fake_score: Learning = Learning(learning_rate=2e-6)
-    num_steps: int = 4
+    num_steps: Count = 4
     timesteps: tuple[float, ...] | None = None
-    shift: float = 5.0
-    student_every: int = 5
-    guidance_scale: float = 5.0
-    audio_guidance_scale: float = 4.0
-    score_shift: float = 5.0
-    lowest_score_sigma: float = 0.02
-    highest_score_sigma: float = 0.98
-    context_share: float = 0.5
+    shift: Positive = 5.0
+    student_every: Count = 5
+    guidance_scale: Weight = 5.0
+    audio_guidance_scale: Weight = 4.0
+    score_shift: Positive = 5.0
+    lowest_score_sigma: Share = 0.02
+    highest_score_sigma: Share = 0.98
+    context_share: Share = 0.5
 
     def __post_init__(self) -> None:
         self.sigmas()
@@ -87,7 +91,7 @@ class Dmd:
         Raises:
             ScheduleError: no step, or timesteps or a shift that make no schedule.
         """
-        return to_sigmas(self.timesteps or even_timesteps(self.num_steps), self.shift)
+        return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
 
     def roles(self) -> dict[str, RoleSpec]:
         """Name the networks it needs: student and fake score, and the teacher, frozen."""
@@ -168,9 +172,7 @@ class Dmd:
         log["dmd_loss"] = loss.detach()
         return loss
 
-    def _ask_teacher(
-        self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch
-    ) -> Tensor:
+    def _ask_teacher(self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch) -> Tensor:
         def predict(reads: bool, hears: bool) -> Tensor:
             return teacher.module(noisy, sigma_B, batch, hears=hears, reads=reads)
 

@@ -20,7 +20,9 @@ from training.engine import Engine
 from training.losses import flow_loss
 from training.methods.method import (
     Learning,
+    Positive,
     RoleSpec,
+    Share,
     Update,
     choose_context,
     describe_latents,
@@ -43,10 +45,10 @@ class FlowMatching:
     """
 
     teacher: Learning = Learning(learning_rate=1e-5, betas=(0.9, 0.999))
-    shift: float = 7.0
-    audio_dropout: float = 0.1
-    text_dropout: float = 0.1
-    context_share: float = 0.5
+    shift: Positive = 7.0
+    audio_dropout: Share = 0.1
+    text_dropout: Share = 0.1
+    context_share: Share = 0.5
 
     def roles(self) -> dict[str, RoleSpec]:
         """Name the networks it needs: the teacher."""
