@@ -36,10 +36,8 @@ from training.methods.method import (
     Natural,
     Positive,
     RoleSpec,
-    Share,
     Update,
     Weight,
-    choose_context,
     describe_latents,
     draw_noise,
 )
@@ -95,8 +93,6 @@ class Adversarial:
             do; else they are scored clean, as APT does [inferred].
         memory_light: the discriminator's loss is backpropagated one sample at a time, for one
             more call of each; the gradient is the same.
-        context_share: share of the steps whose chunks all go on from 9 context frames; in the
-            others it is as the data has it [read: TurboTalk: half].
     """
 
     student: Learning = Learning(learning_rate=4e-7)
@@ -117,7 +113,6 @@ class Adversarial:
     discriminator_shift: Positive = 1.0
     scores_noisy: bool = False
     memory_light: bool = True
-    context_share: Share = 0.5
 
     def __post_init__(self) -> None:
         trains = self.discriminator.trains
@@ -196,7 +191,6 @@ class Adversarial:
         Yields:
             The updates.
         """
-        batch = choose_context(batch, self.context_share, draws.shared("context"))
         last_timestep = self.draw_timestep(step, draws.shared("last timestep"))
         sigmas = self.sigmas(last_timestep)
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))

@@ -28,7 +28,6 @@ from training.methods.method import (
     Share,
     Update,
     Weight,
-    choose_context,
     describe_latents,
     draw_noise,
 )
@@ -62,8 +61,6 @@ class Dmd:
         score_shift: of the noise levels at which the two scores are compared.
         lowest_score_sigma: they are clamped to this and
         highest_score_sigma: this [read: Self-Forcing].
-        context_share: share of the steps whose chunks all go on from 9 context frames; in the
-            others it is as the data has it [read: TurboTalk: half].
     """
 
     student: Learning = Learning(learning_rate=4e-7)
@@ -77,7 +74,6 @@ class Dmd:
     score_shift: Positive = 5.0
     lowest_score_sigma: Share = 0.02
     highest_score_sigma: Share = 0.98
-    context_share: Share = 0.5
 
     def __post_init__(self) -> None:
         self.sigmas()
@@ -115,7 +111,6 @@ class Dmd:
         Yields:
             The updates.
         """
-        batch = choose_context(batch, self.context_share, draws.shared("context"))
         sigmas = self.sigmas()
         last = draw_exit(len(sigmas), draws.shared("exit step"))
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))

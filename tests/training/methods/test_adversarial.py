@@ -25,7 +25,7 @@ from training.timesteps import even_timesteps, to_sigmas
 from turbotalk_core.errors import RecipeError, ScheduleError
 
 LORA = Learning(trains="lora", learning_rate=1e-3, rank=2, alpha=2)
-METHOD = Adversarial(num_steps=2, discriminator=LORA, context_share=0.0, warmup="off")
+METHOD = Adversarial(num_steps=2, discriminator=LORA, warmup="off")
 FROZEN_COPY = replace(METHOD, four_step="frozen", discriminator=Learning(learning_rate=1e-3))
 
 
@@ -376,7 +376,6 @@ def test_a_student_comes_to_the_real_samples(loss: Any) -> None:
         warmup="off",
         self_compare_weight=0.0,
         penalty_weight=0.1,
-        context_share=0.0,
     )
     settings = EngineSettings(learning_rate=0.05, betas=(0.0, 0.9))
     engines = {

@@ -21,7 +21,7 @@ from training.networks import TalkingModel, predict_denoised
 from training.rollout import approach, draw_exit, finish
 from turbotalk_core.errors import ScheduleError
 
-METHOD = Dmd(student_every=1, context_share=0.0)
+METHOD = Dmd(student_every=1)
 
 
 def _state(engine: PlainEngine) -> dict[str, Tensor]:

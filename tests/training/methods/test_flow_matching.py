@@ -16,7 +16,7 @@ from training.methods.flow_matching import FlowMatching
 from training.methods.method import Learning
 from training.networks import TalkingModel
 
-METHOD = FlowMatching(context_share=0.0)
+METHOD = FlowMatching()
 
 
 def _listen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -78,14 +78,6 @@ def test_voice_and_text_are_dropped_apart(monkeypatch: pytest.MonkeyPatch) -> No
     take_step(method, make_engines(method), make_batch(200), steps_optimizers=False)
     both = (calls[0]["hears"] & calls[0]["reads"]).float().mean().item()
     assert both == pytest.approx(0.25, abs=0.1)
-
-
-def test_chunks_go_on_from_nine_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = _listen(monkeypatch)
-    method = replace(METHOD, context_share=1.0)
-    batch = make_batch(num_pinned=(1,))
-    take_step(method, make_engines(method), batch, steps_optimizers=False)
-    assert calls[0]["batch"].pinned_BF.sum(1).tolist() == [3, 3]
 
 
 def test_the_loss_is_that_of_a_perfect_network_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

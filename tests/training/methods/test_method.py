@@ -12,7 +12,6 @@ from training.lora import list_adapters
 from training.methods.method import (
     Learning,
     RoleSpec,
-    choose_context,
     describe_latents,
     draw_noise,
     prepare_role,
@@ -79,19 +78,6 @@ def test_a_student_that_learnt_by_lora_goes_on_with_what_it_learnt() -> None:
 def test_a_network_that_is_no_talking_model_is_refused(network: nn.Module) -> None:
     with pytest.raises(MismatchError, match=f"got a {type(network).__name__} for a role"):
         prepare_role(RoleSpec(begins_with="teacher"), network)
-
-
-def test_all_ranks_go_on_from_context_frames_in_the_same_half_of_the_steps() -> None:
-    batch = make_batch(num_pinned=(1,))
-    went_on = 0
-    for step in range(200):
-        chosen = {
-            int(choose_context(batch, 0.5, Draws(0, step, slot).shared("context")).pinned_BF.sum())
-            for slot in range(4)
-        }
-        assert len(chosen) == 1
-        went_on += chosen == {2 * 3}
-    assert 80 < went_on < 120
 
 
 def test_a_still_video_has_no_motion_energy() -> None:
