@@ -78,6 +78,11 @@ class Batch:
         """1 where a latent frame is to be made, 0 where it is given; float32."""
         return (~self.pinned_BF).float()[:, None, :, None, None]
 
+    @property
+    def has_text(self) -> bool:
+        """Whether a network that does not read the text is told anything else."""
+        return self.text_BND is not None or self.null_text_BND is not None
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Move to a device.
 

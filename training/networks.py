@@ -6,7 +6,7 @@ layers, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ class TalkingModel(nn.Module):
 
 
 def predict_denoised(
-    model: nn.Module, noisy_BCFHW: Tensor, sigma_B: Tensor, batch: Batch
+    model: Callable[..., Tensor], noisy_BCFHW: Tensor, sigma_B: Tensor, batch: Batch
 ) -> Tensor:
     """Predict clean latents, noisy - sigma * velocity, with the given frames put in.
 
