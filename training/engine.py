@@ -89,6 +89,9 @@ class Engine(Protocol):
 
         Args:
             factor: share of the peak learning rate.
+
+        Returns:
+            What it was.
         """
         ...
 

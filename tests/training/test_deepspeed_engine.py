@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing import ProcessExitedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from tests.training.toy import ToyBatch, ToyBatches, ToyMethod, make_recipe, make_trainer
 from training import ranks
 from training.checkpoint import read_weights
 from training.engine import Engine, EngineSettings, PlainEngine
+from training.log import read_log
 from training.recipe import EngineChoice
-from training.trainer import read_log
 from turbotalk_core.errors import TurboTalkError
 
 KILL_AT = 3  # the step that two processes do not survive; they have a checkpoint of step 2
@@ -37,11 +37,11 @@ pytestmark = pytest.mark.slow
 class KillingBatches(ToyBatches):
     """Samples that cost the process its life at one step."""
 
-    def batch(self, seed: int, step: int, slot: int, num_slots: int, size: int) -> ToyBatch:
-        """Draw the samples of a micro-batch, or die."""
+    def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
+        """Draw the samples of a step, or die."""
         if step == KILL_AT:
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().batch(seed, step, slot, num_slots, size)
+        return super().draw(seed, step, start, size)
 
 
 def _start(rank: int, world_size: int, port: int) -> torch.device:

@@ -8,6 +8,7 @@ shared by all.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,9 @@ class Net(nn.Module):
         x = nn.functional.linear(x.to(self.enter.weight.dtype), self.enter.weight, self.enter.bias)
         for block in self.blocks:
             if self.uses_checkpointing and torch.is_grad_enabled():
-                x = x + checkpoint(block, x, use_reentrant=False)
+                recomputed = checkpoint(block, x, use_reentrant=False)
+                assert isinstance(recomputed, Tensor)
+                x = x + recomputed
             else:
                 x = x + block(x)
         return self.leave(x).float()
@@ -73,11 +76,18 @@ class ToyBatch:
 class ToyBatches:
     """Samples that follow from seed, step and slot."""
 
-    def batch(self, seed: int, step: int, slot: int, num_slots: int, size: int) -> ToyBatch:
-        """Draw the samples of a micro-batch: as many as the slots have, one after the other."""
-        del num_slots
+    def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
+        """Draw the samples of a step, of which a micro-batch has some."""
         generator = torch.Generator().manual_seed(seed + 1000 * step)
-        return ToyBatch(x=torch.randn(64, WIDTH, generator=generator)[slot * size :][:size])
+        return ToyBatch(x=torch.randn(64, WIDTH, generator=generator)[start : start + size])
+
+    def stream(
+        self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
+    ) -> Iterator[ToyBatch]:
+        """Draw the samples of a micro-batch at each step."""
+        assert rank < world_size
+        for step in itertools.count(first_step):
+            yield self.draw(seed, step, rank * size, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +176,7 @@ def make_recipe(**changes: Any) -> Recipe:
         "batch": BatchShape(size=3, count=2),
         "engine": EngineChoice(clip_norm=0.5),
         "rate": RateSchedule(num_warmup_steps=3),
-        "average": AverageChoice(decay=0.8, start=1),
+        "average": AverageChoice(roles=("generator",), decay=0.8, start=1),
         "checkpoints": CheckpointChoice(every=2, keep=2),
         "guard": GuardSettings(),
         "phases": {"first": Phase(method="toy", steps=5), "second": Phase(method="toy", steps=3)},

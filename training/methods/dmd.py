@@ -168,9 +168,7 @@ class Dmd:
         log["dmd_loss"] = loss.detach()
         return loss
 
-    def _ask_teacher(
-        self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch
-    ) -> Tensor:
+    def _ask_teacher(self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch) -> Tensor:
         def predict(reads: bool, hears: bool) -> Tensor:
             return teacher.module(noisy, sigma_B, batch, hears=hears, reads=reads)
 
