@@ -1,6 +1,8 @@
 """Chunks to learn from, and what the networks are told about them: what a training step is given.
 
-Separate because the data side makes them, every method reads them, and neither knows the other.
+Separate because the data side makes them, every method reads them, and neither knows the other. How
+many latent frames are given is the data's to say: one where a video begins, three, of 9 context
+frames, where it goes on; TurboTalk has half of each.
 
 Axes: B batch, C channels, F latent frames, H height, W width, P voices or speakers and last the
 background, K window, L encoder layers, N tokens, D width.
@@ -8,7 +10,7 @@ background, K window, L encoder layers, N tokens, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -132,16 +134,3 @@ class Batch:
         """
         sigma = sigma_B.view(-1, 1, 1, 1, 1)
         return self.pin(add_noise(latents_BCFHW, noise_BCFHW, sigma))
-
-    def with_context(self, num_latents: int = CONTEXT_LATENTS) -> Batch:
-        """Give at least so many of the first latent frames clean: a chunk that goes on.
-
-        Args:
-            num_latents: 3 are 9 context frames.
-
-        Returns:
-            The same chunks with more of them pinned.
-        """
-        frames = self.pinned_BF.shape[1]
-        beginning_F = torch.arange(frames, device=self.pinned_BF.device) < num_latents
-        return replace(self, pinned_BF=self.pinned_BF | beginning_F)

@@ -38,6 +38,29 @@ def even_timesteps(num_steps: int) -> tuple[float, ...]:
     return tuple(1000 * (1 - i / num_steps) for i in range(num_steps))
 
 
+def choose_timesteps(num_steps: int, timesteps: Sequence[float] | None) -> tuple[float, ...]:
+    """Give the schedule of a student: a list of one's own, or even parts of 1000.
+
+    Args:
+        num_steps: of the student.
+        timesteps: before the shift, or None.
+
+    Returns:
+        The timesteps, as many as there are steps.
+
+    Raises:
+        ScheduleError: a list of another length, or no step.
+    """
+    if timesteps is None:
+        return even_timesteps(num_steps)
+    if len(timesteps) != num_steps:
+        raise ScheduleError(
+            f"got {num_steps} steps and {len(timesteps)} timesteps, {tuple(timesteps)}; give as "
+            "many timesteps as steps"
+        )
+    return tuple(timesteps)
+
+
 def to_sigmas(timesteps: Sequence[float], shift: float) -> list[float]:
     """Turn timesteps into noise levels.
 

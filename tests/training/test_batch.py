@@ -33,12 +33,6 @@ def test_noise_goes_where_latents_are_to_be_made() -> None:
     torch.testing.assert_close(noisy[1, :, 3:], expected)
 
 
-def test_context_only_adds_pins() -> None:
-    batch = make_batch(num_pinned=(1, 3))
-    assert batch.with_context().pinned_BF.sum(1).tolist() == [3, 3]
-    assert batch.with_context(2).pinned_BF.sum(1).tolist() == [2, 3]
-
-
 def test_on_a_device_latents_stay_in_float32() -> None:
     batch = make_batch().to("cpu", torch.bfloat16)
     assert batch.latents_BCFHW.dtype == torch.float32

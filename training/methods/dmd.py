@@ -21,16 +21,19 @@ from training.draws import Draws
 from training.engine import Engine
 from training.losses import dmd_direction, dmd_loss, flow_loss, free_mean
 from training.methods.method import (
+    Count,
     Learning,
+    Positive,
     RoleSpec,
+    Share,
     Update,
-    choose_context,
+    Weight,
     describe_latents,
     draw_noise,
 )
 from training.networks import predict_denoised
 from training.rollout import approach, draw_exit, finish
-from training.timesteps import draw_sigmas, even_timesteps, to_sigmas
+from training.timesteps import choose_timesteps, draw_sigmas, to_sigmas
 from turbotalk_core.sampling.convert import denoised_from_velocity
 from turbotalk_core.sampling.guidance import guide
 
@@ -58,22 +61,19 @@ class Dmd:
         score_shift: of the noise levels at which the two scores are compared.
         lowest_score_sigma: they are clamped to this and
         highest_score_sigma: this [read: Self-Forcing].
-        context_share: share of the steps whose chunks all go on from 9 context frames; in the
-            others it is as the data has it [read: TurboTalk: half].
     """
 
     student: Learning = Learning(learning_rate=4e-7)
     fake_score: Learning = Learning(learning_rate=2e-6)
-    num_steps: int = 4
+    num_steps: Count = 4
     timesteps: tuple[float, ...] | None = None
-    shift: float = 5.0
-    student_every: int = 5
-    guidance_scale: float = 5.0
-    audio_guidance_scale: float = 4.0
-    score_shift: float = 5.0
-    lowest_score_sigma: float = 0.02
-    highest_score_sigma: float = 0.98
-    context_share: float = 0.5
+    shift: Positive = 5.0
+    student_every: Count = 5
+    guidance_scale: Weight = 5.0
+    audio_guidance_scale: Weight = 4.0
+    score_shift: Positive = 5.0
+    lowest_score_sigma: Share = 0.02
+    highest_score_sigma: Share = 0.98
 
     def __post_init__(self) -> None:
         self.sigmas()
@@ -87,7 +87,7 @@ class Dmd:
         Raises:
             ScheduleError: no step, or timesteps or a shift that make no schedule.
         """
-        return to_sigmas(self.timesteps or even_timesteps(self.num_steps), self.shift)
+        return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
 
     def roles(self) -> dict[str, RoleSpec]:
         """Name the networks it needs: student and fake score, and the teacher, frozen."""
@@ -111,7 +111,6 @@ class Dmd:
         Yields:
             The updates.
         """
-        batch = choose_context(batch, self.context_share, draws.shared("context"))
         sigmas = self.sigmas()
         last = draw_exit(len(sigmas), draws.shared("exit step"))
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))

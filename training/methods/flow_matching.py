@@ -20,9 +20,10 @@ from training.engine import Engine
 from training.losses import flow_loss
 from training.methods.method import (
     Learning,
+    Positive,
     RoleSpec,
+    Share,
     Update,
-    choose_context,
     describe_latents,
     draw_noise,
 )
@@ -38,15 +39,12 @@ class FlowMatching:
         shift: of the noise levels; more of them near 1 as it grows.
         audio_dropout: share of chunks that hear nothing.
         text_dropout: share of chunks that read the null text, drawn apart.
-        context_share: share of the steps whose chunks all go on from 9 context frames; in the
-            others it is as the data has it.
     """
 
     teacher: Learning = Learning(learning_rate=1e-5, betas=(0.9, 0.999))
-    shift: float = 7.0
-    audio_dropout: float = 0.1
-    text_dropout: float = 0.1
-    context_share: float = 0.5
+    shift: Positive = 7.0
+    audio_dropout: Share = 0.1
+    text_dropout: Share = 0.1
 
     def roles(self) -> dict[str, RoleSpec]:
         """Name the networks it needs: the teacher."""
@@ -66,7 +64,6 @@ class FlowMatching:
         Yields:
             The update.
         """
-        batch = choose_context(batch, self.context_share, draws.shared("context"))
         log: dict[str, Tensor] = {}
 
         def loss() -> Tensor:

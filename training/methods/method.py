@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from training.batch import Batch
+from training.draws import Draws
+from training.engine import Engine
 from training.lora import add_adapters, list_adapters, merge_adapters
 from training.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import MismatchError
 
-if TYPE_CHECKING:
-    from training.draws import Draws
-    from training.engine import Engine
-
 Trains = Literal["full", "lora", "frozen"]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Weight = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +43,11 @@ class Learning:
     """
 
     trains: Trains = "full"
-    learning_rate: float
+    learning_rate: Weight
     betas: tuple[float, float] = (0.0, 0.999)
-    weight_decay: float = 0.01
-    rank: int = 64
-    alpha: float = 64.0
+    weight_decay: Weight = 0.01
+    rank: Count = 64
+    alpha: Positive = 64.0
 
 
 FROZEN = Learning(trains="frozen", learning_rate=0.0)
@@ -179,19 +183,3 @@ def draw_noise(latents_BCFHW: Tensor, generator: torch.Generator) -> Tensor:
     """
     noise = torch.randn(latents_BCFHW.shape, generator=generator, device=generator.device)
     return noise.to(latents_BCFHW.device)
-
-
-def choose_context(batch: Batch, share: float, generator: torch.Generator) -> Batch:
-    """Let the chunks of some steps go on from 9 context frames, whatever the data says.
-
-    Args:
-        batch: of chunks that begin, of which one latent frame is given, or go on.
-        share: of the steps, in [0, 1].
-        generator: the same on all ranks.
-
-    Returns:
-        The same chunks, as they are or with three latent frames given.
-
-    Source: TurboTalk [read: in half of the iterations].
-    """
-    return batch.with_context() if torch.rand((), generator=generator) < share else batch
