@@ -114,8 +114,9 @@ class DeepSpeedEngine:
                 "shards are no matrices; use it, or engine.kind: plain"
             )
         self.zero = zero
-        self._shapes = {name: list(weight.shape) for name, weight in module.state_dict().items()}
         self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._shapes = {name: list(weight.shape) for name, weight in self._trained.items()}
+        self._buffers = module.state_dict().keys() - dict(module.named_parameters()).keys()
         self._peak = settings.learning_rate
         self._average = None
         self._engine: Any = None
@@ -285,7 +286,7 @@ class DeepSpeedEngine:
                     gathered[name] = whole.detach().float().cpu().clone()
         if ranks.rank() == 0:
             buffers = dict(self.module.named_buffers())
-            gathered |= {n: b.float().cpu() for n, b in buffers.items() if n in self._shapes}
+            gathered |= {name: buffers[name].float().cpu() for name in self._buffers}
         return gathered
 
     def _gather(self, name: str, weight: nn.Parameter) -> Tensor:

@@ -148,7 +148,7 @@ class AverageChoice:
         start: updates of a role before it begins.
     """
 
-    roles: tuple[str, ...] = ("generator",)
+    roles: tuple[str, ...] = ("student", "teacher")
     decay: Annotated[float, Ge(0)] = 0.99
     start: Natural = 200
 
@@ -174,14 +174,15 @@ class Phase:
         method: by name.
         steps: of the loop; a step makes one update or several.
         settings: of the method, by its own names.
-        exports: settings that the generator's model files of this phase ship with; null writes
-            none.
+        exports: role whose model files are written when the phase ends; null writes none.
+        ships_with: settings kept in the metadata of these files, named as in a request.
     """
 
     method: str
     steps: Natural
     settings: Mapping[str, Any] = field(default_factory=dict)
-    exports: Mapping[str, Any] | None = None
+    exports: str | None = None
+    ships_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +232,8 @@ class Recipe:
         for key in ("num_ranks", "zero_stage", "offload", "recomputes", "timeout_seconds"):
             del plain["engine"][key]
         for phase in plain["phases"].values():
-            del phase["exports"], phase["steps"]
+            for key in ("exports", "ships_with", "steps"):
+                del phase[key]
         for name, source in plain["weights"].items():
             plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
