@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from training.engine import DTYPES
-from training.recipe import ClipShape, EngineChoice, Recipe
+from training.recipe import Activations, ClipShape, EngineChoice, Recipe
 from training.roles import RoleBuilder
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.audio_adapter import AudioProjection
@@ -74,33 +74,66 @@ class StateBytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationBytes:
-    """Bytes that autograd keeps of one forward pass of one chunk.
+class GraphBytes:
+    """Bytes that autograd keeps of one forward pass of one network.
 
     Attributes:
         inputs: of one block, which recomputation keeps.
-        block: of everything inside one block.
+        inside: of one block, all of it.
         rest: outside the blocks.
         num_layers: blocks.
     """
 
     inputs: int
-    block: int
+    inside: int
     rest: int
     num_layers: int
 
-    def total(self, *, recomputes: bool) -> int:
-        """Sum up a forward pass.
+    def kept(self, activations: Activations) -> int:
+        """Sum up what stays between the forward pass and the backward pass.
 
         Args:
-            recomputes: keep the inputs of all blocks and the inside of one.
+            activations: of the recipe; offloaded bytes are counted too.
 
         Returns:
             Bytes.
         """
-        if recomputes:
-            return self.rest + self.num_layers * self.inputs + self.block
-        return self.rest + self.num_layers * self.block
+        block = self.inside if activations == "keep" else self.inputs
+        return self.rest + self.num_layers * block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNeed:
+    """What the graphs that are alive at one time take.
+
+    Attributes:
+        device: bytes on the GPU.
+        cpu: bytes per GPU in the CPU's memory.
+    """
+
+    device: int
+    cpu: int
+
+
+def reckon_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
+    """Reckon what graphs take that are alive at one time.
+
+    While one block is computed again its inside is there, of all graphs only once.
+
+    Args:
+        graphs: of networks that are behind each other.
+        activations: of the recipe.
+
+    Returns:
+        Bytes.
+    """
+    kept = sum(graph.kept(activations) for graph in graphs)
+    inside = max((graph.inside for graph in graphs), default=0)
+    if activations == "keep":
+        return GraphNeed(device=kept, cpu=0)
+    if activations == "recompute":
+        return GraphNeed(device=kept + inside, cpu=0)
+    return GraphNeed(device=inside, cpu=kept)
 
 
 def count_parameters(network: nn.Module) -> Counts:
@@ -155,9 +188,9 @@ def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> St
     )
 
 
-def count_activations(
+def count_graph(
     model: WanModel, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
-) -> ActivationBytes:
+) -> GraphBytes:
     """Count what autograd keeps of a transformer's forward pass, on shapes alone.
 
     Blocks are alike, so a network of one and a network of two blocks tell a block from the rest.
@@ -181,9 +214,9 @@ def count_activations(
             hidden: dict[int, Tensor] = {}
             kept.append(count_saved(small, _make_call(small, num_audio_tokens, clip, size, hidden)))
         inputs = hidden[0].nbytes
-    block = kept[1] - kept[0]
-    return ActivationBytes(
-        inputs=inputs, block=block, rest=kept[0] - block, num_layers=model.config.num_layers
+    inside = kept[1] - kept[0]
+    return GraphBytes(
+        inputs=inputs, inside=inside, rest=kept[0] - inside, num_layers=model.config.num_layers
     )
 
 
@@ -296,7 +329,8 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
             f"{samples:,} samples"
         )
         done += phase.steps
-        total = activations = 0.0
+        total = 0.0
+        graphs: dict[str, GraphBytes] = {}
         for role, spec in methods[number].roles().items():
             network = builder.sketch(number, role)
             counts = count_parameters(network)
@@ -315,28 +349,36 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
             )
             yield f"    states {states.total / GIB:.2f} GiB per GPU: {parts}"
             if counts.trained:
-                one = _count_graph(network, clip, batch.size, engine.precision)
-                kept = one.total(recomputes=engine.recomputes)
-                activations += kept
-                yield f"    graph {kept / GIB:.2f} GiB: {_explain(one, engine.recomputes)}"
+                graphs[role] = _count_role_graph(network, clip, batch.size, engine.precision)
+                yield f"    graph {_explain(graphs[role], engine.activations)}"
+        # A student's graph goes on through the judge; any other is alone.
+        judged = any(spec.judges for spec in methods[number].roles().values())
+        together = [list(graphs.values())] if judged else [[graph] for graph in graphs.values()]
+        needs = [reckon_graphs(alive, engine.activations) for alive in together]
+        need = max(needs, key=lambda need: need.device + need.cpu)
         yield (
-            f"  per GPU: states {total / GIB:.2f} + graphs at most {activations / GIB:.2f} = "
-            f"{(total + activations) / GIB:.2f} GiB, without what kernels and messages take"
+            f"  per GPU: states {total / GIB:.2f} + {'graphs' if judged else 'largest graph'} "
+            f"{need.device / GIB:.2f} = {(total + need.device) / GIB:.2f} GiB, and "
+            f"{need.cpu / GIB:.2f} GiB in the CPU's memory; what kernels and messages take comes "
+            "on top"
         )
     yield ""
     yield f"{done} steps in {len(recipe.phases)} phases"
 
 
-def _count_graph(network: nn.Module, clip: ClipShape, size: int, precision: str) -> ActivationBytes:
+def _count_role_graph(network: nn.Module, clip: ClipShape, size: int, precision: str) -> GraphBytes:
     (dit,) = (part for part in network.modules() if isinstance(part, WanModel))
     (audio,) = (part for part in network.modules() if isinstance(part, AudioProjection))
-    return count_activations(dit, audio.config.num_tokens, clip, size, precision)
+    return count_graph(dit, audio.config.num_tokens, clip, size, precision)
 
 
-def _explain(one: ActivationBytes, recomputes: bool) -> str:
-    if recomputes:
-        return (
-            f"{one.num_layers} blocks' inputs of {one.inputs / GIB:.3f}, the inside of one block "
-            f"{one.block / GIB:.2f}, the rest {one.rest / GIB:.2f}"
-        )
-    return f"{one.num_layers} blocks of {one.block / GIB:.3f}, the rest {one.rest / GIB:.2f}"
+def _explain(graph: GraphBytes, activations: Activations) -> str:
+    inside, rest = f"{graph.inside / GIB:.2f}", f"{graph.rest / GIB:.2f}"
+    kept = f"{graph.kept(activations) / GIB:.2f} GiB"
+    if activations == "keep":
+        return f"{kept}: {graph.num_layers} blocks of {inside}, the rest {rest}"
+    place = " on the CPU" if activations == "offload" else ""
+    return (
+        f"{kept}{place}: inputs of {graph.num_layers} blocks of {graph.inputs / GIB:.3f}, the rest "
+        f"{rest}; and the inside of one block {inside}"
+    )

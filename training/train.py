@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from training.methods.adversarial import Adversarial
 
 from training import ranks
 from training.engine import DTYPES, Engine, EngineSettings, PlainEngine
 from training.memory import describe_run
+from training.methods.adversarial import Adversarial
 from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role

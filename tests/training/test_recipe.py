@@ -55,7 +55,10 @@ def test_changes_of_the_command_line_come_last(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("engine.zero_stag=3", r"engine.zero_stag is unknown; the nearest key is engine.zero_stage"),
+        (
+            "engine.zero_stag=3",
+            r"engine.zero_stag is unknown; the nearest key is engine.zero_stage",
+        ),
         ("sed=3", "sed is unknown; the nearest key is seed"),
         ("phases.dmd.stesp=3", "the nearest key is phases.dmd.steps"),
         ("weights.teacher.dut=a", "the nearest key is weights.teacher.dit"),
