@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from training.engine import DTYPES
+from training.engine import BUCKET_SIZE, DTYPES
 from training.recipe import Activations, ClipShape, EngineChoice, Recipe
 from training.roles import RoleBuilder
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.wan import TEXT_LENGTH, WanModel
+from turbotalk_core.model.wan import TEXT_LENGTH, WanConfig, WanModel
 
 if TYPE_CHECKING:
     from training.methods.method import Method
@@ -58,7 +59,7 @@ class StateBytes:
         gradients: of what is trained.
         optimizer: float32 copies and Adam's two moments.
         average: of the weights.
-        buffers: weights gathered while they are used, and gradients while they are stepped.
+        buffers: weights gathered while they are used, gradients while they are sent and stepped.
     """
 
     weights: float
@@ -178,25 +179,27 @@ def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> St
     is_away = zero > 0 and engine.offload != "none"
     weights = width * counts.all / by_weight
     gathered = width * (2 * counts.block + counts.outside) if zero == 3 else 0.0
+    sent = width * min(counts.trained, BUCKET_SIZE) if zero else 0.0
     stepped = 4 * min(shard, STEP_GROUP) if zero else 0.0
     return StateBytes(
         weights=0.0 if zero == 3 and engine.offload == "weights" else weights,
         gradients=0.0 if is_away and zero > 1 else width * counts.trained / by_gradient,
         optimizer=0.0 if is_away else (copy + 8) * shard,
         average=4 * shard if averages and not is_away else 0.0,
-        buffers=gathered + (0.0 if is_away else stepped),
+        buffers=gathered + sent + (0.0 if is_away else stepped),
     )
 
 
+@cache
 def count_graph(
-    model: WanModel, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
+    config: WanConfig, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
 ) -> GraphBytes:
     """Count what autograd keeps of a transformer's forward pass, on shapes alone.
 
     Blocks are alike, so a network of one and a network of two blocks tell a block from the rest.
 
     Args:
-        model: gives the sizes.
+        config: sizes of the transformer.
         num_audio_tokens: per latent frame.
         clip: what one sample is.
         size: samples at a time.
@@ -210,13 +213,13 @@ def count_graph(
     inputs = 0
     for num_layers in (1, 2):
         with torch.device("meta"):
-            small = WanModel(replace(model.config, num_layers=num_layers)).to(dtype)
+            small = WanModel(replace(config, num_layers=num_layers)).to(dtype)
             hidden: dict[int, Tensor] = {}
             kept.append(count_saved(small, _make_call(small, num_audio_tokens, clip, size, hidden)))
         inputs = hidden[0].nbytes
     inside = kept[1] - kept[0]
     return GraphBytes(
-        inputs=inputs, inside=inside, rest=kept[0] - inside, num_layers=model.config.num_layers
+        inputs=inputs, inside=inside, rest=kept[0] - inside, num_layers=config.num_layers
     )
 
 
@@ -369,7 +372,7 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
 def _count_role_graph(network: nn.Module, clip: ClipShape, size: int, precision: str) -> GraphBytes:
     (dit,) = (part for part in network.modules() if isinstance(part, WanModel))
     (audio,) = (part for part in network.modules() if isinstance(part, AudioProjection))
-    return count_graph(dit, audio.config.num_tokens, clip, size, precision)
+    return count_graph(dit.config, audio.config.num_tokens, clip, size, precision)
 
 
 def _explain(graph: GraphBytes, activations: Activations) -> str:

@@ -297,10 +297,11 @@ def store_recipe(recipe: Recipe, path: Path) -> None:
 
     Args:
         recipe: resolved.
-        path: a YAML file.
+        path: a YAML file; its folder is made where it does not exist.
     """
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
     partial = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
