@@ -343,7 +343,7 @@ def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> di
 
 
 def _announce_weights(module: nn.Module) -> None:
-    """Tell ZeRO 3 that a network and each of its repeated blocks use the weights of their parts.
+    """Tell ZeRO 3 that networks and each of their repeated blocks use the weights of their parts.
 
     The transformer computes with weights of its parts without calling the parts, to keep float32
     where the reference does; ZeRO 3 gathers weights for the part that is called.
@@ -356,7 +356,8 @@ def _announce_weights(module: nn.Module) -> None:
         for weight in block.parameters():
             deepspeed.zero.register_external_parameter(block, weight)
     for part in module.modules():
-        if any(isinstance(child, nn.ModuleList) for child in part.children()):
+        # A discriminator's backbone is called on its own, too: not the outermost network alone.
+        if any(True for _ in part.children()):
             for weight in part.parameters():
                 if id(weight) not in inside:
                     deepspeed.zero.register_external_parameter(part, weight)
