@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from training import ranks
 from training.engine import (
+    BUCKET_SIZE,
     DTYPES,
     Average,
     EngineSettings,
@@ -51,12 +52,12 @@ class ZeroSettings:
     Attributes:
         stage: what is divided: 1 the optimiser's states, 2 also gradients, 3 also weights.
         offload: what lies in the CPU's memory between its uses.
-        gather_bytes: largest message; the smaller, the less memory and the slower.
+        bucket_size: gradients that are sent at a time; the smaller, the less memory and the slower.
     """
 
     stage: Literal[1, 2, 3] = 3
     offload: Literal["none", "optimizer", "weights"] = "none"
-    gather_bytes: int = 500_000_000
+    bucket_size: int = BUCKET_SIZE
 
 
 def start_ranks(timeout_seconds: float) -> torch.device:
@@ -317,11 +318,11 @@ class DeepSpeedEngine:
 def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> dict[str, Any]:
     optimization: dict[str, Any] = {
         "stage": zero.stage,
-        "reduce_bucket_size": zero.gather_bytes,
+        "reduce_bucket_size": zero.bucket_size,
         "overlap_comm": zero.stage == 2,  # with any number of losses per step only there
     }
     if zero.stage == 3:
-        optimization |= {"stage3_prefetch_bucket_size": zero.gather_bytes // 10}
+        optimization |= {"stage3_prefetch_bucket_size": zero.bucket_size // 4}
     if zero.offload != "none":
         optimization["offload_optimizer"] = {"device": "cpu"}
     if zero.offload == "weights":

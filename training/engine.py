@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from training.optimization import Muon
 from turbotalk_core.errors import CheckpointError
 
+BUCKET_SIZE = 200_000_000  # gradients that DeepSpeed sends at a time
 Precision = Literal["float32", "bfloat16"]
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

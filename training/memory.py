@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from training.engine import DTYPES
-from training.recipe import ClipShape, EngineChoice, Recipe
+from training.engine import BUCKET_SIZE, DTYPES
+from training.recipe import Activations, ClipShape, EngineChoice, Recipe
 from training.roles import RoleBuilder
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.wan import TEXT_LENGTH, WanModel
+from turbotalk_core.model.wan import TEXT_LENGTH, WanConfig, WanModel
 
 if TYPE_CHECKING:
     from training.methods.method import Method
@@ -58,7 +59,7 @@ class StateBytes:
         gradients: of what is trained.
         optimizer: float32 copies and Adam's two moments.
         average: of the weights.
-        buffers: weights gathered while they are used, and gradients while they are stepped.
+        buffers: weights gathered while they are used, gradients while they are sent and stepped.
     """
 
     weights: float
@@ -74,33 +75,66 @@ class StateBytes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationBytes:
-    """Bytes that autograd keeps of one forward pass of one chunk.
+class GraphBytes:
+    """Bytes that autograd keeps of one forward pass of one network.
 
     Attributes:
         inputs: of one block, which recomputation keeps.
-        block: of everything inside one block.
+        inside: of one block, all of it.
         rest: outside the blocks.
         num_layers: blocks.
     """
 
     inputs: int
-    block: int
+    inside: int
     rest: int
     num_layers: int
 
-    def total(self, *, recomputes: bool) -> int:
-        """Sum up a forward pass.
+    def kept(self, activations: Activations) -> int:
+        """Sum up what stays between the forward pass and the backward pass.
 
         Args:
-            recomputes: keep the inputs of all blocks and the inside of one.
+            activations: of the recipe; offloaded bytes are counted too.
 
         Returns:
             Bytes.
         """
-        if recomputes:
-            return self.rest + self.num_layers * self.inputs + self.block
-        return self.rest + self.num_layers * self.block
+        block = self.inside if activations == "keep" else self.inputs
+        return self.rest + self.num_layers * block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNeed:
+    """What the graphs that are alive at one time take.
+
+    Attributes:
+        device: bytes on the GPU.
+        cpu: bytes per GPU in the CPU's memory.
+    """
+
+    device: int
+    cpu: int
+
+
+def reckon_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
+    """Reckon what graphs take that are alive at one time.
+
+    While one block is computed again its inside is there, of all graphs only once.
+
+    Args:
+        graphs: of networks that are behind each other.
+        activations: of the recipe.
+
+    Returns:
+        Bytes.
+    """
+    kept = sum(graph.kept(activations) for graph in graphs)
+    inside = max((graph.inside for graph in graphs), default=0)
+    if activations == "keep":
+        return GraphNeed(device=kept, cpu=0)
+    if activations == "recompute":
+        return GraphNeed(device=kept + inside, cpu=0)
+    return GraphNeed(device=inside, cpu=kept)
 
 
 def count_parameters(network: nn.Module) -> Counts:
@@ -145,25 +179,27 @@ def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> St
     is_away = zero > 0 and engine.offload != "none"
     weights = width * counts.all / by_weight
     gathered = width * (2 * counts.block + counts.outside) if zero == 3 else 0.0
+    sent = width * min(counts.trained, BUCKET_SIZE) if zero else 0.0
     stepped = 4 * min(shard, STEP_GROUP) if zero else 0.0
     return StateBytes(
         weights=0.0 if zero == 3 and engine.offload == "weights" else weights,
         gradients=0.0 if is_away and zero > 1 else width * counts.trained / by_gradient,
         optimizer=0.0 if is_away else (copy + 8) * shard,
         average=4 * shard if averages and not is_away else 0.0,
-        buffers=gathered + (0.0 if is_away else stepped),
+        buffers=gathered + sent + (0.0 if is_away else stepped),
     )
 
 
-def count_activations(
-    model: WanModel, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
-) -> ActivationBytes:
+@cache
+def count_graph(
+    config: WanConfig, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
+) -> GraphBytes:
     """Count what autograd keeps of a transformer's forward pass, on shapes alone.
 
     Blocks are alike, so a network of one and a network of two blocks tell a block from the rest.
 
     Args:
-        model: gives the sizes.
+        config: sizes of the transformer.
         num_audio_tokens: per latent frame.
         clip: what one sample is.
         size: samples at a time.
@@ -177,13 +213,13 @@ def count_activations(
     inputs = 0
     for num_layers in (1, 2):
         with torch.device("meta"):
-            small = WanModel(replace(model.config, num_layers=num_layers)).to(dtype)
+            small = WanModel(replace(config, num_layers=num_layers)).to(dtype)
             hidden: dict[int, Tensor] = {}
             kept.append(count_saved(small, _make_call(small, num_audio_tokens, clip, size, hidden)))
         inputs = hidden[0].nbytes
-    block = kept[1] - kept[0]
-    return ActivationBytes(
-        inputs=inputs, block=block, rest=kept[0] - block, num_layers=model.config.num_layers
+    inside = kept[1] - kept[0]
+    return GraphBytes(
+        inputs=inputs, inside=inside, rest=kept[0] - inside, num_layers=config.num_layers
     )
 
 
@@ -296,7 +332,8 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
             f"{samples:,} samples"
         )
         done += phase.steps
-        total = activations = 0.0
+        total = 0.0
+        graphs: dict[str, GraphBytes] = {}
         for role, spec in methods[number].roles().items():
             network = builder.sketch(number, role)
             counts = count_parameters(network)
@@ -315,28 +352,36 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
             )
             yield f"    states {states.total / GIB:.2f} GiB per GPU: {parts}"
             if counts.trained:
-                one = _count_graph(network, clip, batch.size, engine.precision)
-                kept = one.total(recomputes=engine.recomputes)
-                activations += kept
-                yield f"    graph {kept / GIB:.2f} GiB: {_explain(one, engine.recomputes)}"
+                graphs[role] = _count_role_graph(network, clip, batch.size, engine.precision)
+                yield f"    graph {_explain(graphs[role], engine.activations)}"
+        # A student's graph goes on through the judge; any other is alone.
+        judged = any(spec.judges for spec in methods[number].roles().values())
+        together = [list(graphs.values())] if judged else [[graph] for graph in graphs.values()]
+        needs = [reckon_graphs(alive, engine.activations) for alive in together]
+        need = max(needs, key=lambda need: need.device + need.cpu)
         yield (
-            f"  per GPU: states {total / GIB:.2f} + graphs at most {activations / GIB:.2f} = "
-            f"{(total + activations) / GIB:.2f} GiB, without what kernels and messages take"
+            f"  per GPU: states {total / GIB:.2f} + {'graphs' if judged else 'largest graph'} "
+            f"{need.device / GIB:.2f} = {(total + need.device) / GIB:.2f} GiB, and "
+            f"{need.cpu / GIB:.2f} GiB in the CPU's memory; what kernels and messages take comes "
+            "on top"
         )
     yield ""
     yield f"{done} steps in {len(recipe.phases)} phases"
 
 
-def _count_graph(network: nn.Module, clip: ClipShape, size: int, precision: str) -> ActivationBytes:
+def _count_role_graph(network: nn.Module, clip: ClipShape, size: int, precision: str) -> GraphBytes:
     (dit,) = (part for part in network.modules() if isinstance(part, WanModel))
     (audio,) = (part for part in network.modules() if isinstance(part, AudioProjection))
-    return count_activations(dit, audio.config.num_tokens, clip, size, precision)
+    return count_graph(dit.config, audio.config.num_tokens, clip, size, precision)
 
 
-def _explain(one: ActivationBytes, recomputes: bool) -> str:
-    if recomputes:
-        return (
-            f"{one.num_layers} blocks' inputs of {one.inputs / GIB:.3f}, the inside of one block "
-            f"{one.block / GIB:.2f}, the rest {one.rest / GIB:.2f}"
-        )
-    return f"{one.num_layers} blocks of {one.block / GIB:.3f}, the rest {one.rest / GIB:.2f}"
+def _explain(graph: GraphBytes, activations: Activations) -> str:
+    inside, rest = f"{graph.inside / GIB:.2f}", f"{graph.rest / GIB:.2f}"
+    kept = f"{graph.kept(activations) / GIB:.2f} GiB"
+    if activations == "keep":
+        return f"{kept}: {graph.num_layers} blocks of {inside}, the rest {rest}"
+    place = " on the CPU" if activations == "offload" else ""
+    return (
+        f"{kept}{place}: inputs of {graph.num_layers} blocks of {graph.inputs / GIB:.3f}, the rest "
+        f"{rest}; and the inside of one block {inside}"
+    )

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from training.methods.adversarial import Adversarial
 
 from training import ranks
 from training.engine import DTYPES, Engine, EngineSettings, PlainEngine
 from training.memory import describe_run
+from training.methods.adversarial import Adversarial
 from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
@@ -89,7 +89,8 @@ def make_methods(recipe: Recipe) -> list[Method]:
         As many methods as the recipe has phases.
 
     Raises:
-        RecipeError: no phase, an unknown method, or settings that it refuses.
+        RecipeError: no phase, an unknown method, settings that it refuses, or a role to export
+            that is no talking model which the phase trains.
     """
     if not recipe.phases:
         raise RecipeError("got a recipe without phases; see training/recipes for some with")
@@ -100,7 +101,19 @@ def make_methods(recipe: Recipe) -> list[Method]:
                 f"phase {name}: got the method {phase.method}; there are {', '.join(METHODS)}"
             )
         where = f"settings of phase {name}"
-        methods.append(parse(METHODS[phase.method], dict(phase.settings), where))
+        method = parse(METHODS[phase.method], dict(phase.settings), where)
+        methods.append(method)
+        roles = method.roles()
+        trained = [
+            role
+            for role, spec in roles.items()
+            if spec.learning.trains != "frozen" and not spec.judges
+        ]
+        if phase.exports not in (None, *trained):
+            raise RecipeError(
+                f"phase {name} exports {phase.exports!r}; it must be a role that it trains and "
+                f"that makes videos: {', '.join(trained)}, or null"
+            )
     return methods
 
 
@@ -212,19 +225,10 @@ def export_phase(
         methods: of each phase.
         builder: has what the phase ended with.
         number: of the phase.
-
-    Raises:
-        RecipeError: the role to export is no talking model that the phase trains.
     """
     name, phase = list(recipe.phases.items())[number]
     if phase.exports is None:
         return
-    spec = methods[number].roles().get(phase.exports)
-    if spec is None or spec.judges or spec.learning.trains == "frozen":
-        raise RecipeError(
-            f"phase {name} exports {phase.exports!r}; it must be a role that it trains and that "
-            f"makes videos, of {', '.join(methods[number].roles())}"
-        )
     network = builder.load_end(number, phase.exports)
     assert isinstance(network, TalkingModel)
     models = folder / "exports" / name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -235,7 +235,8 @@ class Trainer:
             total: Tensor | None = None
             with self._only(role):
                 for make_loss in update.losses:
-                    loss = make_loss()
+                    with self._keep_activations():
+                        loss = make_loss()
                     engine.backward(loss / len(running))
                     total = loss.detach() if total is None else total + loss.detach()
             assert total is not None, f"an update of {role} without a loss"
@@ -252,6 +253,12 @@ class Trainer:
         terms[f"{role}/gradient_norm"] = report.gradient_norm
         self._guard.check(self.state.step + 1, terms)
         return terms
+
+    def _keep_activations(self) -> AbstractContextManager[object]:
+        if self.recipe.engine.activations != "offload":
+            return nullcontext()
+        # Of a block that is computed again, this moves its inputs; of everything else, all.
+        return torch.autograd.graph.save_on_cpu(pin_memory=self._device.type == "cuda")
 
     @contextmanager
     def _only(self, role: str) -> Iterator[None]:

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
+from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_run import make_tiny_trainer
 from tests.training.toy import ToyBatch, ToyBatches, ToyMethod, make_recipe, make_trainer
 from training import ranks
 from training.checkpoint import read_weights
 from training.engine import Engine, EngineSettings, PlainEngine
 from training.log import read_log
+from training.networks import Discriminator
 from training.recipe import EngineChoice
 from turbotalk_core.errors import TurboTalkError
 
@@ -59,7 +62,7 @@ def _make_engine(
 ) -> Engine:
     from training.deepspeed_engine import DeepSpeedEngine, ZeroSettings
 
-    return DeepSpeedEngine(network, settings, ZeroSettings(**zero), device)
+    return DeepSpeedEngine(network, settings, ZeroSettings(bucket_size=10_000, **zero), device)
 
 
 def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
@@ -67,6 +70,7 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
     make_engine = functools.partial(_make_engine, device=device, stage=3)
     batches = KillingBatches() if kills else ToyBatches()
     make_trainer(folder / "two", make_engine=make_engine, batches=batches).run()
+    make_tiny_trainer(folder / "methods", make_engine=make_engine).run()
 
 
 def _run_one(rank: int, port: int, folder: Path) -> None:
@@ -119,9 +123,6 @@ def _compare_bfloat16(device: torch.device) -> list[list[float]]:
 
 def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]:
     """Step a discriminator, then a talking model through it; losses and norms of each engine."""
-    from tests.training.tiny import make_batch, make_model
-    from training.networks import Discriminator
-
     batch = make_batch()
     sigma_B = torch.tensor([0.3, 0.7])
     results: dict[str, list[list[float]]] = {}
@@ -171,6 +172,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert max(line["step"] for line in read_log(folder / "two")) == KILL_AT
     spawn(_run_two, (_find_port(), folder, False), nprocs=2)
     make_trainer(folder / "plain").run()
+    make_tiny_trainer(folder / "plain_methods").run()
     for place in ("log.jsonl", "phases/second/generator.safetensors"):  # before it goes on alone
         copy = folder / "two_alone" / place
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +210,19 @@ def test_the_run_is_that_of_the_plain_engine(runs: Path, name: str) -> None:
             assert mine.keys() == theirs.keys()
             for key, weight in theirs.items():
                 torch.testing.assert_close(mine[key], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_every_method_is_the_same_in_two_processes(runs: Path) -> None:
+    """Flow matching, DMD, and adversarial phases of 2 and 1 steps, at ZeRO 3."""
+    mine, theirs = read_log(runs / "methods"), read_log(runs / "plain_methods")
+    assert [line["phase"] for line in mine] == [
+        name for name in ("teacher", "dmd", "two", "one") for _ in range(2)
+    ]
+    for line, expected in zip(mine, theirs, strict=True):
+        assert line.pop("phase") == expected.pop("phase")
+        del line["seconds"], expected["seconds"]
+        # Rates are high, and Adam makes full steps of gradients that are nearly zero.
+        assert line == pytest.approx(expected, rel=1e-2, abs=1e-3)
 
 
 def test_another_number_of_ranks_is_refused_with_what_to_do(facts: dict[str, Any]) -> None:

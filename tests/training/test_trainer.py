@@ -28,7 +28,7 @@ from training.checkpoint import Checkpoints, read_weights
 from training.engine import PlainEngine
 from training.guard import GuardSettings
 from training.log import read_log
-from training.recipe import BatchShape, RateSchedule
+from training.recipe import Activations, BatchShape, RateSchedule
 from training.roles import RoleBuilder
 from training.trainer import rate_factor
 from turbotalk_core.errors import CheckpointError, RecipeError, TrainingError
@@ -138,6 +138,17 @@ def test_parts_of_an_update_add_up_to_it(tmp_path: Path) -> None:
     mine, theirs = (_read_ends(tmp_path / name) for name in ("parts", "one"))
     for name, weight in theirs.items():
         torch.testing.assert_close(mine[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activations", ["recompute", "offload"])
+def test_what_is_kept_for_the_backward_pass_changes_nothing(
+    whole: Path, tmp_path: Path, activations: Activations
+) -> None:
+    engine = replace(make_recipe().engine, activations=activations)
+    run = make_trainer(tmp_path, make_recipe(engine=engine))
+    run.run()
+    assert all(engine.module.uses_checkpointing for engine in run.engines.values())
+    _check_same(tmp_path, whole)
 
 
 def test_micro_batches_must_be_shared_out_evenly(
