@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -380,6 +381,10 @@ def convert(checkpoint: Path) -> None:
         )
     for folder in folders:
         partial = folder / f"{UNIVERSAL}.part"
+        if (folder / UNIVERSAL).is_dir():
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial)
         ds_to_universal.main(
             argparse.Namespace(
                 input_folder=str(folder / STATE),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     folder = arguments.run or Path("runs") / Path(arguments.recipe).stem
     try:
         recipe = load_recipe(arguments.recipe, arguments.changes)
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TurboTalkError as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return REFUSED
+    finally:
+        ranks.leave()
     return 0
 
 

@@ -85,9 +85,12 @@ def test_one_of_the_same_step_takes_the_place_of_the_other(
     checkpoints = Checkpoints(tmp_path, keep=1)
     path = checkpoints.save(_state(1), engines)
     (path / "left").write_text("over")
+    (tmp_path / "notes").write_text("of somebody")
     assert checkpoints.save(_state(1), engines) == path
     assert not (path / "left").exists()
     assert is_complete(path)
+    checkpoints.find_newest()
+    assert (tmp_path / "notes").exists()
 
 
 def test_weights_come_back_bit_by_bit(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_run import make_recipe as make_tiny_recipe
 from tests.training.tiny_run import make_tiny_trainer
 from tests.training.toy import ToyBatch, ToyBatches, ToyMethod, make_recipe, make_trainer
 from training import ranks
@@ -28,11 +30,12 @@ from training.engine import Engine, EngineSettings, PlainEngine
 from training.log import read_log
 from training.networks import Discriminator
 from training.recipe import EngineChoice
-from turbotalk_core.errors import TurboTalkError
+from turbotalk_core.errors import TrainingError, TurboTalkError
 
 KILL_AT = 3  # the step that two processes do not survive; they have a checkpoint of step 2
 ROLES = ("critic", "generator")
 TIMEOUT_SECONDS = 60.0
+ONE = make_tiny_recipe().phases["one"]
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +48,15 @@ class KillingBatches(ToyBatches):
         if step == KILL_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().draw(seed, step, start, size)
+
+
+class NanBatches(ToyBatches):
+    """Samples of which the second micro-batch of a step is not finite."""
+
+    def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
+        """Draw the samples of a step."""
+        batch = super().draw(seed, step, start, size)
+        return ToyBatch(x=batch.x * float("nan")) if (step, start) == (1, size) else batch
 
 
 def _start(rank: int, world_size: int, port: int) -> torch.device:
@@ -70,7 +82,15 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
     make_engine = functools.partial(_make_engine, device=device, stage=3)
     batches = KillingBatches() if kills else ToyBatches()
     make_trainer(folder / "two", make_engine=make_engine, batches=batches).run()
-    make_tiny_trainer(folder / "methods", make_engine=make_engine).run()
+    if kills:
+        return
+    shorter = make_tiny_recipe()
+    shorter = replace(shorter, phases={**shorter.phases, "one": replace(ONE, steps=1)})
+    for recipe in (shorter, make_tiny_recipe()):
+        make_tiny_trainer(folder / "methods", recipe, make_engine=make_engine).run()
+    with pytest.raises(TrainingError) as caught:
+        make_trainer(folder / "nan", make_engine=make_engine, batches=NanBatches()).run()
+    (folder / f"nan{rank}").write_text(str(caught.value))
 
 
 def _run_one(rank: int, port: int, folder: Path) -> None:
@@ -213,7 +233,7 @@ def test_the_run_is_that_of_the_plain_engine(runs: Path, name: str) -> None:
 
 
 def test_every_method_is_the_same_in_two_processes(runs: Path) -> None:
-    """Flow matching, DMD, and adversarial phases of 2 and 1 steps, at ZeRO 3."""
+    """Flow matching, DMD, adversarial phases of 2 and 1 steps, stopped once in the last one."""
     mine, theirs = read_log(runs / "methods"), read_log(runs / "plain_methods")
     assert [line["phase"] for line in mine] == [
         name for name in ("teacher", "dmd", "two", "one") for _ in range(2)
@@ -223,6 +243,13 @@ def test_every_method_is_the_same_in_two_processes(runs: Path) -> None:
         del line["seconds"], expected["seconds"]
         # Rates are high, and Adam makes full steps of gradients that are nearly zero.
         assert line == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+def test_what_is_no_number_on_one_rank_stops_both(runs: Path) -> None:
+    messages = [(runs / f"nan{rank}").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 2: critic/loss = nan, critic/real = nan; ")
+    assert [line["step"] for line in read_log(runs / "nan")] == [1]
 
 
 def test_another_number_of_ranks_is_refused_with_what_to_do(facts: dict[str, Any]) -> None:
