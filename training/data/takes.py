@@ -65,7 +65,7 @@ class Source(Protocol):
         """Names of all takes."""
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, Any]:
         """Say what decides the takes, besides their names: JSON values for the fingerprint."""
         ...
 
@@ -105,7 +105,7 @@ class VideoSource:
         """Names of all pieces."""
         return list(self._pieces)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, Any]:
         """Say what decides the takes."""
         return {
             "source": "videos",
@@ -184,7 +184,7 @@ class AvatarSource:
             f"{kind}_{seed:06d}" for kind, count in self._counts.items() for seed in range(count)
         ]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Mapping[str, Any]:
         """Say what decides the takes; there may be more of them later."""
         return {
             "source": "avatars",
