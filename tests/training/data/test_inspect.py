@@ -11,8 +11,8 @@ import torch
 from training.data.inspect import choose_record, decode_sample, describe
 from training.data.precompute import EncoderFiles, run_precompute
 from training.data.shards import ShardReader
+from training.data.shots import Shot
 from training.data.stage import Work
-from training.data.takes import Take
 from turbotalk_core.audio.io import read_audio, to_mono_16k
 from turbotalk_core.errors import CheckpointError, RequestError
 from turbotalk_core.model.checkpoint import load_vae
@@ -25,20 +25,20 @@ CPU = torch.device("cpu")
 
 
 class TwoVoices:
-    """One take with two voices, of which the second begins when the first ends."""
+    """One shot with two voices, of which the second begins when the first ends."""
 
     keys = ("pair",)
 
     def describe(self) -> dict[str, str]:
         return {"source": "two voices"}
 
-    def open(self, key: str) -> Take:
+    def open(self, key: str) -> Shot:
         assert key == "pair"
         whole_S, half = hum(1.6), RATE * 4 // 5
         left_S, right_S = whole_S.clone(), whole_S.clone()
         left_S[half:] = 0
         right_S[:half] = 0
-        return Take(
+        return Shot(
             show=lambda start, stop: torch.linspace(-1, 1, 40)[None, start:stop, None, None].expand(
                 3, -1, 16, 32
             ),

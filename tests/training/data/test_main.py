@@ -74,7 +74,7 @@ def test_avatars_become_a_set(
     command = ["precompute", "--out", str(tmp_path), *_models(model_files), "--frames", "5", "9"]
     assert main([*command, "--avatars", "2", "--long-every", "2"]) == 0
     assert main([*command, "--avatars", "3", "--long-every", "2"]) == 0
-    assert capsys.readouterr().out.endswith("takes: 1 made, 2 were there\n")
+    assert capsys.readouterr().out.endswith("shots: 1 made, 2 were there\n")
     assert [record["num_latents"] for record in read_manifest(tmp_path)] == [3, 2, 3]
     batch = PreparedSet(tmp_path).batch(0, 0, rank=0, world_size=1, size=2)
     assert batch.latents_BCFHW.shape == (2, 16, 2, 16, 16)
