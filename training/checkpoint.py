@@ -25,6 +25,7 @@ from training.engine import Engine
 from turbotalk_core.errors import CheckpointError
 
 COMPLETE, STATE = "COMPLETE", "state.json"
+NAMES = 8 * "[0-9]"  # what else lies beside them is left alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ class Checkpoints:
         """
         if ranks.rank() == 0 and self.folder.is_dir():
             whole = set(self.list_complete())
-            for path in self.folder.iterdir():
+            for path in self.folder.glob(NAMES):
                 if path not in whole:
                     remove(path)
         ranks.barrier()
@@ -103,7 +104,7 @@ class Checkpoints:
 
     def list_complete(self) -> list[Path]:
         """List the folders of whole checkpoints, oldest first."""
-        return [path for path in sorted(self.folder.glob("*")) if is_complete(path)]
+        return [path for path in sorted(self.folder.glob(NAMES)) if is_complete(path)]
 
 
 def is_complete(folder: Path) -> bool:

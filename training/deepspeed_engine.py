@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from training import ranks
 from training.engine import (
+    BUCKET_SIZE,
     DTYPES,
     Average,
     EngineSettings,
@@ -51,12 +53,12 @@ class ZeroSettings:
     Attributes:
         stage: what is divided: 1 the optimiser's states, 2 also gradients, 3 also weights.
         offload: what lies in the CPU's memory between its uses.
-        gather_bytes: largest message; the smaller, the less memory and the slower.
+        bucket_size: gradients that are sent at a time; the smaller, the less memory and the slower.
     """
 
     stage: Literal[1, 2, 3] = 3
     offload: Literal["none", "optimizer", "weights"] = "none"
-    gather_bytes: int = 500_000_000
+    bucket_size: int = BUCKET_SIZE
 
 
 def start_ranks(timeout_seconds: float) -> torch.device:
@@ -114,8 +116,9 @@ class DeepSpeedEngine:
                 "shards are no matrices; use it, or engine.kind: plain"
             )
         self.zero = zero
-        self._shapes = {name: list(weight.shape) for name, weight in module.state_dict().items()}
         self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._shapes = {name: list(weight.shape) for name, weight in self._trained.items()}
+        self._buffers = module.state_dict().keys() - dict(module.named_parameters()).keys()
         self._peak = settings.learning_rate
         self._average = None
         self._engine: Any = None
@@ -285,7 +288,7 @@ class DeepSpeedEngine:
                     gathered[name] = whole.detach().float().cpu().clone()
         if ranks.rank() == 0:
             buffers = dict(self.module.named_buffers())
-            gathered |= {n: b.float().cpu() for n, b in buffers.items() if n in self._shapes}
+            gathered |= {name: buffers[name].float().cpu() for name in self._buffers}
         return gathered
 
     def _gather(self, name: str, weight: nn.Parameter) -> Tensor:
@@ -316,11 +319,11 @@ class DeepSpeedEngine:
 def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> dict[str, Any]:
     optimization: dict[str, Any] = {
         "stage": zero.stage,
-        "reduce_bucket_size": zero.gather_bytes,
+        "reduce_bucket_size": zero.bucket_size,
         "overlap_comm": zero.stage == 2,  # with any number of losses per step only there
     }
     if zero.stage == 3:
-        optimization |= {"stage3_prefetch_bucket_size": zero.gather_bytes // 10}
+        optimization |= {"stage3_prefetch_bucket_size": zero.bucket_size // 4}
     if zero.offload != "none":
         optimization["offload_optimizer"] = {"device": "cpu"}
     if zero.offload == "weights":
@@ -341,7 +344,7 @@ def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> di
 
 
 def _announce_weights(module: nn.Module) -> None:
-    """Tell ZeRO 3 that a network and each of its repeated blocks use the weights of their parts.
+    """Tell ZeRO 3 that networks and each of their repeated blocks use the weights of their parts.
 
     The transformer computes with weights of its parts without calling the parts, to keep float32
     where the reference does; ZeRO 3 gathers weights for the part that is called.
@@ -354,7 +357,8 @@ def _announce_weights(module: nn.Module) -> None:
         for weight in block.parameters():
             deepspeed.zero.register_external_parameter(block, weight)
     for part in module.modules():
-        if any(isinstance(child, nn.ModuleList) for child in part.children()):
+        # A discriminator's backbone is called on its own, too: not the outermost network alone.
+        if any(True for _ in part.children()):
             for weight in part.parameters():
                 if id(weight) not in inside:
                     deepspeed.zero.register_external_parameter(part, weight)
@@ -377,6 +381,10 @@ def convert(checkpoint: Path) -> None:
         )
     for folder in folders:
         partial = folder / f"{UNIVERSAL}.part"
+        if (folder / UNIVERSAL).is_dir():
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial)
         ds_to_universal.main(
             argparse.Namespace(
                 input_folder=str(folder / STATE),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from training.optimization import Muon
 from turbotalk_core.errors import CheckpointError
 
+BUCKET_SIZE = 200_000_000  # gradients that DeepSpeed sends at a time
 Precision = Literal["float32", "bfloat16"]
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -89,6 +90,9 @@ class Engine(Protocol):
 
         Args:
             factor: share of the peak learning rate.
+
+        Returns:
+            What it was.
         """
         ...
 
@@ -209,15 +213,14 @@ class PlainEngine:
                 self._trained[name].copy_(master)
 
     def save(self, folder: Path) -> None:
-        """Write all that ``load`` needs.
+        """Write all that ``load`` needs; frozen weights, which nothing changes, are not part of it.
 
         Args:
             folder: of this engine alone; made where it does not exist.
         """
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {
-            "module": self.module.state_dict(),
-            "masters": {name: master.detach() for name, master in self._masters.items()},
+            "weights": {name: master.detach() for name, master in self._masters.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
         if self._average is not None:
@@ -242,10 +245,10 @@ class PlainEngine:
                 "wrote its checkpoints (engine.kind in the recipe)"
             )
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        check_same_network(self.module.state_dict(), state["module"], folder)
-        self.module.load_state_dict(state["module"])
+        check_same_network(self._masters, state["weights"], folder)
         for name, master in self._masters.items():
-            master.copy_(state["masters"][name])
+            master.copy_(state["weights"][name])
+        self._round()
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         if self._average is not None:

@@ -118,7 +118,7 @@ class TalkingModel(nn.Module):
             raise MismatchError(
                 f"{Path(dit).name} has no audio adapter in it and none was given; give both files"
             )
-        return cls(model, projection)
+        return cls(model, projection).requires_grad_(True)
 
     def save(self, dit: Path, adapter: Path, settings: Mapping[str, Any]) -> None:
         """Write the two networks as model files.

@@ -27,6 +27,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Part from the other ranks, at the end of a run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def mean_over_ranks(values_N: Tensor) -> list[float]:
     """Average numbers over all ranks, so that all ranks hold the same ones.
 

@@ -29,6 +29,7 @@ from turbotalk_core.errors import RecipeError
 
 FOLDER = Path(__file__).parent / "recipes"
 
+Activations = Literal["keep", "recompute", "offload"]
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
 T = TypeVar("T")
@@ -108,7 +109,8 @@ class EngineChoice:
         zero_stage: what DeepSpeed divides: 1 optimiser states, 2 also gradients, 3 also weights.
         offload: what DeepSpeed keeps in the CPU's memory: none, optimizer, weights (and optimizer).
         precision: of weights and gradients.
-        recomputes: keep the inputs of blocks alone and compute blocks again in the backward pass.
+        activations: what is kept for the backward pass: keep all of it, recompute the insides of
+            blocks from their inputs, or offload, which also moves these to the CPU's memory.
         optimizer: adamw, or muon for the matrices of blocks (plain alone).
         clip_norm: largest norm of a role's gradient.
         timeout_seconds: how long ranks wait for one that has died.
@@ -119,7 +121,7 @@ class EngineChoice:
     zero_stage: Literal[1, 2, 3] = 3
     offload: Literal["none", "optimizer", "weights"] = "none"
     precision: Precision = "float32"
-    recomputes: bool = False
+    activations: Activations = "keep"
     optimizer: Literal["adamw", "muon"] = "adamw"
     clip_norm: Annotated[float, Gt(0)] = 10.0
     timeout_seconds: Annotated[float, Gt(0)] = 1800.0
@@ -148,7 +150,7 @@ class AverageChoice:
         start: updates of a role before it begins.
     """
 
-    roles: tuple[str, ...] = ("generator",)
+    roles: tuple[str, ...] = ("student", "teacher")
     decay: Annotated[float, Ge(0)] = 0.99
     start: Natural = 200
 
@@ -174,14 +176,15 @@ class Phase:
         method: by name.
         steps: of the loop; a step makes one update or several.
         settings: of the method, by its own names.
-        exports: settings that the generator's model files of this phase ship with; null writes
-            none.
+        exports: role whose model files are written when the phase ends; null writes none.
+        ships_with: settings kept in the metadata of these files, named as in a request.
     """
 
     method: str
     steps: Natural
     settings: Mapping[str, Any] = field(default_factory=dict)
-    exports: Mapping[str, Any] | None = None
+    exports: str | None = None
+    ships_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,10 +231,11 @@ class Recipe:
         plain = to_plain(self)
         for key in ("checkpoints", "guard", "data"):
             del plain[key]
-        for key in ("num_ranks", "zero_stage", "offload", "recomputes", "timeout_seconds"):
+        for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
             del plain["engine"][key]
         for phase in plain["phases"].values():
-            del phase["exports"], phase["steps"]
+            for key in ("exports", "ships_with", "steps"):
+                del phase[key]
         for name, source in plain["weights"].items():
             plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
@@ -256,7 +260,7 @@ class Recipe:
             precision=self.engine.precision,
             ema_decay=self.average.decay if averages else None,
             ema_start=self.average.start,
-            uses_checkpointing=self.engine.recomputes,
+            uses_checkpointing=self.engine.activations != "keep",
         )
 
 
@@ -293,10 +297,11 @@ def store_recipe(recipe: Recipe, path: Path) -> None:
 
     Args:
         recipe: resolved.
-        path: a YAML file.
+        path: a YAML file; its folder is made where it does not exist.
     """
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
     partial = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 

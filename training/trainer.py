@@ -7,11 +7,10 @@ was killed, anywhere, goes on as if it had not been: whatever a step does follow
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from training import ranks
-from training.checkpoint import Checkpoints, RunState, write_text
+from training.checkpoint import Checkpoints, RunState
 from training.draws import Draws
 from training.engine import Engine, EngineSettings
 from training.guard import Guard
+from training.log import append_log, trim_log
 from training.optimization import cosine_factor
 from training.recipe import RateSchedule, Recipe
 from training.roles import RoleBuilder
@@ -31,16 +31,27 @@ from turbotalk_core.errors import CheckpointError, RecipeError
 if TYPE_CHECKING:
     from training.methods.method import Method, Update
 
-LOG = "log.jsonl"
-
 logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
     """Where samples come from."""
 
-    def batch(self, seed: int, step: int, slot: int, num_slots: int, size: int) -> Any:
-        """Give the samples of one micro-batch, which follow from these numbers alone."""
+    def stream(
+        self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
+    ) -> Iterator[Any]:
+        """Give one micro-batch per step, from one step on.
+
+        Args:
+            seed: of the order.
+            first_step: of the first one.
+            rank: which of the micro-batches of a step.
+            world_size: how many of them there are.
+            size: samples in each.
+
+        Returns:
+            An endless iterator.
+        """
         ...
 
 
@@ -96,6 +107,7 @@ class Trainer:
         self._guard = Guard(recipe.guard)
         self._checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep)
         self._phases = list(recipe.phases.items())
+        self._streams: list[Iterator[Any]] = []
 
     def run(self) -> None:
         """Train to the end, from wherever the folder has got to.
@@ -104,17 +116,24 @@ class Trainer:
             TrainingError: a term is not finite, or has run away.
             CheckpointError: the folder holds a run of another recipe.
         """
-        found = self._checkpoints.find_newest()
-        if found is not None:
-            self.state = found[0]
-            self._check_recipe(found[1])
-            self._guard.streaks = dict(self.state.streaks)
-        self._trim_log()
+        found = self.take_up()
+        if ranks.rank() == 0:
+            trim_log(self.folder, self.state.step)
+        self._streams = [
+            self.batches.stream(
+                self.recipe.seed,
+                self.state.step,
+                rank=slot,
+                world_size=self.recipe.batch.count,
+                size=self.recipe.batch.size,
+            )
+            for slot in self._slots
+        ]
         for number in range(self.state.phase, len(self._phases)):
             self._begin(number)
             if found is not None:
                 for role, engine in self.engines.items():
-                    engine.load(found[1] / role)
+                    engine.load(found / role)
                 logger.info("goes on at step %d", self.state.step)
                 found = None
             else:
@@ -122,12 +141,32 @@ class Trainer:
             self._run_phase(number)
             self._end(number)
 
-    def _check_recipe(self, path: Path) -> None:
+    @property
+    def _slots(self) -> range:
+        """Which of the micro-batches of a step are this rank's."""
+        count = self.recipe.batch.count // ranks.world_size()
+        return range(ranks.rank() * count, (ranks.rank() + 1) * count)
+
+    def take_up(self) -> Path | None:
+        """Find out where the folder has got to, before anything is written to it.
+
+        Returns:
+            The newest checkpoint, or None where there is none.
+
+        Raises:
+            CheckpointError: it belongs to a run of another recipe.
+        """
+        found = self._checkpoints.find_newest()
+        if found is None:
+            return None
+        self.state, path = found
+        self._guard.streaks = dict(self.state.streaks)
         if self.state.recipe != self.recipe.fingerprint:
             raise CheckpointError(
                 f"{path} belongs to a run of another recipe; go on with the one that is stored in "
                 f"{self.folder / 'recipe.yaml'}, or give another folder"
             )
+        return path
 
     def _begin(self, number: int) -> None:
         """Build the engines of a phase, one network after the other in the CPU's memory."""
@@ -138,13 +177,16 @@ class Trainer:
             self.engines[role] = self._make_engine(network, settings)
 
     def _run_phase(self, number: int) -> None:
-        phase = self._phases[number][1]
+        name, phase = self._phases[number]
         while self.state.phase_step < phase.steps:
             started = time.monotonic()
             terms = self.advance()
             self._move(step=self.state.step + 1, phase_step=self.state.phase_step + 1)
             self._guard.watch(self.state.step, terms)
-            self._write_log(terms, time.monotonic() - started)
+            if ranks.rank() == 0:
+                seconds = round(time.monotonic() - started, 3)
+                line = {"step": self.state.step, "phase": name, **terms, "seconds": seconds}
+                append_log(self.folder, line)
             is_last = self.state.phase_step == phase.steps
             if is_last or self.state.step % self.recipe.checkpoints.every == 0:
                 self._move(streaks=self._guard.streaks)
@@ -170,15 +212,11 @@ class Trainer:
         Raises:
             TrainingError: a term is not finite; the role of that term has not been stepped.
         """
-        recipe, step = self.recipe, self.state.step
         method = self.methods[self.state.phase]
-        count = recipe.batch.count // ranks.world_size()
         running: list[Iterator[Update]] = []
-        for slot in range(ranks.rank() * count, (ranks.rank() + 1) * count):
-            batch = self.batches.batch(
-                recipe.seed, step, slot, recipe.batch.count, recipe.batch.size
-            ).to(self._device)
-            draws = Draws(recipe.seed, step, slot)
+        for slot, stream in zip(self._slots, self._streams, strict=True):
+            batch = next(stream).to(self._device)
+            draws = Draws(self.recipe.seed, self.state.step, slot)
             running.append(method.updates(self.state.phase_step, batch, self.engines, draws))
         collected: dict[str, list[float]] = {}
         while (terms := self._update(running)) is not None:
@@ -197,7 +235,8 @@ class Trainer:
             total: Tensor | None = None
             with self._only(role):
                 for make_loss in update.losses:
-                    loss = make_loss()
+                    with self._keep_activations():
+                        loss = make_loss()
                     engine.backward(loss / len(running))
                     total = loss.detach() if total is None else total + loss.detach()
             assert total is not None, f"an update of {role} without a loss"
@@ -215,6 +254,12 @@ class Trainer:
         self._guard.check(self.state.step + 1, terms)
         return terms
 
+    def _keep_activations(self) -> AbstractContextManager[object]:
+        if self.recipe.engine.activations != "offload":
+            return nullcontext()
+        # Of a block that is computed again, this moves its inputs; of everything else, all.
+        return torch.autograd.graph.save_on_cpu(pin_memory=self._device.type == "cuda")
+
     @contextmanager
     def _only(self, role: str) -> Iterator[None]:
         """Let the weights of one role alone require gradients."""
@@ -230,37 +275,6 @@ class Trainer:
     def _move(self, **changes: Any) -> None:
         fields = {name: getattr(self.state, name) for name in RunState.__dataclass_fields__}
         self.state = RunState(**{**fields, **changes})
-
-    def _write_log(self, terms: Mapping[str, float], seconds: float) -> None:
-        if ranks.rank() != 0:
-            return
-        line = {"step": self.state.step, "phase": self._phases[self.state.phase][0], **terms}
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "seconds": round(seconds, 3)}) + "\n")
-
-    def _trim_log(self) -> None:
-        """Take back what was logged after the checkpoint, which will be logged again."""
-        path = self.folder / LOG
-        if ranks.rank() != 0:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lines = read_log(self.folder)
-        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= self.state.step]
-        write_text(path, "".join(kept))
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the log of a run.
-
-    Args:
-        folder: of the run.
-
-    Returns:
-        A mapping for each step; none of a line that was cut off.
-    """
-    path = folder / LOG
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def rate_factor(rate: RateSchedule, step: int, num_steps: int) -> float:

@@ -99,8 +99,8 @@ def test_the_core_reads_what_is_exported() -> None:
 
 
 def test_a_target_that_no_layer_has_is_refused() -> None:
-    with pytest.raises(MismatchError, match=r"no linear layer has a name like blokcs\.\*"):
-        add_adapters(make_model(), RANK, ALPHA, ["blokcs.*"])
+    with pytest.raises(MismatchError, match=r"no linear layer has a name like layers\.\*"):
+        add_adapters(make_model(), RANK, ALPHA, ["layers.*"])
 
 
 def test_the_addition_is_alpha_over_rank_times_the_product() -> None:

@@ -124,7 +124,9 @@ def test_files_hold_the_networks_with_their_lora_layers(tmp_path: Path) -> None:
     files = tmp_path / "dit.safetensors", tmp_path / "adapter.safetensors"
     model.save(*files, {"steps": 4})
     # Files are in float16.
-    torch.testing.assert_close(_call(TalkingModel.load(*files)), expected, rtol=0.02, atol=0.02)
+    loaded = TalkingModel.load(*files)
+    torch.testing.assert_close(_call(loaded), expected, rtol=0.02, atol=0.02)
+    assert all(weight.requires_grad for weight in loaded.parameters())
     with pytest.raises(MismatchError, match=r"dit\.safetensors has no audio adapter"):
         TalkingModel.load(files[0])
 
@@ -197,3 +199,18 @@ class TestDiscriminator:
             self._score(judge, make_batch().latents_BCFHW).sum().backward()
             gradients.append({n: p.grad for n, p in judge.named_parameters() if p.grad is not None})
         torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_in_bfloat16_velocities_and_logits_are_float32() -> None:
+    batch = make_batch()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        judge = Discriminator(make_model().bfloat16())
+    with torch.no_grad():
+        judge.logit.weight.fill_(1.0)
+        logit_B = judge(batch.latents_BCFHW, SIGMA_B, batch)
+        velocity = judge.backbone(batch.latents_BCFHW, SIGMA_B, batch)
+        assert {p.dtype for p in judge.parameters()} == {torch.bfloat16}
+        exact = judge.float()(batch.latents_BCFHW, SIGMA_B, batch)
+    assert logit_B.dtype == velocity.dtype == torch.float32
+    torch.testing.assert_close(logit_B, exact, rtol=0.1, atol=0.5)
