@@ -29,7 +29,11 @@ FOREIGN = {
     "something left undone": r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b",
 }
 
-DISTRIBUTIONS = {"PIL": "pillow"}  # where a package is imported under another name
+DISTRIBUTIONS = {  # where a package is imported under another name
+    "PIL": "pillow",
+    "annotated_types": "annotated-types",
+    "yaml": "pyyaml",
+}
 
 
 def _list_files() -> list[Path]:

@@ -22,12 +22,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from training.batch import CONTEXT_LATENTS, Batch
+from training.losses import flow_loss
+from training.networks import TalkingModel
 from training.optimization import Ema, Optimizers, cosine_factor
 from training.teacher_data import LONG_FRAMES, SHORT_FRAMES, TeacherClip, read_clip
 from turbotalk_core.audio.windows import take_windows
@@ -37,13 +40,11 @@ from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjecti
 from turbotalk_core.model.checkpoint import load_dit, save_adapter, save_dit
 from turbotalk_core.model.wan import WanConfig, WanModel
 from turbotalk_core.regions import box_mask, fit_regions
-from turbotalk_core.sampling.convert import add_noise
 from turbotalk_core.sampling.schedule import shift_sigmas
 from turbotalk_core.types import AudioFeatures, Chunk
 
 logger = logging.getLogger(__name__)
 
-MOTION_LATENTS = 3  # 9 motion frames
 LARGEST_MARGIN = 0.25  # of a half's side that a region leaves free at most
 
 
@@ -83,54 +84,38 @@ class TeacherRecipe:
     pair_every: int = 4
 
 
-class Batch(NamedTuple):
-    """Chunks to learn from.
+def build_networks(recipe: TeacherRecipe, frame_width: int) -> TalkingModel:
+    """Draw the two networks that are trained together, from torch's global generator.
 
-    Attributes:
-        latents_BCFHW: clean, normalised.
-        reference_BCFHW: mask and reference latents.
-        first_BPKLD: audio windows of the first latent frames, of each voice.
-        later_BPFKLD: audio windows of the later ones.
-        pinned_BF: True where a latent frame is given clean.
-        weight_BHW: how much a place counts; mean 1 over a chunk.
-        regions_PHW: of several speakers and the background, on latent cells; None for one.
+    Args:
+        recipe: gives their sizes.
+        frame_width: what the audio encoder says per video frame.
+
+    Returns:
+        The networks.
     """
-
-    latents_BCFHW: Tensor
-    reference_BCFHW: Tensor
-    first_BPKLD: Tensor
-    later_BPFKLD: Tensor
-    pinned_BF: Tensor
-    weight_BHW: Tensor
-    regions_PHW: Tensor | None
-
-
-class Networks(nn.Module):
-    """The two networks that are trained together."""
-
-    def __init__(self, recipe: TeacherRecipe, frame_width: int) -> None:
-        super().__init__()
-        self.projection = AudioProjection(
-            AudioAdapterConfig(
-                frame_width=frame_width,
-                hidden_dim=recipe.hidden_dim,
-                num_tokens=recipe.num_tokens,
-                token_dim=recipe.token_dim,
-            )
+    projection = AudioProjection(
+        AudioAdapterConfig(
+            frame_width=frame_width,
+            hidden_dim=recipe.hidden_dim,
+            num_tokens=recipe.num_tokens,
+            token_dim=recipe.token_dim,
         )
-        self.dit = WanModel(
-            WanConfig(
-                dim=recipe.dim,
-                ffn_dim=recipe.ffn_dim,
-                num_heads=recipe.num_heads,
-                num_layers=recipe.num_layers,
-                text_dim=32,
-                image_dim=None,
-                audio_heads=recipe.num_heads,
-                audio_token_dim=recipe.token_dim,
-            )
+    )
+    dit = WanModel(
+        WanConfig(
+            dim=recipe.dim,
+            ffn_dim=recipe.ffn_dim,
+            num_heads=recipe.num_heads,
+            num_layers=recipe.num_layers,
+            text_dim=32,
+            image_dim=None,
+            audio_heads=recipe.num_heads,
+            audio_token_dim=recipe.token_dim,
         )
-        self.dit.initialize()
+    )
+    dit.initialize()
+    return TalkingModel(dit, projection)
 
 
 def weigh_places(clip: TeacherClip) -> Tensor:
@@ -179,7 +164,7 @@ def draw_batch(
         is_later = later < 0.5
         latents = (clip.later_CFHW if is_later else clip.opening_CFHW)[:, :num_latents].float()
         start = clip.later_start if is_later else 0
-        num_pinned = MOTION_LATENTS if is_later or more < 0.3 else 1
+        num_pinned = CONTEXT_LATENTS if is_later or more < 0.3 else 1
         reference = clip.reference_CFHW[:, :num_latents].float()
         mask = torch.zeros(4, *reference.shape[1:])
         mask[:, 0] = 1
@@ -244,8 +229,10 @@ def draw_halves(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return fit_regions(masks, height, width)
 
 
-def flow_loss(networks: Networks, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor) -> Tensor:
-    """Flow matching: the squared error of the velocity at one noise level per chunk.
+def teacher_loss(
+    networks: TalkingModel, batch: Batch, sigma_B: Tensor, noise_BCFHW: Tensor
+) -> Tensor:
+    """Flow matching at one noise level per chunk.
 
     Pinned latents stay clean in the input, as at inference, and do not count.
 
@@ -258,24 +245,13 @@ def flow_loss(networks: Networks, batch: Batch, sigma_B: Tensor, noise_BCFHW: Te
     Returns:
         Weighted mean squared error per latent value.
     """
-    sigma = sigma_B.view(-1, 1, 1, 1, 1)
-    free = (~batch.pinned_BF).float()[:, None, :, None, None]
-    noisy = add_noise(batch.latents_BCFHW, noise_BCFHW, sigma * free)
-    tokens = networks.projection(batch.first_BPKLD.flatten(0, 1), batch.later_BPFKLD.flatten(0, 1))
-    tokens_BFND = tokens.unflatten(0, batch.first_BPKLD.shape[:2]).transpose(1, 2).flatten(2, 3)
-    velocity = networks.dit(
-        noisy,
-        1000 * sigma_B,
-        batch.reference_BCFHW,
-        audio_BFND=tokens_BFND,
-        regions_PHW=batch.regions_PHW,
-    )
-    error = (velocity - (noise_BCFHW - batch.latents_BCFHW)).square()
-    error = error * free * batch.weight_BHW[:, None, None]
-    return error.sum() / (free.sum() * error[0, :, 0].numel())
+    noisy = batch.add_noise(batch.latents_BCFHW, noise_BCFHW, sigma_B)
+    velocity = networks(noisy, sigma_B, batch)
+    target = noise_BCFHW - batch.latents_BCFHW
+    return flow_loss(velocity, target, batch.free_B1F11, batch.weight_BHW)
 
 
-def build_optimizers(networks: Networks, recipe: TeacherRecipe) -> Optimizers:
+def build_optimizers(networks: TalkingModel, recipe: TeacherRecipe) -> Optimizers:
     """Muon for the matrices inside the blocks, AdamW for the rest of both networks."""
     matrices = [w for block in networks.dit.blocks for w in block.parameters() if w.ndim == 2]
     chosen = {id(weight) for weight in matrices}
@@ -309,13 +285,13 @@ class Run:
         self.avatars = [i for i, clip in enumerate(clips) if len(clip.features_PTLD) == 1]
         self.long = [i for i in self.avatars if clips[i].opening_CFHW.shape[1] == long]
         features = clips[0].features_PTLD
-        self.networks = Networks(recipe, features.shape[2] * features.shape[3])
+        self.networks = build_networks(recipe, features.shape[2] * features.shape[3])
         self.ema = Ema(self.networks)
         self.optimizers = build_optimizers(self.networks, recipe)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step = 0
         self.log: list[dict[str, float]] = []
-        self._loss = torch.compile(flow_loss) if compiles else flow_loss
+        self._loss = torch.compile(teacher_loss) if compiles else teacher_loss
 
     @property
     def num_steps(self) -> int:

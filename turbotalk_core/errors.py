@@ -47,3 +47,11 @@ class OutputError(TurboTalkError, OSError):
 
 class MissingToolError(TurboTalkError, RuntimeError):
     """A program or package that a command needs is not installed."""
+
+
+class RecipeError(TurboTalkError, ValueError):
+    """A training recipe with an unknown key, or a setting outside its range."""
+
+
+class TrainingError(TurboTalkError, RuntimeError):
+    """A training run that must not go on."""

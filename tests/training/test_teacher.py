@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from training import teacher
+from training.batch import CONTEXT_LATENTS, Batch
 from training.teacher import (
-    MOTION_LATENTS,
-    Batch,
-    Networks,
     Run,
     TeacherRecipe,
+    build_networks,
     build_optimizers,
     draw_batch,
     draw_halves,
-    flow_loss,
+    teacher_loss,
     weigh_places,
 )
 from training.teacher_data import LONG_FRAMES, SHORT_FRAMES, TeacherClip, save_clip
@@ -100,9 +99,11 @@ def test_a_batch_holds_chunks_of_the_length_asked_for(clips: list[TeacherClip]) 
     assert batch.first_BPKLD.shape == (5, 1, 5, 2, 3)
     assert batch.later_BPFKLD.shape == (5, 1, 8, 8, 2, 3)
     assert batch.pinned_BF.shape == (5, 9)
+    assert batch.weight_BHW is not None
     assert batch.weight_BHW.shape == (5, 4, 4)
     assert batch.regions_PHW is None
-    dtypes = {tensor.dtype for tensor in batch if tensor is not None}
+    tensors = (getattr(batch, field.name) for field in fields(batch))
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     assert dtypes == {torch.float32, batch.pinned_BF.dtype}
 
 
@@ -117,8 +118,8 @@ def test_openings_and_later_clips_are_pinned_as_at_inference(clips: list[Teacher
     num_pinned_B = batch.pinned_BF.sum(1)
     later_B = _is_later(batch)
     assert 60 < int(later_B.sum()) < 140
-    assert set(num_pinned_B[later_B].tolist()) == {MOTION_LATENTS}
-    assert set(num_pinned_B[~later_B].tolist()) == {1, MOTION_LATENTS}
+    assert set(num_pinned_B[later_B].tolist()) == {CONTEXT_LATENTS}
+    assert set(num_pinned_B[~later_B].tolist()) == {1, CONTEXT_LATENTS}
     # Pinned latents are the first ones.
     assert torch.equal(batch.pinned_BF, torch.arange(9) < num_pinned_B[:, None])
 
@@ -162,16 +163,18 @@ def test_the_voices_of_a_pair_are_heard_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = _draw([_make_clip(0, SHORT_FRAMES, num_voices=2)], 2)
-    networks = Networks(RECIPE, frame_width=6)
+    networks = build_networks(RECIPE, frame_width=6)
     heard: list[Tensor] = []
 
-    def predict(latents: Tensor, *_: Tensor, audio_BFND: Tensor, regions_PHW: Tensor) -> Tensor:
+    def predict(
+        latents: Tensor, *_: Tensor, audio_BFND: Tensor, regions_PHW: Tensor, **_more: object
+    ) -> Tensor:
         assert regions_PHW.shape == (3, 4, 8)
         heard.append(audio_BFND)
         return torch.zeros_like(latents)
 
     monkeypatch.setattr(networks.dit, "forward", predict)
-    flow_loss(networks, batch, torch.ones(2), torch.zeros_like(batch.latents_BCFHW))
+    teacher_loss(networks, batch, torch.ones(2), torch.zeros_like(batch.latents_BCFHW))
     for voice in (0, 1):
         alone_BFND = networks.projection(batch.first_BPKLD[:, voice], batch.later_BPFKLD[:, voice])
         part_BFND = heard[0][:, :, RECIPE.num_tokens * voice : RECIPE.num_tokens * (voice + 1)]
@@ -209,7 +212,7 @@ class TestFlowLoss:
         error: Tensor | float,
     ) -> tuple[float, Tensor]:
         """The loss where the network is off by an error, and the latents that it was shown."""
-        networks = Networks(RECIPE, frame_width=6)
+        networks = build_networks(RECIPE, frame_width=6)
         shown: list[Tensor] = []
 
         def predict(
@@ -218,6 +221,7 @@ class TestFlowLoss:
             *_: Tensor,
             audio_BFND: Tensor,
             regions_PHW: Tensor | None,
+            **_more: object,
         ) -> Tensor:
             assert torch.equal(timestep, 1000 * self.sigma_B)
             assert audio_BFND.shape == (2, 9, 2, 6)
@@ -226,7 +230,7 @@ class TestFlowLoss:
             return noise - batch.latents_BCFHW + error
 
         monkeypatch.setattr(networks.dit, "forward", predict)
-        return float(flow_loss(networks, batch, self.sigma_B, noise)), shown[0]
+        return float(teacher_loss(networks, batch, self.sigma_B, noise)), shown[0]
 
     def test_a_perfect_velocity_loses_nothing(
         self, monkeypatch: pytest.MonkeyPatch, batch: Batch, noise: Tensor
@@ -256,12 +260,13 @@ class TestFlowLoss:
         error = torch.zeros(4, 4)
         error[1, 2] = 1.0
         free_B = (~batch.pinned_BF).sum(1)
+        assert batch.weight_BHW is not None
         expected = float((batch.weight_BHW[:, 1, 2] * free_B).sum() / free_B.sum()) / 16
         assert self._loss(monkeypatch, batch, noise, error)[0] == pytest.approx(expected)
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_all_weights_are_taken() -> None:
-    networks = Networks(RECIPE, frame_width=6)
+    networks = build_networks(RECIPE, frame_width=6)
     before = {name: weight.detach().clone() for name, weight in networks.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     for weight in networks.parameters():

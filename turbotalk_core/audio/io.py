@@ -8,12 +8,15 @@ Axes: C channels, S audio samples.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import torch
 import torchaudio.functional as AF
+from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
 
@@ -42,21 +45,8 @@ def read_audio(path: str | Path) -> Waveform:
         AudioError: there is no such file, it is no media file or damaged, it has no audio stream,
             the stream is empty, or its samples are not finite.
     """
-    if not Path(path).is_file():
-        raise AudioError(f"there is no audio file at {path}; give the path of a local file")
-    try:
-        # A playlist must not make us open a network address, nor a name with a colon a protocol.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
-            if not container.streams.audio:
-                raise AudioError(
-                    f"{path} has no audio stream; give a recording, or a video with sound"
-                )
-            blocks = [_decode_frame(frame) for frame in container.decode(audio=0)]
-    except FFmpegError as error:
-        raise AudioError(
-            f"{path} cannot be decoded as audio ({error.strerror}); re-export it as wav, mp3, flac "
-            "or m4a"
-        ) from error
+    with _open(path) as container:
+        blocks = [_decode_frame(frame) for frame in container.decode(audio=0)]
     if not blocks:
         raise AudioError(f"the audio stream of {path} is empty; give at least 40 ms of sound")
     layouts = {(block.sample_rate, block.samples_CS.shape[0]) for block in blocks}
@@ -69,6 +59,25 @@ def read_audio(path: str | Path) -> Waveform:
         samples_CS=torch.cat([block.samples_CS for block in blocks], dim=1),
         sample_rate=blocks[0].sample_rate,
     )
+
+
+def read_first_second(path: str | Path) -> Fraction:
+    """Tell when the sound of a file begins, by the file's own clock; a video's rarely differs.
+
+    Args:
+        path: as for ``read_audio``.
+
+    Returns:
+        Seconds, of the first sample that ``read_audio`` gives; 0 where the file does not say.
+
+    Raises:
+        AudioError: the file is missing or damaged, or has no audio stream.
+    """
+    with _open(path) as container:
+        first = next(container.decode(audio=0), None)
+        if first is None or first.pts is None or first.time_base is None:
+            return Fraction(0)
+        return first.pts * first.time_base
 
 
 def from_samples(samples: Tensor, sample_rate: int) -> Waveform:
@@ -131,6 +140,29 @@ def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
     """
     ratio = Fraction(sample_rate, wanted_rate).limit_denominator(MAX_RATIO_DENOMINATOR)
     return AF.resample(samples, ratio.numerator, ratio.denominator)
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[InputContainer]:
+    """Open a local file that has sound; what goes wrong while it is open is told of, too."""
+    if not Path(path).is_file():
+        raise AudioError(f"there is no audio file at {path}; give the path of a local file")
+    try:
+        # A playlist must not make us open a network address, nor a name with a colon a protocol.
+        # Titles need not be UTF-8, and nobody asks for them.
+        with av.open(
+            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        ) as container:
+            if not container.streams.audio:
+                raise AudioError(
+                    f"{path} has no audio stream; give a recording, or a video with sound"
+                )
+            yield container
+    except FFmpegError as error:
+        raise AudioError(
+            f"{path} cannot be decoded as audio ({error.strerror}); re-export it as wav, mp3, flac "
+            "or m4a"
+        ) from error
 
 
 def _decode_frame(frame: av.AudioFrame) -> Waveform:

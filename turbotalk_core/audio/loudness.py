@@ -36,13 +36,27 @@ def normalize_loudness(
 
     Source: ITU-R BS.1770-4; InfiniteTalk, generate_infinitetalk.py, loudness_norm.
     """
+    lufs = measure_loudness(waveform_S, sample_rate)
+    return waveform_S if lufs is None else waveform_S * 10 ** ((target_lufs - lufs) / 20)
+
+
+def measure_loudness(waveform_S: Tensor, sample_rate: int = SAMPLE_RATE) -> float | None:
+    """Measure the integrated loudness of a sound.
+
+    Args:
+        waveform_S: mono samples.
+        sample_rate: Hz.
+
+    Returns:
+        LUFS; None for silence and sounds under 0.4 s, which have none.
+
+    Source: ITU-R BS.1770-4.
+    """
     # Imported when used: it brings in SciPy, which takes a second.
     from pyloudnorm import Meter
 
     if waveform_S.shape[0] < GATING_BLOCK_SECONDS * sample_rate:
-        return waveform_S
+        return None
     meter = Meter(sample_rate, block_size=GATING_BLOCK_SECONDS)
     lufs = meter.integrated_loudness(waveform_S.detach().double().cpu().numpy())
-    if not math.isfinite(lufs):
-        return waveform_S
-    return waveform_S * 10 ** ((target_lufs - lufs) / 20)
+    return float(lufs) if math.isfinite(lufs) else None

@@ -307,6 +307,7 @@ class WanModel(nn.Module):
         audio_scale: float = 1.0,
         regions_PHW: Tensor | None = None,
         cache: TeaCache | None = None,
+        hidden_after: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Make one network call.
 
@@ -322,6 +323,8 @@ class WanModel(nn.Module):
             regions_PHW: where each of several speakers is in the first latent frame, 1 inside, and
                 last the background; None where there is one voice, for the whole picture.
             cache: of this kind of call, to leave the blocks out where they would say the same.
+            hidden_after: to be given the video tokens after each block, [B, N, D] by the block's
+                number from 0, for what reads a transformer at several depths.
 
         Returns:
             Velocity, float32, the shape of ``latents_BCFHW``.
@@ -350,12 +353,15 @@ class WanModel(nn.Module):
             assert cache.added is not None  # the first steps are always due
             return self._unpatchify(self.head(hidden + cache.added, time_BD), grid)
         before = None if cache is None else hidden  # kept for it alone
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             inputs = (hidden, modulation, table, text, image, audio, audio_scale, regions)
             if self.uses_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 hidden = block(*inputs)
+            if hidden_after is not None:
+                assert isinstance(hidden, Tensor)
+                hidden_after[number] = hidden
         if cache is not None and before is not None:
             assert isinstance(hidden, Tensor)
             cache.keep(hidden - before)

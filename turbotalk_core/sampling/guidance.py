@@ -133,22 +133,43 @@ def guided_velocity(
     Returns:
         Velocity, the shape of the latents.
     """
-    text_audio = denoiser(latents_BCFHW, sigma, conditioning, tokens)
-    num_calls = count_calls(guidance.guidance_scale, guidance.audio_guidance_scale)
+    null_conditioning = replace(conditioning, text_BND=guidance.null_text_BND)
+
+    def predict(reads: bool, hears: bool) -> Tensor:
+        told = conditioning if reads else null_conditioning
+        return denoiser(latents_BCFHW, sigma, told, tokens if hears else guidance.null_tokens)
+
+    return guide(predict, guidance.guidance_scale, guidance.audio_guidance_scale, pushes)
+
+
+def guide(
+    predict: Callable[[bool, bool], Tensor],
+    guidance_scale: float,
+    audio_guidance_scale: float,
+    pushes: Pushes = (keep_push, keep_push),
+) -> Tensor:
+    """Combine what a network says with and without text and voice.
+
+    Args:
+        predict: a network call, told whether it reads the text and whether it hears the voice;
+            called ``count_calls`` times.
+        guidance_scale: push towards the text, >= 0; 1 is off.
+        audio_guidance_scale: push towards the voice, >= 0; 1 is off.
+        pushes: shape the pushes.
+
+    Returns:
+        The guided prediction.
+    """
+    text_audio = predict(True, True)
+    num_calls = count_calls(guidance_scale, audio_guidance_scale)
     if num_calls == 1:
         return text_audio
     shape_text, shape_audio = pushes
     if num_calls == 2:
-        text_only = denoiser(latents_BCFHW, sigma, conditioning, guidance.null_tokens)
-        to_audio = shape_audio(text_audio - text_only, text_audio)
-        return text_audio + (guidance.audio_guidance_scale - 1) * to_audio
-    null_conditioning = replace(conditioning, text_BND=guidance.null_text_BND)
-    audio_only = denoiser(latents_BCFHW, sigma, null_conditioning, tokens)
-    neither = denoiser(latents_BCFHW, sigma, null_conditioning, guidance.null_tokens)
+        to_audio = shape_audio(text_audio - predict(True, False), text_audio)
+        return text_audio + (audio_guidance_scale - 1) * to_audio
+    audio_only = predict(False, True)
+    neither = predict(False, False)
     to_text = shape_text(text_audio - audio_only, text_audio)
     to_audio = shape_audio(audio_only - neither, text_audio)
-    return (
-        text_audio
-        + (guidance.guidance_scale - 1) * to_text
-        + (guidance.audio_guidance_scale - 1) * to_audio
-    )
+    return text_audio + (guidance_scale - 1) * to_text + (audio_guidance_scale - 1) * to_audio

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from turbotalk_core.audio.loudness import normalize_loudness
+from turbotalk_core.audio.loudness import measure_loudness, normalize_loudness
+
+TOLERANCE = 0.1  # LU, EBU Tech 3341: what a loudness meter may be off
 
 
 def _sine(seconds: float, amplitude: float) -> torch.Tensor:
@@ -44,3 +46,10 @@ def test_a_pause_does_not_count() -> None:
 )
 def test_what_has_no_loudness_passes_unchanged(waveform_S: torch.Tensor) -> None:
     assert torch.equal(normalize_loudness(waveform_S), waveform_S)
+
+
+def test_the_loudness_of_a_sine_is_told() -> None:
+    assert measure_loudness(_sine(2.0, 1.0)) == pytest.approx(-3.01, abs=TOLERANCE)
+    assert measure_loudness(_sine(2.0, 0.1)) == pytest.approx(-23.01, abs=TOLERANCE)
+    assert measure_loudness(torch.zeros(32_000)) is None
+    assert measure_loudness(_sine(0.3, 1.0)) is None

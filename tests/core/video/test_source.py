@@ -185,6 +185,19 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         VideoFrames(sound)
 
 
+def test_a_title_that_is_not_utf_8_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mkv"
+    with av.open(str(path), "w", metadata_encoding="latin-1") as opened:
+        opened.metadata["title"] = "Ein Gespräch"
+        stream = cast(VideoStream, opened.add_stream("mpeg4", rate=25))
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+        opened.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        opened.mux(stream.encode(None))
+    assert b"Gespr\xe4ch" in path.read_bytes()
+    assert len(VideoFrames(path)) == 1
+
+
 def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
     _make(tmp_path / "talk.ts", [0, 512])
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n"
@@ -206,3 +219,35 @@ def test_damage_is_told_or_passed_over(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ImageError, match="talk"):
         frames[0]
+
+
+@pytest.mark.parametrize("span", [(0, 30), (0, 1), (4, 5), (11, 26), (29, 30), (7, 7)])
+@pytest.mark.parametrize("fps", [Fraction(10), Fraction(25), Fraction(60)])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_playing_gives_the_same_pictures(
+    tmp_path: Path, suffix: str, fps: Fraction, span: tuple[int, int]
+) -> None:
+    path = tmp_path / f"talk.{suffix}"
+    num_frames = int(30 * fps / FPS)
+    times = [round(number * TICKS / fps) for number in range(num_frames)]
+    _make(path, times, gap=round(TICKS / fps))
+    frames = VideoFrames(path)
+    played = [_number(picture) for picture in frames.play(*span)]
+    assert played == [_number(frames[index]) for index in range(*span)]
+
+
+def test_playing_what_is_gone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "talk.ts"
+    _make(path, [512 * number for number in range(20)])
+    frames = VideoFrames(path)
+    path.write_bytes(b"")
+    with pytest.raises(ImageError, match="talk"):
+        next(frames.play(0, 20))
+
+
+def test_the_first_picture_need_not_be_at_zero(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mkv"
+    _make(path, [6400 + 512 * number for number in range(3)])
+    frames = VideoFrames(path)
+    assert frames.first_second == Fraction(1, 2)
+    assert [_number(picture) for picture in frames.play(0, 3)] == [0, 1, 2]

@@ -1,0 +1,104 @@
+"""Flow matching: what the network is told, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.tiny import make_batch, make_engines, make_model, take_step
+from training.batch import Batch
+from training.methods.flow_matching import FlowMatching
+from training.methods.method import Learning
+from training.networks import TalkingModel
+
+METHOD = FlowMatching()
+
+
+def _listen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Collect what the network is called with."""
+    calls: list[dict[str, Any]] = []
+    forward = TalkingModel.forward
+
+    def spy(model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **told: Any) -> Tensor:
+        calls.append({"noisy": noisy, "sigma": sigma, "batch": batch, **told})
+        return forward(model, noisy, sigma, batch, **told)
+
+    monkeypatch.setattr(TalkingModel, "forward", spy)
+    return calls
+
+
+def test_one_step_updates_the_teacher() -> None:
+    engines = make_engines(METHOD)
+    before = {k: t.clone() for k, t in engines["teacher"].module.state_dict().items()}
+    terms = take_step(METHOD, engines, make_batch())
+    assert set(terms) == {
+        "teacher/loss",
+        "teacher/flow_loss",
+        "teacher/real_motion",
+        "teacher/real_mean",
+        "teacher/real_std",
+    }
+    changed = {
+        k for k, t in engines["teacher"].module.state_dict().items() if not t.equal(before[k])
+    }
+    assert {
+        "dit.head.head.weight",
+        "projection.proj1.weight",
+        "dit.blocks.0.ffn.0.weight",
+    } < changed
+
+
+def test_with_lora_the_weights_stay() -> None:
+    method = replace(METHOD, teacher=Learning(trains="lora", learning_rate=1e-3, rank=2, alpha=2))
+    engines = make_engines(method)
+    take_step(method, engines, make_batch())
+    state = engines["teacher"].module.state_dict()
+    for name, weight in make_model().state_dict().items():
+        assert torch.equal(state[name], weight)
+    assert any(t.any() for name, t in state.items() if name.endswith("lora_up"))
+
+
+@pytest.mark.parametrize("what", ["audio", "text"])
+def test_some_chunks_are_not_told(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _listen(monkeypatch)
+    method = replace(METHOD, **{f"{what}_dropout": 0.25})
+    take_step(method, make_engines(method), make_batch(200), steps_optimizers=False)
+    told = calls[0]["hears" if what == "audio" else "reads"]
+    assert told.float().mean().item() == pytest.approx(0.75, abs=0.1)
+
+
+def test_voice_and_text_are_dropped_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = _listen(monkeypatch)
+    method = replace(METHOD, audio_dropout=0.5, text_dropout=0.5)
+    take_step(method, make_engines(method), make_batch(200), steps_optimizers=False)
+    both = (calls[0]["hears"] & calls[0]["reads"]).float().mean().item()
+    assert both == pytest.approx(0.25, abs=0.1)
+
+
+def test_the_loss_is_that_of_a_perfect_network_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+
+    def know(model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **_: Any) -> Tensor:
+        # noise - data, where noisy = (1 - sigma) data + sigma noise
+        velocity = (noisy - batch.latents_BCFHW) / sigma.view(-1, 1, 1, 1, 1)
+        return velocity + 0 * sum(p.sum() for p in model.parameters())
+
+    monkeypatch.setattr(TalkingModel, "forward", know)
+    terms = take_step(METHOD, make_engines(METHOD), batch, steps_optimizers=False)
+    assert terms["teacher/loss"] == pytest.approx(0, abs=1e-8)
+
+
+def test_it_learns_a_chunk_by_heart() -> None:
+    method = replace(METHOD, shift=1.0, audio_dropout=0.0, text_dropout=0.0)
+    batch = make_batch(1, num_pinned=(1,))
+    batch = replace(batch, latents_BCFHW=torch.ones_like(batch.latents_BCFHW))
+    engines = make_engines(method, learning_rate=0.01)
+    losses = [take_step(method, engines, batch, step)["teacher/loss"] for step in range(60)]
+    # Who knows the chunk and nothing of the noise loses 1, who knows nothing 2.
+    assert math.fsum(losses[:5]) / 5 > 1.2
+    assert math.fsum(losses[-10:]) / 10 < 1

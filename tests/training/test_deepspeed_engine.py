@@ -1,0 +1,297 @@
+"""DeepSpeed against the plain engine: the same run, killed and moved, in one process and in two.
+
+The processes are started once for the whole file, as DeepSpeed takes seconds to import: two that
+are killed, two that go on, and one alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
+
+from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_run import make_recipe as make_tiny_recipe
+from tests.training.tiny_run import make_tiny_trainer
+from tests.training.toy import ToyBatch, ToyBatches, ToyMethod, make_recipe, make_trainer
+from training import ranks
+from training.checkpoint import read_weights
+from training.engine import Engine, EngineSettings, PlainEngine
+from training.log import read_log
+from training.networks import Discriminator
+from training.recipe import EngineChoice
+from turbotalk_core.errors import TrainingError, TurboTalkError
+
+KILL_AT = 3  # the step that two processes do not survive; they have a checkpoint of step 2
+ROLES = ("critic", "generator")
+TIMEOUT_SECONDS = 60.0
+ONE = make_tiny_recipe().phases["one"]
+
+pytestmark = pytest.mark.slow
+
+
+class KillingBatches(ToyBatches):
+    """Samples that cost the process its life at one step."""
+
+    def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
+        """Draw the samples of a step, or die."""
+        if step == KILL_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().draw(seed, step, start, size)
+
+
+class NanBatches(ToyBatches):
+    """Samples of which the second micro-batch of a step is not finite."""
+
+    def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
+        """Draw the samples of a step."""
+        batch = super().draw(seed, step, start, size)
+        return ToyBatch(x=batch.x * float("nan")) if (step, start) == (1, size) else batch
+
+
+def _start(rank: int, world_size: int, port: int) -> torch.device:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1"}
+    torch.set_num_threads(1)
+    from training.deepspeed_engine import start_ranks
+
+    return start_ranks(TIMEOUT_SECONDS)
+
+
+def _make_engine(
+    network: nn.Module, settings: EngineSettings, *, device: torch.device, **zero: Any
+) -> Engine:
+    from training.deepspeed_engine import DeepSpeedEngine, ZeroSettings
+
+    return DeepSpeedEngine(network, settings, ZeroSettings(bucket_size=10_000, **zero), device)
+
+
+def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
+    device = _start(rank, 2, port)
+    make_engine = functools.partial(_make_engine, device=device, stage=3)
+    batches = KillingBatches() if kills else ToyBatches()
+    make_trainer(folder / "two", make_engine=make_engine, batches=batches).run()
+    if kills:
+        return
+    shorter = make_tiny_recipe()
+    shorter = replace(shorter, phases={**shorter.phases, "one": replace(ONE, steps=1)})
+    for recipe in (shorter, make_tiny_recipe()):
+        make_tiny_trainer(folder / "methods", recipe, make_engine=make_engine).run()
+    with pytest.raises(TrainingError) as caught:
+        make_trainer(folder / "nan", make_engine=make_engine, batches=NanBatches()).run()
+    (folder / f"nan{rank}").write_text(str(caught.value))
+
+
+def _run_one(rank: int, port: int, folder: Path) -> None:
+    device = _start(rank, 1, port)
+    facts: dict[str, Any] = {}
+    for stage in (1, 2, 3):
+        make_engine = functools.partial(_make_engine, device=device, stage=stage)
+        make_trainer(folder / f"one{stage}", make_engine=make_engine).run()
+    facts["move"] = _move_to_one(device, folder / "two")
+    facts["bfloat16"] = _compare_bfloat16(device)
+    facts["transformer"] = _compare_discriminator(device)
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _move_to_one(device: torch.device, folder: Path) -> dict[str, Any]:
+    """Let one process go on with what two began; without and with a conversion."""
+    from training.deepspeed_engine import convert
+
+    recipe = make_recipe()
+    longer = {**recipe.phases, "second": recipe.phases["first"]}  # 2 steps more
+    recipe = make_recipe(phases=longer)
+    make_engine = functools.partial(_make_engine, device=device, stage=3)
+    refusal = ""
+    try:
+        make_trainer(folder, recipe, make_engine=make_engine).run()
+    except TurboTalkError as error:
+        refusal = str(error)
+    convert(folder / "checkpoints" / "00000008")
+    make_trainer(folder, recipe, make_engine=make_engine).run()
+    return {"refusal": refusal}
+
+
+def _compare_bfloat16(device: torch.device) -> list[list[float]]:
+    """Step both engines in bfloat16; losses of each."""
+    settings = EngineSettings(learning_rate=0.05, precision="bfloat16", ema_decay=0.5)
+    losses = []
+    for make in (PlainEngine, functools.partial(_make_engine, device=device, stage=3)):
+        torch.manual_seed(0)
+        engine = make(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)), settings)
+        inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)).bfloat16()
+        row = []
+        for _ in range(5):
+            loss = (engine(inputs).float() - 1).square().mean()
+            engine.backward(loss)
+            engine.step(1.0)
+            row.append(loss.item())
+        losses.append([*row, float(sum(t.sum() for t in engine.export().values()))])
+    return losses
+
+
+def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]:
+    """Step a discriminator, then a talking model through it; losses and norms of each engine."""
+    batch = make_batch()
+    sigma_B = torch.tensor([0.3, 0.7])
+    results: dict[str, list[list[float]]] = {}
+    for recomputes in (False, True):
+        for precision in ("float32", "bfloat16"):
+            settings = EngineSettings(
+                learning_rate=1e-2, precision=precision, uses_checkpointing=recomputes
+            )
+            rows = []
+            for make in (PlainEngine, functools.partial(_make_engine, device=device, stage=3)):
+                torch.manual_seed(0)
+                critic = make(Discriminator(make_model(1)), settings)
+                model = make(make_model(2), settings)
+                rows.append(_step_both(critic, model, batch, sigma_B))
+            results[f"{precision} {recomputes}"] = rows
+    return results
+
+
+def _step_both(critic: Engine, model: Engine, batch: Any, sigma_B: Tensor) -> list[float]:
+    numbers = []
+    for _ in range(3):
+        model.learns(yes=False)
+        loss = nn.functional.softplus(-critic(batch.latents_BCFHW, sigma_B, batch)).mean()
+        critic.backward(loss)
+        numbers += [loss.item(), critic.step(1.0).gradient_norm]
+        model.learns(yes=True)
+        critic.learns(yes=False)
+        loss = critic.module(model(batch.latents_BCFHW, sigma_B, batch), sigma_B, batch).mean()
+        model.backward(loss)
+        numbers += [loss.item(), model.step(1.0).gradient_norm]
+        critic.learns(yes=True)
+    return numbers
+
+
+def _find_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same run four times: plain, two processes, one process at each stage."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.raises(ProcessExitedException, match="SIGKILL"):
+        spawn(_run_two, (_find_port(), folder, True), nprocs=2)
+    assert max(line["step"] for line in read_log(folder / "two")) == KILL_AT
+    spawn(_run_two, (_find_port(), folder, False), nprocs=2)
+    make_trainer(folder / "plain").run()
+    make_tiny_trainer(folder / "plain_methods").run()
+    for place in ("log.jsonl", "phases/second/generator.safetensors"):  # before it goes on alone
+        copy = folder / "two_alone" / place
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes((folder / "two" / place).read_bytes())
+    spawn(_run_one, (_find_port(), folder), nprocs=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def facts(runs: Path) -> dict[str, Any]:
+    return json.loads((runs / "facts.json").read_text())
+
+
+def _check_same(folder: Path, other: Path, num_steps: int) -> None:
+    mine, theirs = read_log(folder)[:num_steps], read_log(other)[:num_steps]
+    assert len(mine) == len(theirs) == num_steps
+    for line, expected in zip(mine, theirs, strict=True):
+        assert line.pop("seconds") >= 0
+        assert line.pop("phase") == expected.pop("phase")
+        expected.pop("seconds")
+        assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["one1", "one2", "one3", "two_alone"])
+def test_the_run_is_that_of_the_plain_engine(runs: Path, name: str) -> None:
+    _check_same(runs / name, runs / "plain", num_steps=8)
+    for phase in ("first", "second"):
+        for role in ROLES:
+            if name == "two_alone" and (phase, role) != ("second", "generator"):
+                continue
+            mine, theirs = (
+                read_weights(runs / run / "phases" / phase / f"{role}.safetensors")
+                for run in (name, "plain")
+            )
+            assert mine.keys() == theirs.keys()
+            for key, weight in theirs.items():
+                torch.testing.assert_close(mine[key], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_every_method_is_the_same_in_two_processes(runs: Path) -> None:
+    """Flow matching, DMD, adversarial phases of 2 and 1 steps, stopped once in the last one."""
+    mine, theirs = read_log(runs / "methods"), read_log(runs / "plain_methods")
+    assert [line["phase"] for line in mine] == [
+        name for name in ("teacher", "dmd", "two", "one") for _ in range(2)
+    ]
+    for line, expected in zip(mine, theirs, strict=True):
+        assert line.pop("phase") == expected.pop("phase")
+        del line["seconds"], expected["seconds"]
+        # Rates are high, and Adam makes full steps of gradients that are nearly zero.
+        assert line == pytest.approx(expected, rel=1e-2, abs=1e-3)
+
+
+def test_what_is_no_number_on_one_rank_stops_both(runs: Path) -> None:
+    messages = [(runs / f"nan{rank}").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 2: critic/loss = nan, critic/real = nan; ")
+    assert [line["step"] for line in read_log(runs / "nan")] == [1]
+
+
+def test_another_number_of_ranks_is_refused_with_what_to_do(facts: dict[str, Any]) -> None:
+    refusal = facts["move"]["refusal"]
+    assert "2 ranks under ZeRO 3, this run has 1 under ZeRO 3" in refusal
+    assert "python -m training.deepspeed_engine " in refusal
+    assert refusal.endswith("checkpoints/00000008")
+
+
+def test_after_a_conversion_it_goes_on_the_same(runs: Path, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    recipe = make_recipe(phases={**recipe.phases, "second": recipe.phases["first"]})
+    make_trainer(tmp_path, recipe).run()
+    _check_same(runs / "two", tmp_path, num_steps=10)
+    mine, theirs = (
+        read_weights(run / "phases" / "second" / "generator.safetensors")
+        for run in (runs / "two", tmp_path)
+    )
+    for key, weight in theirs.items():  # the average
+        torch.testing.assert_close(mine[key], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_keeps_float32_copies_on_both(facts: dict[str, Any]) -> None:
+    plain, zero = facts["bfloat16"]
+    assert zero == pytest.approx(plain, rel=1e-2)
+    assert plain[4] < 0.5 * plain[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_transformers_are_stepped_alike(
+    facts: dict[str, Any], precision: str, recomputes: bool
+) -> None:
+    plain, zero = facts["transformer"][f"{precision} {recomputes}"]
+    assert zero == pytest.approx(plain, rel=1e-4 if precision == "float32" else 0.05)
+    other, _ = facts["transformer"][f"{precision} {not recomputes}"]
+    assert plain == pytest.approx(other, rel=1e-5)
+
+
+def test_muon_is_refused() -> None:
+    recipe = make_recipe(engine=EngineChoice(optimizer="muon"))
+    settings = recipe.settings_of("generator", ToyMethod().learning)
+    assert ranks.world_size() == 1
+    with pytest.raises(TurboTalkError, match="must be adamw"):
+        _make_engine(nn.Linear(2, 2), settings, device=torch.device("cpu"), stage=3)

@@ -1,0 +1,155 @@
+"""The command: runs that end, go on, refuse, and write what they made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny_run import TinyBatches, make_recipe
+from training import train
+from training.checkpoint import read_weights
+from training.log import read_log
+from training.recipe import load_recipe, store_recipe
+from training.train import main
+from turbotalk_core.library import read_request
+from turbotalk_core.model.checkpoint import inspect, load_dit
+
+SIZES = {
+    "video": {
+        "dim": 24,
+        "ffn_dim": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "text_dim": 8,
+        "frequency_dim": 16,
+        "image_dim": None,
+        "audio_heads": 2,
+        "audio_token_dim": 6,
+    },
+    "audio": {"frame_width": 6, "hidden_dim": 8, "num_tokens": 2, "token_dim": 6},
+}
+CLIP = {"num_frames": 13, "height": 32, "width": 48, "num_text_tokens": 5, "num_image_tokens": 0}
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "open_data", lambda recipe: TinyBatches())
+
+
+@pytest.fixture
+def recipe_path(tmp_path: Path) -> Path:
+    """A recipe of one adversarial phase that begins with weights at random."""
+    phase = {
+        "method": "adversarial",
+        "steps": 2,
+        "settings": {**make_recipe().phases["one"].settings, "shift": 7.0},
+        "exports": "student",
+        "ships_with": {"color_strength": 0.5},
+    }
+    recipe = make_recipe(
+        weights={"student": SIZES}, clip=CLIP, phases={"one": phase}, seed=3, rate={}
+    )
+    path = tmp_path / "small.yaml"
+    store_recipe(recipe, path)
+    return path
+
+
+def _run(path: Path, *more: str) -> int:
+    return main([str(path), *more, "--run", str(path.parent / "run")])
+
+
+def test_it_trains_and_writes_model_files(recipe_path: Path) -> None:
+    run = recipe_path.parent / "run"
+    assert _run(recipe_path) == 0
+    assert [line["step"] for line in read_log(run)] == [1, 2]
+    assert load_recipe(str(run / "recipe.yaml")) == load_recipe(str(recipe_path))
+    models = run / "exports" / "one"
+    dit = models / "diffusion_models" / "student.safetensors"
+    model, projection = load_dit(dit, models / "model_patches" / "student_adapter.safetensors")
+    assert projection is not None
+    ends = read_weights(run / "phases" / "one" / "student.safetensors")
+    for prefix, module in (("dit.", model), ("projection.", projection)):
+        for name, weight in module.state_dict().items():
+            assert torch.equal(weight, ends[prefix + name].half().float())
+    request = read_request(dit)
+    assert (request.num_inference_steps, request.schedule, request.update) == (
+        1,
+        "distilled",
+        "renoise",
+    )
+    assert (request.shift, request.audio_guidance_scale) == (7.0, 1.0)
+    assert (request.height, request.width, request.chunk_frames) == (32, 48, 13)
+    settings = inspect(dit).settings
+    assert (settings["kind"], settings["color_strength"]) == ("student", 0.5)
+
+    # What has ended is not begun again; more steps go on.
+    before = dit.stat().st_mtime_ns
+    assert _run(recipe_path, "phases.one.steps=3") == 0
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3]
+    assert dit.stat().st_mtime_ns > before
+
+
+def test_another_recipe_in_the_same_folder_is_refused(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(recipe_path) == 0
+    stored = (recipe_path.parent / "run" / "recipe.yaml").read_text()
+    assert _run(recipe_path, "seed=4") == train.REFUSED
+    assert "belongs to a run of another recipe" in capsys.readouterr().err
+    assert (recipe_path.parent / "run" / "recipe.yaml").read_text() == stored
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("phases.one.settings.num_step=2", "the nearest key is num_steps"),
+        ("phases.one.settings.student.learning_rat=2", "nearest key is student.learning_rate"),
+        ("phases.one.method=gan", "got the method gan; there are flow_matching, dmd, adversarial"),
+        ("phases.one.exports=discriminator", "it must be a role that it trains"),
+        ("weights.student=null", "neither a role of the phase before nor named"),
+        ("weights.student.video.dim=25", "the width must be a multiple of the heads"),
+        ("weights.student.video.dims=24", "the nearest key is dim"),
+        ("phases.one=null", "without phases"),
+        ("weights.student.dit=nothing.safetensors", "nothing.safetensors"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    assert _run(recipe_path, "phases.one.steps=0", change) == train.REFUSED
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_files_of_other_sizes_are_refused(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(recipe_path) == 0
+    models = recipe_path.parent / "run" / "exports" / "one"
+    files = [
+        f"weights.student.dit={models}/diffusion_models/student.safetensors",
+        f"weights.student.adapter={models}/model_patches/student_adapter.safetensors",
+    ]
+    other = ["--run", str(recipe_path.parent / "other")]
+    change = "weights.student.video.frequency_dim=32"
+    assert main([str(recipe_path), *files, change, *other]) == train.REFUSED
+    assert "student.safetensors holds WanConfig" in capsys.readouterr().err
+    assert main([str(recipe_path), *files, *other]) == 0
+
+
+def test_a_dry_run_writes_nothing(recipe_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(recipe_path, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "phase one: adversarial, steps 0 to 2, 4 samples" in text
+    assert "discriminator:" in text
+    assert not (recipe_path.parent / "run").exists()
+
+
+def test_without_data_it_is_said(recipe_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    with pytest.raises(train.RecipeError, match="names no data"):
+        train.open_data(load_recipe(str(recipe_path)))

@@ -1,0 +1,117 @@
+"""A talking model of a few thousand weights, chunks for it, and steps of a method on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from training.batch import Batch
+from training.draws import Draws
+from training.engine import EngineSettings, PlainEngine
+from training.methods.method import Method, RoleSpec, prepare_role
+from training.networks import TalkingModel
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.wan import WanConfig, WanModel
+
+FRAMES, ROWS, COLUMNS = 4, 4, 6
+TEXT_WIDTH = 8
+
+
+def make_model(seed: int = 0, num_layers: int = 2) -> TalkingModel:
+    """Draw a model whose every weight, gate and shift says something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        dit = WanModel(
+            WanConfig(
+                dim=24,
+                ffn_dim=16,
+                num_heads=2,
+                num_layers=num_layers,
+                text_dim=TEXT_WIDTH,
+                frequency_dim=16,
+                image_dim=None,
+                audio_heads=2,
+                audio_token_dim=6,
+            )
+        )
+        projection = AudioProjection(
+            AudioAdapterConfig(frame_width=6, hidden_dim=8, num_tokens=2, token_dim=6)
+        )
+    return TalkingModel(dit, projection)
+
+
+def make_batch(size: int = 2, seed: int = 0, num_pinned: tuple[int, ...] = (1, 3)) -> Batch:
+    """Draw chunks; as many first latents of each are pinned as ``num_pinned`` says in turn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    pinned_B = torch.tensor([num_pinned[i % len(num_pinned)] for i in range(size)])
+    return Batch(
+        latents_BCFHW=draw(size, 16, FRAMES, ROWS, COLUMNS),
+        reference_BCFHW=draw(size, 20, FRAMES, ROWS, COLUMNS),
+        first_BPKLD=draw(size, 1, 5, 2, 3),
+        later_BPFKLD=draw(size, 1, FRAMES - 1, 8, 2, 3),
+        pinned_BF=torch.arange(FRAMES) < pinned_B[:, None],
+        text_BND=draw(size, 5, TEXT_WIDTH),
+        null_text_BND=draw(size, 3, TEXT_WIDTH),
+    )
+
+
+def make_engines(
+    method: Method,
+    begin: Callable[[str], nn.Module] = lambda _: make_model(),
+    *,
+    learning_rate: float | None = None,
+) -> dict[str, PlainEngine]:
+    """Put the networks of a method into engines.
+
+    Args:
+        method: names its roles.
+        begin: gives what each of them begins with.
+        learning_rate: instead of the method's own.
+    """
+
+    def build(role: str, spec: RoleSpec) -> PlainEngine:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = prepare_role(spec, begin(role))
+        rate = spec.learning.learning_rate if learning_rate is None else learning_rate
+        settings = EngineSettings(learning_rate=rate, betas=spec.learning.betas)
+        return PlainEngine(network, settings)
+
+    return {role: build(role, spec) for role, spec in method.roles().items()}
+
+
+def take_step(
+    method: Method,
+    engines: Mapping[str, PlainEngine],
+    batch: Batch,
+    step: int = 0,
+    *,
+    seed: int = 0,
+    steps_optimizers: bool = True,
+) -> dict[str, float]:
+    """Make the updates of one step, as the trainer does; gives the log by ``role/term``."""
+    terms = {}
+    for update in method.updates(step, batch, engines, Draws(seed, step, 0)):
+        for role, engine in engines.items():
+            engine.learns(yes=role == update.role)
+        total = 0.0
+        for make_loss in update.losses:
+            loss = make_loss()
+            engines[update.role].backward(loss)
+            total += loss.item()
+        for role, engine in engines.items():
+            engine.learns(yes=True)
+            others = [p.grad for p in engine.module.parameters() if role != update.role]
+            assert all(grad is None for grad in others), f"{update.role} gave {role} a gradient"
+        if steps_optimizers:
+            engines[update.role].step(1.0)
+        engines[update.role].module.zero_grad(set_to_none=True)
+        terms |= {f"{update.role}/{name}": float(x) for name, x in update.log.items()}
+        terms[f"{update.role}/loss"] = total
+    return terms

@@ -1,0 +1,136 @@
+"""Chunks to learn from, and what the networks are told about them: what a training step is given.
+
+Separate because the data side makes them, every method reads them, and neither knows the other. How
+many latent frames are given is the data's to say: one where a video begins, three, of 9 context
+frames, where it goes on; TurboTalk has half of each.
+
+Axes: B batch, C channels, F latent frames, H height, W width, P voices or speakers and last the
+background, K window, L encoder layers, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from turbotalk_core.errors import MismatchError
+from turbotalk_core.sampling.convert import add_noise
+
+CONTEXT_LATENTS = 3  # InfiniteTalk: 9 context frames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Chunks of one length and size, and their conditions.
+
+    Attributes:
+        latents_BCFHW: clean, normalised: the real samples.
+        reference_BCFHW: 20 channels, mask and reference latents.
+        first_BPKLD: audio windows of the first latent frames, of each voice.
+        later_BPFKLD: audio windows of the later ones.
+        pinned_BF: True where a latent frame is given clean; of each chunk a beginning.
+        weight_BHW: how much a place counts, mean 1 over a chunk; None for all alike.
+        regions_PHW: of several speakers and the background, on latent cells; None for one.
+        text_BND: text embedding; None for the null text.
+        null_text_BND: embedding of the negative prompt, for guidance; None for zeros.
+        image_embeds_BND: CLIP tokens, for a model with the image branch.
+    """
+
+    latents_BCFHW: Tensor
+    reference_BCFHW: Tensor
+    first_BPKLD: Tensor
+    later_BPFKLD: Tensor
+    pinned_BF: Tensor
+    weight_BHW: Tensor | None = None
+    regions_PHW: Tensor | None = None
+    text_BND: Tensor | None = None
+    null_text_BND: Tensor | None = None
+    image_embeds_BND: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        size, _, frames, height, width = self.latents_BCFHW.shape
+        needed = {
+            "reference_BCFHW": (size, self.reference_BCFHW.shape[1], frames, height, width),
+            "pinned_BF": (size, frames),
+            "first_BPKLD": (size, *self.first_BPKLD.shape[1:]),
+            "later_BPFKLD": (
+                size,
+                self.first_BPKLD.shape[1],
+                frames - 1,
+                *self.later_BPFKLD.shape[3:],
+            ),
+        }
+        for name, shape in needed.items():
+            got = tuple(getattr(self, name).shape)
+            if got != shape:
+                raise MismatchError(
+                    f"got {name} of shape {got} beside latents of "
+                    f"{tuple(self.latents_BCFHW.shape)}; needed {shape}"
+                )
+
+    @property
+    def size(self) -> int:
+        """Chunks in the batch."""
+        return self.latents_BCFHW.shape[0]
+
+    @property
+    def free_B1F11(self) -> Tensor:
+        """1 where a latent frame is to be made, 0 where it is given; float32."""
+        return (~self.pinned_BF).float()[:, None, :, None, None]
+
+    @property
+    def has_text(self) -> bool:
+        """Whether a network that does not read the text is told anything else."""
+        return self.text_BND is not None or self.null_text_BND is not None
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Move to a device.
+
+        Args:
+            device: where to.
+            dtype: of everything but the latents and the pins, which stay in float32 and bool: the
+                arithmetic of noise is in float32. None leaves it.
+
+        Returns:
+            The same chunks there.
+        """
+        moved = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            keeps = field.name in ("latents_BCFHW", "pinned_BF")
+            if tensor is not None:
+                tensor = tensor.to(device, None if keeps else dtype, non_blocking=True)
+            moved[field.name] = tensor
+        return Batch(**moved)
+
+    def pin(self, latents_BCFHW: Tensor) -> Tensor:
+        """Put the given latent frames in, clean.
+
+        Through the pinned places no gradient flows: what a loss says of them reaches nobody.
+
+        Args:
+            latents_BCFHW: of these chunks, at any noise level.
+
+        Returns:
+            The same shape.
+
+        Source: InfiniteTalk, wan/multitalk.py, the denoising loop (before and after every call).
+        """
+        pinned = self.pinned_BF[:, None, :, None, None]
+        return torch.where(pinned, self.latents_BCFHW.to(latents_BCFHW), latents_BCFHW)
+
+    def add_noise(self, latents_BCFHW: Tensor, noise_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """Bring chunks to noise levels, and leave the given latent frames clean.
+
+        Args:
+            latents_BCFHW: clean; the batch's own or others under the same conditions.
+            noise_BCFHW: standard normal.
+            sigma_B: noise level of each chunk.
+
+        Returns:
+            Noisy latents, the same shape.
+        """
+        sigma = sigma_B.view(-1, 1, 1, 1, 1)
+        return self.pin(add_noise(latents_BCFHW, noise_BCFHW, sigma))

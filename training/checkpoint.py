@@ -1,0 +1,180 @@
+"""Checkpoints of a run: whole or not there.
+
+A run's folder holds ``checkpoints/00000100`` and so on, each with a folder per role, which the
+engines fill, and ``state.json``. ``COMPLETE`` is written last and lists every file with its size;
+a folder without it, or with a file that is not as listed, is no checkpoint and is removed at the
+next start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training import ranks
+from training.engine import Engine
+from turbotalk_core.errors import CheckpointError
+
+COMPLETE, STATE = "COMPLETE", "state.json"
+NAMES = 8 * "[0-9]"  # what else lies beside them is left alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run is, besides its engines.
+
+    Attributes:
+        step: updates made, over all phases.
+        phase: number of the phase, from 0.
+        phase_step: updates made in it.
+        recipe: fingerprint of the recipe.
+        streaks: of the guard.
+    """
+
+    step: int
+    phase: int
+    phase_step: int
+    recipe: str
+    streaks: dict[str, int] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: that holds them; made where it does not exist.
+        keep: how many of the newest stay, at least 1.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, state: RunState, engines: Mapping[str, Engine]) -> Path:
+        """Write a checkpoint, then remove those that are too many; every rank calls it.
+
+        Args:
+            state: where the run is.
+            engines: by role.
+
+        Returns:
+            Its folder.
+        """
+        path = self.folder / f"{state.step:08d}"
+        if ranks.rank() == 0:
+            remove(path)
+            path.mkdir(parents=True)
+        ranks.barrier()
+        for role, engine in engines.items():
+            engine.save(path / role)
+        ranks.barrier()
+        if ranks.rank() == 0:
+            (path / STATE).write_text(json.dumps(asdict(state)))
+            mark_complete(path)
+            for old in self.list_complete()[: -self.keep]:
+                remove(old)
+        ranks.barrier()
+        return path
+
+    def find_newest(self) -> tuple[RunState, Path] | None:
+        """Find where to go on, and remove what is no checkpoint; every rank calls it.
+
+        Returns:
+            The state and the folder of the newest one, or None where there is none.
+        """
+        if ranks.rank() == 0 and self.folder.is_dir():
+            whole = set(self.list_complete())
+            for path in self.folder.glob(NAMES):
+                if path not in whole:
+                    remove(path)
+        ranks.barrier()
+        whole = self.list_complete()
+        if not whole:
+            return None
+        return RunState(**json.loads((whole[-1] / STATE).read_text())), whole[-1]
+
+    def list_complete(self) -> list[Path]:
+        """List the folders of whole checkpoints, oldest first."""
+        return [path for path in sorted(self.folder.glob(NAMES)) if is_complete(path)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Tell whether everything that was written to a folder is still there, in its size."""
+    marker = folder / COMPLETE
+    if not marker.is_file():
+        return False
+    sizes: dict[str, int] = json.loads(marker.read_text())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
+
+
+def mark_complete(folder: Path) -> None:
+    """Write the list that makes a folder whole, in one stroke."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    write_text(folder / COMPLETE, json.dumps(sizes))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is never seen half-written."""
+    partial = path.with_name(f"{path.name}.part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, so that it is no checkpoint from the first moment on."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Write the weights that a role ended a phase with, whole or not at all.
+
+    Args:
+        path: a safetensors file.
+        weights: by name, on the CPU.
+        note: kept in the metadata.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.part")
+    contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(contiguous, partial, {"turbotalk": json.dumps(dict(note))})
+    partial.replace(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read what ``write_weights`` wrote.
+
+    Args:
+        path: a safetensors file.
+
+    Returns:
+        Weights by name, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read {path} ({error}); a phase begins where an earlier one ended, so let that "
+            "one end first"
+        ) from error

@@ -1,0 +1,174 @@
+"""From pieces to judged pieces: scores and a quality tier for each; none is dropped.
+
+    python -m training.data filter --videos FOLDER --set SET
+
+In: ``SET/scenes``. Out: ``SET/pieces``, a line per piece. Training chooses tiers; what is poor for
+one purpose is fair for another, so nothing is thrown away here. Faces and lip sync are judged where
+the user supplies the weights, which cannot be shipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from training.data.footage import cut_sound, open_video, read_sound
+from training.data.scores import (
+    FACE_EVERY,
+    LIMITS,
+    FaceDetector,
+    Limit,
+    SyncJudge,
+    crop_faces,
+    find_faces,
+    load_judge,
+    rank,
+    score_faces,
+    score_sound,
+    score_sync,
+)
+from training.data.split import SCENES
+from training.data.stage import (
+    SKIPPED,
+    Journal,
+    Record,
+    Summary,
+    Work,
+    attempt,
+    fingerprint_files,
+    list_missing,
+    open_stage,
+    read_journals,
+    read_settings,
+    summarize,
+)
+from turbotalk_core.audio.io import to_mono_16k
+from turbotalk_core.errors import RequestError
+from turbotalk_core.geometry import SAMPLE_RATE
+
+PIECES = "pieces"  # folder of this stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterSettings:
+    """What pieces are judged by.
+
+    Attributes:
+        face_detector: program of ``scores.FaceDetector``; None leaves faces unjudged.
+        sync_judge: program of ``scores.SyncJudge``, which looks at what the detector finds; None
+            leaves sync unjudged.
+        limits: what scores must reach.
+
+    Raises:
+        RequestError: a sync judge without a face detector.
+    """
+
+    face_detector: Path | None = None
+    sync_judge: Path | None = None
+    limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
+
+    def __post_init__(self) -> None:
+        if self.sync_judge is not None and self.face_detector is None:
+            raise RequestError(
+                "got a sync judge without a face detector; it looks at faces, so give --face too"
+            )
+
+
+def run_filter(videos: Path, out: Path, settings: FilterSettings, work: Work) -> Summary:
+    """Judge all pieces that are not judged yet.
+
+    Args:
+        videos: folder that was split.
+        out: the set.
+        settings: judges and limits.
+        work: this process's share.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RequestError: nothing was split, or pieces were judged with other settings.
+        CheckpointError: a judge that cannot be loaded.
+    """
+    before = read_settings(out / SCENES)
+    pieces = list_pieces(out)
+    judges = (settings.face_detector, settings.sync_judge)
+    detector, judge = (None if path is None else load_judge(path) for path in judges)
+    folder = out / PIECES
+    described = {
+        "scenes": before["fingerprint"],
+        "face_detector": _name(settings.face_detector),
+        "sync_judge": _name(settings.sync_judge),
+        "limits": {name: asdict(limit) for name, limit in settings.limits.items()},
+    }
+    open_stage(folder, described, work)
+    journal = Journal(folder, work)
+    num_made = 0
+    missing = list_missing(pieces, read_journals(folder), work)
+    for key in tqdm(missing, desc="pieces", mininterval=10, disable=None):
+        record = attempt(
+            key, lambda key=key: _judge(videos, pieces[key], settings.limits, detector, judge)
+        )
+        journal.append([record])
+        num_made += SKIPPED not in record
+    return summarize(folder, num_made)
+
+
+def list_pieces(out: Path) -> dict[str, Record]:
+    """List the pieces of a set.
+
+    Args:
+        out: the set.
+
+    Returns:
+        By key: video, start, stop, height, width, caption. Pieces of one video follow each other.
+    """
+    return {
+        f"{name}#{start}-{stop}": {
+            "video": name,
+            "start": start,
+            "stop": stop,
+            **{fact: scenes[fact] for fact in ("height", "width", "caption")},
+        }
+        for name, scenes in read_journals(out / SCENES).items()
+        for start, stop in scenes.get("pieces", [])
+    }
+
+
+@torch.no_grad()
+def _judge(
+    videos: Path,
+    piece: Record,
+    limits: Mapping[str, Limit],
+    detector: FaceDetector | None,
+    judge: SyncJudge | None,
+) -> Record:
+    path, start, stop = videos / piece["video"], piece["start"], piece["stop"]
+    waveform_S = to_mono_16k(cut_sound(read_sound(path), start, stop))
+    scores: dict[str, float] = {
+        "side": min(piece["height"], piece["width"]),
+        "seconds": round(len(waveform_S) / SAMPLE_RATE, 2),
+        **score_sound(waveform_S),
+    }
+    if detector is not None:
+        looked_at = [
+            picture
+            for number, picture in enumerate(open_video(path).play(start, stop))
+            if number % FACE_EVERY == 0
+        ]
+        faces = find_faces(looked_at, detector)
+        scores |= score_faces(faces)
+        if judge is not None and "face_side" in scores:
+            # Decoded once more, so that no more than the small cut-outs are in memory.
+            crops = [crop_faces([shown], faces) for shown in open_video(path).play(start, stop)]
+            scores |= score_sync(*judge(torch.cat(crops), waveform_S))
+    tier, reasons = rank(scores, limits)
+    return {**piece, "scores": scores, "tier": tier, "reasons": reasons}
+
+
+def _name(path: Path | None) -> dict[str, object] | None:
+    return None if path is None else fingerprint_files(path)

@@ -1,0 +1,102 @@
+"""A prepared sample turned back into a video, to see and hear what will be trained on.
+
+    python -m training.data inspect PREPARED --vae FILE --key KEY --mp4 sample.mp4
+
+In: a prepared set and the VAE it was made with. Out: an mp4 of a clip with its sound, and the
+manifest line. Separate because it is the one place that decodes.
+
+Axes: P voices, S audio samples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.data.shards import ShardReader, read_manifest
+from training.data.stage import Record
+from turbotalk_core.errors import RequestError
+from turbotalk_core.geometry import SAMPLE_RATE, count_decoded_frames, count_samples
+from turbotalk_core.model.checkpoint import load_vae
+from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.types import Waveform
+from turbotalk_core.video.assemble import assemble, quantize_frames
+
+CLIPS = ("opening", "later")
+
+
+def choose_record(folder: Path, key: str | None) -> Record:
+    """Find the manifest line of a sample.
+
+    Args:
+        folder: the prepared set.
+        key: of the sample; None takes the first.
+
+    Returns:
+        Its line.
+
+    Raises:
+        RequestError: there is no such sample, or none at all.
+        OutputError: the set is damaged.
+    """
+    records = read_manifest(folder)
+    for record in records:
+        if key in (None, record["key"]):
+            return record
+    examples = ", ".join(record["key"] for record in records[:3])
+    raise RequestError(
+        f"there is no sample {key!r} in {folder}, which holds {len(records)}: {examples or 'none'}"
+    )
+
+
+def describe(record: Record) -> str:
+    """Write a manifest line out for people, a fact a line."""
+    return "\n".join(f"{name}: {json.dumps(value)}" for name, value in record.items())
+
+
+def decode_sample(
+    folder: Path, record: Record, vae: Path, mp4: Path, *, clip: str, device: torch.device
+) -> int:
+    """Decode a clip of a sample into a video with its sound.
+
+    Args:
+        folder: the prepared set.
+        record: manifest line of the sample.
+        vae: file of the VAE that the set was made with.
+        mp4: file to write.
+        clip: one of ``CLIPS``.
+        device: where the VAE runs.
+
+    Returns:
+        Frames written.
+
+    Raises:
+        RequestError: an unknown clip.
+        CheckpointError: a VAE that cannot be used.
+        OutputError: the set is damaged, or the file cannot be written.
+    """
+    if clip not in CLIPS:
+        raise RequestError(f"got the clip {clip!r}; choose one of {', '.join(CLIPS)}")
+    reader = ShardReader(folder)
+    latents_CFHW = reader.read(record, f"{clip}_CFHW")
+    start = record["later_start"] if clip == "later" else 0
+    first, last = (
+        count_samples(frame, SAMPLE_RATE)
+        for frame in (start, start + count_decoded_frames(latents_CFHW.shape[1]))
+    )
+    sound_PS = reader.read(record, "sound_PS")[:, first:last].float()
+    mixed_S = (sound_PS / torch.iinfo(torch.int16).max).sum(0).clamp(-1, 1)
+    return assemble(
+        mp4,
+        _decode(load_vae(vae).to(device), latents_CFHW.float().to(device)),
+        Waveform(samples_CS=mixed_S.unsqueeze(0), sample_rate=SAMPLE_RATE),
+    )
+
+
+def _decode(vae: WanVAE, latents_CFHW: Tensor) -> Iterator[Tensor]:
+    for frames_BCTHW in vae.iter_decode(latents_CFHW.unsqueeze(0)):
+        yield quantize_frames(frames_BCTHW)

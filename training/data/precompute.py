@@ -1,0 +1,369 @@
+"""From shots to what training reads: latents, audio features, image and text tokens, in shards.
+
+    python -m training.data precompute --videos FOLDER --set SET --out PREPARED --vae FILE …
+    python -m training.data precompute --avatars 600 --out PREPARED --vae FILE --encoder FILE
+
+In: judged pieces of videos, or seeds of the synthetic set, and the model files. Out: a prepared
+set (``shards``). Two clips are cut from each shot:
+
+- ``opening``: begins with the reference image itself, as the first chunk of a video does;
+- ``later``: begins somewhere after it, as every other chunk does; what it is given of the chunk
+  before are its first latent frames, since the codec looks only back.
+
+Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data.shards import (
+    INDEX,
+    NULL_TEXT,
+    SHARD,
+    Sample,
+    describe_sample,
+    is_whole,
+    write_shard,
+    write_tensors,
+)
+from training.data.shots import Shot, Source
+from training.data.stage import (
+    SKIPPED,
+    Journal,
+    Record,
+    Summary,
+    Work,
+    attempt,
+    fingerprint_files,
+    list_missing,
+    open_stage,
+    read_journals,
+    summarize,
+)
+from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.io import to_mono_16k
+from turbotalk_core.errors import CheckpointError, MismatchError, RequestError
+from turbotalk_core.model.checkpoint import load_vae
+from turbotalk_core.model.image_encoder import build_image_encoder
+from turbotalk_core.model.text_encoder import TextEncoder, build_text_encoder
+from turbotalk_core.model.wan import TEXT_LENGTH
+from turbotalk_core.model.weights import read_header, read_weights
+from turbotalk_core.ports import AudioEncoder, ImageEncoder, VideoCodec
+
+SAME_LATENT = 2e-3  # normalised; less is no difference in float16, whose steps are that wide
+LEAST_WEIGHT = 0.4  # of a place where nothing moves
+
+TextPort = Callable[[str], Tensor]
+"""Embeds a prompt: [N, D], the rows of its tokens alone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderFiles:
+    """The model files that a set is prepared with.
+
+    Attributes:
+        vae: video VAE.
+        audio: wav2vec2.
+        image: CLIP, for a model with the image branch; None prepares no image tokens.
+        text: umT5; None prepares no prompts.
+        tokenizer: folder of the text encoder's tokenizer.
+
+    Raises:
+        RequestError: a text encoder without its tokenizer, or the reverse.
+    """
+
+    vae: Path
+    audio: Path
+    image: Path | None = None
+    text: Path | None = None
+    tokenizer: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.text is None) != (self.tokenizer is None):
+            raise RequestError(
+                "got a text encoder without its tokenizer or the reverse; give both --text-encoder "
+                "and --tokenizer, or neither"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Say which files these are, by their bytes."""
+        files = {"vae": self.vae, "audio": self.audio, "image": self.image, "text": self.text}
+        return {
+            name: None if path is None else fingerprint_files(path) for name, path in files.items()
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoders:
+    """The networks that turn a shot into a sample; image and text may be missing."""
+
+    codec: VideoCodec
+    audio: AudioEncoder
+    image: ImageEncoder | None = None
+    text: TextPort | None = None
+
+
+def load_encoders(files: EncoderFiles, device: torch.device) -> Encoders:
+    """Build the networks of files.
+
+    Args:
+        files: which.
+        device: where codec, image and text encoder run.
+
+    Returns:
+        The networks.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged or of another kind.
+    """
+    image = text = None
+    if files.image is not None:
+        weights = read_weights(read_header(files.image), torch.float32)
+        image = build_image_encoder(weights).to(device)
+    if files.text is not None and files.tokenizer is not None:
+        encoder = build_text_encoder(read_weights(read_header(files.text), torch.bfloat16))
+        encoder.model.to(device)  # pyright: ignore[reportArgumentType] (transformers' wrapper)
+        text = PromptReader(encoder, files.tokenizer)
+    return Encoders(
+        codec=load_vae(files.vae).to(device),
+        audio=load_audio_encoder(files.audio),
+        image=image,
+        text=text,
+    )
+
+
+class PromptReader:
+    """Embeds prompts as Wan 2.1 is shown them."""
+
+    def __init__(self, encoder: TextEncoder, tokenizer: Path) -> None:
+        """Load the tokenizer.
+
+        Args:
+            encoder: umT5.
+            tokenizer: folder with its tokenizer, in Hugging Face's layout.
+
+        Raises:
+            CheckpointError: there is no tokenizer in the folder.
+        """
+        # Imported when used: it takes seconds, and a set without prompts never needs it.
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(
+                f"cannot load a tokenizer from {tokenizer} ({type(error).__name__}); give the "
+                "folder google/umt5-xxl of Wan 2.1's download"
+            ) from error
+        self._encoder = encoder
+
+    def __call__(self, prompt: str) -> Tensor:
+        """Embed a prompt.
+
+        Args:
+            prompt: any text; what exceeds 512 tokens is cut off.
+
+        Returns:
+            [N, D]: one row per token, the end's included.
+        """
+        told = self._tokenizer(
+            " ".join(prompt.split()), truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
+        )
+        return self._encoder(told["input_ids"], told["attention_mask"])[0]
+
+
+def run_precompute(
+    source: Source,
+    out: Path,
+    files: EncoderFiles,
+    work: Work,
+    *,
+    device: torch.device,
+    shard_samples: int = 16,
+    negative_prompt: str = "",
+) -> Summary:
+    """Encode all shots that are not encoded yet.
+
+    Args:
+        source: of the shots.
+        out: the prepared set.
+        files: of the networks.
+        work: this process's share.
+        device: where networks run.
+        shard_samples: shots in a shard; so many are in memory at once.
+        negative_prompt: embedded once for the whole set, where prompts are.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RequestError: no shots, or the set was made with other settings.
+        CheckpointError: a model file that cannot be used.
+        OutputError: the disk refused.
+    """
+    keys = source.keys
+    if not keys or shard_samples < 1:
+        raise RequestError(
+            f"got {len(keys)} shots and shards of {shard_samples}; both must be at least 1"
+        )
+    settings = {
+        **source.describe(),
+        "models": files.describe(),
+        "negative_prompt": negative_prompt if files.text else None,
+    }
+    open_stage(out, settings, work)
+    encoders = load_encoders(files, device)
+    if encoders.text is not None and not (out / NULL_TEXT).exists():
+        write_tensors(out / NULL_TEXT, {"text_ND": encoders.text(negative_prompt).cpu()})
+    journal = Journal(out, work)
+    records = read_journals(out)
+    # A sample whose shard is gone or cut short is made anew.
+    done = {
+        key: record for key, record in records.items() if SKIPPED in record or is_whole(out, record)
+    }
+    missing = list_missing(keys, done, work)
+    encoded = _encode_all(source, missing, encoders)
+    number, num_made = _count_shards(records, work), 0
+    with tqdm(total=len(missing), desc="shots", mininterval=10, disable=None) as bar:
+        while group := list(islice(encoded, shard_samples)):
+            samples = [sample for _, sample in group if sample is not None]
+            told = write_shard(out, f"{work.name}-{number:06d}", samples) if samples else {}
+            made = iter(range(len(samples)))
+            # Only now, when the samples are on disk, does the manifest tell of them.
+            journal.append(
+                record if sample is None else {**record, **told, INDEX: next(made)}
+                for record, sample in group
+            )
+            number += bool(samples)
+            num_made += len(samples)
+            bar.update(len(group))
+    return summarize(out, num_made)
+
+
+def _encode_all(
+    source: Source, keys: list[str], encoders: Encoders
+) -> Iterator[tuple[Record, Sample | None]]:
+    for key in keys:
+        made: list[Sample] = []
+
+        def make(key: str = key, made: list[Sample] = made) -> dict[str, Any]:
+            shot = source.open(key)
+            sample = encode_shot(shot, encoders)
+            made.append(sample)
+            return {
+                **shot.facts,
+                "caption": shot.caption,
+                "num_frames": shot.num_frames,
+                "clip_frames": shot.clip_frames,
+                "later_start": shot.later_start,
+                **describe_sample(sample),
+            }
+
+        record = attempt(key, make)
+        yield record, made[0] if made and SKIPPED not in record else None
+
+
+def _count_shards(records: dict[str, Record], work: Work) -> int:
+    """Number the next shard of this process: one that no line tells of is written over."""
+    names = {Path(record[SHARD]).stem for record in records.values() if SHARD in record}
+    numbers = [int(name.rsplit("-", 1)[1]) for name in names if name.startswith(work.name)]
+    return max(numbers, default=-1) + 1
+
+
+@torch.no_grad()
+def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
+    """Encode a shot.
+
+    Args:
+        shot: pictures and voices.
+        encoders: the networks.
+
+    Returns:
+        Latents, features and tokens in float16, on the CPU.
+
+    Raises:
+        MismatchError: a network said something that is not finite in float16.
+        TurboTalkError: pictures or sound that cannot be read.
+    """
+    length = shot.clip_frames
+    opening_CTHW = shot.show(0, length)
+    opening_CFHW = encoders.codec.encode(opening_CTHW.unsqueeze(0))[0]
+    first_CTHW = opening_CTHW[:, :1]
+    del opening_CTHW
+    later_CTHW = shot.show(shot.later_start, shot.later_start + length)
+    later_CFHW = encoders.codec.encode(later_CTHW.unsqueeze(0))[0]
+    grey_CTHW = first_CTHW.new_zeros(3, length - 1, *first_CTHW.shape[2:])
+    reference_CFHW = encoders.codec.encode(torch.cat((first_CTHW, grey_CTHW), 1).unsqueeze(0))[0]
+    voices = [encode_speech(voice, encoders.audio).features.features_TLD for voice in shot.voices]
+    sounds = [to_mono_16k(voice).clamp(-1, 1) for voice in shot.voices]
+    image = text = None
+    if encoders.image is not None:
+        image = encoders.image(first_CTHW.transpose(0, 1))[0]
+    if encoders.text is not None:
+        text = encoders.text(shot.caption or "")
+    sample = Sample(
+        opening_CFHW=opening_CFHW,
+        later_CFHW=later_CFHW,
+        reference_CFHW=trim_tail(reference_CFHW),
+        weight_HW=weigh_places(opening_CFHW, later_CFHW),
+        features_PTLD=torch.stack(voices),
+        sound_PS=(torch.stack(sounds) * torch.iinfo(torch.int16).max).round().to(torch.int16),
+        image_ND=image,
+        text_ND=text,
+    )
+    return _halve(sample)
+
+
+def trim_tail(reference_CFHW: Tensor) -> Tensor:
+    """Drop the latent frames of a grey tail that repeat the one before.
+
+    Args:
+        reference_CFHW: of an image and grey.
+
+    Returns:
+        As many of the first latent frames that all further ones equal the last of these.
+    """
+    differences_F = (reference_CFHW - reference_CFHW[:, -1:]).abs().amax((0, 2, 3))
+    other = (differences_F > SAME_LATENT).nonzero()
+    return reference_CFHW[:, : int(other[-1]) + 2 if len(other) else 1]
+
+
+def weigh_places(*clips_CFHW: Tensor) -> Tensor:
+    """Weigh places by how much moves there, so that the mouth counts more than the wall.
+
+    The weight belongs to the shot, not to a moment, so what a network converges to stays the
+    conditional mean.
+
+    Args:
+        *clips_CFHW: latents of one shot.
+
+    Returns:
+        [H, W], mean 1, at least 0.4.
+    """
+    moved = torch.cat(clips_CFHW, 1).float().std(1).mean(0)
+    return LEAST_WEIGHT + (1 - LEAST_WEIGHT) * moved / moved.mean().clamp_min(1e-6)
+
+
+def _halve(sample: Sample) -> Sample:
+    halved = {
+        name: tensor.to("cpu", torch.float16)
+        for name, tensor in sample.tensors().items()
+        if tensor.is_floating_point()
+    }
+    for name, tensor in halved.items():
+        if not bool(tensor.isfinite().all()):
+            raise MismatchError(
+                f"{name} holds values beyond float16, or none at all; check that the model file is "
+                "the one that belongs here"
+            )
+    return replace(sample, **halved)

@@ -1,0 +1,385 @@
+"""Prepared sets as batches: which samples a training step sees follows from its number alone.
+
+In: a prepared set, and (seed, step, rank). Out: batches, ready for a network but for the device.
+No state is kept between steps, so a run that goes on at step k sees what it would have seen.
+Separate because it alone decides the order of the data.
+
+How samples are dealt out. A batch has one size, so samples lie in buckets of one height, width and
+number of voices. Of each bucket there is an endless stream: all its samples shuffled, then all
+shuffled anew, and so on. The ranks of a step take the next ``world_size * size`` of one bucket's
+stream, rank after rank. Which bucket comes at which step goes in rounds, in each of which a bucket
+comes as often as its size deserves, in an order shuffled per round.
+
+Each sample has two clips. In one epoch it shows the opening one, of which the reference image is
+given, in the next the later one, of which 9 context frames are given, and half of the samples the
+other way round: so half of all draws have context.
+
+Axes: B batch, C channels, F latent frames, H height, W width, P voices, K window, L encoder layers,
+N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from training.batch import CONTEXT_LATENTS, Batch
+from training.data.shards import NULL_TEXT, ShardReader, fill_reference, read_manifest
+from training.data.stage import Record, read_settings
+from training.teacher import draw_halves
+from turbotalk_core.audio.windows import take_windows
+from turbotalk_core.errors import MismatchError, OutputError, RequestError
+from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
+from turbotalk_core.pipeline import MASK_CHANNELS
+from turbotalk_core.types import AudioFeatures, Chunk
+
+MOST_VOICES = 2  # whose places in the picture are known: halves
+ORDERS_KEPT = 8  # shuffled orders in memory: steps near each other share them
+
+BucketKey = tuple[int, int, int]
+"""Height and width in pixels, and number of voices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """What one row of a batch shows.
+
+    Attributes:
+        record: manifest line of the sample.
+        is_later: whether it shows the later clip, of which context frames are given.
+        epoch: how often the sample was drawn before.
+    """
+
+    record: Record
+    is_later: bool
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a step's samples lie.
+
+    Attributes:
+        bucket: whose samples they are.
+        start: of all ranks' samples together, counted in the bucket's endless stream.
+    """
+
+    bucket: BucketKey
+    start: int
+
+
+class PreparedSet:
+    """A prepared set, or what is chosen of it.
+
+    Attributes:
+        num_samples: chosen.
+        num_layers: of the audio encoder.
+        feature_width: of the audio encoder.
+        fingerprint: of how the set was made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_frames: int | None = None,
+        worst_tier: int | None = None,
+        num_voices: int | None = None,
+    ) -> None:
+        """Read the manifest; no shard is opened yet.
+
+        Args:
+            folder: the prepared set.
+            num_frames: of the chunks, 4n + 1; longer clips are cut, shorter ones left out. None
+                takes the length of the shortest clip, so that none is left out.
+            worst_tier: leave out samples of a higher tier; None takes them all.
+            num_voices: choose samples of so many voices; None takes them all.
+
+        Raises:
+            RequestError: no prepared set, or nothing in it that is asked for.
+            OutputError: a shard is missing or cut short, or the manifest is damaged.
+            MismatchError: samples whose features are of another shape than the others'.
+            GeometryError: a number of frames that is not 4n + 1.
+        """
+        self.fingerprint: str = read_settings(folder)["fingerprint"]
+        self._folder = folder
+        self._reader = ShardReader(folder)
+        manifest = read_manifest(folder)
+        lengths = [record["num_latents"] for record in manifest]
+        self._num_latents = (
+            min(lengths, default=1) if num_frames is None else count_latent_frames(num_frames)
+        )
+        chosen = [
+            record
+            for record in manifest
+            if record["num_latents"] >= self._num_latents
+            and (worst_tier is None or record.get("tier", 0) <= worst_tier)
+            and num_voices in (None, record["num_voices"])
+        ]
+        if not chosen:
+            raise RequestError(
+                f"{folder} holds {len(manifest)} samples and none of {num_frames or 'any'} frames, "
+                f"tier {worst_tier} or better and {num_voices or 'any number of'} voices; ask for "
+                "less, or prepare more"
+            )
+        self.num_samples = len(chosen)
+        self.num_layers, self.feature_width = _check_features(chosen, folder)
+        self._buckets: dict[BucketKey, list[Record]] = {}
+        for record in chosen:
+            key = (record["height"], record["width"], record["num_voices"])
+            self._buckets.setdefault(key, []).append(record)
+        self._buckets = dict(sorted(self._buckets.items()))
+        self._shuffle = lru_cache(maxsize=ORDERS_KEPT * len(self._buckets))(_shuffle)
+        self._null_text_ND = _read_null_text(folder)
+
+    @property
+    def bucket_sizes(self) -> dict[BucketKey, int]:
+        """How many samples there are of each height, width and number of voices."""
+        return {key: len(records) for key, records in self._buckets.items()}
+
+    def locate(self, seed: int, step: int, global_size: int) -> Place:
+        """Tell which samples the ranks of a step share.
+
+        Args:
+            seed: of the order.
+            step: 0 or more.
+            global_size: samples of all ranks together.
+
+        Returns:
+            Their place.
+
+        Raises:
+            RequestError: a bucket has fewer samples than a step needs, or the step is negative.
+        """
+        if step < 0 or global_size < 1:
+            raise RequestError(f"got step {step} of {global_size} samples; both must be positive")
+        for key, records in self._buckets.items():
+            if len(records) < global_size:
+                raise RequestError(
+                    f"there are {len(records)} samples of {key[1]}x{key[0]} with {key[2]} voices, "
+                    f"and a step takes {global_size} of them; prepare more, or make the batch or "
+                    "the number of ranks smaller"
+                )
+        turns = [
+            key
+            for key, records in self._buckets.items()
+            for _ in range(-(-len(records) // global_size))
+        ]
+        number, place = divmod(step, len(turns))
+        order = self._shuffle(len(turns), seed, f"turns {number}").tolist()
+        key = turns[order[place]]
+        before = sum(turns[turn] == key for turn in order[:place])
+        return Place(bucket=key, start=(number * turns.count(key) + before) * global_size)
+
+    def draw(self, seed: int, step: int, *, rank: int, world_size: int, size: int) -> list[Draw]:
+        """Tell what a rank sees at a step: a pure function of the arguments and the set.
+
+        Args:
+            seed: of the order.
+            step: 0 or more.
+            rank: data-parallel, 0 or more.
+            world_size: data-parallel ranks.
+            size: of each rank's batch.
+
+        Returns:
+            One draw per row of the batch.
+
+        Raises:
+            RequestError: too few samples, or a rank that is not one of the ranks.
+        """
+        if not 0 <= rank < world_size:
+            raise RequestError(f"got rank {rank} of {world_size}; ranks count from 0")
+        place = self.locate(seed, step, world_size * size)
+        records = self._buckets[place.bucket]
+        draws = []
+        for position in range(place.start + rank * size, place.start + (rank + 1) * size):
+            epoch, row = divmod(position, len(records))
+            number = self._shuffle(len(records), seed, f"{place.bucket} {epoch}")[row].item()
+            side = self._shuffle(len(records), seed, f"{place.bucket} side")[int(number)].item()
+            is_later = (side + epoch) % 2 == 1
+            draws.append(Draw(record=records[int(number)], is_later=is_later, epoch=epoch))
+        return draws
+
+    def batch(self, seed: int, step: int, *, rank: int, world_size: int, size: int) -> Batch:
+        """Read what a rank sees at a step.
+
+        Args:
+            seed: of the order.
+            step: 0 or more.
+            rank: data-parallel, 0 or more.
+            world_size: data-parallel ranks.
+            size: of each rank's batch.
+
+        Returns:
+            The batch, float32 on the CPU.
+
+        Raises:
+            RequestError: too few samples, or a rank that is not one of the ranks.
+            OutputError: a shard is damaged.
+            MismatchError: a shard does not hold what the manifest says.
+        """
+        draws = self.draw(seed, step, rank=rank, world_size=world_size, size=size)
+        rows = [self._read(draw) for draw in draws]
+        latents, references, first, later, pinned, weights = (
+            torch.stack(column) for column in zip(*rows, strict=True)
+        )
+        voices, height, width = first.shape[1], *latents.shape[3:]
+        regions_PHW = None
+        if voices > 1:
+            generator = torch.Generator().manual_seed(_hash(f"{seed} regions {step}"))
+            regions_PHW = draw_halves(height, width, generator)
+        null_text = self._null_text_ND
+        return Batch(
+            latents_BCFHW=latents,
+            reference_BCFHW=references,
+            first_BPKLD=first,
+            later_BPFKLD=later,
+            pinned_BF=pinned,
+            weight_BHW=weights,
+            regions_PHW=regions_PHW,
+            text_BND=self._read_tokens([draw.record for draw in draws], "text"),
+            null_text_BND=None if null_text is None else null_text.expand(size, -1, -1),
+            image_embeds_BND=self._read_tokens([draw.record for draw in draws], "image"),
+        )
+
+    def stream(
+        self,
+        seed: int,
+        first_step: int,
+        *,
+        rank: int,
+        world_size: int,
+        size: int,
+        num_workers: int = 2,
+        ahead: int = 4,
+    ) -> Iterator[Batch]:
+        """Read the batches of all steps from one on, ahead of time, and hand them out in order.
+
+        Args:
+            seed: of the order.
+            first_step: of the first batch.
+            rank: data-parallel, 0 or more.
+            world_size: data-parallel ranks.
+            size: of each rank's batch.
+            num_workers: threads that read.
+            ahead: batches that are read and not yet handed out, at most; they are in memory.
+
+        Yields:
+            Batch after batch, without end. Closing the iterator ends the threads.
+
+        Raises:
+            RequestError: settings that cannot be.
+        """
+        if num_workers < 1 or ahead < 1:
+            raise RequestError(
+                f"got {num_workers} workers and {ahead} batches ahead; both must be at least 1"
+            )
+        step = first_step
+        waiting: deque[Future[Batch]] = deque()
+        pool = ThreadPoolExecutor(num_workers, thread_name_prefix="turbotalk-reader")
+        try:
+            while True:
+                while len(waiting) < ahead:
+                    waiting.append(
+                        pool.submit(
+                            self.batch, seed, step, rank=rank, world_size=world_size, size=size
+                        )
+                    )
+                    step += 1
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _read(self, draw: Draw) -> tuple[Tensor, ...]:
+        record, count = draw.record, self._num_latents
+        latents_CFHW = self._reader.read(record, "later_CFHW" if draw.is_later else "opening_CFHW")[
+            :, :count
+        ]
+        reference_CFHW = fill_reference(self._reader.read(record, "reference_CFHW"), count)
+        mask = reference_CFHW.new_zeros(MASK_CHANNELS, *reference_CFHW.shape[1:])
+        mask[:, 0] = 1
+        start = record["later_start"] if draw.is_later else 0
+        stop = start + count_decoded_frames(count)
+        chunk = Chunk(index=0, start=start, stop=stop, keep_start=start, keep_stop=stop)
+        windows = [
+            take_windows(
+                AudioFeatures(features_TLD=voice_TLD, num_frames=record["num_frames"]), chunk
+            )
+            for voice_TLD in self._reader.read(record, "features_PTLD")
+        ]
+        return (
+            latents_CFHW.float(),
+            torch.cat((mask, reference_CFHW)).float(),
+            torch.stack([window.first_KLD for window in windows]).float(),
+            torch.stack([window.later_FKLD for window in windows]).float(),
+            torch.arange(count) < (CONTEXT_LATENTS if draw.is_later else 1),
+            self._reader.read(record, "weight_HW").float(),
+        )
+
+    def _read_tokens(self, records: Sequence[Record], kind: str) -> Tensor | None:
+        if not records[0][f"{kind}_tokens"]:
+            return None
+        rows = [self._reader.read(record, f"{kind}_ND").float() for record in records]
+        # Wan pads texts with zeros itself, and attends to them.
+        most = max(len(row) for row in rows)
+        return torch.stack([F.pad(row, (0, 0, 0, most - len(row))) for row in rows])
+
+
+def _check_features(records: Sequence[Record], folder: Path) -> tuple[int, int]:
+    """Make sure that all features are of one encoder, and that voices can be placed."""
+    first = _describe_features(records[0])
+    for record in records:
+        if _describe_features(record) != first:
+            raise MismatchError(
+                f"{record['key']} in {folder} has {_describe_features(record)}, "
+                f"{records[0]['key']} has {first}; prepare a set with one choice of encoders"
+            )
+        if record["num_voices"] > MOST_VOICES:
+            raise RequestError(
+                f"{record['key']} in {folder} has {record['num_voices']} voices; training knows "
+                f"where at most {MOST_VOICES} speakers are"
+            )
+    return records[0]["num_layers"], records[0]["feature_width"]
+
+
+def _describe_features(record: Record) -> str:
+    has_image, has_text = (
+        "no" if record[name] == 0 else "some" for name in ("image_tokens", "text_tokens")
+    )
+    return (
+        f"features of {record['num_layers']} layers, {record['feature_width']} wide, {has_image} "
+        f"image tokens, {has_text} text tokens"
+    )
+
+
+def _read_null_text(folder: Path) -> Tensor | None:
+    path = folder / NULL_TEXT
+    if not path.exists():
+        return None
+    try:
+        return load_file(path)["text_ND"].float().unsqueeze(0)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise OutputError(
+            f"{path} is damaged ({error}); delete it and run precompute again"
+        ) from error
+
+
+def _shuffle(length: int, seed: int, purpose: str) -> Tensor:
+    """Draw the order of some things, for a purpose of a seed; all threads read the same one."""
+    generator = torch.Generator().manual_seed(_hash(f"{seed} {purpose}"))
+    return torch.randperm(length, generator=generator)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

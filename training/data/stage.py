@@ -1,0 +1,330 @@
+"""What all stages of preparing data share: settings, journals, and the parts of the work.
+
+    SET/scenes/settings.json           the settings that made this folder, and their fingerprint
+    SET/scenes/items-00-of-01.jsonl    one line per finished item, of one process of one
+
+In: settings and items. Out: a folder that says how it was made and what of it is done. An item's
+line is appended when everything it tells of is on disk, so a run that was stopped at any moment
+goes on where it was. Separate because a stage itself should only know how one item is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from turbotalk_core.errors import (
+    CheckpointError,
+    MissingToolError,
+    OutputError,
+    RequestError,
+    TurboTalkError,
+)
+from turbotalk_core.model.weights import read_header
+from turbotalk_core.video.files import reports_disk_errors, whole_file
+
+SETTINGS = "settings.json"
+JOURNALS = "items-*.jsonl"
+KEY, SKIPPED = "key", "skipped"
+
+_log = getLogger(__name__)
+
+Record = dict[str, Any]
+"""One line of a journal: ``key``, and either what is known of the item or why it is ``skipped``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """Which share of the work a process does, and how it treats what is there.
+
+    Attributes:
+        part: of several processes, which one; 0 or more.
+        parts: how many processes share the work.
+        overwrites: throw away what was made with other settings.
+        retries: try again what was skipped.
+
+    Raises:
+        RequestError: a part that is not one of the parts.
+    """
+
+    part: int = 0
+    parts: int = 1
+    overwrites: bool = False
+    retries: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part < self.parts:
+            raise RequestError(
+                f"got part {self.part} of {self.parts}; parts count from 0, so the last is "
+                f"{self.parts - 1}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What files of this share are called by."""
+        return f"{self.part:02d}-of-{self.parts:02d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run of a stage did.
+
+    Attributes:
+        num_made: items of this run.
+        num_kept: items that were there before.
+        skips: why items, of now and of before, were left out; each reason with its number.
+    """
+
+    num_made: int
+    num_kept: int
+    skips: Mapping[str, int]
+
+    def lines(self) -> list[str]:
+        """Describe the run for people, a fact a line."""
+        lines = [f"{self.num_made} made, {self.num_kept} were there"]
+        if self.skips:
+            lines.append(f"{sum(self.skips.values())} skipped:")
+            lines += [f"  {number} x {reason}" for reason, number in sorted(self.skips.items())]
+        return lines
+
+
+def fingerprint_files(path: Path) -> dict[str, Any]:
+    """Say which model file this is, so that another one is noticed.
+
+    Args:
+        path: of a model file, or what stands for its shards.
+
+    Returns:
+        Name, bytes and SHA-256 of all its bytes.
+
+    Raises:
+        CheckpointError: a file that is missing or cannot be read.
+    """
+    files = (path,) if path.suffix == ".pt2" else read_header(path).files
+    digest, num_bytes = hashlib.sha256(), 0
+    try:
+        for file in files:
+            with file.open("rb") as opened:
+                while block := opened.read(1 << 22):
+                    digest.update(block)
+                    num_bytes += len(block)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {path} ({error.strerror}); give the path of a model file"
+        ) from error
+    return {"file": path.name, "bytes": num_bytes, "sha256": digest.hexdigest()}
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """Give a short name to settings: equal ones have the same, others do not."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_stage(folder: Path, settings: Mapping[str, Any], work: Work) -> None:
+    """Make the folder of a stage, or check that it was made with the same settings.
+
+    Args:
+        folder: of the stage.
+        settings: everything that decides what its items are; JSON values.
+        work: says whether what was made with other settings may be thrown away.
+
+    Raises:
+        RequestError: it was made with other settings.
+        OutputError: the folder cannot be written.
+    """
+    path = folder / SETTINGS
+    with reports_disk_errors(path):
+        folder.mkdir(parents=True, exist_ok=True)
+    present = read_settings(folder) if path.exists() else None
+    if present is not None and present["settings"] != settings:
+        changes = _list_changes(present["settings"], settings)
+        if not work.overwrites:
+            raise RequestError(
+                f"{folder} was made with other settings: {changes}; give the same ones or another "
+                "folder, or --overwrite to throw it away"
+            )
+        if work.part != 0:
+            raise RequestError(
+                f"{folder} was made with other settings ({changes}), and of several processes only "
+                "part 0 throws it away; start that one first"
+            )
+        with reports_disk_errors(folder):
+            shutil.rmtree(folder)
+            folder.mkdir()
+        present = None
+    if present is None:
+        described = {"fingerprint": fingerprint(settings), "settings": settings}
+        with whole_file(path) as partial, reports_disk_errors(path):
+            partial.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read how a stage's folder was made.
+
+    Args:
+        folder: of the stage.
+
+    Returns:
+        ``fingerprint`` and ``settings``.
+
+    Raises:
+        RequestError: there is no such folder, or its settings cannot be read.
+    """
+    path = folder / SETTINGS
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        return {"fingerprint": described["fingerprint"], "settings": described["settings"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(
+            f"cannot read {path} ({type(error).__name__}), which each command of `python -m "
+            "training.data` writes; run the one before (split, filter, precompute) first, or name "
+            "the right folder"
+        ) from error
+
+
+def read_journals(folder: Path) -> dict[str, Record]:
+    """Read what a stage has finished, by key; of two lines of an item the later one counts.
+
+    A line that a stopped process left unfinished is passed over: its item is made again.
+
+    Args:
+        folder: of the stage.
+
+    Returns:
+        The lines of all processes, sorted by key.
+
+    Raises:
+        OutputError: a finished line that is not JSON.
+    """
+    records: dict[str, Record] = {}
+    for path in sorted(folder.glob(JOURNALS)):
+        with reports_disk_errors(path):
+            text = path.read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
+            if not line.endswith("\n"):
+                continue
+            try:
+                record = json.loads(line)
+                records[record[KEY]] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise OutputError(
+                    f"line {number} of {path} is damaged ({type(error).__name__}); delete the "
+                    "line, and the stage that wrote it will make its item again"
+                ) from error
+    return dict(sorted(records.items()))
+
+
+class Journal:
+    """Finished items of one process, appended to its file."""
+
+    def __init__(self, folder: Path, work: Work) -> None:
+        """Open the file; an unfinished last line is cut off.
+
+        Args:
+            folder: of the stage.
+            work: names the file.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        self._path = folder / JOURNALS.replace("*", work.name)
+        with reports_disk_errors(self._path), self._path.open("ab+") as file:
+            file.seek(0)
+            whole = file.read()
+            file.truncate(whole.rfind(b"\n") + 1)
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write finished items; they are on disk when this returns.
+
+        Args:
+            records: one line each.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        with reports_disk_errors(self._path), self._path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def list_missing(keys: Iterable[str], done: Mapping[str, Record], work: Work) -> list[str]:
+    """Choose this process's share of the items that are not done.
+
+    The share depends on an item's key alone, so that processes which see other lists, because files
+    were added between their starts, never share an item.
+
+    Args:
+        keys: all items.
+        done: finished items.
+        work: the share, and whether what was skipped is tried again.
+
+    Returns:
+        Keys, in the order given.
+    """
+    return [
+        key
+        for key in keys
+        if draw_number(key, "part") % work.parts == work.part
+        and (key not in done or (work.retries and SKIPPED in done[key]))
+    ]
+
+
+def draw_number(key: str, purpose: str) -> int:
+    """Draw a whole number from 0 to 2**64 - 1 that belongs to an item and a purpose."""
+    return int.from_bytes(hashlib.sha256(f"{purpose}/{key}".encode()).digest()[:8], "big")
+
+
+def attempt(key: str, make: Callable[[], Record]) -> Record:
+    """Make the line of an item, or the one that says why there is none.
+
+    What is wrong with the item is told in its line. What is wrong with the run, such as a model
+    file, a full disk or a missing program, is raised: every other item would meet it, too.
+
+    Args:
+        key: of the item.
+        make: makes what its line tells, without the key.
+
+    Returns:
+        The line.
+    """
+    try:
+        return {KEY: key, **make()}
+    except (CheckpointError, MissingToolError, OutputError):
+        raise
+    except TurboTalkError as error:
+        _log.warning("%s is skipped: %s", key, error)
+        return {KEY: key, SKIPPED: str(error), "kind": type(error).__name__}
+
+
+def summarize(folder: Path, num_made: int) -> Summary:
+    """Count what a stage's folder holds now.
+
+    Args:
+        folder: of the stage.
+        num_made: items that this run made.
+
+    Returns:
+        The counts; reasons are counted by their kind of error.
+    """
+    records = read_journals(folder)
+    skips: dict[str, int] = {}
+    for record in records.values():
+        if SKIPPED in record:
+            kind = record.get("kind", SKIPPED)
+            skips[kind] = skips.get(kind, 0) + 1
+    num_kept = max(0, len(records) - sum(skips.values()) - num_made)
+    return Summary(num_made=num_made, num_kept=num_kept, skips=skips)
+
+
+def _list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} {before.get(name)!r}, now {now.get(name)!r}" for name in names)

@@ -1,0 +1,410 @@
+"""The engine for many devices: DeepSpeed's ZeRO 1, 2 and 3. The one file that imports deepspeed.
+
+    python -m training.deepspeed_engine CHECKPOINT
+
+rewrites a checkpoint so that a run of another number of ranks can go on with it.
+
+What the rest of the training keeps to, because otherwise DeepSpeed learns something else or stops:
+a network that is not being stepped is called through ``.module`` and requires no gradient; all
+ranks make the same calls in the same order; nobody differentiates twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.checkpoint import ds_to_universal
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training import ranks
+from training.engine import (
+    BUCKET_SIZE,
+    DTYPES,
+    Average,
+    EngineSettings,
+    StepReport,
+    check_same_network,
+    set_checkpointing,
+)
+from turbotalk_core.errors import CheckpointError, RecipeError
+
+STATE, UNIVERSAL, FACTS = "state", "universal", "engine.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroSettings:
+    """How networks are spread over ranks.
+
+    Attributes:
+        stage: what is divided: 1 the optimiser's states, 2 also gradients, 3 also weights.
+        offload: what lies in the CPU's memory between its uses.
+        bucket_size: gradients that are sent at a time; the smaller, the less memory and the slower.
+    """
+
+    stage: Literal[1, 2, 3] = 3
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    bucket_size: int = BUCKET_SIZE
+
+
+def start_ranks(timeout_seconds: float) -> torch.device:
+    """Join the other ranks, as the launcher says in the environment.
+
+    Args:
+        timeout_seconds: how long a rank waits for another before it gives the run up.
+
+    Returns:
+        The device of this rank.
+    """
+    # Otherwise it is compiled at the first start, and no run here needs it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    accelerator: Any = get_accelerator()
+    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, alone)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    deepspeed.init_distributed(
+        "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name(),
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=timeout_seconds),
+        verbose=False,
+    )
+    if accelerator.device_name() == "cpu":
+        return torch.device("cpu")
+    accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device(accelerator.current_device_name())
+
+
+class DeepSpeedEngine:
+    """One network spread over all ranks.
+
+    Args:
+        module: to be stepped where some of its weights require gradients; every rank gives the
+            same weights.
+        settings: how it is stepped.
+        zero: how it is spread.
+        device: of this rank.
+
+    Raises:
+        RecipeError: Muon, which needs whole matrices.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: EngineSettings,
+        zero: ZeroSettings,
+        device: torch.device,
+    ) -> None:
+        if settings.optimizer != "adamw":
+            raise RecipeError(
+                f"got the optimizer {settings.optimizer}; under DeepSpeed it must be adamw, as "
+                "shards are no matrices; use it, or engine.kind: plain"
+            )
+        self.zero = zero
+        self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._shapes = {name: list(weight.shape) for name, weight in self._trained.items()}
+        self._buffers = module.state_dict().keys() - dict(module.named_parameters()).keys()
+        self._peak = settings.learning_rate
+        self._average = None
+        self._engine: Any = None
+        self.module = module
+        module.to(dtype=DTYPES[settings.precision])
+        set_checkpointing(module, uses=settings.uses_checkpointing)
+        if not self._trained and zero.stage < 3:
+            module.to(device)  # whole on every rank: there is nothing to divide
+            return
+        _announce_weights(module)
+        optimizer = None
+        if self._trained:
+            # Without foreach or fused: DeepSpeed hands it one flat tensor per group.
+            optimizer = torch.optim.AdamW(
+                list(self._trained.values()),
+                self._peak,
+                betas=settings.betas,
+                weight_decay=settings.weight_decay,
+            )
+        self._engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, config=_configure(settings, zero, bool(optimizer))
+        )
+        if settings.ema_decay is not None and self._trained:
+            shards = {name: shard for name, (shard, _) in self._list_shards().items()}
+            self._average = Average(shards, settings.ema_decay, settings.ema_start)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """Call the network in order to step it."""
+        return (self._engine or self.module)(*inputs, **named)
+
+    def learns(self, *, yes: bool) -> None:
+        """Let the trained weights require gradients, or none."""
+        for weight in self._trained.values():
+            weight.requires_grad_(yes)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a loss to what the next step takes."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, factor: float) -> StepReport:
+        """Update the weights and forget the gradient.
+
+        Args:
+            factor: share of the peak learning rate.
+
+        Returns:
+            The norm of the gradient; where it is not finite, the weights are lost.
+        """
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = self._peak * factor
+        self._engine.step()
+        if self._average is not None:
+            self._average.update({n: shard for n, (shard, _) in self._list_shards().items()})
+        norm = self._engine.get_global_grad_norm()
+        assert norm is not None
+        return StepReport(gradient_norm=float(norm))
+
+    def _list_shards(self) -> dict[str, tuple[Tensor, int]]:
+        """Name this rank's shards of the optimiser's float32 weights, and where each begins.
+
+        The tensors are the optimiser's own. A shard that ends past its weight is padded.
+        """
+        shards = {}
+        for name, weight in self._trained.items():
+            if self.zero.stage == 3:
+                shard, _ = self._engine.optimizer._get_fp32_opt_state_partition(weight, True)
+                shards[name] = (shard, ranks.rank() * shard.numel())
+            elif (mapping := getattr(weight, "_hp_mapping", None)) is not None:
+                shards[name] = (mapping.hp_fragment, mapping.lp_fragment_address.start)
+        return shards
+
+    def save(self, folder: Path) -> None:
+        """Write all that ``load`` needs; every rank calls it.
+
+        Args:
+            folder: of this engine alone; made where it does not exist.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        if ranks.rank() == 0:
+            facts = {"world_size": ranks.world_size(), "stage": self.zero.stage}
+            facts |= {"shapes": self._shapes}
+            (folder / FACTS).write_text(json.dumps(facts))
+        if not self._trained:  # what a recipe names and nothing changes
+            return
+        self._engine.save_checkpoint(
+            str(folder), tag=STATE, save_latest=False, exclude_frozen_parameters=True
+        )
+        if self._average is not None:
+            starts = {name: start for name, (_, start) in self._list_shards().items()}
+            save_file(
+                {name: shard.cpu().contiguous() for name, shard in self._average.shards.items()},
+                folder / f"average_{ranks.rank():05d}.safetensors",
+                {"starts": json.dumps(starts), "num_updates": str(self._average.num_updates)},
+            )
+
+    def load(self, folder: Path) -> None:
+        """Go on from what ``save`` wrote; every rank calls it.
+
+        Args:
+            folder: that ``save`` was given.
+
+        Raises:
+            CheckpointError: it holds no state of this engine, one of another network, or one of
+                another number of ranks that nobody has converted.
+        """
+        if not (folder / FACTS).is_file():
+            raise CheckpointError(
+                f"there is no {FACTS} in {folder}; a run goes on with the kind of engine that "
+                "wrote its checkpoints (engine.kind in the recipe)"
+            )
+        facts = json.loads((folder / FACTS).read_text())
+        shapes = {name: torch.empty(s, device="meta") for name, s in facts["shapes"].items()}
+        mine = {name: torch.empty(s, device="meta") for name, s in self._shapes.items()}
+        check_same_network(mine, shapes, folder)
+        if not self._trained:
+            return
+        moves = (facts["world_size"], facts["stage"]) != (ranks.world_size(), self.zero.stage)
+        if moves and not (folder / UNIVERSAL).is_dir():
+            raise CheckpointError(
+                f"{folder.parent} was written by {facts['world_size']} ranks under ZeRO "
+                f"{facts['stage']}, this run has {ranks.world_size()} under ZeRO "
+                f"{self.zero.stage}; convert it first: python -m training.deepspeed_engine "
+                f"{folder.parent}"
+            )
+        # Only while loading: an engine that keeps this setting saves incomplete checkpoints.
+        self._engine._config.load_universal_checkpoint = moves
+        try:
+            path, _ = self._engine.load_checkpoint(
+                str(folder),
+                tag=UNIVERSAL if moves else STATE,
+                load_module_strict=False,  # frozen weights are not in it
+                load_lr_scheduler_states=False,
+            )
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        if path is None:
+            raise CheckpointError(f"DeepSpeed finds nothing in {folder}; begin with an earlier one")
+        if self._average is not None:
+            self._load_average(folder)
+
+    def _load_average(self, folder: Path) -> None:
+        """Put this rank's shards of the average together from the shards of whatever ranks."""
+        assert self._average is not None
+        shards = self._list_shards()
+        for path in sorted(folder.glob("average_*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                self._average.num_updates = int(metadata["num_updates"])
+                for name, start in json.loads(metadata["starts"]).items():
+                    if name not in shards:
+                        continue
+                    mine, first = self._average.shards[name], shards[name][1]
+                    theirs = file.get_tensor(name)
+                    low = max(first, start)
+                    high = min(first + mine.numel(), start + theirs.numel())
+                    if low < high:
+                        mine[low - first : high - first] = theirs[low - start : high - start]
+
+    @torch.no_grad()
+    def export(self) -> dict[str, Tensor]:
+        """Give rank 0 all weights in float32 on the CPU, averaged where an average is kept."""
+        gathered: dict[str, Tensor] = {}
+        with self._averaged():
+            for name, weight in self.module.named_parameters():
+                whole = self._gather(name, weight)
+                if ranks.rank() == 0:
+                    gathered[name] = whole.detach().float().cpu().clone()
+        if ranks.rank() == 0:
+            buffers = dict(self.module.named_buffers())
+            gathered |= {name: buffers[name].float().cpu() for name in self._buffers}
+        return gathered
+
+    def _gather(self, name: str, weight: nn.Parameter) -> Tensor:
+        if name in self._trained:
+            whole = safe_get_full_fp32_param(weight)
+            assert whole is not None
+            return whole
+        with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")):
+            return weight.detach().clone()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Let the optimiser's float32 weights be the average for a while."""
+        if self._average is None:
+            yield
+            return
+        shards = {name: shard for name, (shard, _) in self._list_shards().items()}
+        before = {name: shard.clone() for name, shard in shards.items()}
+        for name, shard in shards.items():
+            shard.copy_(self._average.shards[name])
+        try:
+            yield
+        finally:
+            for name, shard in shards.items():
+                shard.copy_(before[name])
+
+
+def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> dict[str, Any]:
+    optimization: dict[str, Any] = {
+        "stage": zero.stage,
+        "reduce_bucket_size": zero.bucket_size,
+        "overlap_comm": zero.stage == 2,  # with any number of losses per step only there
+    }
+    if zero.stage == 3:
+        optimization |= {"stage3_prefetch_bucket_size": zero.bucket_size // 4}
+    if zero.offload != "none":
+        optimization["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload == "weights":
+        optimization["offload_param"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        # How a batch is made up is the loop's business: it calls backward as often as it has to.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "steps_per_print": 10**9,
+        "zero_optimization": optimization,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler
+        "bf16": {"enabled": settings.precision == "bfloat16"},
+    }
+    if trains:
+        config["gradient_clipping"] = settings.clip_norm
+    return config
+
+
+def _announce_weights(module: nn.Module) -> None:
+    """Tell ZeRO 3 that networks and each of their repeated blocks use the weights of their parts.
+
+    The transformer computes with weights of its parts without calling the parts, to keep float32
+    where the reference does; ZeRO 3 gathers weights for the part that is called.
+    """
+    blocks = [
+        block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part
+    ]
+    inside = {id(weight) for block in blocks for weight in block.parameters()}
+    for block in blocks:
+        for weight in block.parameters():
+            deepspeed.zero.register_external_parameter(block, weight)
+    for part in module.modules():
+        # A discriminator's backbone is called on its own, too: not the outermost network alone.
+        if any(True for _ in part.children()):
+            for weight in part.parameters():
+                if id(weight) not in inside:
+                    deepspeed.zero.register_external_parameter(part, weight)
+
+
+def convert(checkpoint: Path) -> None:
+    """Add to a checkpoint what a run of another number of ranks needs.
+
+    Args:
+        checkpoint: a complete one.
+
+    Raises:
+        CheckpointError: it holds nothing of DeepSpeed's.
+    """
+    folders = [path.parent for path in sorted(checkpoint.glob(f"*/{STATE}"))]
+    if not folders:
+        raise CheckpointError(
+            f"{checkpoint} holds nothing to convert; give the folder of one checkpoint of a run "
+            "under DeepSpeed, such as checkpoints/00000100"
+        )
+    for folder in folders:
+        partial = folder / f"{UNIVERSAL}.part"
+        if (folder / UNIVERSAL).is_dir():
+            continue
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        ds_to_universal.main(
+            argparse.Namespace(
+                input_folder=str(folder / STATE),
+                output_folder=str(partial),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=False,
+            )
+        )
+        partial.rename(folder / UNIVERSAL)
+
+
+def main() -> None:
+    """Convert a checkpoint from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m training.deepspeed_engine")
+    parser.add_argument("checkpoint", type=Path, help="folder of one checkpoint")
+    convert(parser.parse_args().checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The log of a run: a line of JSON per step, of which no step is written twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import write_text
+
+LOG = "log.jsonl"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the log of a run.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        A mapping for each step; none of a line that was cut off.
+    """
+    path = folder / LOG
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def append_log(folder: Path, line: Mapping[str, Any]) -> None:
+    """Add a step to the log.
+
+    Args:
+        folder: of the run.
+        line: what the step was, with its number under ``step``.
+    """
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(line)) + "\n")
+
+
+def trim_log(folder: Path, step: int) -> None:
+    """Take back what was logged after a step, because it will be logged again.
+
+    Args:
+        folder: of the run; made where it does not exist.
+        step: the last one that stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]
+    write_text(folder / LOG, "".join(kept))

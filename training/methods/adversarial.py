@@ -1,0 +1,367 @@
+"""Progressive adversarial distillation: a four-step student becomes a one-step one (stage 2).
+
+Phases of 3, 2 and 1 steps, each going on from the one before. In each the student makes whole
+videos by all its steps, with a gradient at the last, and a discriminator tells them from real ones.
+Self-compare asks for more: at first to be as good as the four-step model is.
+
+Axes: B batch, C channels, F latent frames, H height, W width, K samples.
+Source: TurboTalk, section 3.3, Eq. 4-11 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from training.batch import Batch
+from training.draws import Draws
+from training.engine import Engine
+from training.lora import adapters_off
+from training.losses import (
+    AdversarialLoss,
+    difference_penalty,
+    discriminator_loss,
+    linearize,
+    relativistic_loss,
+    student_loss,
+)
+from training.methods.method import (
+    Count,
+    Learning,
+    Natural,
+    Positive,
+    RoleSpec,
+    Update,
+    Weight,
+    describe_latents,
+    draw_noise,
+)
+from training.networks import Discriminator
+from training.rollout import approach, finish
+from training.timesteps import (
+    choose_timesteps,
+    draw_last_timestep,
+    draw_sigmas,
+    even_timesteps,
+    place_last_timestep,
+    to_sigmas,
+)
+from turbotalk_core.errors import RecipeError, ScheduleError
+
+FOUR_STEPS = 4  # TurboTalk: what stage 1 ends with and self-compare compares with
+
+Samples = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adversarial:
+    """Settings of one phase.
+
+    Every step updates the discriminator once; every ``student_every``-th step updates the student
+    once after it.
+
+    Attributes:
+        student: how it learns; rate [read: a third-party note: "about 4e-7"].
+        discriminator: how it learns: LoRA layers on the four-step model and its heads, or all
+            weights [inferred: 2e-6 for all weights, ten times that with LoRA].
+        num_steps: of the student in this phase.
+        timesteps: of the student, before the shift; None for even parts of 1000.
+        before: last timestep of the phase before; None for that of one step more.
+        shift: flow shift of the schedules, which inference must share.
+        warmup: dynamic timestep sampling, Eq. 9: the last step stands anywhere between ``before``
+            and its place (uniform), up to a bound that moves there (curriculum), or at its place
+            from the start (off).
+        warmup_steps: of the phase, how long [read: TurboTalk: 500].
+        student_every: steps of which one updates the student; 1 [inferred: APT].
+        loss: of the discriminator's and the student's adversarial terms.
+        self_compare_weight: lambda of Eq. 11 [read: 50]; 0 does without the four-step model.
+        four_step: where its samples come from. ``adapters_off``: the discriminator's backbone
+            without its LoRA layers, which is the four-step model, at no cost in memory
+            [inferred]. ``frozen``: a copy.
+        four_step_weight: of a term by which the discriminator tells four-step samples from the
+            student's [inferred: 0, Eq. 8 has none].
+        penalty_weight: gamma of Eq. 8, of all finite-difference penalties [inferred: APT's 100].
+        penalty_size: s of Eq. 7, of the noise that is added [inferred: APT's 0.1].
+        discriminator_shift: of the noise level that the discriminator is told, uniform at 1
+            [inferred: APT2].
+        scores_noisy: samples are brought to that level before they are scored, as DMD2 and AAD-1
+            do; else they are scored clean, as APT does [inferred].
+        memory_light: the discriminator's loss is backpropagated one sample at a time, for one
+            more call of each but one; the gradient is the same.
+    """
+
+    student: Learning = Learning(learning_rate=4e-7)
+    discriminator: Learning = Learning(trains="lora", learning_rate=2e-5)
+    num_steps: Count
+    timesteps: tuple[float, ...] | None = None
+    before: Positive | None = None
+    shift: Positive = 5.0
+    warmup: Literal["uniform", "curriculum", "off"] = "uniform"
+    warmup_steps: Natural = 500
+    student_every: Count = 1
+    loss: AdversarialLoss = "r3gan"
+    self_compare_weight: Weight = 50.0
+    four_step: Literal["adapters_off", "frozen"] = "adapters_off"
+    four_step_weight: Weight = 0.0
+    penalty_weight: Weight = 100.0
+    penalty_size: Positive = 0.1
+    discriminator_shift: Positive = 1.0
+    scores_noisy: bool = False
+    memory_light: bool = True
+
+    def __post_init__(self) -> None:
+        trains = self.discriminator.trains
+        if self._compares and self.four_step == "adapters_off" and trains != "lora":
+            raise RecipeError(
+                f"got a discriminator that trains {trains!r} and four-step samples from its "
+                "backbone; only with LoRA is there a four-step model left in it: set "
+                "discriminator.trains to lora, or four_step to frozen"
+            )
+        self.sigmas(self._old_timestep())
+
+    @property
+    def _compares(self) -> bool:
+        return self.self_compare_weight > 0 or self.four_step_weight > 0
+
+    def _timesteps(self) -> tuple[float, ...]:
+        return choose_timesteps(self.num_steps, self.timesteps)
+
+    def _old_timestep(self) -> float:
+        if self.before is not None:
+            return self.before
+        return even_timesteps(self.num_steps + 1)[-1]
+
+    def sigmas(self, last_timestep: float | None = None) -> list[float]:
+        """List the noise levels at which the student is called.
+
+        Args:
+            last_timestep: where the last step stands; None for its own place.
+
+        Returns:
+            Descending, without the final 0.
+
+        Raises:
+            ScheduleError: timesteps or a shift that make no schedule, or a last one that does not
+                come before its own place.
+        """
+        timesteps = self._timesteps()
+        if last_timestep is not None:
+            if last_timestep > timesteps[-1]:
+                raise ScheduleError(
+                    f"got a last timestep of {last_timestep:g} before this phase, whose own is "
+                    f"{timesteps[-1]:g}; fewer steps end at a higher one: set before to at most "
+                    "that"
+                )
+            timesteps = place_last_timestep(timesteps, last_timestep)
+        return to_sigmas(timesteps, self.shift)
+
+    def roles(self) -> dict[str, RoleSpec]:
+        """Name the networks it needs.
+
+        Returns:
+            Student and discriminator, which both begin with the student that stage 1 ended with,
+            and where it is a copy the four-step model. In later phases all go on.
+        """
+        roles = {
+            "student": RoleSpec(begins_with="student", learning=self.student),
+            "discriminator": RoleSpec(
+                begins_with="student", learning=self.discriminator, judges=True
+            ),
+        }
+        if self._compares and self.four_step == "frozen":
+            roles["four_step"] = RoleSpec(begins_with="student")
+        return roles
+
+    def updates(
+        self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
+    ) -> Iterator[Update]:
+        """Make the updates of one step: the discriminator's, and the student's where it is due.
+
+        Args:
+            step: of the phase.
+            batch: real samples and conditions.
+            roles: the engines.
+            draws: of this step.
+
+        Yields:
+            The updates.
+        """
+        last_timestep = self.draw_timestep(step, draws.shared("last timestep"))
+        sigmas = self.sigmas(last_timestep)
+        noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
+        # The discriminator's update does not change the student: what leads to its last step,
+        # and what the four-step model makes, serve both updates.
+        student = roles["student"]
+        noisy = approach(student.module, sigmas, batch, noise, draws.own("renoise"))
+        with torch.no_grad():
+            sample = finish(student.module, noisy, sigmas[-1], batch)
+        samples = {"real": batch.latents_BCFHW, "student": sample}
+        if self._compares:
+            samples["four_step"] = self._make_four_step(batch, noise, roles, draws)
+        log = {"last_sigma": torch.tensor(sigmas[-1], device=sample.device)}
+        for name, latents in samples.items():
+            log |= describe_latents(name, latents)
+        losses = self._discriminator_losses(samples, batch, roles["discriminator"], draws, log)
+        yield Update(role="discriminator", losses=losses, log=log)
+        if (step + 1) % self.student_every == 0:
+            log = {}
+
+            def loss() -> Tensor:
+                made = {**samples, "student": finish(student, noisy, sigmas[-1], batch)}
+                return self._student_loss(made, batch, roles["discriminator"], draws, log)
+
+            yield Update(role="student", losses=[loss], log=log)
+
+    def draw_timestep(self, step: int, generator: torch.Generator) -> float | None:
+        """Draw where the last step stands, Eq. 9.
+
+        Args:
+            step: of the phase.
+            generator: the same on all ranks.
+
+        Returns:
+            A timestep before the shift, or None for its own place.
+        """
+        if self.warmup == "off" or step >= self.warmup_steps:
+            return None
+        progress = 1.0 if self.warmup == "uniform" else (step + 1) / self.warmup_steps
+        return draw_last_timestep(self._old_timestep(), self._timesteps()[-1], generator, progress)
+
+    @torch.no_grad()
+    def _make_four_step(
+        self, batch: Batch, noise: Tensor, roles: Mapping[str, Engine], draws: Draws
+    ) -> Tensor:
+        # The student's noise: Eq. 10 needs no pairs, but pairs have less variance [inferred].
+        sigmas = to_sigmas(even_timesteps(FOUR_STEPS), self.shift)
+        if self.four_step == "frozen":
+            model = roles["four_step"].module
+        else:
+            judge = roles["discriminator"].module
+            assert isinstance(judge, Discriminator)
+            model = judge.backbone
+        with adapters_off(model):
+            noisy = approach(model, sigmas, batch, noise, draws.own("four-step renoise"))
+            return finish(model, noisy, sigmas[-1], batch)
+
+    def _present(
+        self, samples: Samples, batch: Batch, draws: Draws, purpose: str
+    ) -> tuple[Samples, Tensor]:
+        """Give samples as they are scored, and the noise level that the discriminator is told."""
+        generator = draws.own(f"{purpose} noise level")
+        sigma_B = draw_sigmas(batch.size, self.discriminator_shift, generator)
+        sigma_B = sigma_B.to(batch.latents_BCFHW.device)
+        if not self.scores_noisy:
+            return samples, sigma_B
+        noise = draw_noise(batch.latents_BCFHW, draws.own(f"{purpose} noise"))
+        return {k: batch.add_noise(x, noise, sigma_B) for k, x in samples.items()}, sigma_B
+
+    def _discriminator_losses(
+        self,
+        samples: Samples,
+        batch: Batch,
+        judge: Engine,
+        draws: Draws,
+        log: dict[str, Tensor],
+    ) -> Iterator[Callable[[], Tensor]]:
+        """Eq. 8, whole or a sample at a time."""
+        scored, sigma_B = self._present(samples, batch, draws, "discriminator")
+        inputs = dict(scored)
+        if self.penalty_weight > 0:
+            for name, latents in scored.items():
+                noise = draw_noise(latents, draws.own(f"perturbation of {name}"))
+                # Of what was scored, itself.
+                perturbed = latents + self.penalty_size * noise * batch.free_B1F11
+                inputs[f"perturbed {name}"] = perturbed
+        elif self.four_step_weight == 0:
+            inputs.pop("four_step", None)  # no term would look at it
+        names, rows = list(inputs), list(inputs.values())
+        loss = partial(self._discriminator_loss, names, log)
+        if not self.memory_light:
+
+            def whole() -> Tensor:
+                return loss(torch.stack([judge(x, sigma_B, batch) for x in rows]))
+
+            yield whole
+            return
+        # All logits are needed to know what each sample's counts; the last one's graph serves.
+        *earlier, last = rows
+        found: list[Tensor] = []
+
+        def share(logit_B: Tensor, value: Tensor, weight_B: Tensor) -> Tensor:
+            weighted = (logit_B * weight_B).sum()
+            # The parts add up to the loss, and have the gradients of their shares.
+            return weighted - weighted.detach() + value / len(rows)
+
+        def begin() -> Tensor:
+            with torch.no_grad():
+                logits = [judge.module(x, sigma_B, batch) for x in earlier]
+            logit_B = judge(last, sigma_B, batch)
+            found[:] = linearize(loss, torch.stack([*logits, logit_B.detach()]))
+            return share(logit_B, found[0], found[1][-1])
+
+        def go_on(number: int) -> Tensor:
+            logit_B = judge(earlier[number], sigma_B, batch)
+            return share(logit_B, found[0], found[1][number])
+
+        yield begin
+        for number in range(len(earlier)):
+            yield partial(go_on, number)
+
+    def _discriminator_loss(
+        self, names: Sequence[str], log: dict[str, Tensor], logits_KB: Tensor
+    ) -> Tensor:
+        logits = dict(zip(names, logits_KB.unbind(), strict=True))
+        real, student = logits["real"], logits["student"]
+        loss = discriminator_loss(real, student, self.loss)
+        log["adversarial_loss"] = loss.detach()
+        log |= _compare_logits(logits)
+        if self.four_step_weight > 0:
+            loss = loss + self.four_step_weight * relativistic_loss(logits["four_step"], student)
+        for name in names:
+            if f"perturbed {name}" in logits:
+                penalty = difference_penalty(logits[name], logits[f"perturbed {name}"])
+                log[f"penalty_{name}"] = penalty.detach()
+                loss = loss + self.penalty_weight * penalty
+        return loss
+
+    def _student_loss(
+        self,
+        samples: Samples,
+        batch: Batch,
+        judge: Engine,
+        draws: Draws,
+        log: dict[str, Tensor],
+    ) -> Tensor:
+        """Eq. 11; the discriminator's weights stay, and only the student's logit has a graph."""
+        scored, sigma_B = self._present(samples, batch, draws, "student")
+        logits: dict[str, Tensor] = {}
+        for name, latents in scored.items():
+            with torch.set_grad_enabled(name == "student"):
+                logits[name] = judge.module(latents, sigma_B, batch)
+        loss = student_loss(logits["real"], logits["student"], self.loss)
+        log["adversarial_loss"] = loss.detach()
+        log |= _compare_logits(logits)
+        if self.self_compare_weight > 0:
+            compared = relativistic_loss(logits["student"], logits["four_step"])
+            log["self_compare_loss"] = compared.detach()
+            loss = loss + self.self_compare_weight * compared
+        return loss
+
+
+def _compare_logits(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean logits, how far apart they are, and how often real samples score above the student's."""
+    means = {
+        f"{name}_logit": logits[name].detach().mean()
+        for name in ("real", "student", "four_step")
+        if name in logits
+    }
+    means["logit_gap"] = means["real_logit"] - means["student_logit"]
+    if "four_step" in logits:
+        means["four_step_gap"] = means["four_step_logit"] - means["student_logit"]
+    means["accuracy"] = (logits["real"] > logits["student"]).float().mean()
+    return means

@@ -1,0 +1,187 @@
+"""Distribution matching distillation: a many-step teacher becomes a few-step student (stage 1).
+
+What the student makes is noised. There a fake score, which learns from the student's samples
+alone, and the guided teacher say what is clean, and the student goes from the one towards the
+other. Student and fake score both begin with the teacher.
+
+Axes: B batch, C channels, F latent frames, H height, W width.
+Source: TurboTalk, section 3.2; DMD2 (2405.14867); Self-Forcing (2506.08009).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.batch import Batch
+from training.draws import Draws
+from training.engine import Engine
+from training.losses import dmd_direction, dmd_loss, flow_loss, free_mean
+from training.methods.method import (
+    Count,
+    Learning,
+    Positive,
+    RoleSpec,
+    Share,
+    Update,
+    Weight,
+    describe_latents,
+    draw_noise,
+)
+from training.networks import predict_denoised
+from training.rollout import approach, draw_exit, finish
+from training.timesteps import choose_timesteps, draw_sigmas, to_sigmas
+from turbotalk_core.sampling.convert import denoised_from_velocity
+from turbotalk_core.sampling.guidance import guide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dmd:
+    """Settings of distribution matching distillation.
+
+    Every step updates the fake score once; every ``student_every``-th step updates the student
+    once before it. So there are ``student_every`` updates of the fake score to one of the student,
+    and the fake score goes ahead.
+
+    Attributes:
+        student: how it learns; rate [read: a third-party note: "about 4e-7"].
+        fake_score: how it learns [inferred: five times the student's rate].
+        num_steps: of the student.
+        timesteps: of the student, before the shift; None for even parts of 1000.
+        shift: flow shift of the student's schedule, which inference must share; 5 [read:
+            Self-Forcing, FlashTalk], 7 and 11 are InfiniteTalk's at 480 and 720 rows.
+        student_every: steps of which one updates the student [read: Self-Forcing, DMD2: 5].
+        guidance_scale: of the teacher's push towards the text, in InfiniteTalk's convention, where
+            1 is off: uncond + s (cond - uncond). Self-Forcing and FastGen write s - 1.
+        audio_guidance_scale: the same towards the voice. With both the teacher makes three calls,
+            with the voice's alone two. 5 and 4 [read: InfiniteTalk's defaults].
+        score_shift: of the noise levels at which the two scores are compared.
+        lowest_score_sigma: they are clamped to this and
+        highest_score_sigma: this [read: Self-Forcing].
+    """
+
+    student: Learning = Learning(learning_rate=4e-7)
+    fake_score: Learning = Learning(learning_rate=2e-6)
+    num_steps: Count = 4
+    timesteps: tuple[float, ...] | None = None
+    shift: Positive = 5.0
+    student_every: Count = 5
+    guidance_scale: Weight = 5.0
+    audio_guidance_scale: Weight = 4.0
+    score_shift: Positive = 5.0
+    lowest_score_sigma: Share = 0.02
+    highest_score_sigma: Share = 0.98
+
+    def __post_init__(self) -> None:
+        self.sigmas()
+
+    def sigmas(self) -> list[float]:
+        """List the noise levels at which the student is called.
+
+        Returns:
+            Descending, without the final 0.
+
+        Raises:
+            ScheduleError: no step, or timesteps or a shift that make no schedule.
+        """
+        return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
+
+    def roles(self) -> dict[str, RoleSpec]:
+        """Name the networks it needs: student and fake score, and the teacher, frozen."""
+        return {
+            "student": RoleSpec(begins_with="teacher", learning=self.student),
+            "fake_score": RoleSpec(begins_with="teacher", learning=self.fake_score),
+            "teacher": RoleSpec(begins_with="teacher"),
+        }
+
+    def updates(
+        self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
+    ) -> Iterator[Update]:
+        """Make the updates of one step: the student's where it is its turn, the fake score's.
+
+        Args:
+            step: of the phase.
+            batch: conditions; of the real samples only the given latent frames are used.
+            roles: the engines.
+            draws: of this step.
+
+        Yields:
+            The updates.
+        """
+        sigmas = self.sigmas()
+        last = draw_exit(len(sigmas), draws.shared("exit step"))
+        noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
+        noisy = approach(
+            roles["student"].module, sigmas[: last + 1], batch, noise, draws.own("renoise")
+        )
+        if (step + 1) % self.student_every == 0:
+            made: list[Tensor] = []
+            log: dict[str, Tensor] = {}
+
+            def student_loss() -> Tensor:
+                sample = finish(roles["student"], noisy, sigmas[last], batch)
+                made.append(sample.detach())
+                return self._student_loss(sample, batch, roles, draws, log)
+
+            yield Update(role="student", losses=[student_loss], log=log)
+            (sample,) = made  # of before the update: the same distribution, and a rollout less
+        else:
+            with torch.no_grad():
+                sample = finish(roles["student"].module, noisy, sigmas[last], batch)
+        fake_log: dict[str, Tensor] = {}
+
+        def fake_loss() -> Tensor:
+            noise = draw_noise(sample, draws.own("fake noise"))
+            sigma_B = self._draw_score_sigmas(batch, draws.own("fake noise level"))
+            velocity = roles["fake_score"](batch.add_noise(sample, noise, sigma_B), sigma_B, batch)
+            value = flow_loss(velocity, noise - sample, batch.free_B1F11, batch.weight_BHW)
+            fake_log["fake_score_loss"] = value.detach()
+            fake_log.update(describe_latents("student", sample))
+            fake_log.update(describe_latents("real", batch.latents_BCFHW))
+            return value
+
+        yield Update(role="fake_score", losses=[fake_loss], log=fake_log)
+
+    def _student_loss(
+        self,
+        sample: Tensor,
+        batch: Batch,
+        roles: Mapping[str, Engine],
+        draws: Draws,
+        log: dict[str, Tensor],
+    ) -> Tensor:
+        with torch.no_grad():
+            clean, free = sample.detach(), batch.free_B1F11
+            noise = draw_noise(clean, draws.own("score noise"))
+            sigma_B = self._draw_score_sigmas(batch, draws.own("score noise level"))
+            noisy = batch.add_noise(clean, noise, sigma_B)
+            fake = predict_denoised(roles["fake_score"].module, noisy, sigma_B, batch)
+            real = self._ask_teacher(roles["teacher"], noisy, sigma_B, batch)
+            direction = dmd_direction(clean, fake, real, free)
+            log["dmd_direction"] = free_mean(direction.abs(), free)
+            log["teacher_distance"] = free_mean((clean - real).abs(), free)
+        loss = dmd_loss(sample, direction, free)
+        log["dmd_loss"] = loss.detach()
+        return loss
+
+    def _ask_teacher(self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch) -> Tensor:
+        def predict(reads: bool, hears: bool) -> Tensor:
+            return teacher.module(noisy, sigma_B, batch, hears=hears, reads=reads)
+
+        # Without a text both of its predictions are the same: a push of nothing needs no call.
+        scale = self.guidance_scale if batch.has_text else 1.0
+        velocity = guide(predict, scale, self.audio_guidance_scale)
+        return denoised_from_velocity(noisy, velocity, sigma_B.view(-1, 1, 1, 1, 1))
+
+    def _draw_score_sigmas(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        sigma_B = draw_sigmas(
+            batch.size,
+            self.score_shift,
+            generator,
+            low=self.lowest_score_sigma,
+            high=self.highest_score_sigma,
+        )
+        return sigma_B.to(batch.latents_BCFHW.device)

@@ -1,0 +1,90 @@
+"""Flow matching: a teacher learns, or is fine-tuned, from data alone.
+
+Each chunk is shown at one noise level. Now and then the network does not hear the voice, or does
+not read the text, so that guidance has something to compare with.
+
+Axes: B batch, C channels, F latent frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.batch import Batch
+from training.draws import Draws
+from training.engine import Engine
+from training.losses import flow_loss
+from training.methods.method import (
+    Learning,
+    Positive,
+    RoleSpec,
+    Share,
+    Update,
+    describe_latents,
+    draw_noise,
+)
+from training.timesteps import draw_sigmas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowMatching:
+    """Settings of flow matching.
+
+    Attributes:
+        teacher: how it learns.
+        shift: of the noise levels; more of them near 1 as it grows.
+        audio_dropout: share of chunks that hear nothing.
+        text_dropout: share of chunks that read the null text, drawn apart.
+    """
+
+    teacher: Learning = Learning(learning_rate=1e-5, betas=(0.9, 0.999))
+    shift: Positive = 7.0
+    audio_dropout: Share = 0.1
+    text_dropout: Share = 0.1
+
+    def roles(self) -> dict[str, RoleSpec]:
+        """Name the networks it needs: the teacher."""
+        return {"teacher": RoleSpec(begins_with="teacher", learning=self.teacher)}
+
+    def updates(
+        self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
+    ) -> Iterator[Update]:
+        """Make the one update of a step.
+
+        Args:
+            step: of the phase.
+            batch: real chunks.
+            roles: the teacher's engine.
+            draws: of this step.
+
+        Yields:
+            The update.
+        """
+        log: dict[str, Tensor] = {}
+
+        def loss() -> Tensor:
+            clean = batch.latents_BCFHW
+            noise = draw_noise(clean, draws.own("noise"))
+            sigma_B = draw_sigmas(batch.size, self.shift, draws.own("noise level")).to(clean.device)
+            velocity = roles["teacher"](
+                batch.add_noise(clean, noise, sigma_B),
+                sigma_B,
+                batch,
+                hears=_keep(batch, self.audio_dropout, draws.own("audio dropout")),
+                reads=_keep(batch, self.text_dropout, draws.own("text dropout")),
+            )
+            value = flow_loss(velocity, noise - clean, batch.free_B1F11, batch.weight_BHW)
+            log["flow_loss"] = value.detach()
+            log.update(describe_latents("real", clean))
+            return value
+
+        yield Update(role="teacher", losses=[loss], log=log)
+
+
+def _keep(batch: Batch, dropout: float, generator: torch.Generator) -> Tensor:
+    kept_B = torch.rand(batch.size, generator=generator) >= dropout
+    return kept_B.to(batch.latents_BCFHW.device)

@@ -1,0 +1,276 @@
+"""The networks that learn: a transformer with its audio adapter, and a judge of videos.
+
+Axes: B batch, C channels, F latent frames, H height, W width, P voices, K window, L encoder
+layers, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.batch import Batch
+from training.lora import merge_adapters
+from turbotalk_core.errors import MismatchError
+from turbotalk_core.model.audio_adapter import AudioProjection
+from turbotalk_core.model.checkpoint import load_dit, save_adapter, save_dit
+from turbotalk_core.model.wan import CrossAttention, RMSNorm, WanModel
+from turbotalk_core.sampling.convert import denoised_from_velocity
+
+TAP_DEPTHS = (16 / 36, 26 / 36, 36 / 36)  # APT: after these of 36 layers
+
+
+class TalkingModel(nn.Module):
+    """A transformer and the audio adapter in front of it, which are trained as one.
+
+    Args:
+        dit: with audio attention.
+        projection: from audio windows to the tokens that the transformer attends to.
+
+    Raises:
+        MismatchError: a transformer without audio attention, or for tokens of another width.
+    """
+
+    def __init__(self, dit: WanModel, projection: AudioProjection) -> None:
+        super().__init__()
+        width = projection.config.token_dim
+        if dit.config.audio_heads is None or dit.config.audio_token_dim != width:
+            raise MismatchError(
+                f"the audio adapter makes tokens {width} wide, the transformer attends to "
+                f"{'none' if dit.config.audio_heads is None else dit.config.audio_token_dim}; "
+                "take both from one family"
+            )
+        self.projection = projection
+        self.dit = dit
+
+    def forward(
+        self,
+        noisy_BCFHW: Tensor,
+        sigma_B: Tensor,
+        batch: Batch,
+        *,
+        hears: bool | Tensor = True,
+        reads: bool | Tensor = True,
+        hidden_after: dict[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Predict the velocity (noise - data).
+
+        Args:
+            noisy_BCFHW: latents at their noise levels, the given frames clean.
+            sigma_B: noise level of each chunk, in [0, 1].
+            batch: the conditions.
+            hears: False for the null voice, windows of zeros, in the whole picture; a tensor [B]
+                says it of each chunk.
+            reads: False for the null text; a tensor [B] says it of each chunk.
+            hidden_after: see ``WanModel.forward``.
+
+        Returns:
+            Velocity, float32, the shape of the latents.
+        """
+        return self.dit(
+            noisy_BCFHW,
+            1000 * sigma_B,
+            batch.reference_BCFHW,
+            text_BND=_choose_text(batch, reads),
+            image_embeds_BND=batch.image_embeds_BND,
+            audio_BFND=self._hear(batch, hears),
+            # One voice, and so the null voice too, is heard in the whole picture.
+            regions_PHW=None if hears is False else batch.regions_PHW,
+            hidden_after=hidden_after,
+        )
+
+    def _hear(self, batch: Batch, hears: bool | Tensor) -> Tensor:
+        weight = next(self.projection.parameters())
+        first, later = batch.first_BPKLD.to(weight.dtype), batch.later_BPFKLD.to(weight.dtype)
+        if isinstance(hears, Tensor):
+            heard = hears.to(first).view(-1, 1, 1, 1, 1)
+            first, later = first * heard, later * heard.unsqueeze(-1)
+        elif not hears:
+            first, later = torch.zeros_like(first[:, :1]), torch.zeros_like(later[:, :1])
+        tokens = self.projection(first.flatten(0, 1), later.flatten(0, 1))
+        return tokens.unflatten(0, first.shape[:2]).transpose(1, 2).flatten(2, 3)
+
+    @classmethod
+    def load(
+        cls, dit: Path, adapter: Path | None = None, dtype: torch.dtype = torch.float32
+    ) -> TalkingModel:
+        """Read the files of the two networks.
+
+        Args:
+            dit: the transformer; merged with an audio adapter or not.
+            adapter: the audio adapter; None takes the one in the transformer's file.
+            dtype: of the weights in memory.
+
+        Returns:
+            The networks, everything trainable.
+
+        Raises:
+            CheckpointError: a file that is missing, damaged or of another kind.
+            MismatchError: no adapter, or one made for another transformer.
+        """
+        model, projection = load_dit(dit, adapter, dtype)
+        if projection is None:
+            raise MismatchError(
+                f"{Path(dit).name} has no audio adapter in it and none was given; give both files"
+            )
+        return cls(model, projection).requires_grad_(True)
+
+    def save(self, dit: Path, adapter: Path, settings: Mapping[str, Any]) -> None:
+        """Write the two networks as model files.
+
+        LoRA layers are merged into the weights for good.
+
+        Args:
+            dit: file of the transformer.
+            adapter: file of the audio adapter.
+            settings: what the transformer ships with, kept in its metadata.
+        """
+        merge_adapters(self)
+        save_dit(dit, self.dit, settings)
+        save_adapter(adapter, self.dit, self.projection, {})
+
+
+def predict_denoised(
+    model: Callable[..., Tensor], noisy_BCFHW: Tensor, sigma_B: Tensor, batch: Batch
+) -> Tensor:
+    """Predict clean latents, noisy - sigma * velocity, with the given frames put in.
+
+    Args:
+        model: a ``TalkingModel``, or an engine around one.
+        noisy_BCFHW: latents at their noise levels, the given frames clean.
+        sigma_B: noise level of each chunk.
+        batch: the conditions.
+
+    Returns:
+        Clean latents, float32, the shape of the noisy ones.
+    """
+    velocity = model(noisy_BCFHW, sigma_B, batch)
+    sigma = sigma_B.view(-1, 1, 1, 1, 1)
+    return batch.pin(denoised_from_velocity(noisy_BCFHW, velocity, sigma))
+
+
+def tap_blocks(num_layers: int) -> tuple[int, ...]:
+    """Choose the blocks after which a discriminator reads its backbone.
+
+    Args:
+        num_layers: of the transformer.
+
+    Returns:
+        Three numbers, from 0; 17, 28, 39 of 40 blocks.
+
+    Source: APT (2501.08316), layers 16, 26 and 36 of 36 [read]; for other depths in proportion
+    [inferred].
+    """
+    return tuple(max(1, round(depth * num_layers)) - 1 for depth in TAP_DEPTHS)
+
+
+class QueryHead(nn.Module):
+    """One learnable token that looks at all video tokens of one depth.
+
+    Args:
+        dim: width of the video tokens.
+        ffn_dim: width inside its feed-forward layers.
+        num_heads: attention heads.
+        eps: of the norms.
+
+    Source: APT (2501.08316), section 3.3 [read]; that the token begins near zero is [inferred].
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.query = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.norm_query = RMSNorm(dim, eps)
+        self.norm_video = RMSNorm(dim, eps)
+        self.attention = CrossAttention(dim, num_heads, eps, has_image=False)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim, eps), nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim)
+        )
+
+    def forward(self, hidden_BND: Tensor) -> Tensor:
+        """Sum up the tokens of each video, [B, D]."""
+        token = self.query.expand(hidden_BND.shape[0], -1, -1)
+        token = token + self.attention(self.norm_query(token), self.norm_video(hidden_BND), None)
+        return (token + self.mlp(token)).squeeze(1)
+
+
+class Logit(nn.Module):
+    """The last layer: zero at the start, and without a bias.
+
+    A relativistic loss does not see a constant that is added to all logits: a bias would have no
+    gradient but rounding noise, of which Adam makes full steps. In float32, because what counts is
+    the difference of two logits.
+
+    Args:
+        dim: width of its input.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, hidden_BD: Tensor) -> Tensor:
+        normed = F.layer_norm(hidden_BD.float(), self.weight.shape)
+        return (normed * self.weight.float()).sum(1)
+
+
+class Discriminator(nn.Module):
+    """Says how real a video is: one logit for all of it.
+
+    Logits per frame, or a backbone that does not see the whole video, make the video freeze
+    (AAD-1, 2606.03972).
+
+    Args:
+        backbone: a transformer that it reads at three depths; heads are drawn from torch's global
+            generator.
+
+    Source: APT [read]; TurboTalk names it, begins it with the 4-step model and its last layer with
+    zeros [read].
+    """
+
+    def __init__(self, backbone: TalkingModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+        config = backbone.dit.config
+        self.taps = tap_blocks(config.num_layers)
+        self.heads = nn.ModuleList(
+            QueryHead(config.dim, config.ffn_dim, config.num_heads, config.eps) for _ in self.taps
+        )
+        self.logit = Logit(len(self.taps) * config.dim)
+        weight = backbone.dit.patch_embedding.weight
+        self.heads.to(weight)
+        self.logit.to(weight)
+
+    def forward(self, latents_BCFHW: Tensor, sigma_B: Tensor, batch: Batch) -> Tensor:
+        """Score videos.
+
+        Args:
+            latents_BCFHW: what to score, the given frames clean.
+            sigma_B: the noise level that the backbone is told.
+            batch: the conditions.
+
+        Returns:
+            Logits, [B], float32; higher is more real.
+        """
+        hidden: dict[int, Tensor] = {}
+        self.backbone(latents_BCFHW, sigma_B, batch, hidden_after=hidden)
+        read = [head(hidden[tap]) for head, tap in zip(self.heads, self.taps, strict=True)]
+        return self.logit(torch.cat(read, 1))
+
+
+def _choose_text(batch: Batch, reads: bool | Tensor) -> Tensor | None:
+    text, null = batch.text_BND, batch.null_text_BND
+    if isinstance(reads, bool):
+        return text if reads else null
+    given = null if text is None else text
+    if given is None:
+        return None
+    text, null = (torch.zeros_like(given) if x is None else x.to(given) for x in (text, null))
+    # Of unequal length: the shorter one is padded with zeros, as the network itself would.
+    length = max(text.shape[1], null.shape[1])
+    text, null = (F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (text, null))
+    return torch.where(reads.to(given.device).view(-1, 1, 1), text, null)

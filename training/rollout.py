@@ -1,0 +1,86 @@
+"""What a student makes, by the steps that it is sampled with, and its gradient at the last one.
+
+Backward simulation in DMD and the full rollout of the adversarial method are one: steps without
+gradient, then one with. DMD stops at a step that is drawn, the adversarial method at the end.
+
+Axes: B batch, C channels, F latent frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from training.batch import Batch
+from training.networks import predict_denoised
+from turbotalk_core.sampling.steps import renoise_step
+
+
+def draw_exit(num_steps: int, generator: torch.Generator) -> int:
+    """Draw the step at which a rollout ends.
+
+    Args:
+        num_steps: of the student.
+        generator: the same on all ranks: a rank with another number of network calls would make
+            all wait for ever.
+
+    Returns:
+        An index, uniform in 0 .. num_steps - 1.
+
+    Source: Self-Forcing [read].
+    """
+    return int(torch.randint(num_steps, (), generator=generator))
+
+
+@torch.no_grad()
+def approach(
+    model: Callable[..., Tensor],
+    sigmas: Sequence[float],
+    batch: Batch,
+    noise_BCFHW: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Go from noise to the last of some noise levels, Eq. 4, without gradient (Eq. 5).
+
+    Args:
+        model: a ``TalkingModel``; called once per level but the last.
+        sigmas: descending from 1, without the final 0.
+        batch: conditions and the given latent frames, which are clean at every level.
+        noise_BCFHW: standard normal.
+        generator: of the fresh noise of each step.
+
+    Returns:
+        Latents at the last level.
+
+    Source: Eq. 4-5 [read: TurboTalk's words]; fresh noise at each step [inferred: Self-Forcing,
+    FlashTalk].
+    """
+    latents = batch.pin(noise_BCFHW)
+    for sigma, next_sigma in pairwise(sigmas):
+        velocity = model(latents, _fill(sigma, batch), batch)
+        latents = batch.pin(renoise_step(latents, velocity, sigma, next_sigma, generator))
+    return latents
+
+
+def finish(
+    model: Callable[..., Tensor], latents_BCFHW: Tensor, sigma: float, batch: Batch
+) -> Tensor:
+    """Make clean latents of those at the last level: the step that has a gradient.
+
+    Args:
+        model: a ``TalkingModel``, or the engine around one that is being stepped.
+        latents_BCFHW: of ``approach``.
+        sigma: their noise level.
+        batch: as for ``approach``.
+
+    Returns:
+        Clean latents; given frames are put in and pass no gradient.
+    """
+    return predict_denoised(model, latents_BCFHW, _fill(sigma, batch), batch)
+
+
+def _fill(sigma: float, batch: Batch) -> Tensor:
+    return torch.full((batch.size,), sigma, device=batch.latents_BCFHW.device)

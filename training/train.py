@@ -1,0 +1,301 @@
+"""Distil: run a recipe, or say what it would be.
+
+    python -m training.train RECIPE [key=value …] [--run FOLDER] [--dry-run]
+    deepspeed --module training.train RECIPE [key=value …]
+
+Everything goes to the run's folder, by default runs/RECIPE; the same command goes on with a run
+that was stopped. Exit codes: 0 done, 2 refused (one line on stderr says why).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from training import ranks
+from training.engine import DTYPES, Engine, EngineSettings, PlainEngine
+from training.memory import describe_run
+from training.methods.adversarial import Adversarial
+from training.methods.dmd import Dmd
+from training.methods.flow_matching import FlowMatching
+from training.methods.method import Method, prepare_role
+from training.networks import TalkingModel
+from training.recipe import Recipe, WeightSource, load_recipe, parse, store_recipe
+from training.roles import NetworkKind, RoleBuilder
+from training.trainer import Batches, Trainer
+from turbotalk_core.errors import MismatchError, MissingToolError, RecipeError, TurboTalkError
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.wan import WanConfig, WanModel
+
+METHODS: Mapping[str, type[Any]] = {
+    "flow_matching": FlowMatching,
+    "dmd": Dmd,
+    "adversarial": Adversarial,
+}
+REFUSED = 2
+RECIPE = "recipe.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line.
+
+    Args:
+        argv: arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description="Run a recipe of training/recipes."
+    )
+    parser.add_argument("recipe", help="name of a recipe, or path of a YAML file")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--run", type=Path, help="folder of the run; default: runs/RECIPE")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
+    arguments = parser.parse_args(argv)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
+    folder = arguments.run or Path("runs") / Path(arguments.recipe).stem
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.changes)
+        methods = make_methods(recipe)
+        if arguments.dry_run:
+            builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
+            sys.stdout.writelines(f"{line}\n" for line in describe_run(recipe, methods, builder))
+        else:
+            train(recipe, folder, methods)
+    except TurboTalkError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return REFUSED
+    finally:
+        ranks.leave()
+    return 0
+
+
+def make_methods(recipe: Recipe) -> list[Method]:
+    """Make the method of each phase.
+
+    Args:
+        recipe: names them and their settings.
+
+    Returns:
+        As many methods as the recipe has phases.
+
+    Raises:
+        RecipeError: no phase, an unknown method, settings that it refuses, or a role to export
+            that is no talking model which the phase trains.
+    """
+    if not recipe.phases:
+        raise RecipeError("got a recipe without phases; see training/recipes for some with")
+    methods = []
+    for name, phase in recipe.phases.items():
+        if phase.method not in METHODS:
+            raise RecipeError(
+                f"phase {name}: got the method {phase.method}; there are {', '.join(METHODS)}"
+            )
+        where = f"settings of phase {name}"
+        method = parse(METHODS[phase.method], dict(phase.settings), where)
+        methods.append(method)
+        roles = method.roles()
+        trained = [
+            role
+            for role, spec in roles.items()
+            if spec.learning.trains != "frozen" and not spec.judges
+        ]
+        if phase.exports not in (None, *trained):
+            raise RecipeError(
+                f"phase {name} exports {phase.exports!r}; it must be a role that it trains and "
+                f"that makes videos: {', '.join(trained)}, or null"
+            )
+    return methods
+
+
+def network_kind(recipe: Recipe) -> NetworkKind:
+    """Say what networks a recipe is about: talking models, and judges around them.
+
+    Args:
+        recipe: gives precision and seed.
+
+    Returns:
+        How they are loaded, sketched and prepared.
+    """
+    return NetworkKind(
+        load=partial(_load, dtype=DTYPES[recipe.engine.precision], seed=recipe.seed),
+        sketch=_sketch,
+        prepare=prepare_role,
+    )
+
+
+def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
+    """Run a recipe to its end, from wherever its folder has got to.
+
+    Args:
+        recipe: all settings.
+        folder: of the run; made where it does not exist.
+        methods: of each phase.
+    """
+    make_engine, device = start_engine(recipe)
+    batches = open_data(recipe)
+    builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
+    trainer = Trainer(
+        recipe,
+        folder,
+        methods=methods,
+        builder=builder,
+        batches=batches,
+        make_engine=make_engine,
+        device=device,
+        end_phase=partial(export_phase, recipe, folder, methods, builder),
+    )
+    trainer.take_up()
+    if ranks.rank() == 0:
+        store_recipe(recipe, folder / RECIPE)
+    trainer.run()
+
+
+def start_engine(
+    recipe: Recipe,
+) -> tuple[Callable[[nn.Module, EngineSettings], Engine], torch.device]:
+    """Join the other ranks where there are any.
+
+    Args:
+        recipe: says which engine.
+
+    Returns:
+        What puts a network into an engine, and the device of this rank.
+
+    Raises:
+        MissingToolError: DeepSpeed is asked for and not installed.
+    """
+    choice = recipe.engine
+    if choice.kind == "plain":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return partial(PlainEngine, device=device), device
+    if find_spec("deepspeed") is None:
+        raise MissingToolError(
+            "the recipe asks for DeepSpeed, which is not installed: pip install 'deepspeed>=0.19.6'"
+            ", or take engine.kind=plain on one device"
+        )
+    from training.deepspeed_engine import DeepSpeedEngine, ZeroSettings, start_ranks
+
+    device = start_ranks(choice.timeout_seconds)
+    zero = ZeroSettings(stage=choice.zero_stage, offload=choice.offload)
+    return partial(DeepSpeedEngine, zero=zero, device=device), device
+
+
+def open_data(recipe: Recipe) -> Batches:
+    """Open the prepared set of a recipe.
+
+    Args:
+        recipe: names its folder.
+
+    Returns:
+        The set.
+
+    Raises:
+        RecipeError: no folder is named.
+        RequestError: it holds nothing that can be learnt from.
+    """
+    from training.data.reader import PreparedSet
+
+    source = recipe.data
+    if source.folder is None:
+        raise RecipeError(
+            "the recipe names no data; prepare a set with python -m training.data and say "
+            "data.folder=FOLDER"
+        )
+    return PreparedSet(source.folder, **source.options)
+
+
+def export_phase(
+    recipe: Recipe, folder: Path, methods: Sequence[Method], builder: RoleBuilder, number: int
+) -> None:
+    """Write the model files of a phase that has ended, where the recipe asks for them.
+
+    Args:
+        recipe: says which role, and what its files ship with.
+        folder: of the run; the files go into ``exports/PHASE``, laid out as a models folder.
+        methods: of each phase.
+        builder: has what the phase ended with.
+        number: of the phase.
+    """
+    name, phase = list(recipe.phases.items())[number]
+    if phase.exports is None:
+        return
+    network = builder.load_end(number, phase.exports)
+    assert isinstance(network, TalkingModel)
+    models = folder / "exports" / name
+    network.save(
+        models / "diffusion_models" / f"{phase.exports}.safetensors",
+        models / "model_patches" / f"{phase.exports}_adapter.safetensors",
+        {**describe_student(recipe, methods[number]), **phase.ships_with},
+    )
+
+
+def describe_student(recipe: Recipe, method: Method) -> dict[str, Any]:
+    """Say with which settings a phase's model is used, as they stand in a file's metadata.
+
+    Args:
+        recipe: gives the size of a sample.
+        method: of the phase.
+
+    Returns:
+        Settings named as in a request; those of a few-step sampler where the method has one.
+    """
+    clip = recipe.clip
+    settings: dict[str, Any] = {
+        "height": clip.height,
+        "width": clip.width,
+        "chunk_frames": clip.num_frames,
+        "num_motion_frames": 9,
+    }
+    if isinstance(method, Dmd | Adversarial):
+        settings |= {
+            "kind": "student",
+            "steps": method.num_steps,
+            "schedule": "distilled",
+            "shift": method.shift,
+            "update": "renoise",
+            "audio_guidance_scale": 1.0,
+        }
+    return settings
+
+
+def _load(source: WeightSource, dtype: torch.dtype, seed: int) -> TalkingModel:
+    sketch = _sketch(source)
+    if source.dit is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            dit, projection = WanModel(sketch.dit.config), AudioProjection(sketch.projection.config)
+            dit.initialize()
+        return TalkingModel(dit, projection)
+    model = TalkingModel.load(source.dit, source.adapter, dtype)
+    for part, told in ((model.dit, sketch.dit), (model.projection, sketch.projection)):
+        if part.config != told.config:
+            raise MismatchError(
+                f"{source.dit.name} holds {part.config}, the recipe says {told.config}; set "
+                "video and audio under weights to the sizes of the file"
+            )
+    return model
+
+
+def _sketch(source: WeightSource) -> TalkingModel:
+    video = parse(WanConfig, dict(source.video), "weights: video")
+    audio = parse(AudioAdapterConfig, dict(source.audio), "weights: audio")
+    with torch.device("meta"):
+        return TalkingModel(WanModel(video), AudioProjection(audio))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
