@@ -19,9 +19,9 @@ from training.data.filter import PIECES, FilterSettings, run_filter
 from training.data.inspect import CLIPS, choose_record, decode_sample, describe
 from training.data.precompute import EncoderFiles, run_precompute
 from training.data.scores import LIMITS, Limit
+from training.data.shots import AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
 from training.data.stage import Summary, Work, read_journals, read_settings
-from training.data.takes import AvatarSource, Source, VideoSource
 from turbotalk_core.cli import INTERRUPTED, REFUSED
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import check_size, count_latent_frames
@@ -88,7 +88,7 @@ def _precompute(arguments: argparse.Namespace) -> list[str]:
         shard_samples=arguments.shard_samples,
         negative_prompt=arguments.negative_prompt,
     )
-    return _report("takes", summary)
+    return _report("shots", summary)
 
 
 def _find_source(arguments: argparse.Namespace) -> Source:
@@ -159,7 +159,7 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_split(commands.add_parser("split", help="find the scenes of videos"))
     _add_filter(commands.add_parser("filter", help="judge the pieces of scenes"))
-    _add_precompute(commands.add_parser("precompute", help="encode takes into a prepared set"))
+    _add_precompute(commands.add_parser("precompute", help="encode shots into a prepared set"))
     _add_inspect(commands.add_parser("inspect", help="turn a prepared sample into a video again"))
     return parser
 
@@ -240,7 +240,7 @@ def _add_precompute(parser: argparse.ArgumentParser) -> None:
         help="lengths of clips, 4n + 1; a piece takes the longest that fits (81)",
     )
     parser.add_argument(
-        "--shard-samples", type=int, default=16, help="takes per shard, and in memory (%(default)s)"
+        "--shard-samples", type=int, default=16, help="shots per shard, and in memory (%(default)s)"
     )
     _add_machine(parser)
     _add_work(parser)

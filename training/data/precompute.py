@@ -1,10 +1,10 @@
-"""From takes to what training reads: latents, audio features, image and text tokens, in shards.
+"""From shots to what training reads: latents, audio features, image and text tokens, in shards.
 
     python -m training.data precompute --videos FOLDER --set SET --out PREPARED --vae FILE …
     python -m training.data precompute --avatars 600 --out PREPARED --vae FILE --encoder FILE
 
 In: judged pieces of videos, or seeds of the synthetic set, and the model files. Out: a prepared
-set (``shards``). Two clips are cut from each take:
+set (``shards``). Two clips are cut from each shot:
 
 - ``opening``: begins with the reference image itself, as the first chunk of a video does;
 - ``later``: begins somewhere after it, as every other chunk does; what it is given of the chunk
@@ -35,6 +35,7 @@ from training.data.shards import (
     write_shard,
     write_tensors,
 )
+from training.data.shots import Shot, Source
 from training.data.stage import (
     SKIPPED,
     Journal,
@@ -48,7 +49,6 @@ from training.data.stage import (
     read_journals,
     summarize,
 )
-from training.data.takes import Source, Take
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import to_mono_16k
@@ -105,7 +105,7 @@ class EncoderFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoders:
-    """The networks that turn a take into a sample; image and text may be missing."""
+    """The networks that turn a shot into a sample; image and text may be missing."""
 
     codec: VideoCodec
     audio: AudioEncoder
@@ -192,29 +192,29 @@ def run_precompute(
     shard_samples: int = 16,
     negative_prompt: str = "",
 ) -> Summary:
-    """Encode all takes that are not encoded yet.
+    """Encode all shots that are not encoded yet.
 
     Args:
-        source: of the takes.
+        source: of the shots.
         out: the prepared set.
         files: of the networks.
         work: this process's share.
         device: where networks run.
-        shard_samples: takes in a shard; so many are in memory at once.
+        shard_samples: shots in a shard; so many are in memory at once.
         negative_prompt: embedded once for the whole set, where prompts are.
 
     Returns:
         What was done.
 
     Raises:
-        RequestError: no takes, or the set was made with other settings.
+        RequestError: no shots, or the set was made with other settings.
         CheckpointError: a model file that cannot be used.
         OutputError: the disk refused.
     """
     keys = source.keys
     if not keys or shard_samples < 1:
         raise RequestError(
-            f"got {len(keys)} takes and shards of {shard_samples}; both must be at least 1"
+            f"got {len(keys)} shots and shards of {shard_samples}; both must be at least 1"
         )
     settings = {
         **source.describe(),
@@ -234,7 +234,7 @@ def run_precompute(
     missing = list_missing(keys, done, work)
     encoded = _encode_all(source, missing, encoders)
     number, num_made = _count_shards(records, work), 0
-    with tqdm(total=len(missing), desc="takes", mininterval=10, disable=None) as bar:
+    with tqdm(total=len(missing), desc="shots", mininterval=10, disable=None) as bar:
         while group := list(islice(encoded, shard_samples)):
             samples = [sample for _, sample in group if sample is not None]
             told = write_shard(out, f"{work.name}-{number:06d}", samples) if samples else {}
@@ -257,15 +257,15 @@ def _encode_all(
         made: list[Sample] = []
 
         def make(key: str = key, made: list[Sample] = made) -> dict[str, Any]:
-            take = source.open(key)
-            sample = encode_take(take, encoders)
+            shot = source.open(key)
+            sample = encode_shot(shot, encoders)
             made.append(sample)
             return {
-                **take.facts,
-                "caption": take.caption,
-                "num_frames": take.num_frames,
-                "clip_frames": take.clip_frames,
-                "later_start": take.later_start,
+                **shot.facts,
+                "caption": shot.caption,
+                "num_frames": shot.num_frames,
+                "clip_frames": shot.clip_frames,
+                "later_start": shot.later_start,
                 **describe_sample(sample),
             }
 
@@ -281,11 +281,11 @@ def _count_shards(records: dict[str, Record], work: Work) -> int:
 
 
 @torch.no_grad()
-def encode_take(take: Take, encoders: Encoders) -> Sample:
-    """Encode a take.
+def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
+    """Encode a shot.
 
     Args:
-        take: pictures and voices.
+        shot: pictures and voices.
         encoders: the networks.
 
     Returns:
@@ -295,22 +295,22 @@ def encode_take(take: Take, encoders: Encoders) -> Sample:
         MismatchError: a network said something that is not finite in float16.
         TurboTalkError: pictures or sound that cannot be read.
     """
-    length = take.clip_frames
-    opening_CTHW = take.show(0, length)
+    length = shot.clip_frames
+    opening_CTHW = shot.show(0, length)
     opening_CFHW = encoders.codec.encode(opening_CTHW.unsqueeze(0))[0]
     first_CTHW = opening_CTHW[:, :1]
     del opening_CTHW
-    later_CTHW = take.show(take.later_start, take.later_start + length)
+    later_CTHW = shot.show(shot.later_start, shot.later_start + length)
     later_CFHW = encoders.codec.encode(later_CTHW.unsqueeze(0))[0]
     grey_CTHW = first_CTHW.new_zeros(3, length - 1, *first_CTHW.shape[2:])
     reference_CFHW = encoders.codec.encode(torch.cat((first_CTHW, grey_CTHW), 1).unsqueeze(0))[0]
-    voices = [encode_speech(voice, encoders.audio).features.features_TLD for voice in take.voices]
-    sounds = [to_mono_16k(voice).clamp(-1, 1) for voice in take.voices]
+    voices = [encode_speech(voice, encoders.audio).features.features_TLD for voice in shot.voices]
+    sounds = [to_mono_16k(voice).clamp(-1, 1) for voice in shot.voices]
     image = text = None
     if encoders.image is not None:
         image = encoders.image(first_CTHW.transpose(0, 1))[0]
     if encoders.text is not None:
-        text = encoders.text(take.caption or "")
+        text = encoders.text(shot.caption or "")
     sample = Sample(
         opening_CFHW=opening_CFHW,
         later_CFHW=later_CFHW,
@@ -341,11 +341,11 @@ def trim_tail(reference_CFHW: Tensor) -> Tensor:
 def weigh_places(*clips_CFHW: Tensor) -> Tensor:
     """Weigh places by how much moves there, so that the mouth counts more than the wall.
 
-    The weight belongs to the take, not to a moment, so what a network converges to stays the
+    The weight belongs to the shot, not to a moment, so what a network converges to stays the
     conditional mean.
 
     Args:
-        *clips_CFHW: latents of one take.
+        *clips_CFHW: latents of one shot.
 
     Returns:
         [H, W], mean 1, at least 0.4.

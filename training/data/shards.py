@@ -41,14 +41,14 @@ SHARD, BYTES, INDEX = "shard", "shard_bytes", "index"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A take, encoded.
+    """A shot, encoded.
 
     Attributes:
         opening_CFHW: normalised latents of the clip that begins with the reference image.
         later_CFHW: of the later clip, encoded from its own first frame, as motion frames are.
         reference_CFHW: of [reference image, grey, grey, ...], without what only repeats the last.
         weight_HW: how much each place moves, as a weight of mean 1.
-        features_PTLD: audio features of each voice, of the whole take and a tail of silence.
+        features_PTLD: audio features of each voice, of the whole shot and a tail of silence.
         sound_PS: the voices themselves, 16 kHz, 16 bits.
         image_ND: CLIP tokens of the reference image, or None.
         text_ND: embedding of the caption, or None.

@@ -92,7 +92,7 @@ class Adversarial:
         scores_noisy: samples are brought to that level before they are scored, as DMD2 and AAD-1
             do; else they are scored clean, as APT does [inferred].
         memory_light: the discriminator's loss is backpropagated one sample at a time, for one
-            more call of each; the gradient is the same.
+            more call of each but one; the gradient is the same.
     """
 
     student: Learning = Learning(learning_rate=4e-7)
@@ -288,17 +288,29 @@ class Adversarial:
 
             yield whole
             return
-        with torch.no_grad():
-            logits_KB = torch.stack([judge.module(x, sigma_B, batch) for x in rows])
-        value, weights_KB = linearize(loss, logits_KB)
+        # All logits are needed to know what each sample's counts; the last one's graph serves.
+        *earlier, last = rows
+        found: list[Tensor] = []
 
-        def part(latents: Tensor, weight_B: Tensor) -> Tensor:
-            share = (judge(latents, sigma_B, batch) * weight_B).sum()
+        def share(logit_B: Tensor, value: Tensor, weight_B: Tensor) -> Tensor:
+            weighted = (logit_B * weight_B).sum()
             # The parts add up to the loss, and have the gradients of their shares.
-            return share - share.detach() + value / len(rows)
+            return weighted - weighted.detach() + value / len(rows)
 
-        for latents, weight_B in zip(rows, weights_KB, strict=True):
-            yield partial(part, latents, weight_B)
+        def begin() -> Tensor:
+            with torch.no_grad():
+                logits = [judge.module(x, sigma_B, batch) for x in earlier]
+            logit_B = judge(last, sigma_B, batch)
+            found[:] = linearize(loss, torch.stack([*logits, logit_B.detach()]))
+            return share(logit_B, found[0], found[1][-1])
+
+        def go_on(number: int) -> Tensor:
+            logit_B = judge(earlier[number], sigma_B, batch)
+            return share(logit_B, found[0], found[1][number])
+
+        yield begin
+        for number in range(len(earlier)):
+            yield partial(go_on, number)
 
     def _discriminator_loss(
         self, names: Sequence[str], log: dict[str, Tensor], logits_KB: Tensor

@@ -149,7 +149,10 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
         raise AudioError(f"there is no audio file at {path}; give the path of a local file")
     try:
         # A playlist must not make us open a network address, nor a name with a colon a protocol.
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        # Titles need not be UTF-8, and nobody asks for them.
+        with av.open(
+            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        ) as container:
             if not container.streams.audio:
                 raise AudioError(
                     f"{path} has no audio stream; give a recording, or a video with sound"

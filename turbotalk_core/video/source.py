@@ -167,7 +167,10 @@ class VideoFrames(Sequence[Tensor]):
         else:
             file, protocols = f"file:{source}", "file"
         try:
-            with av.open(file, "r", options={"protocol_whitelist": protocols}) as container:
+            # Titles need not be UTF-8, and nobody asks for them.
+            with av.open(
+                file, "r", options={"protocol_whitelist": protocols}, metadata_errors="replace"
+            ) as container:
                 if not container.streams.video:
                     raise ImageError(f"{self._name} has sound alone; give a video with a picture")
                 yield container

@@ -168,7 +168,7 @@ def test_what_is_no_sound_is_refused(
         read_audio(tmp_path / name)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "pcm_s16le"), ("a.ts", "mp2")])
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "pcm_s16le"), ("a.mov", "pcm_s16le")])
 def test_sound_that_begins_late_says_so(tmp_path: Path, name: str, codec: str) -> None:
     path = tmp_path / name
     with av.open(str(path), "w") as container:
@@ -188,6 +188,21 @@ def test_sound_that_begins_late_says_so(tmp_path: Path, name: str, codec: str) -
         assert picture.time_base is not None
         first_picture = float(picture.pts * picture.time_base)
     assert float(read_first_second(path)) - first_picture == pytest.approx(0.5, abs=2e-3)
+
+
+def test_a_title_that_is_not_utf_8_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w", metadata_encoding="latin-1") as container:
+        container.metadata["title"] = "Ein Gespräch"
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.ones((1, 640), dtype=np.int16), format="s16", layout="mono"
+        )
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert b"Gespr\xe4ch" in path.read_bytes()
+    assert read_audio(path).samples_CS.shape == (1, 640)
 
 
 def test_a_silent_film_is_refused(tmp_path: Path) -> None:

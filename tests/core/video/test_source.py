@@ -184,6 +184,19 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
         VideoFrames(sound)
 
 
+def test_a_title_that_is_not_utf_8_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mkv"
+    with av.open(str(path), "w", metadata_encoding="latin-1") as opened:
+        opened.metadata["title"] = "Ein Gespräch"
+        stream = cast(VideoStream, opened.add_stream("mpeg4", rate=25))
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+        opened.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        opened.mux(stream.encode(None))
+    assert b"Gespr\xe4ch" in path.read_bytes()
+    assert len(VideoFrames(path)) == 1
+
+
 def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
     _make(tmp_path / "talk.ts", [0, 512])
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n%s\n#EXT-X-ENDLIST\n"

@@ -51,6 +51,37 @@ def test_sound_is_heard_when_its_picture_is_shown(tmp_path: Path, lead_frames: i
     assert click == pytest.approx((0.4 + lead_frames / 25) * RATE, abs=20)  # Matroska: 1 ms
 
 
+def test_a_webm_of_another_rate_is_read_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "talk.webm"
+    rate, count = 48_000, 60
+    samples = np.zeros((1, 2 * rate), dtype=np.float32)
+    samples[0, rate:] = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libvpx-vp9", rate=30)
+        sound = container.add_stream("libopus", rate=rate, layout="mono")
+        assert isinstance(video, VideoStream)
+        assert isinstance(sound, AudioStream)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        for number in range(count):
+            level = 50 if number < count // 2 else 200
+            pixels = np.full((32, 48, 3), level, dtype=np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+        whole = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
+        whole.sample_rate, whole.pts = rate, 0
+        resampler = av.AudioResampler("flt", "mono", rate, frame_size=960)
+        for heard in (*resampler.resample(whole), *resampler.resample(None)):
+            container.mux(sound.encode(heard))
+        container.mux(sound.encode(None))
+    frames = open_video(path)
+    assert len(frames) == 50
+    brightness = [picture_HWC.mean().item() for picture_HWC in frames.play(0, 50)]
+    assert [level > 0.5 for level in brightness] == [False] * 25 + [True] * 25
+    waveform = read_sound(path)
+    starts = int((waveform.samples_CS[0].abs() > 0.1).nonzero()[0]) / waveform.sample_rate
+    assert starts == pytest.approx(1.0, abs=0.01)
+
+
 def test_a_piece_has_the_sound_of_its_pictures() -> None:
     waveform = Waveform(samples_CS=hum(1.0)[None], sample_rate=RATE)
     piece = cut_sound(waveform, 5, 15)

@@ -17,15 +17,15 @@ from training.data.precompute import (
     EncoderFiles,
     Encoders,
     PromptReader,
-    encode_take,
+    encode_shot,
     load_encoders,
     run_precompute,
     trim_tail,
     weigh_places,
 )
 from training.data.shards import NULL_TEXT, SHARDS, ShardReader, fill_reference, read_manifest
+from training.data.shots import Shot
 from training.data.stage import SKIPPED, Summary, Work, read_journals
-from training.data.takes import Take
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.errors import (
     AudioError,
@@ -45,19 +45,19 @@ FIGURES = Path(__file__).parents[2] / "golden" / "data"
 
 
 class Squares:
-    """A source of takes: some squares that move, of 20 frames."""
+    """A source of shots: some squares that move, of 20 frames."""
 
     def __init__(
         self, count: int, *, frames: int = 9, damaged: frozenset[str] = frozenset()
     ) -> None:
-        self.keys = [f"take_{number}" for number in range(count)]
+        self.keys = [f"shot_{number}" for number in range(count)]
         self.frames, self.damaged = frames, damaged
         self.opened: list[str] = []
 
     def describe(self) -> Mapping[str, Any]:
         return {"source": "squares", "frames": self.frames}
 
-    def open(self, key: str) -> Take:
+    def open(self, key: str) -> Shot:
         self.opened.append(key)
         if key in self.damaged:
             raise AudioError(f"{key} is damaged")
@@ -70,7 +70,7 @@ class Squares:
             return frames_CTHW
 
         voice = Waveform(samples_CS=hum(0.8, 200 + 50 * number)[None], sample_rate=RATE)
-        return Take(
+        return Shot(
             show=show,
             voices=(voice,),
             num_frames=20,
@@ -96,22 +96,22 @@ class TestSample:
     def test_clips_are_encoded_from_their_own_first_frame(
         self, model_files: EncoderFiles, encoders: Encoders
     ) -> None:
-        take = Squares(3).open("take_2")
-        sample = encode_take(take, encoders)
+        shot = Squares(3).open("shot_2")
+        sample = encode_shot(shot, encoders)
         vae = load_vae(model_files.vae)
         for start, latents in ((0, sample.opening_CFHW), (5, sample.later_CFHW)):
-            expected = vae.encode(take.show(start, start + 9)[None])[0]
+            expected = vae.encode(shot.show(start, start + 9)[None])[0]
             assert latents.dtype == torch.float16
             assert torch.equal(latents, expected.half())
         # What a later chunk is given: its first frames, encoded alone.
-        motion = vae.encode(take.show(5, 14)[None])[0]
+        motion = vae.encode(shot.show(5, 14)[None])[0]
         assert torch.equal(motion.half(), sample.later_CFHW[:, :3])
 
     def test_the_reference_is_the_first_frame_and_then_grey(
         self, model_files: EncoderFiles, encoders: Encoders
     ) -> None:
-        take = replace(Squares(3, frames=57).open("take_2"), show=_show_noise, num_frames=100)
-        sample = encode_take(take, encoders)
+        shot = replace(Squares(3, frames=57).open("shot_2"), show=_show_noise, num_frames=100)
+        sample = encode_shot(shot, encoders)
         grey = torch.cat((_show_noise(0, 1), torch.zeros(3, 56, 16, 32)), 1)
         expected = load_vae(model_files.vae).encode(grey[None])[0]
         assert sample.reference_CFHW.shape[1] < 15
@@ -119,15 +119,15 @@ class TestSample:
         torch.testing.assert_close(filled, expected, atol=5e-3, rtol=1e-3)
 
     def test_features_and_sound_are_those_of_the_voice(self, encoders: Encoders) -> None:
-        take = Squares(3).open("take_1")
-        sample = encode_take(take, encoders)
-        heard = encode_speech(take.voices[0], encoders.audio).features.features_TLD
+        shot = Squares(3).open("shot_1")
+        sample = encode_shot(shot, encoders)
+        heard = encode_speech(shot.voices[0], encoders.audio).features.features_TLD
         assert torch.equal(sample.features_PTLD, heard[None].half())
         sound = sample.sound_PS.float() / 32767
-        torch.testing.assert_close(sound, take.voices[0].samples_CS, atol=1e-4, rtol=0)
+        torch.testing.assert_close(sound, shot.voices[0].samples_CS, atol=1e-4, rtol=0)
 
     def test_image_and_text_are_encoded_where_there_are_encoders(self, encoders: Encoders) -> None:
-        take = Squares(3).open("take_1")
+        shot = Squares(3).open("shot_1")
         prompts: list[str] = []
 
         def read(prompt: str) -> Tensor:
@@ -135,20 +135,20 @@ class TestSample:
             return torch.ones(len(prompt), 5)
 
         given = replace(encoders, image=lambda image_BCHW: image_BCHW.mean(1), text=read)
-        sample = encode_take(take, given)
+        sample = encode_shot(shot, given)
         assert sample.image_ND is not None
         assert sample.text_ND is not None
         torch.testing.assert_close(
-            sample.image_ND.float(), take.show(0, 1)[:, 0].mean(0), atol=1e-3, rtol=0
+            sample.image_ND.float(), shot.show(0, 1)[:, 0].mean(0), atol=1e-3, rtol=0
         )
         assert sample.text_ND.shape == (8, 5)
-        encode_take(replace(take, caption=None), given)
+        encode_shot(replace(shot, caption=None), given)
         assert prompts == ["Square 1", ""]
 
     def test_what_float16_cannot_hold_is_refused(self, encoders: Encoders) -> None:
-        take = Squares(3).open("take_1")
+        shot = Squares(3).open("shot_1")
         with pytest.raises(MismatchError, match="text_ND holds values beyond float16"):
-            encode_take(take, replace(encoders, text=lambda _: torch.full((2, 3), 1e6)))
+            encode_shot(shot, replace(encoders, text=lambda _: torch.full((2, 3), 1e6)))
 
 
 def _show_noise(start: int, stop: int) -> Tensor:
@@ -193,7 +193,7 @@ class TestRun:
             assert record["later_start"] == 3 + number
             assert record["tier"] == number % 3
             assert (record["height"], record["width"], record["num_latents"]) == (16, 32, 3)
-            expected = encode_take(source.open(record["key"]), encoders)
+            expected = encode_shot(source.open(record["key"]), encoders)
             read = reader.read_sample(record)
             for name, tensor in expected.tensors().items():
                 assert torch.equal(getattr(read, name), tensor), name
@@ -208,7 +208,7 @@ class TestRun:
         more = Squares(5)
         summary = _run(more, tmp_path, model_files)
         assert (summary.num_made, summary.num_kept) == (2, 3)
-        assert more.opened == ["take_3", "take_4"]
+        assert more.opened == ["shot_3", "shot_4"]
         assert count_lines(tmp_path) == 5
 
     @pytest.mark.parametrize("last_breath", [0, 1, 2])
@@ -231,7 +231,7 @@ class TestRun:
         with monkeypatch.context() as patch:
             if last_breath == 0:
                 opened = source.open
-                patch.setattr(source, "open", lambda k: die() if k == "take_3" else opened(k))
+                patch.setattr(source, "open", lambda k: die() if k == "shot_3" else opened(k))
             elif last_breath == 1:
                 write = precompute.write_shard
                 patch.setattr(
@@ -266,10 +266,10 @@ class TestRun:
     def test_damaged_takes_are_skipped_and_counted(
         self, tmp_path: Path, model_files: EncoderFiles
     ) -> None:
-        summary = _run(Squares(4, damaged=frozenset({"take_0", "take_2"})), tmp_path, model_files)
+        summary = _run(Squares(4, damaged=frozenset({"shot_0", "shot_2"})), tmp_path, model_files)
         assert (summary.num_made, summary.skips) == (2, {"AudioError": 2})
-        assert read_journals(tmp_path)["take_2"][SKIPPED] == "take_2 is damaged"
-        assert [record["key"] for record in read_manifest(tmp_path)] == ["take_1", "take_3"]
+        assert read_journals(tmp_path)["shot_2"][SKIPPED] == "shot_2 is damaged"
+        assert [record["key"] for record in read_manifest(tmp_path)] == ["shot_1", "shot_3"]
         mended = Squares(4)
         assert _run(mended, tmp_path, model_files).num_made == 0
         assert _run(mended, tmp_path, model_files, Work(retries=True)).num_made == 2
@@ -303,7 +303,7 @@ class TestRun:
         assert {record["num_latents"] for record in read_manifest(tmp_path / "set")} == {2}
 
     def test_nothing_to_do_is_refused(self, tmp_path: Path, model_files: EncoderFiles) -> None:
-        with pytest.raises(RequestError, match="got 0 takes"):
+        with pytest.raises(RequestError, match="got 0 shots"):
             _run(Squares(0), tmp_path, model_files)
         with pytest.raises(RequestError, match="shards of 0"):
             _run(Squares(1), tmp_path, model_files, shard_samples=0)

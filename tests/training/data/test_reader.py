@@ -231,9 +231,9 @@ class TestBatches:
                 assert batch.weight_BHW is not None
                 assert torch.equal(batch.weight_BHW[row], sample.weight_HW.float())
                 seen.add(draw.is_later)
+            assert batch.regions_PHW is None
+            assert batch.text_BND is None
         assert seen == {False, True}
-        assert batch.regions_PHW is None
-        assert batch.text_BND is None
 
     def test_longer_clips_are_cut(self, one_size: Path) -> None:
         short = PreparedSet(one_size, num_frames=9).batch(7, 0, rank=0, world_size=1, size=2)

@@ -1,6 +1,6 @@
-"""What is prepared: takes, each some pictures and the voices heard meanwhile.
+"""What is prepared: shots, each some pictures and the voices heard meanwhile.
 
-In: judged pieces of videos, or seeds of the synthetic set. Out: takes, made when they are asked
+In: judged pieces of videos, or seeds of the synthetic set. Out: shots, made when they are asked
 for. Separate because the encoders should not know where pictures come from.
 
 Axes: C channels, T video frames, H height, W width.
@@ -30,20 +30,20 @@ from turbotalk_core.errors import GeometryError, RequestError
 from turbotalk_core.geometry import FPS, count_samples
 from turbotalk_core.types import Waveform
 
-FALLS_SILENT_SHARE = 0.25  # of avatars: a voice that ends before the take does
+FALLS_SILENT_SHARE = 0.25  # of avatars: a voice that ends before the shot does
 EARLIEST_LATER = 10  # video frames; a later clip of an avatar begins no earlier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Take:
+class Shot:
     """Somebody speaks, or some do, in one shot.
 
     Attributes:
         show: gives the pictures from one on to another, [3, T, H, W] in [-1, 1].
-        voices: of the speakers, from left to right, each as long as the take.
-        num_frames: of the take.
+        voices: of the speakers, from left to right, each as long as the shot.
+        num_frames: of the shot.
         clip_frames: of the two clips that are encoded, 4n + 1.
-        later_start: first picture of the later clip; the other one begins with the take.
+        later_start: first picture of the later clip; the other one begins with the shot.
         caption: a prompt for it, if there is any.
         facts: what else its manifest line shall tell; JSON values.
     """
@@ -58,19 +58,19 @@ class Take:
 
 
 class Source(Protocol):
-    """Where takes come from."""
+    """Where shots come from."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """Names of all takes."""
+        """Names of all shots."""
         ...
 
-    def describe(self) -> dict[str, Any]:
-        """Say what decides the takes, besides their names: JSON values for the fingerprint."""
+    def describe(self) -> Mapping[str, Any]:
+        """Say what decides the shots, besides their names: JSON values for the fingerprint."""
         ...
 
-    def open(self, key: str) -> Take:
-        """Make a take."""
+    def open(self, key: str) -> Shot:
+        """Make a shot."""
         ...
 
 
@@ -105,8 +105,8 @@ class VideoSource:
         """Names of all pieces."""
         return list(self._pieces)
 
-    def describe(self) -> dict[str, Any]:
-        """Say what decides the takes."""
+    def describe(self) -> Mapping[str, Any]:
+        """Say what decides the shots."""
         return {
             "source": "videos",
             "pieces": self._fingerprint,
@@ -114,14 +114,14 @@ class VideoSource:
             "clip_frames": self._clip_frames,
         }
 
-    def open(self, key: str) -> Take:
-        """Make a take of a piece.
+    def open(self, key: str) -> Shot:
+        """Make a shot of a piece.
 
         Args:
             key: of the piece.
 
         Returns:
-            The take; pictures are decoded when they are asked for.
+            The shot; pictures are decoded when they are asked for.
 
         Raises:
             GeometryError: the piece is shorter than every clip.
@@ -138,7 +138,7 @@ class VideoSource:
             )
         height, width = choose_size(piece["height"], piece["width"], self._sizes)
         room = num_frames - fitting[-1]
-        return Take(
+        return Shot(
             show=lambda first, last: show(path, start + first, start + last, height, width),
             voices=(cut_sound(read_sound(path), start, stop),),
             num_frames=num_frames,
@@ -179,13 +179,13 @@ class AvatarSource:
 
     @property
     def keys(self) -> Sequence[str]:
-        """Names of all takes: kind and seed."""
+        """Names of all shots: kind and seed."""
         return [
             f"{kind}_{seed:06d}" for kind, count in self._counts.items() for seed in range(count)
         ]
 
-    def describe(self) -> dict[str, Any]:
-        """Say what decides the takes; there may be more of them later."""
+    def describe(self) -> Mapping[str, Any]:
+        """Say what decides the shots; there may be more of them later."""
         return {
             "source": "avatars",
             "split": self._split,
@@ -193,14 +193,14 @@ class AvatarSource:
             "long_every": self._long_every,
         }
 
-    def open(self, key: str) -> Take:
-        """Draw a take.
+    def open(self, key: str) -> Shot:
+        """Draw a shot.
 
         Args:
             key: kind and seed.
 
         Returns:
-            The take.
+            The shot.
 
         Raises:
             MissingToolError: espeak-ng is not installed.
@@ -212,7 +212,7 @@ class AvatarSource:
         is_short = self._long_every == 0 or seed % self._long_every
         return self._draw_avatar(seed, self._short if is_short else self._long)
 
-    def _draw_avatar(self, seed: int, length: int) -> Take:
+    def _draw_avatar(self, seed: int, length: int) -> Shot:
         total = round(SECONDS * FPS)
         stream = open_stream(self._split, seed, "teacher")
         if stream.random() < SILENT_SHARE:
@@ -226,7 +226,7 @@ class AvatarSource:
         mouth = mouth_curve(waveform_S)
         avatar = draw_avatar(self._split, seed)
         motion = draw_motion(avatar, self._split, seed, total, mouth.opening_T)
-        return Take(
+        return Shot(
             show=lambda first, last: render(
                 avatar, motion.select(first, last), mouth.select(first, last)
             ),
@@ -236,11 +236,11 @@ class AvatarSource:
             later_start=later_start,
         )
 
-    def _draw_pair(self, seed: int) -> Take:
+    def _draw_pair(self, seed: int) -> Shot:
         total = round(SECONDS * FPS)
         stream = open_stream(self._split, seed, "teacher pair")
         pair = draw_pair(self._split, seed, total, TURNS[stream.integers(len(TURNS))])
-        return Take(
+        return Shot(
             show=lambda first, last: pair.frames_CTHW[:, first:last],
             voices=tuple(_to_waveform(clip.waveform_S) for clip in pair.clips),
             num_frames=total,

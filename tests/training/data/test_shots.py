@@ -1,4 +1,4 @@
-"""Takes of videos and avatars are made in one form; avatars are those the teacher learnt from."""
+"""Shots of videos and avatars are made in one form; avatars are those the teacher learnt from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from training import teacher_data
-from training.data import takes
+from training.data import shots
 from training.data.pairs import PairClip
 from training.data.portrait import render
-from training.data.precompute import Encoders, encode_take
+from training.data.precompute import Encoders, encode_shot
 from training.data.shards import fill_reference
+from training.data.shots import AvatarSource, VideoSource, choose_size
 from training.data.stage import SKIPPED
 from training.data.synthetic import film
-from training.data.takes import AvatarSource, VideoSource, choose_size
 from training.teacher_data import encode_avatar, encode_pair
 from turbotalk_core.errors import AudioError, GeometryError, RequestError
 from turbotalk_core.geometry import count_latent_frames
@@ -63,12 +63,12 @@ class TestVideos:
         return VideoSource(tmp_path, pieces, "print", [(32, 32), (48, 32)], [33, 9, 17])
 
     def test_a_take_is_the_piece(self, source: VideoSource) -> None:
-        take = source.open("a.mp4#30-70")
-        assert (take.num_frames, take.clip_frames, take.caption) == (40, 33, "A square.")
-        assert 1 <= take.later_start <= 7
-        (voice,) = take.voices
+        shot = source.open("a.mp4#30-70")
+        assert (shot.num_frames, shot.clip_frames, shot.caption) == (40, 33, "A square.")
+        assert 1 <= shot.later_start <= 7
+        (voice,) = shot.voices
         assert voice.samples_CS.shape[1] == round(40 / 25 * voice.sample_rate)
-        shown = take.show(0, 3)
+        shown = shot.show(0, 3)
         assert shown.shape == (3, 3, 48, 32)  # the nearer shape of the two
         assert shown[:, :, 30:].mean().item() == pytest.approx(0.6, abs=0.05)
         # The sound of an mp4 is AAC: near to what it was, and in time.
@@ -79,8 +79,8 @@ class TestVideos:
         assert list(source.keys) == ["a.mp4#30-70", "a.mp4#0-9"]
 
     def test_a_piece_of_a_clips_length_has_one_place(self, source: VideoSource) -> None:
-        take = source.open("a.mp4#0-9")
-        assert (take.clip_frames, take.later_start) == (9, 0)
+        shot = source.open("a.mp4#0-9")
+        assert (shot.clip_frames, shot.later_start) == (9, 0)
 
     def test_a_short_piece_is_refused(self, tmp_path: Path) -> None:
         piece = {"video": "a.mp4", "start": 0, "stop": 8, "height": 64, "width": 48}
@@ -127,7 +127,7 @@ class TestAvatars:
             voices = [film(split, s, hum(num_frames / 25, 200 + s))[0] for s in (0, 1)]
             return PairClip(frames_CTHW=frames, clips=(voices[0], voices[1]))
 
-        for module in (takes, teacher_data):
+        for module in (shots, teacher_data):
             monkeypatch.setattr(module, "render", paint_small)
             monkeypatch.setattr(module, "draw_speech", lambda _, s, seconds: hum(seconds, 200 + s))
             monkeypatch.setattr(module, "draw_pair", draw_pair)
@@ -146,31 +146,31 @@ class TestAvatars:
     @pytest.mark.parametrize("seed", [1, 3, 15])
     def test_an_avatar_is_what_the_teacher_learnt_from(self, encoders: Encoders, seed: int) -> None:
         source = AvatarSource(20, 0, short_frames=9, long_frames=17, long_every=3)
-        take = source.open(f"avatar_{seed:06d}")
-        assert take.clip_frames == (9 if seed % 3 else 17)
-        sample = encode_take(take, encoders)
+        shot = source.open(f"avatar_{seed:06d}")
+        assert shot.clip_frames == (9 if seed % 3 else 17)
+        sample = encode_shot(shot, encoders)
         assert isinstance(encoders.codec, WanVAE)
-        clip = encode_avatar("train", seed, take.clip_frames, encoders.codec, encoders.audio)
+        clip = encode_avatar("train", seed, shot.clip_frames, encoders.codec, encoders.audio)
         assert torch.equal(sample.opening_CFHW, clip.opening_CFHW)
         assert torch.equal(sample.later_CFHW, clip.later_CFHW)
         assert torch.equal(sample.features_PTLD, clip.features_PTLD)
-        assert (take.later_start, take.num_frames) == (clip.later_start, clip.num_frames)
+        assert (shot.later_start, shot.num_frames) == (clip.later_start, clip.num_frames)
         # Only the grey tail is not the same to the bit: what repeats is not stored.
-        num_latents = count_latent_frames(take.clip_frames)
+        num_latents = count_latent_frames(shot.clip_frames)
         reference = fill_reference(sample.reference_CFHW, num_latents)
         torch.testing.assert_close(
             reference[:, :5], clip.reference_CFHW[:, :num_latents][:, :5], atol=4e-3, rtol=0
         )
 
     def test_a_pair_is_what_the_teacher_learnt_from(self, encoders: Encoders) -> None:
-        take = AvatarSource(0, 3, short_frames=9, long_frames=9).open("pair_000002")
-        sample = encode_take(take, encoders)
+        shot = AvatarSource(0, 3, short_frames=9, long_frames=9).open("pair_000002")
+        sample = encode_shot(shot, encoders)
         assert isinstance(encoders.codec, WanVAE)
         clip = encode_pair("train", 2, 9, encoders.codec, encoders.audio)
         assert torch.equal(sample.later_CFHW, clip.later_CFHW)
         assert torch.equal(sample.features_PTLD, clip.features_PTLD)
         assert sample.features_PTLD.shape[0] == 2
-        assert take.later_start == clip.later_start
+        assert shot.later_start == clip.later_start
 
     def test_splits_differ(self) -> None:
         shown = [

@@ -1,0 +1,144 @@
+"""The four commands, one after the other, on real files and on the synthetic set."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.data.__main__ import main
+from training.data.precompute import EncoderFiles
+from training.data.reader import PreparedSet
+from training.data.shards import read_manifest
+
+from .conftest import MakeVideo
+
+
+@pytest.fixture
+def videos(tmp_path: Path, make_video: MakeVideo) -> Path:
+    folder = tmp_path / "videos"
+    make_video(folder / "one.mp4", [(30, 0.2), (20, 0.8)])
+    make_video(folder / "two.mp4", [(24, 0.3)], size=(48, 32))
+    (folder / "bad.webm").write_bytes(b"no video")
+    return folder
+
+
+def _models(files: EncoderFiles) -> list[str]:
+    return ["--vae", str(files.vae), "--encoder", str(files.audio), "--device", "cpu"]
+
+
+def test_videos_become_a_set_that_can_be_read(
+    videos: Path, tmp_path: Path, model_files: EncoderFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, prepared = tmp_path / "set", tmp_path / "prepared"
+    places = ["--videos", str(videos), "--set", str(made)]
+    assert main(["split", *places, "--min-frames", "17"]) == 0
+    assert capsys.readouterr().out == (
+        "videos: 2 made, 0 were there\n1 skipped:\n  1 x ImageError\n"
+    )
+    assert main(["filter", *places, "--limit", "side=32,16"]) == 0
+    assert capsys.readouterr().out == "pieces: 3 made, 0 were there\ntier 0: 3\n"
+    encode = ["precompute", *places, "--out", str(prepared), *_models(model_files)]
+    encode += ["--size", "32x16", "16x32", "--frames", "17"]
+    for part in ("0", "1"):
+        assert main([*encode, "--part", part, "--parts", "2"]) == 0
+    records = read_manifest(prepared)
+    assert [record["key"] for record in records] == [
+        "one.mp4#0-30",
+        "one.mp4#30-50",
+        "two.mp4#0-24",
+    ]
+    assert [(record["width"], record["height"]) for record in records] == [(32, 16)] * 2 + [
+        (16, 32)
+    ]
+    capsys.readouterr()
+    mp4 = tmp_path / "sample.mp4"
+    look = ["inspect", str(prepared), "--key", "one.mp4#30-50", "--clip", "later"]
+    assert main([*look, "--vae", str(model_files.vae), "--mp4", str(mp4), "--device", "cpu"]) == 0
+    assert "17 frames of the later clip" in capsys.readouterr().out
+    assert mp4.exists()
+    data = PreparedSet(prepared)
+    assert data.bucket_sizes == {(16, 32, 1): 2, (32, 16, 1): 1}
+    batch = data.batch(0, 0, rank=0, world_size=1, size=1)
+    assert batch.latents_BCFHW.shape[:3] == (1, 16, 5)
+    assert batch.latents_BCFHW.isfinite().all()
+
+
+@pytest.mark.usefixtures("_espeak")
+def test_avatars_become_a_set(
+    tmp_path: Path, model_files: EncoderFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["precompute", "--out", str(tmp_path), *_models(model_files), "--frames", "5", "9"]
+    assert main([*command, "--avatars", "2", "--long-every", "2"]) == 0
+    assert main([*command, "--avatars", "3", "--long-every", "2"]) == 0
+    assert capsys.readouterr().out.endswith("shots: 1 made, 2 were there\n")
+    assert [record["num_latents"] for record in read_manifest(tmp_path)] == [3, 2, 3]
+    batch = PreparedSet(tmp_path).batch(0, 0, rank=0, world_size=1, size=2)
+    assert batch.latents_BCFHW.shape == (2, 16, 2, 16, 16)
+    assert main([*command, "--avatars", "3", "--long-every", "0"]) == 2
+    assert "other settings: long_every 2, now 0" in capsys.readouterr().err
+
+
+PRECOMPUTE = "precompute --out p --vae v --encoder e"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("split --videos nowhere --set s", "no mp4, mkv or webm file in nowhere"),
+        ("split --videos v --set s --part 3 --parts 2", "part 3 of 2"),
+        ("filter --videos v --set nowhere", "run the one before"),
+        ("filter --videos v --set s --sync x.pt2", "give --face too"),
+        (PRECOMPUTE, "either --videos"),
+        (f"{PRECOMPUTE} --videos v", "--videos without --set"),
+        (f"{PRECOMPUTE} --videos v --set s --avatars 1", "either --videos"),
+        (f"{PRECOMPUTE} --videos v --set s", "run the one before"),
+        (f"{PRECOMPUTE} --avatars 1", "v"),
+        (f"{PRECOMPUTE} --avatars 1 --frames 80", "80 frames"),
+        (f"{PRECOMPUTE} --avatars 1 --text-encoder t", "--tokenizer"),
+        (f"{PRECOMPUTE} --videos v --set s --size 100x64", "width 100"),
+        ("inspect nowhere", "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(
+    command: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert message in told
+
+
+@pytest.mark.parametrize("limit", ["side", "side=1", "height=2,1", "side=a,b"])
+def test_a_limit_that_is_none_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["filter", "--videos", "v", "--set", "s", "--limit", limit])
+    assert "side=256,128" in capsys.readouterr().err
+
+
+def test_threads_are_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert main(["inspect", "nowhere", "--threads", "3"]) == 2
+    assert asked == [3]
+
+
+def test_it_runs_as_a_program(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["training.data", "--help"])
+    monkeypatch.delitem(sys.modules, "training.data.__main__")
+    with pytest.raises(SystemExit):
+        runpy.run_module("training.data", run_name="__main__")
+    shown = capsys.readouterr().out
+    for name in ("split", "filter", "precompute", "inspect"):
+        assert name in shown
