@@ -30,6 +30,7 @@ SIZES = {
     },
     "audio": {"frame_width": 6, "hidden_dim": 8, "num_tokens": 2, "token_dim": 6},
 }
+ROOT = Path(__file__).parents[2]
 CLIP = {"num_frames": 13, "height": 32, "width": 48, "num_text_tokens": 5, "num_image_tokens": 0}
 
 
@@ -139,6 +140,14 @@ def test_files_of_other_sizes_are_refused(
     assert main([str(recipe_path), *files, change, *other]) == train.REFUSED
     assert "student.safetensors holds WanConfig" in capsys.readouterr().err
     assert main([str(recipe_path), *files, *other]) == 0
+
+
+@pytest.mark.weights
+def test_the_embedded_files_are_what_their_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe("tiny")
+    model = train.network_kind(recipe).load(recipe.weights["teacher"])
+    assert sum(weight.numel() for weight in model.parameters()) > 4_000_000
 
 
 def test_a_dry_run_writes_nothing(recipe_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
