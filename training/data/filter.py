@@ -108,7 +108,7 @@ def run_filter(videos: Path, out: Path, settings: FilterSettings, work: Work) ->
     open_stage(folder, described, work)
     journal = Journal(folder, work)
     num_made = 0
-    missing = list_missing(pieces, read_journals(folder), work)
+    missing = list_missing(pieces, journal.before, work)
     for key in tqdm(missing, desc="pieces", mininterval=10, disable=None):
         record = attempt(
             key, lambda key=key: _judge(videos, pieces[key], settings.limits, detector, judge)

@@ -29,6 +29,7 @@ from training.data.shards import (
     INDEX,
     NULL_TEXT,
     SHARD,
+    SHARDS,
     Sample,
     describe_sample,
     is_whole,
@@ -46,7 +47,6 @@ from training.data.stage import (
     fingerprint_files,
     list_missing,
     open_stage,
-    read_journals,
     summarize,
 )
 from turbotalk_core.audio.encoder import load_audio_encoder
@@ -221,19 +221,20 @@ def run_precompute(
         "models": files.describe(),
         "negative_prompt": negative_prompt if files.text else None,
     }
-    open_stage(out, settings, work)
+    open_stage(out, settings, work, products=(f"{SHARDS}/*.safetensors", NULL_TEXT))
     encoders = load_encoders(files, device)
-    if encoders.text is not None and not (out / NULL_TEXT).exists():
+    if encoders.text is not None and work.part == 0 and not (out / NULL_TEXT).exists():
         write_tensors(out / NULL_TEXT, {"text_ND": encoders.text(negative_prompt).cpu()})
     journal = Journal(out, work)
-    records = read_journals(out)
     # A sample whose shard is gone or cut short is made anew.
     done = {
-        key: record for key, record in records.items() if SKIPPED in record or is_whole(out, record)
+        key: record
+        for key, record in journal.before.items()
+        if SKIPPED in record or is_whole(out, record)
     }
     missing = list_missing(keys, done, work)
     encoded = _encode_all(source, missing, encoders)
-    number, num_made = _count_shards(records, work), 0
+    number, num_made = _count_shards(journal.before, work), 0
     with tqdm(total=len(missing), desc="shots", mininterval=10, disable=None) as bar:
         while group := list(islice(encoded, shard_samples)):
             samples = [sample for _, sample in group if sample is not None]

@@ -141,7 +141,8 @@ class PreparedSet:
             self._buckets.setdefault(key, []).append(record)
         self._buckets = dict(sorted(self._buckets.items()))
         self._shuffle = lru_cache(maxsize=ORDERS_KEPT * len(self._buckets))(_shuffle)
-        self._null_text_ND = _read_null_text(folder)
+        has_text = chosen[0]["text_tokens"] > 0
+        self._null_text_BND = _read_null_text(folder) if has_text else None
 
     @property
     def bucket_sizes(self) -> dict[BucketKey, int]:
@@ -239,7 +240,7 @@ class PreparedSet:
         if voices > 1:
             generator = torch.Generator().manual_seed(_hash(f"{seed} regions {step}"))
             regions_PHW = draw_halves(height, width, generator)
-        null_text = self._null_text_ND
+        null_text = self._null_text_BND
         return Batch(
             latents_BCFHW=latents,
             reference_BCFHW=references,
@@ -363,15 +364,13 @@ def _describe_features(record: Record) -> str:
     )
 
 
-def _read_null_text(folder: Path) -> Tensor | None:
+def _read_null_text(folder: Path) -> Tensor:
     path = folder / NULL_TEXT
-    if not path.exists():
-        return None
     try:
         return load_file(path)["text_ND"].float().unsqueeze(0)
     except (OSError, SafetensorError, KeyError) as error:
         raise OutputError(
-            f"{path} is damaged ({error}); delete it and run precompute again"
+            f"{path} is missing or damaged ({error}); delete it and run part 0 of precompute again"
         ) from error
 
 

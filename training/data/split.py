@@ -40,7 +40,6 @@ from training.data.stage import (
     attempt,
     list_missing,
     open_stage,
-    read_journals,
     summarize,
 )
 from turbotalk_core.errors import GeometryError, RequestError
@@ -109,7 +108,7 @@ def run_split(
     # Where the videos are may change; what they are may not.
     open_stage(folder, {**asdict(settings), "cuts": [CUT_DIFFERENCE, CUT_RATIO]}, work)
     journal = Journal(folder, work)
-    missing = list_missing(names, read_journals(folder), work)
+    missing = list_missing(names, journal.before, work)
     num_made = 0
     for name in tqdm(missing, desc="videos", mininterval=10, disable=None):
         record = attempt(name, lambda name=name: _split(videos, name, settings, told))

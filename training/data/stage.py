@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import getLogger
@@ -28,11 +27,11 @@ from turbotalk_core.errors import (
     TurboTalkError,
 )
 from turbotalk_core.model.weights import read_header
-from turbotalk_core.video.files import reports_disk_errors, whole_file
+from turbotalk_core.video.files import reports_disk_errors
 
 SETTINGS = "settings.json"
 JOURNALS = "items-*.jsonl"
-KEY, SKIPPED = "key", "skipped"
+KEY, SKIPPED, ATTEMPT = "key", "skipped", "attempt"
 
 _log = getLogger(__name__)
 
@@ -127,13 +126,16 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_stage(folder: Path, settings: Mapping[str, Any], work: Work) -> None:
+def open_stage(
+    folder: Path, settings: Mapping[str, Any], work: Work, products: Iterable[str] = ()
+) -> None:
     """Make the folder of a stage, or check that it was made with the same settings.
 
     Args:
         folder: of the stage.
         settings: everything that decides what its items are; JSON values.
         work: says whether what was made with other settings may be thrown away.
+        products: patterns of the files that the stage makes besides its journals.
 
     Raises:
         RequestError: it was made with other settings.
@@ -156,13 +158,17 @@ def open_stage(folder: Path, settings: Mapping[str, Any], work: Work) -> None:
                 "part 0 throws it away; start that one first"
             )
         with reports_disk_errors(folder):
-            shutil.rmtree(folder)
-            folder.mkdir()
+            # Journals first: what is left of a deletion that was stopped is made anew.
+            for pattern in (JOURNALS, *products):
+                for file in folder.glob(pattern):
+                    file.unlink()
         present = None
     if present is None:
         described = {"fingerprint": fingerprint(settings), "settings": settings}
-        with whole_file(path) as partial, reports_disk_errors(path):
+        partial = folder / f".{work.name}.{SETTINGS}"  # parts that start together share none
+        with reports_disk_errors(path):
             partial.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -190,7 +196,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_journals(folder: Path) -> dict[str, Record]:
-    """Read what a stage has finished, by key; of two lines of an item the later one counts.
+    """Read what a stage has finished, by key; of two lines of an item the last attempt counts.
 
     A line that a stopped process left unfinished is passed over: its item is made again.
 
@@ -212,7 +218,9 @@ def read_journals(folder: Path) -> dict[str, Record]:
                 continue
             try:
                 record = json.loads(line)
-                records[record[KEY]] = record
+                known = records.get(record[KEY], {})
+                if record.get(ATTEMPT, 1) >= known.get(ATTEMPT, 1):
+                    records[record[KEY]] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise OutputError(
                     f"line {number} of {path} is damaged ({type(error).__name__}); delete the "
@@ -222,7 +230,11 @@ def read_journals(folder: Path) -> dict[str, Record]:
 
 
 class Journal:
-    """Finished items of one process, appended to its file."""
+    """Finished items of one process, appended to its file.
+
+    Attributes:
+        before: what all processes had finished when it was opened, by key.
+    """
 
     def __init__(self, folder: Path, work: Work) -> None:
         """Open the file; an unfinished last line is cut off.
@@ -232,8 +244,9 @@ class Journal:
             work: names the file.
 
         Raises:
-            OutputError: the file cannot be written.
+            OutputError: the file cannot be written, or a line is damaged.
         """
+        self.before = read_journals(folder)
         self._path = folder / JOURNALS.replace("*", work.name)
         with reports_disk_errors(self._path), self._path.open("ab+") as file:
             file.seek(0)
@@ -244,16 +257,20 @@ class Journal:
         """Write finished items; they are on disk when this returns.
 
         Args:
-            records: one line each.
+            records: one line each; of an item that had one before, it is the next attempt.
 
         Raises:
             OutputError: the disk refused.
         """
-        lines = "".join(json.dumps(record) + "\n" for record in records)
+        lines = "".join(json.dumps(self._count(record)) + "\n" for record in records)
         with reports_disk_errors(self._path), self._path.open("ab") as file:
             file.write(lines.encode())
             file.flush()
             os.fsync(file.fileno())
+
+    def _count(self, record: Record) -> Record:
+        known = self.before.get(record[KEY])
+        return record if known is None else {**record, ATTEMPT: known.get(ATTEMPT, 1) + 1}
 
 
 def list_missing(keys: Iterable[str], done: Mapping[str, Record], work: Work) -> list[str]:

@@ -179,7 +179,7 @@ def test_places_that_move_weigh_more() -> None:
 
 
 class TestRun:
-    def test_all_takes_are_in_the_manifest_and_can_be_read(
+    def test_all_shots_are_in_the_manifest_and_can_be_read(
         self, tmp_path: Path, model_files: EncoderFiles, encoders: Encoders
     ) -> None:
         source = Squares(5)
@@ -263,7 +263,7 @@ class TestRun:
         _run(Squares(6), tmp_path / "whole", model_files)
         _assert_same(tmp_path / "parts", tmp_path / "whole")
 
-    def test_damaged_takes_are_skipped_and_counted(
+    def test_damaged_shots_are_skipped_and_counted(
         self, tmp_path: Path, model_files: EncoderFiles
     ) -> None:
         summary = _run(Squares(4, damaged=frozenset({"shot_0", "shot_2"})), tmp_path, model_files)
@@ -285,8 +285,10 @@ class TestRun:
         second.write_bytes(second.read_bytes()[:-1])
         with pytest.raises(OutputError, match=r"000000\.safetensors is damaged: no such file"):
             read_manifest(tmp_path / "set")
-        assert _run(Squares(6), tmp_path / "set", model_files).num_made == 4
+        for part in range(2):  # other parts than those that made them
+            _run(Squares(6), tmp_path / "set", model_files, Work(part=part, parts=2))
         _assert_same(tmp_path / "set", tmp_path / "whole")
+        assert _run(Squares(6), tmp_path / "set", model_files).num_made == 0
 
     def test_other_settings_or_models_are_refused(
         self, tmp_path: Path, model_files: EncoderFiles

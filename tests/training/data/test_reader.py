@@ -263,7 +263,10 @@ class TestBatches:
         assert sorted(lengths) == [2, 3]
         assert torch.equal(batch.null_text_BND, torch.ones(2, 3, 6))
         (folder / NULL_TEXT).write_text("not tensors")
-        with pytest.raises(OutputError, match=r"null_text\.safetensors is damaged"):
+        with pytest.raises(OutputError, match=r"null_text\.safetensors is missing or damaged"):
+            PreparedSet(folder)
+        (folder / NULL_TEXT).unlink()
+        with pytest.raises(OutputError, match="run part 0 of precompute again"):
             PreparedSet(folder)
 
 

@@ -63,12 +63,15 @@ class TestSettings:
         folder = tmp_path / "stage"
         open_stage(folder, {"size": 480}, Work())
         Journal(folder, Work()).append([{"key": "a"}])
+        for name in ("product.bin", "of the user.txt"):
+            (folder / name).write_text("")
         open_stage(folder, {"size": 480}, Work(overwrites=True))
         assert list(read_journals(folder)) == ["a"]
         with pytest.raises(RequestError, match="only part 0 throws it away"):
             open_stage(folder, {"size": 640}, Work(part=1, parts=2, overwrites=True))
-        open_stage(folder, {"size": 640}, Work(part=0, parts=2, overwrites=True))
+        open_stage(folder, {"size": 640}, Work(part=0, parts=2, overwrites=True), ["*.bin"])
         assert read_journals(folder) == {}
+        assert {path.name for path in folder.iterdir()} == {SETTINGS, "of the user.txt"}
         open_stage(folder, {"size": 640}, Work(part=1, parts=2, overwrites=True))
 
     @pytest.mark.parametrize("text", ["", "{", "[]", '{"settings": {}}'])
@@ -100,16 +103,23 @@ class TestFingerprint:
 
 
 class TestJournal:
-    def test_the_later_line_counts_and_keys_are_sorted(self, tmp_path: Path) -> None:
+    def test_all_parts_are_read_and_sorted(self, tmp_path: Path) -> None:
         Journal(tmp_path, Work(part=1, parts=2)).append([{"key": "b", "n": 1}])
         journal = Journal(tmp_path, Work(part=0, parts=2))
         journal.append([{"key": "c", "n": 1}, {"key": "a", "n": 1}])
-        journal.append([{"key": "c", "n": 2}])
-        assert read_journals(tmp_path) == {
-            "a": {"key": "a", "n": 1},
-            "b": {"key": "b", "n": 1},
-            "c": {"key": "c", "n": 2},
-        }
+        expected = {key: {"key": key, "n": 1} for key in "abc"}
+        assert read_journals(tmp_path) == expected
+        assert list(read_journals(tmp_path)) == list("abc")
+        assert Journal(tmp_path, Work()).before == expected
+
+    def test_the_last_attempt_counts_whoever_made_it(self, tmp_path: Path) -> None:
+        Journal(tmp_path, Work(part=1, parts=2)).append([{"key": "a", SKIPPED: "damaged"}])
+        # The file of the only part is read before that of part 1 of 2.
+        Journal(tmp_path, Work()).append([{"key": "a", "n": 2}])
+        assert read_journals(tmp_path)["a"]["n"] == 2
+        Journal(tmp_path, Work(part=1, parts=2)).append([{"key": "a", "n": 3}])
+        Journal(tmp_path, Work()).append([{"key": "a", "n": 4}])
+        assert read_journals(tmp_path)["a"]["n"] == 4
 
     @given(cut=st.integers(0, 60))
     def test_a_process_that_dies_while_writing_loses_one_line_at_most(
