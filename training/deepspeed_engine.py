@@ -26,6 +26,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.zero import parameter_offload
 from deepspeed.utils import safe_get_full_fp32_param
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -276,6 +277,12 @@ class DeepSpeedEngine:
                     high = min(first + mine.numel(), start + theirs.numel())
                     if low < high:
                         mine[low - first : high - first] = theirs[low - start : high - start]
+
+    def close(self) -> None:
+        """Give the memory back; without it DeepSpeed's hooks keep everything alive."""
+        if self._engine is not None:
+            self._engine.destroy()
+            parameter_offload.FWD_MODULE_STACK.clear()
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
