@@ -279,10 +279,22 @@ class DeepSpeedEngine:
                         mine[low - first : high - first] = theirs[low - start : high - start]
 
     def close(self) -> None:
-        """Give the memory back; without it DeepSpeed's hooks keep everything alive."""
-        if self._engine is not None:
-            self._engine.destroy()
-            parameter_offload.FWD_MODULE_STACK.clear()
+        """Give the memory back, which DeepSpeed by itself does not where nobody has it any more."""
+        if self._engine is None:
+            return
+        optimizer, self._average = self._engine.optimizer, None
+        stepped = getattr(optimizer, "optimizer", None)  # a frozen network has none
+        self._engine.destroy()
+        if stepped is not None:
+            stepped.state.clear()
+            stepped.param_groups.clear()
+        self._engine.optimizer = None
+        parameter_offload.FWD_MODULE_STACK.clear()
+        vars(optimizer).clear()
+        for weight in self.module.parameters():
+            weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype)
+            if (shard := getattr(weight, "ds_tensor", None)) is not None:
+                shard.data = torch.empty(0, dtype=shard.dtype)
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
