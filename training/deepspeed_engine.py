@@ -26,6 +26,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.zero import parameter_offload
 from deepspeed.utils import safe_get_full_fp32_param
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -276,6 +277,24 @@ class DeepSpeedEngine:
                     high = min(first + mine.numel(), start + theirs.numel())
                     if low < high:
                         mine[low - first : high - first] = theirs[low - start : high - start]
+
+    def close(self) -> None:
+        """Give the memory back, which DeepSpeed by itself does not where nobody has it any more."""
+        if self._engine is None:
+            return
+        optimizer, self._average = self._engine.optimizer, None
+        stepped = getattr(optimizer, "optimizer", None)  # a frozen network has none
+        self._engine.destroy()
+        if stepped is not None:
+            stepped.state.clear()
+            stepped.param_groups.clear()
+        self._engine.optimizer = None
+        parameter_offload.FWD_MODULE_STACK.clear()
+        vars(optimizer).clear()
+        for weight in self.module.parameters():
+            weight.grad, weight.data = None, torch.empty(0, dtype=weight.dtype)
+            if (shard := getattr(weight, "ds_tensor", None)) is not None:
+                shard.data = torch.empty(0, dtype=shard.dtype)
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:

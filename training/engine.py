@@ -111,6 +111,10 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give the memory back; the engine is not used any more."""
+        ...
+
 
 class Average:
     """A running average of weights or of one rank's shards of them.
@@ -262,6 +266,9 @@ class PlainEngine:
         if self._average is not None:
             weights |= self._average.shards
         return {name: weight.detach().float().cpu().clone() for name, weight in weights.items()}
+
+    def close(self) -> None:
+        """Give the memory back, which takes nothing here but to be forgotten."""
 
 
 def set_checkpointing(module: nn.Module, *, uses: bool) -> None:

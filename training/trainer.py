@@ -7,6 +7,7 @@ was killed, anywhere, goes on as if it had not been: whatever a step does follow
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -170,7 +171,10 @@ class Trainer:
 
     def _begin(self, number: int) -> None:
         """Build the engines of a phase, one network after the other in the CPU's memory."""
-        self.engines.clear()  # gives memory back before the next networks take it
+        for engine in self.engines.values():  # gives memory back before the next networks take it
+            engine.close()
+        self.engines.clear()
+        gc.collect()
         for role, spec in self.methods[number].roles().items():
             network = self.builder.build(number, role)
             settings = self.recipe.settings_of(role, spec.learning)

@@ -7,10 +7,12 @@ are killed, two that go on, and one alone.
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import signal
 import socket
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,7 @@ def _run_one(rank: int, port: int, folder: Path) -> None:
     facts["move"] = _move_to_one(device, folder / "two")
     facts["bfloat16"] = _compare_bfloat16(device)
     facts["transformer"] = _compare_discriminator(device)
+    facts["left"] = {stage: _count_left(device, stage) for stage in (1, 2, 3)}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
@@ -159,6 +162,24 @@ def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]
                 rows.append(_step_both(critic, model, batch, sigma_B))
             results[f"{precision} {recomputes}"] = rows
     return results
+
+
+def _count_left(device: torch.device, stage: int) -> int:
+    """Count the values of optimiser and weights that outlive an engine which is closed."""
+    network = nn.Linear(30, 40)
+    engine: Any = _make_engine(network, EngineSettings(), device=device, stage=stage)
+    engine.backward(engine(torch.ones(2, 30)).sum())
+    engine.step(1.0)
+    states = engine._engine.optimizer.optimizer.state
+    tensors = [value for state in states.values() for value in state.values()] + list(states)
+    left = [weakref.ref(tensor) for tensor in tensors]
+    assert len(left) >= 3
+    del states, tensors
+    engine.close()
+    del engine
+    gc.collect()
+    moments = [tensor for tensor in (reference() for reference in left) if tensor is not None]
+    return sum(tensor.numel() for tensor in (*moments, *network.parameters()))
 
 
 def _step_both(critic: Engine, model: Engine, batch: Any, sigma_B: Tensor) -> list[float]:
@@ -287,6 +308,10 @@ def test_transformers_are_stepped_alike(
     assert zero == pytest.approx(plain, rel=1e-4 if precision == "float32" else 0.05)
     other, _ = facts["transformer"][f"{precision} {not recomputes}"]
     assert plain == pytest.approx(other, rel=1e-5)
+
+
+def test_a_closed_engine_gives_its_memory_back(facts: dict[str, Any]) -> None:
+    assert facts["left"] == {"1": 0, "2": 0, "3": 0}
 
 
 def test_muon_is_refused() -> None:
