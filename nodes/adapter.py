@@ -1,9 +1,11 @@
 """The audio adapter inside the host: a MODEL_PATCH that adds audio attention to the host's Wan.
 
 The layers are the host's own InfiniteTalk classes, so that the host counts, moves and casts the
-weights, and its native nodes accept what our loader makes and the other way round. Ours differs in
-two points: every size is read from the file, and several voices are told apart as the core does it,
-where the host's classes know two and no background.
+weights, and its native nodes accept what our loader makes and the other way round. Ours differs:
+every size is read from the file; float8 weights with scales stay float8 in memory, and the host
+multiplies them out when it computes; several voices are told apart as the core does it, where the
+host's classes know two and no background; and what other packs put in the place of attention counts
+here as well.
 
 Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, H heads, D width,
 P speakers and last the background.
@@ -11,6 +13,8 @@ P speakers and last the background.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +33,7 @@ from ..turbotalk_core.errors import CheckpointError, MismatchError
 from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
 from ..turbotalk_core.model.rotary import rotate
 from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
-from ..turbotalk_core.model.weights import PREFIXES
+from ..turbotalk_core.model.weights import read_header
 from ..turbotalk_core.types import AudioTokens, AudioWindows
 
 # In the host's transformer_options:
@@ -41,6 +45,7 @@ _LIKENESS_KEY = "turbotalk_likeness"  # within a block, from its first patch to 
 _SELF_ATTENTION = "attn1_patch"  # inside of it, with queries and keys
 PATCH_POINT = "attn2_patch"  # right after the text attention
 NORM_EPS = 1e-6  # Wan 2.1
+FLOAT8_FORMATS = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
 
 
 class _AudioBlock(nn.Module):
@@ -126,14 +131,7 @@ class AudioAttentionPatch:
             )
         block = self.model_patch.model.blocks[options["block_index"]]
         tokens_BFND = tokens_BFND.to(hidden_BND).expand(hidden_BND.shape[0], -1, -1, -1)
-        normed_BND = block.norm_x(hidden_BND)
-        if options.get(REGIONS_KEY) is None:
-            # the host's layer takes the frames of all samples as one row
-            heard_BND = block.audio_cross_attn(
-                normed_BND, tokens_BFND.flatten(0, 1).unsqueeze(0), shape=options["grid_sizes"]
-            )
-        else:
-            heard_BND = _hear_several(block.audio_cross_attn, normed_BND, tokens_BFND, options)
+        heard_BND = _hear(block.audio_cross_attn, block.norm_x(hidden_BND), tokens_BFND, options)
         return hidden_BND + self.strength * heard_BND
 
     def models(self) -> list[ModelPatcher]:
@@ -141,24 +139,32 @@ class AudioAttentionPatch:
         return [self.model_patch]
 
 
-def _hear_several(
+def _hear(
     attention: Any, normed_BND: Tensor, tokens_BFND: Tensor, options: dict[str, Any]
 ) -> Tensor:
-    """Attend with the host's layer as ``AudioCrossAttention`` of the core does."""
-    likeness_BPN = options.pop(_LIKENESS_KEY, None)
-    if likeness_BPN is None:
-        raise MismatchError(
-            "something replaced this MODEL's self-attention, in which several speakers are told "
-            "apart; take the node out that did, or use one speaker"
-        )
-    places = speaker_tables(likeness_BPN, tokens_BFND.shape[2], attention.head_dim)
+    """Attend with the host's layer as ``AudioCrossAttention`` of the core does.
+
+    The layer's own call would pass over the attention that other packs put into the options.
+    """
     heads = (attention.num_heads, -1)
-    q = rotate(attention.q_linear(normed_BND).unflatten(2, heads), places[0])
-    q = q.unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
+    q = attention.q_linear(normed_BND).unflatten(2, heads)
     k, v = attention.kv_linear(tokens_BFND.flatten(0, 1)).chunk(2, -1)
-    k, v = rotate(k.unflatten(2, heads), places[1]), v.unflatten(2, heads)
+    k, v = (x.unflatten(2, heads) for x in (k, v))
+    if options.get(REGIONS_KEY) is not None:
+        likeness_BPN = options.pop(_LIKENESS_KEY, None)
+        if likeness_BPN is None:
+            raise MismatchError(
+                "something replaced this MODEL's self-attention, in which several speakers are "
+                "told apart; take the node out that did, or use one speaker"
+            )
+        places = speaker_tables(likeness_BPN, tokens_BFND.shape[2], attention.head_dim)
+        q, k = rotate(q, places[0]), rotate(k, places[1])
+    q = q.unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
     attended = optimized_attention(
-        *(x.transpose(1, 2) for x in (q, k, v)), heads=attention.num_heads, skip_reshape=True
+        *(x.transpose(1, 2) for x in (q, k, v)),
+        heads=attention.num_heads,
+        skip_reshape=True,
+        transformer_options=options,
     )
     return attention.proj(attended.reshape(normed_BND.shape))
 
@@ -194,17 +200,22 @@ def load_audio_adapter(path: Path) -> ModelPatcher:
         The adapter, its weights managed by the host.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+        CheckpointError: a file that is missing, damaged, incomplete or of another kind, or
+            quantised in another way than float8 with scales.
     """
-    info = inspect(path)
+    info, header = inspect(path), read_header(path)
     if info.kind != ADAPTER:
         raise CheckpointError(
             f"{path.name} is: {info.kind}; needed here: {ADAPTER}. "
             f"What this file is for: {info.uses}"
         )
-    weights = comfy.utils.state_dict_prefix_replace(
-        comfy.utils.load_torch_file(str(path), safe_load=True), dict.fromkeys(PREFIXES, "")
-    )
+    if info.quantization not in (None, "fp8", "fp8-scaled"):
+        raise CheckpointError(
+            f"{path.name} is quantised as {info.quantization}; an audio adapter may be in fp8, "
+            "with scales or without: take such a file, or the fp16 one"
+        )
+    tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    weights = {name: tensors[stored.name] for name, stored in header.tensors.items()}
     module = _AdapterModule(info.sizes, weights["audio_proj.proj1.weight"].shape[0])
     try:
         module.load_state_dict(weights, assign=True)  # as stored: the host casts when it computes
@@ -212,11 +223,33 @@ def load_audio_adapter(path: Path) -> ModelPatcher:
         raise CheckpointError(
             f"{path.name} is no complete audio adapter: {error}; get a complete file"
         ) from error
+    _scale(module, {name: tensors[stored.name] for name, stored in header.scales.items()})
     return CoreModelPatcher(
         module.requires_grad_(False).eval(),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+
+
+def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
+    """Turn float8 layers that have a scale into the host's own kind of such layers."""
+    # Products in full precision: what a layer gets is not rounded to float8 as well.
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32, full_precision_mm=True)
+    for name, scale in scales.items():
+        parent_name, _, last = name.removesuffix(".weight").rpartition(".")
+        parent = module.get_submodule(parent_name)
+        plain = getattr(parent, last)
+        told = json.dumps({"format": FLOAT8_FORMATS[plain.weight.dtype]})
+        scaled = operations.Linear(plain.in_features, plain.out_features)
+        scaled.load_state_dict(
+            plain.state_dict()
+            | {
+                "weight_scale": scale.float(),
+                "comfy_quant": torch.tensor(list(told.encode()), dtype=torch.uint8),
+            },
+            assign=True,
+        )
+        setattr(parent, last, scaled)
 
 
 def add_audio_adapter(

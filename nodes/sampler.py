@@ -41,6 +41,7 @@ from .host import (
     read_text,
     see_with,
 )
+from .notes import show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
 SIZES_FROM = ("image", "custom")
@@ -236,6 +237,7 @@ class Sampler(io.ComfyNode):
                     "Take frames.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -331,6 +333,7 @@ class Sampler(io.ComfyNode):
             max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
         )
         adapter = HostAdapter(find_audio_adapter(model))
+        show_notes(model, request, cls.hidden.unique_id)
         image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
             models = Models(

@@ -23,7 +23,7 @@ PACK_NAME = "ComfyUI-TurboTalk"  # the folder's name in custom_nodes
 START_SECONDS = 180
 STOP_SECONDS = 10
 LOG_LINES = 40  # of a server that failed
-PREVIEW_WITH_METADATA = 4  # ComfyUI's binary message of a node's preview picture
+TEXT, PREVIEW_WITH_METADATA = 3, 4  # ComfyUI's binary messages of a node's text and picture
 
 Event = dict[str, Any]
 
@@ -233,7 +233,7 @@ class ComfyClient:
         Args:
             prompt: a workflow in API format.
             on_event: called with each message; pictures come as {"type": "preview", "data":
-                {"node": …, "bytes": …}}.
+                {"node": …, "bytes": …}}, texts as {"type": "text", "data": {"node": …, "text": …}}.
 
         Returns:
             What came out.
@@ -282,11 +282,13 @@ def _read_message(data: str | bytes) -> Event:
     if isinstance(data, str):
         return json.loads(data)
     kind = int.from_bytes(data[:4], "big")
-    if kind != PREVIEW_WITH_METADATA:
+    if kind not in (TEXT, PREVIEW_WITH_METADATA):
         return {"type": f"binary {kind}", "data": {}}
-    size = int.from_bytes(data[4:8], "big")
-    metadata = json.loads(data[8 : 8 + size])
-    return {"type": "preview", "data": {"node": metadata["node_id"], "bytes": data[8 + size :]}}
+    stop = 8 + int.from_bytes(data[4:8], "big")
+    head, body = data[8:stop], data[stop:]
+    if kind == TEXT:
+        return {"type": "text", "data": {"node": head.decode(), "text": body.decode()}}
+    return {"type": "preview", "data": {"node": json.loads(head)["node_id"], "bytes": body}}
 
 
 def _put_pack(place: Path) -> None:

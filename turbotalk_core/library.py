@@ -7,14 +7,23 @@ whose networks are the host's, do not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from .errors import CheckpointError
-from .model.checkpoint import inspect, load_dit, load_vae
+from .errors import CheckpointError, RequestError
+from .model.checkpoint import (
+    inspect,
+    load_dit,
+    load_image_encoder,
+    load_text_encoder,
+    load_vae,
+)
 from .model.denoiser import ProjectionAdapter, WanDenoiser
+from .model.text_encoder import encode_prompt
 from .pipeline import Models
 from .request import TalkRequest
 
@@ -28,12 +37,27 @@ VAE = "turbotalk_tiny_vae.safetensors"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """The files that a talking video needs; dit and adapter are one where they are merged."""
+    """The files that a talking video needs.
+
+    Attributes:
+        dit: video transformer.
+        adapter: audio adapter; the same file where they are merged.
+        audio_encoder: wav2vec2.
+        vae: video VAE.
+        text_encoder: umT5, for prompts; None where there are none.
+        tokenizer: of the text encoder; None where it is inside of its file.
+        image_encoder: CLIP; None for a transformer without an image branch.
+        loras: merged into the transformer, each with its strength.
+    """
 
     dit: Path
     adapter: Path
     audio_encoder: Path
     vae: Path
+    text_encoder: Path | None = None
+    tokenizer: Path | None = None
+    image_encoder: Path | None = None
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def find_model_files(
@@ -43,16 +67,25 @@ def find_model_files(
     adapter: str | None = None,
     audio_encoder: str = AUDIO_ENCODER,
     vae: str = VAE,
+    text_encoder: str | None = None,
+    tokenizer: str | None = None,
+    image_encoder: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
 ) -> ModelFiles:
     """Find model files by name in the sub-folders where ComfyUI keeps them.
 
     Args:
-        folder: holds diffusion_models, model_patches, audio_encoders and vae.
+        folder: holds diffusion_models, model_patches, audio_encoders, vae, text_encoders,
+            clip_vision and loras.
         dit: video transformer; None takes the embedded student, or the teacher where there is none.
         adapter: audio adapter; None takes the one merged into the transformer's file, or else the
             embedded one.
         audio_encoder: wav2vec2.
         vae: video VAE.
+        text_encoder: umT5, or None.
+        tokenizer: beside the text encoder, or None.
+        image_encoder: CLIP, or None.
+        loras: each with its strength.
 
     Returns:
         Paths that exist.
@@ -60,6 +93,7 @@ def find_model_files(
     Raises:
         CheckpointError: a file that is not there, and those that are.
     """
+    texts = folder / "text_encoders"
     is_embedded = dit is None
     if dit is None:
         has_student = (folder / "diffusion_models" / STUDENT).is_file()
@@ -74,6 +108,12 @@ def find_model_files(
         adapter=adapter_path,
         audio_encoder=_find(folder / "audio_encoders", audio_encoder),
         vae=_find(folder / "vae", vae),
+        text_encoder=None if text_encoder is None else _find(texts, text_encoder),
+        tokenizer=None if tokenizer is None else _find(texts, tokenizer),
+        image_encoder=(
+            None if image_encoder is None else _find(folder / "clip_vision", image_encoder)
+        ),
+        loras=tuple((_find(folder / "loras", name), strength) for name, strength in loras),
     )
 
 
@@ -121,30 +161,69 @@ def load_models(
     audio_scale: float = 1.0,
     dtype: torch.dtype = torch.float32,
     teacache_threshold: float | None = None,
+    *,
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
 ) -> Models:
-    """Build the networks, without a prompt and without image tokens.
+    """Build the networks, and read the prompt.
 
     Args:
         files: the audio encoder's is not read here; speech is encoded before.
         device: where the networks run.
         audio_scale: strength of the audio adapter, 1 as trained.
-        dtype: of the transformer's and the adapter's weights in memory, whatever the files hold.
+        dtype: of the weights of transformer, adapter and text encoder in memory, whatever the files
+            hold.
         teacache_threshold: of a request; None runs all blocks in all steps.
+        prompt: what the video shows; None is the null text.
+        negative_prompt: what text guidance leads away from; None is the null text.
 
     Returns:
-        Networks; the codec is in float32.
+        Networks; codec and image encoder are in float32.
 
     Raises:
         CheckpointError: a file that is damaged or of another kind.
-        MismatchError: an adapter made for another transformer.
+        MismatchError: an adapter or a LoRA made for another transformer.
+        RequestError: a prompt without a text encoder, or a negative one alone.
     """
-    model, projection = load_dit(files.dit, files.adapter, dtype)
+    # First, because its network is large and gone again when the others come.
+    text_BND, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
+    model, projection = load_dit(files.dit, files.adapter, dtype, files.loras)
     assert projection is not None  # an adapter was given
     return Models(
         codec=load_vae(files.vae).to(device),
         denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
+        text_BND=text_BND,
+        null_text_BND=null_text_BND,
+        image_encoder=(
+            None
+            if files.image_encoder is None
+            else load_image_encoder(files.image_encoder).to(device)
+        ),
     )
+
+
+def _read_prompts(
+    files: ModelFiles,
+    device: torch.device,
+    dtype: torch.dtype,
+    prompt: str | None,
+    negative_prompt: str | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    if prompt is None:
+        if negative_prompt is not None:
+            raise RequestError(
+                "got a negative prompt alone; text guidance leads from it to a prompt, so give both"
+            )
+        return None, None
+    if files.text_encoder is None:
+        raise RequestError("got a prompt without a text encoder; name the file of one (umT5)")
+    encoder, tokenizer = load_text_encoder(files.text_encoder, files.tokenizer, dtype)
+    torch.nn.Module.to(encoder.model, device)
+    text_BND = encode_prompt(prompt, tokenizer, encoder)
+    if negative_prompt is None:
+        return text_BND, None
+    return text_BND, encode_prompt(negative_prompt, tokenizer, encoder)
 
 
 def _find(folder: Path, name: str) -> Path:

@@ -51,7 +51,16 @@ def host(tmp_path_factory):
             nodes=importlib.import_module("nodes"),
             folder_paths=importlib.import_module("folder_paths"),
             audio_encoder_nodes=importlib.import_module("comfy_extras.nodes_audio_encoder"),
+            model_advanced_nodes=importlib.import_module("comfy_extras.nodes_model_advanced"),
             model_patch_nodes=importlib.import_module("comfy_extras.nodes_model_patch"),
+            io=importlib.import_module("comfy_api.latest").io,
+            lora_debug_nodes=importlib.import_module("comfy_extras.nodes_lora_debug"),
+            model_patcher=importlib.import_module("comfy.model_patcher"),
+            ops=importlib.import_module("comfy.ops"),
+            sd=importlib.import_module("comfy.sd"),
+            sample=importlib.import_module("comfy.sample"),
+            samplers=importlib.import_module("comfy.samplers"),
+            compile_nodes=importlib.import_module("comfy_extras.nodes_torch_compile"),
             wan_nodes=importlib.import_module("comfy_extras.nodes_wan"),
             audio_encoders=importlib.import_module("comfy.audio_encoders.audio_encoders"),
             model_management=importlib.import_module("comfy.model_management"),
@@ -87,7 +96,8 @@ def run_node(host, pack):
         node = host.nodes.NODE_CLASS_MAPPINGS[node_id]
         with torch.inference_mode():
             if hasattr(node, "PREPARE_CLASS_CLONE"):
-                output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
+                told = {"hidden_inputs": {host.io.Hidden.unique_id: "7"}}
+                output = node.PREPARE_CLASS_CLONE(told).EXECUTE_NORMALIZED(**inputs)
                 return output.result[0]
             return getattr(node(), node.FUNCTION)(**inputs)[0]
 
@@ -114,6 +124,28 @@ def models(family, run_node):
             "TurboTalkLoadAudioEncoder", audio_encoder_name=family.audio_encoder.name
         ),
     )
+
+
+@pytest.fixture
+def velocity(part):
+    """What a MODEL with an adapter answers to fixed inputs and the tokens of two latent frames."""
+
+    def noise(*shape):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def predict(model, tokens=None):
+        tokens = noise(2, 4, 24) if tokens is None else tokens
+        types = part("turbotalk_core.types")
+        conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
+        with (
+            torch.inference_mode(),
+            part("nodes.host").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
+        ):
+            return denoiser(
+                noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)
+            )
+
+    return predict
 
 
 @pytest.fixture

@@ -6,32 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.nodes.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS, TEXT_DIM, write_family
+from tests.nodes.family import (
+    AUDIO_WIDTH,
+    NUM_AUDIO_LAYERS,
+    RELEASED_SIZES,
+    TEXT_DIM,
+    write_family,
+    write_released_sizes,
+)
 from turbotalk_core.audio.encoder import load_audio_encoder
-from turbotalk_core.model.checkpoint import save_dit
-from turbotalk_core.model.wan import WanConfig, WanModel
 
 
 def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def velocity(part):
-    """What a MODEL with an adapter answers to fixed inputs."""
-
-    def predict(model, tokens):
-        types = part("turbotalk_core.types")
-        conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
-        with (
-            torch.inference_mode(),
-            part("nodes.host").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
-        ):
-            return denoiser(
-                noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)
-            )
-
-    return predict
 
 
 def test_our_audio_encoder_in_the_hosts_node(family, models, host):
@@ -98,45 +85,14 @@ def test_an_encoder_that_is_no_wav2vec2(run_node, errors):
         )
 
 
-def write_released_sizes(folder):
-    """An adapter that the host's loader takes: 40 blocks, 40 heads, 12 x 768 values per frame."""
-    dim, token_dim, hidden = 80, 4, 1
-    shapes = {
-        "audio_proj.proj1": (hidden, 5 * 12 * 768),
-        "audio_proj.proj1_vf": (hidden, 8 * 12 * 768),
-        "audio_proj.proj2": (hidden, hidden),
-        "audio_proj.proj3": (32 * token_dim, hidden),
-        "audio_proj.norm": (token_dim,),
-    }
-    for index in range(40):
-        shapes |= {
-            f"blocks.{index}.audio_cross_attn.q_linear": (dim, dim),
-            f"blocks.{index}.audio_cross_attn.kv_linear": (2 * dim, token_dim),
-            f"blocks.{index}.audio_cross_attn.proj": (dim, dim),
-            f"blocks.{index}.norm_x": (dim,),
-        }
-    tensors = {}
-    for name, shape in shapes.items():
-        tensors[f"{name}.weight"] = (0.2 * torch.randn(shape)).half()
-        tensors[f"{name}.bias"] = (0.2 * torch.randn(shape[0])).half()
-    metadata = {"config": json.dumps({"audio_heads": 40})}
-    (folder / "model_patches").mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model_patches" / "released_sizes.safetensors", metadata)
-    config = WanConfig(
-        dim=dim, ffn_dim=64, num_heads=10, num_layers=1, text_dim=TEXT_DIM, image_dim=None,
-        audio_heads=None,
-    )  # fmt: skip
-    save_dit(folder / "diffusion_models" / "released_sizes.safetensors", WanModel(config), {})
-
-
 def test_the_hosts_model_patch_and_ours_are_one(host, run_node, velocity):
     """One file, with 40 blocks for a model of one, through both loaders."""
     write_released_sizes(host.base / "models")
-    model = run_node("UNETLoader", unet_name="released_sizes.safetensors", weight_dtype="default")
+    model = run_node("UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     loader = host.model_patch_nodes.ModelPatchLoader()
     patches = [
-        loader.load_model_patch("released_sizes.safetensors")[0],
-        run_node("TurboTalkLoadAudioAdapter", name="released_sizes.safetensors"),
+        loader.load_model_patch(RELEASED_SIZES)[0],
+        run_node("TurboTalkLoadAudioAdapter", name=RELEASED_SIZES),
     ]
     answers = [
         velocity(
@@ -180,39 +136,6 @@ def test_our_model_patch_in_the_hosts_infinitetalk_node(models, host, run_node):
     assert sampled.shape == (1, 16, 3, 4, 4)
     assert sampled.isfinite().all()
     assert sampled.std() > 0.1
-
-
-def test_a_lora_of_the_host_keeps_working(family, models, host, run_node, velocity, tmp_path):
-    """A LoRA node before ours answers as the model with the LoRA merged into its file."""
-    down, up = noise(4, 48), 0.3 * noise(96, 4)
-    name = "blocks.1.ffn.0"
-    loras = host.base / "models" / "loras"
-    loras.mkdir(parents=True, exist_ok=True)
-    lora = {
-        f"diffusion_model.{name}.lora_down.weight": down,
-        f"diffusion_model.{name}.lora_up.weight": up,
-    }
-    save_file(lora, loras / "random.safetensors")
-    with_lora = run_node(
-        "LoraLoaderModelOnly",
-        model=models.bare,
-        lora_name="random.safetensors",
-        strength_model=0.5,
-    )
-    answers = [
-        velocity(
-            run_node("TurboTalkApplyAudioAdapter", model=m, model_patch=models.patch, strength=1.0),
-            noise(2, 4, 24),
-        )
-        for m in (models.bare, with_lora)
-    ]
-    assert (answers[0] - answers[1]).abs().max() > 0.01
-    merged = run_node("UNETLoader", unet_name=family.dit.name, weight_dtype="default")
-    merged.model.diffusion_model.blocks[1].ffn[0].weight.data += 0.5 * up @ down
-    patched = run_node(
-        "TurboTalkApplyAudioAdapter", model=merged, model_patch=models.patch, strength=1.0
-    )
-    assert (velocity(patched, noise(2, 4, 24)) - answers[1]).abs().max() < 1e-4
 
 
 class TestWhatDoesNotFit:

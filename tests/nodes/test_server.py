@@ -7,6 +7,7 @@ import math
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,6 +22,7 @@ API = ROOT / "workflows" / "api" / "first_video.json"
 UI = ROOT / "workflows" / "TurboTalk - first video.json"
 SECONDS = 1.5
 SAMPLER, ASSEMBLE, SAVE = "10", "11", "12"
+BEN, PREVIEW = "22", "23"
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,12 @@ def write_inputs(folder):
     Image.fromarray(np.stack([rows, columns, rows // 2 + 60], -1).astype(np.uint8)).save(
         folder / "portrait.png"
     )
+    with av.open(str(folder / "actor.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30, width=96, height=64, pix_fmt="yuv420p")
+        for level in range(0, 240, 8):
+            picture = np.full((64, 96, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
     rate = 44_100
     time = np.arange(round(rate * SECONDS)) / rate
     left = np.sin(2 * math.pi * 200 * time) * np.sin(2 * math.pi * 2 * time)
@@ -56,6 +64,29 @@ def prompt():
     prompt["9"]["inputs"]["steps"] = 2
     prompt[SAMPLER]["inputs"]["chunk_frames"] = 21
     prompt[SAMPLER]["inputs"]["motion_frames"] = 5
+    return prompt
+
+
+@pytest.fixture
+def conversation(prompt):
+    """The same with a speaker and a bystander, and what is dubbed is a video."""
+    anna, ben = (
+        {"name": name, "starts": "together", "x": x, "y": 0, "width": 40, "height": 64}
+        for name, x in (("Anna", 0), ("Ben", 50))
+    )
+    added = {
+        "20": ("LoadVideo", {"file": "actor.mp4"}),
+        "21": ("TurboTalkSpeaker", anna | {"audio": ["2", 0]}),
+        BEN: ("TurboTalkSpeaker", ben | {"speakers": ["21", 0]}),
+        PREVIEW: ("TurboTalkSpeakersPreview", {"speakers": [BEN, 0], "reference_image": ["20", 0]}),
+        "24": (
+            "TurboTalkEncodeSpeakers",
+            {"audio_encoder": ["5", 0], "speakers": [BEN, 0], "normalize_loudness": True},
+        ),
+    }
+    for number, (kind, inputs) in added.items():
+        prompt[number] = {"class_type": kind, "inputs": inputs}
+    prompt[SAMPLER]["inputs"] |= {"reference_image": ["20", 0], "speech": ["24", 0]}
     return prompt
 
 
@@ -92,6 +123,8 @@ def test_the_api_workflow_from_queue_to_file(talk):
     pictures = [event["data"] for event in events if event["type"] == "preview"]
     assert [picture["node"] for picture in pictures] == [SAMPLER] * len(plan.chunks)
     assert Image.open(io.BytesIO(pictures[0]["bytes"])).size == (128, 128)
+    texts = [event["data"] for event in events if event["type"] == "text"]
+    assert texts == [{"node": SAMPLER, "text": f"the settings fit {TEACHER}"}]
 
 
 def test_the_ui_workflow_is_the_api_workflow(talk):
@@ -176,6 +209,31 @@ def test_what_can_be_known_is_refused_before_running(talk, prompt, node, changes
     with pytest.raises(PromptRefused, match=message) as refused:
         talk(lambda client: client.run(prompt))
     assert set(refused.value.node_errors) == {node}
+
+
+def test_a_conversation_dubs_a_video(talk, conversation):
+    run = talk(lambda client: client.run(conversation))
+    video = probe(fetch_video(talk, run))
+    assert len(video.pictures) == math.floor(25 * SECONDS)
+    assert video.size == (160, 112)  # as 96x64, with the area of 128x128
+    assert (video.sound_rate, video.channels) == (44_100, 2)
+    (picture,) = run.outputs[PREVIEW]["images"]
+    shown = Image.open(io.BytesIO(talk(lambda client: client.view(picture))))
+    assert shown.size == (96, 64)
+
+
+def test_a_region_that_overlaps_is_refused_before_sampling(talk, conversation):
+    conversation[BEN]["inputs"]["x"] = 30
+    conversation[SAMPLER]["inputs"]["seed"] = 12  # so that no earlier result answers
+    events = []
+    with pytest.raises(
+        PromptFailed, match="the regions of Anna and Ben share 640 pixels"
+    ) as failed:
+        talk(lambda client: client.run(conversation, events.append))
+    assert failed.value.event["data"]["node_id"] == PREVIEW
+    begun = {event["data"]["node"] for event in events if event["type"] == "executing"}
+    assert PREVIEW in begun
+    assert begun.isdisjoint({SAMPLER, "24"})
 
 
 def test_what_only_the_data_can_tell_is_a_node_error(talk, prompt, server):

@@ -43,7 +43,11 @@ def to_prompt(ui: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]
             options = spec[1] if len(spec) > 1 else {}
             if not (isinstance(spec[0], list) or spec[0] in WIDGETS):
                 continue
-            inputs[name] = next(values)
+            try:
+                inputs[name] = next(values)
+            except StopIteration:  # saved before the node had it: the page takes the default
+                assert name in definition["input"]["optional"]
+                continue
             if options.get("control_after_generate"):
                 assert next(values) in ("fixed", "randomize")
         assert set(values) <= BUTTONS

@@ -42,9 +42,8 @@ def encode_conversation(
         normalizes_loudness: bring each voice to -23 LUFS before it is heard, as InfiniteTalk does.
 
     Returns:
-        One speech per speaker, as long as until the last has ended, and the mix of all voices as
-        recorded: in the highest of their sample rates and channel counts (one channel goes to all,
-        several to the first), scaled down as a whole where together they exceed full scale.
+        One speech per speaker, as long as until the last has ended, and the mix of
+        ``mix_voices``.
 
     Raises:
         AudioError: nobody has a voice, or all together is shorter than one video frame.
@@ -60,20 +59,50 @@ def encode_conversation(
         for speaker, start in zip(speakers, starts, strict=True)
     ]
     longest = max(waveform_S.shape[0] for waveform_S in heard)
-    sounds = [
-        _span(speaker.waveform or _SILENCE, start, end)
-        for speaker, start in zip(speakers, starts, strict=True)
-    ]
     speeches = [
-        # Equally long to the sample: the encoder spreads its rows over all that it is given.
-        Speech(features=hear(_lay(waveform_S, 0, longest), end, encoder), waveform=sound)
-        for waveform_S, sound in zip(heard, sounds, strict=True)
+        Speech(
+            # Equally long to the sample: the encoder spreads its rows over all that it is given.
+            features=hear(_lay(waveform_S, 0, longest), end, encoder),
+            waveform=_span(speaker.waveform or _SILENCE, start, end),
+        )
+        for speaker, waveform_S, start in zip(speakers, heard, starts, strict=True)
     ]
     return Conversation(
-        speakers=tuple(speakers),
-        speeches=tuple(speeches),
-        waveform=_mix([sound for sound, who in zip(sounds, speakers, strict=True) if who.waveform]),
+        speakers=tuple(speakers), speeches=tuple(speeches), waveform=mix_voices(speakers)
     )
+
+
+def mix_voices(speakers: Sequence[Speaker]) -> Waveform:
+    """Let all voices sound as they follow each other, each as loud as it was recorded.
+
+    Args:
+        speakers: in the order in which they follow each other.
+
+    Returns:
+        The sound of the video, in the highest of their sample rates and channel counts (one channel
+        goes to all, several to the first), scaled down as a whole where together they exceed full
+        scale. A lone voice is not touched.
+
+    Raises:
+        AudioError: nobody has a voice.
+    """
+    starts, end = _take_turns(speakers)
+    voices = [
+        _span(speaker.waveform, start, end)
+        for speaker, start in zip(speakers, starts, strict=True)
+        if speaker.waveform is not None
+    ]
+    rate = max(voice.sample_rate for voice in voices)
+    num_channels = max(voice.samples_CS.shape[0] for voice in voices)
+    sounds = [resample(voice.samples_CS, voice.sample_rate, rate) for voice in voices]
+    mix_CS = torch.zeros(num_channels, max(sound_CS.shape[1] for sound_CS in sounds))
+    for sound_CS in sounds:
+        num_filled = num_channels if sound_CS.shape[0] == 1 else sound_CS.shape[0]
+        mix_CS[:num_filled, : sound_CS.shape[1]] += sound_CS
+    # Peaks of lossy formats may exceed 1 slightly, which is not the mix's doing.
+    limit = max(1.0, *(sound_CS.abs().max().item() for sound_CS in sounds))
+    peak = mix_CS.abs().max().item()
+    return Waveform(samples_CS=mix_CS * limit / peak if peak > limit else mix_CS, sample_rate=rate)
 
 
 def _take_turns(speakers: Sequence[Speaker]) -> tuple[list[Fraction], Fraction]:
@@ -103,18 +132,3 @@ def _span(waveform: Waveform, start: Fraction, end: Fraction) -> Waveform:
     rate = waveform.sample_rate
     samples_CS = _lay(waveform.samples_CS, start * rate, math.ceil(end * rate))
     return replace(waveform, samples_CS=samples_CS)
-
-
-def _mix(waveforms: Sequence[Waveform]) -> Waveform:
-    """Add sounds that begin together, each as loud as it is unless the sum overflows."""
-    rate = max(waveform.sample_rate for waveform in waveforms)
-    num_channels = max(waveform.samples_CS.shape[0] for waveform in waveforms)
-    sounds = [resample(w.samples_CS, w.sample_rate, rate) for w in waveforms]
-    mix_CS = torch.zeros(num_channels, max(sound.shape[1] for sound in sounds))
-    for sound in sounds:
-        channels = num_channels if sound.shape[0] == 1 else sound.shape[0]
-        mix_CS[:channels, : sound.shape[1]] += sound
-    # Decoded peaks may exceed 1 slightly, and a recording that nothing is added to stays untouched.
-    limit = max(1.0, *(sound.abs().max().item() for sound in sounds))
-    peak = mix_CS.abs().max().item()
-    return Waveform(samples_CS=mix_CS * limit / peak if peak > limit else mix_CS, sample_rate=rate)

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, MismatchError, OutputError
 from ..geometry import LATENT_CHANNELS
 from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
+from .image_encoder import ImageEncoder, build_image_encoder
 from .lora import merge_lora
+from .text_encoder import TOKENIZER, TextEncoder, Tokenizer, build_text_encoder, build_tokenizer
 from .vae import WanVAE
 from .wan import WanConfig, WanModel
 from .weights import WeightHeader, read_header, read_weights
@@ -55,9 +57,11 @@ _USES = {
     ADAPTER: "ComfyUI: models/model_patches, Load audio adapter; command line: --adapter",
     VAE: "ComfyUI: models/vae, Load VAE; command line: --vae",
     AUDIO_ENCODER: "ComfyUI: models/audio_encoders, Load audio encoder; command line: --encoder",
-    LORA: "ComfyUI: models/loras, Load LoRA on the video transformer",
-    TEXT_ENCODER: "ComfyUI: models/text_encoders, Load CLIP with type wan",
-    IMAGE_ENCODER: "ComfyUI: models/clip_vision, Load CLIP Vision",
+    LORA: "ComfyUI: models/loras, Load LoRA on the video transformer; command line: --lora",
+    TEXT_ENCODER: (
+        "ComfyUI: models/text_encoders, Load CLIP with type wan; command line: --text-encoder"
+    ),
+    IMAGE_ENCODER: ("ComfyUI: models/clip_vision, Load CLIP Vision; command line: --image-encoder"),
     UNKNOWN: "nothing here; TurboTalk reads Wan 2.1 transformers and VAEs, InfiniteTalk audio "
     "adapters and wav2vec2 encoders",
 }
@@ -355,6 +359,53 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     return vae
 
 
+def load_text_encoder(
+    path: Path, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[TextEncoder, Tokenizer]:
+    """Build the text encoder of a file, and the tokenizer that belongs to it.
+
+    Args:
+        path: in the layout of Wan 2.1's own umT5 or of ComfyUI's.
+        tokenizer_path: a ``spiece.model``; None takes the one inside of ComfyUI's files.
+        dtype: of the weights in memory.
+
+    Returns:
+        The encoder and the tokenizer.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, incomplete or of another kind, or no
+            tokenizer.
+    """
+    header = _read_kind(path, TEXT_ENCODER)
+    if tokenizer_path is None and TOKENIZER not in header.tensors:
+        raise CheckpointError(
+            f"{header.path.name} has no tokenizer inside; give the spiece.model of google/umt5-xxl "
+            "too, or one of ComfyUI's umt5_xxl files, which have it inside"
+        )
+    weights = read_weights(header, dtype)
+    if tokenizer_path is None:
+        # Bytes are whole numbers up to 255, which every floating-point type holds exactly.
+        model = bytes(weights[TOKENIZER].to(torch.uint8).numpy())
+    else:
+        model = _read_bytes(tokenizer_path)
+    return build_text_encoder(weights), build_tokenizer(model)
+
+
+def load_image_encoder(path: Path) -> ImageEncoder:
+    """Build the CLIP image encoder of a file, in float32.
+
+    Args:
+        path: in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
+
+    Returns:
+        The image encoder.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+    """
+    return build_image_encoder(read_weights(_read_kind(path, IMAGE_ENCODER), torch.float32))
+
+
 def save_dit(path: Path, model: WanModel, settings: Mapping[str, Any]) -> None:
     """Write the transformer without its audio modules, in float16.
 
@@ -414,6 +465,13 @@ def save_vae(path: Path, vae: WanVAE, note: Mapping[str, Any]) -> None:
 
 def _is_audio(key: str) -> bool:
     return ".audio_cross_attn." in key or ".norm_x." in key
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path} ({error.strerror}); name another") from error
 
 
 def _read_kind(path: Path, kind: str) -> WeightHeader:

@@ -49,8 +49,8 @@ class WanDenoiser:
             latents_BCFHW.to(device),
             torch.full((latents_BCFHW.shape[0],), 1000.0 * sigma, device=device),
             conditioning.reference_BCFHW.to(device),
-            text_BND=conditioning.text_BND,
-            image_embeds_BND=conditioning.image_embeds_BND,
+            text_BND=_move(conditioning.text_BND, device),
+            image_embeds_BND=_move(conditioning.image_embeds_BND, device),
             audio_BFND=tokens.tokens_FND.unsqueeze(0),
             audio_scale=self.audio_scale,
             regions_PHW=regions_PHW,
@@ -76,6 +76,10 @@ class WanDenoiser:
             num_cells = latents_BCFHW.shape[3] * latents_BCFHW.shape[4]
             self._caches[kind] = TeaCache(self.teacache_threshold, num_cells)
         return self._caches[kind]
+
+
+def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 class ProjectionAdapter:

@@ -1,6 +1,7 @@
 """The CLIP image encoder that Wan 2.1 image-to-video is shown the reference image through.
 
-Module names are those of the public checkpoint, without its leading ``visual.``. Of a ViT the last
+Module names are those of Wan's public checkpoint, without its leading ``visual.``; Hugging Face's,
+which ComfyUI's files have, are translated. Of a ViT the last
 block, the norm behind it and the head are not used: Wan reads the states before them.
 
 Axes: B batch, C channels, H height, W width, N tokens, D width.
@@ -9,6 +10,7 @@ Source: Radford et al., CLIP (2021); Wan 2.1, wan/modules/clip.py.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -22,6 +24,21 @@ HEAD_WIDTH = 80  # ViT-H: 1280 / 16
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP: of its training images, in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNUSED = ("post_norm.", "head")
+_BLOCK = r"transformer.\1"
+_SPELLINGS = {  # Hugging Face's names to Wan 2.1's own
+    r"^vision_model\.embeddings\.class_embedding$": "cls_embedding",
+    r"^vision_model\.embeddings\.position_embedding\.weight$": "pos_embedding",
+    r"^vision_model\.embeddings\.patch_embedding\.": "patch_embedding.",
+    r"^vision_model\.pre_layrnorm\.": "pre_norm.",
+    r"^vision_model\.post_layernorm\.": "post_norm.",
+    r"^visual_projection\.weight$": "head",
+    r"^vision_model\.encoder\.layers\.(\d+)\.layer_norm": f"{_BLOCK}.norm",
+    r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj\.": f"{_BLOCK}.attn.proj.",
+    r"^vision_model\.encoder\.layers\.(\d+)\.self_attn\.q_proj\.": f"{_BLOCK}.attn.to_qkv.",
+    r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.fc1\.": f"{_BLOCK}.mlp.0.",
+    r"^vision_model\.encoder\.layers\.(\d+)\.mlp\.fc2\.": f"{_BLOCK}.mlp.2.",
+}
+_QUERY, _KEY_VALUE = ".self_attn.q_proj.", (".self_attn.k_proj.", ".self_attn.v_proj.")
 
 
 class VisionBlock(nn.Module):
@@ -108,8 +125,8 @@ def build_image_encoder(
     """Build an image encoder from the tensors of a checkpoint.
 
     Args:
-        weights: by public name, with ``visual.`` or without; what is not the image encoder and
-            what Wan does not use is passed over.
+        weights: by Wan's names, with ``visual.`` or without, or by Hugging Face's; what is not the
+            image encoder and what Wan does not use is passed over.
         num_heads: None for the released ones, 80 wide.
 
     Returns:
@@ -123,6 +140,8 @@ def build_image_encoder(
             name.removeprefix(PREFIX): t for name, t in weights.items() if name.startswith(PREFIX)
         }
     try:
+        if any(name.startswith("vision_model.") for name in weights):
+            weights = _spell(weights)
         dim, _, patch, _ = weights["patch_embedding.weight"].shape
         last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer."))
         with torch.device("meta"):
@@ -140,6 +159,22 @@ def build_image_encoder(
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"this is no complete CLIP image encoder ({error}); get Wan 2.1's own, "
-            "models_clip_open-clip-xlm-roberta-large-vit-huge-14"
+            "models_clip_open-clip-xlm-roberta-large-vit-huge-14, or ComfyUI's clip_vision_h"
         ) from error
     return encoder.requires_grad_(False).eval()
+
+
+def _spell(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    spelt = {}
+    for name, tensor in weights.items():
+        if any(part in name for part in _KEY_VALUE) or name.endswith(".position_ids"):
+            continue
+        if _QUERY in name:  # one matrix for all three, as Wan has it
+            others = [weights[name.replace(_QUERY, part)] for part in _KEY_VALUE]
+            tensor = torch.cat((tensor, *others))
+        for theirs, ours in _SPELLINGS.items():
+            name = re.sub(theirs, ours, name)
+        spelt[name] = tensor
+    spelt["cls_embedding"] = spelt["cls_embedding"].reshape(1, 1, -1)
+    spelt["pos_embedding"] = spelt["pos_embedding"].unsqueeze(0)
+    return spelt

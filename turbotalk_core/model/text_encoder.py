@@ -1,14 +1,15 @@
 """The umT5 text encoder that Wan 2.1 reads prompts through, for programs without a host.
 
 The network is that of transformers, whose numbers are the reference's; this file knows how the
-public checkpoints spell it.
+public checkpoints spell it, and how a prompt becomes tokens.
 
 Axes: B batch, N tokens, D width.
-Source: Chung et al., UniMax (2023), umT5; Wan 2.1, wan/modules/t5.py.
+Source: Chung et al., UniMax (2023), umT5; Wan 2.1, wan/modules/t5.py and tokenizers.py.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,8 +20,11 @@ from torch import Tensor
 from ..errors import CheckpointError
 
 if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
     from transformers import UMT5EncoderModel
 
+MAX_TOKENS = 512  # Wan 2.1, text_len: of a prompt, the end mark included
+TOKENIZER = "spiece_model"  # what ComfyUI's files call the tokenizer's bytes among their tensors
 MAX_DISTANCE = 128  # umT5: positions further apart share a bucket
 _EMBEDDING = "shared.weight"
 _TIED = "encoder.embed_tokens.weight"  # the same tensor, which files hold once
@@ -63,6 +67,73 @@ class TextEncoder:
         return output.last_hidden_state
 
 
+class Tokenizer:
+    """A SentencePiece model that cuts prompts into tokens."""
+
+    def __init__(self, processor: SentencePieceProcessor) -> None:
+        """Wrap a model; ``build_tokenizer`` makes one."""
+        self._processor = processor
+
+    def __call__(self, prompt: str) -> Tensor:
+        """Cut a prompt into tokens.
+
+        HTML's names of characters are resolved, twice, and white space is made one space, as in the
+        reference.
+
+        Args:
+            prompt: any text; what goes beyond ``MAX_TOKENS`` is not read.
+
+        Returns:
+            Their numbers, [1, N], the end mark last.
+        """
+        text = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+        ids = self._processor.encode(text)[: MAX_TOKENS - 1]
+        return torch.tensor([[*ids, self._processor.eos_id()]])
+
+
+def build_tokenizer(model: bytes) -> Tokenizer:
+    """Build the tokenizer of a text encoder.
+
+    Args:
+        model: bytes of a ``spiece.model`` file.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        CheckpointError: the bytes are no SentencePiece model.
+    """
+    # Imported when used, as transformers is.
+    from sentencepiece import SentencePieceProcessor
+
+    processor = SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError:
+        processor = None
+    if processor is None or not processor.get_piece_size():
+        raise CheckpointError(
+            "this is no SentencePiece tokenizer; get spiece.model of google/umt5-xxl, which Wan "
+            "2.1 ships in its folder of that name"
+        )
+    return Tokenizer(processor)
+
+
+def encode_prompt(prompt: str, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
+    """Encode a prompt as Wan is shown it.
+
+    Args:
+        prompt: any text, empty too.
+        tokenizer: that belongs to the encoder.
+        encoder: the network.
+
+    Returns:
+        [1, N, D], float32 on the CPU.
+    """
+    ids_BN = tokenizer(prompt)
+    return encoder(ids_BN, torch.ones_like(ids_BN)).to("cpu", torch.float32)
+
+
 def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
     """Build a text encoder from the tensors of a checkpoint; its sizes follow from the shapes.
 
@@ -78,7 +149,7 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
     # Imported when used: it takes seconds, and a run without a prompt never needs it.
     from transformers import UMT5Config, UMT5EncoderModel
 
-    spelt = {_spell(name): t for name, t in weights.items() if name != "spiece_model"}
+    spelt = {_spell(name): t for name, t in weights.items() if name != TOKENIZER}
     try:
         spelt[_TIED] = spelt[_EMBEDDING]
         attention = "encoder.block.0.layer.0.SelfAttention"

@@ -33,8 +33,9 @@ class VideoFrames(Sequence[Tensor]):
     """The pictures [H, W, 3], float32 in [0, 1], that a video shows at 25 frames per second.
 
     Picture i is the one on the screen at i / 25 s, turned as the file says. There are as many as
-    fit whole into the video's duration, and at least one. Memory holds nothing but the times of all
-    frames: each picture is decoded when it is asked for, from the key frame before it.
+    fit whole into the video's duration, give or take a millisecond, and at least one. Memory holds
+    nothing but the times of all frames: each picture is decoded when it is asked for, from the key
+    frame before it.
 
     Attributes:
         first_second: when the file shows its first picture, which need not be 0.

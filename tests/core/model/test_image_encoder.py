@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from turbotalk_core.errors import CheckpointError
 from turbotalk_core.model.image_encoder import build_image_encoder
@@ -47,5 +48,32 @@ def test_the_shape_of_a_picture_is_not_kept(weights: dict[str, Tensor]) -> None:
 )
 def test_a_missing_tensor_is_refused(weights: dict[str, Tensor], name: str) -> None:
     del weights[name]
+    with pytest.raises(CheckpointError, match="no complete CLIP image encoder"):
+        build_image_encoder(weights, 4)
+
+
+def test_the_files_of_hugging_face_give_the_states_before_the_last_block() -> None:
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        projection_dim=16,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=28,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = CLIPVisionModelWithProjection(config).eval()
+        for parameter in theirs.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        image = torch.rand(1, 3, 20, 30) * 2 - 1
+    weights = {**theirs.state_dict(), "vision_model.embeddings.position_ids": torch.arange(5)[None]}
+    encoder = build_image_encoder(weights, 4)
+    with torch.no_grad():
+        states = theirs(pixel_values=encoder.prepare(image), output_hidden_states=True)
+    torch.testing.assert_close(encoder(image), states.hidden_states[-2])
+    del weights["vision_model.encoder.layers.1.self_attn.k_proj.bias"]
     with pytest.raises(CheckpointError, match="no complete CLIP image encoder"):
         build_image_encoder(weights, 4)

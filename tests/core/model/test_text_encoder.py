@@ -1,4 +1,4 @@
-"""The text encoder's file: both spellings, and what is missing."""
+"""The text encoder's file: both spellings, and what is missing; and prompts cut into tokens."""
 
 from pathlib import Path
 
@@ -7,8 +7,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.core.family import save_text_encoder, train_tokenizer
 from turbotalk_core.errors import CheckpointError
-from turbotalk_core.model.text_encoder import build_text_encoder
+from turbotalk_core.model.checkpoint import load_text_encoder
+from turbotalk_core.model.text_encoder import (
+    MAX_TOKENS,
+    Tokenizer,
+    build_text_encoder,
+    build_tokenizer,
+    encode_prompt,
+)
 
 FIGURES = Path(__file__).parents[2] / "golden" / "data" / "t5_tiny.safetensors"
 
@@ -58,3 +66,59 @@ def test_an_unknown_tensor_is_refused(weights: dict[str, Tensor]) -> None:
     weights["blocks.0.attn.q.scale_weight"] = torch.ones(1)
     with pytest.raises(CheckpointError, match=r"q\.scale_weight"):
         build_text_encoder(weights)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return build_tokenizer(train_tokenizer())
+
+
+def test_a_prompt_ends_with_the_end_mark(tokenizer: Tokenizer) -> None:
+    (ids,) = tokenizer("a man").tolist()
+    assert ids[-1] == 1
+    assert 1 not in ids[:-1]
+    assert tokenizer("").tolist() == [[1]]
+
+
+def test_what_is_too_long_is_cut_and_ends_all_the_same(tokenizer: Tokenizer) -> None:
+    (ids,) = tokenizer("a man speaks " * MAX_TOKENS).tolist()
+    assert len(ids) == MAX_TOKENS
+    assert ids[-1] == 1
+
+
+@pytest.mark.parametrize("same", ["  a\n\tman  ", "a&#32;man", "&amp;#97; man"])
+def test_what_a_browser_shows_alike_is_alike(tokenizer: Tokenizer, same: str) -> None:
+    assert torch.equal(tokenizer(same), tokenizer("a man"))
+
+
+@pytest.mark.parametrize("damaged", [b"", b"not a model"])
+def test_what_is_no_tokenizer_is_refused(damaged: bytes) -> None:
+    with pytest.raises(CheckpointError, match=r"no SentencePiece tokenizer; get spiece\.model"):
+        build_tokenizer(damaged)
+
+
+def test_a_prompt_alone_is_as_in_a_padded_batch(
+    tokenizer: Tokenizer, weights: dict[str, Tensor]
+) -> None:
+    encoder = build_text_encoder(weights)
+    ids = tokenizer("she speaks to him")
+    length = ids.shape[1]
+    padded = torch.nn.functional.pad(ids, (0, MAX_TOKENS - length))
+    rows = encoder(padded, (torch.arange(MAX_TOKENS) < length).long()[None])[:, :length]
+    torch.testing.assert_close(encode_prompt("she speaks to him", tokenizer, encoder), rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_tokenizer_inside_is_the_one_beside(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = tmp_path / "text_encoders"
+    save_text_encoder(folder, dim=8)
+    _, inside = load_text_encoder(folder / "whole.safetensors", dtype=dtype)
+    encoder, beside = load_text_encoder(
+        folder / "bare.safetensors", folder / "spiece.model", dtype=dtype
+    )
+    assert torch.equal(inside("a man speaks"), beside("a man speaks"))
+    told = encode_prompt("a man speaks", beside, encoder)
+    assert told.dtype == torch.float32
+    assert told.shape == (1, beside("a man speaks").shape[1], 8)
+    with pytest.raises(CheckpointError, match="no tokenizer inside"):
+        load_text_encoder(folder / "bare.safetensors")

@@ -1,0 +1,66 @@
+"""A complete family of very small networks with random weights, and something to give them."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.core.family import CONFIG, NUM_FRAMES, SHIPPED, build_dit
+from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
+from turbotalk_core.library import TEACHER
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
+from turbotalk_core.model.vae import WanVAE
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder as ComfyUI lays it out."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("diffusion_models", "model_patches", "audio_encoders", "vae"):
+        (folder / name).mkdir()
+    encoder = build_audio_encoder(
+        EncoderConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=16,
+            conv_dim=(8,) * 7,
+            num_conv_pos_embeddings=8,
+            num_conv_pos_embedding_groups=2,
+        ),
+        seed=0,
+    )
+    save_audio_encoder(encoder, folder / "audio_encoders" / "turbotalk_tiny_wav2vec2.safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build_dit(CONFIG)
+        projection = AudioProjection(
+            AudioAdapterConfig(frame_width=2 * 16, hidden_dim=8, num_tokens=2, token_dim=16)
+        )
+        vae = WanVAE(4)
+    save_dit(folder / "diffusion_models" / TEACHER, model, SHIPPED)
+    save_adapter(
+        folder / "model_patches" / "turbotalk_tiny_adapter.safetensors", model, projection, {}
+    )
+    save_vae(folder / "vae" / "turbotalk_tiny_vae.safetensors", vae, {})
+    return folder
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A folder with a portrait and a voice."""
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (60, 40, 3), dtype=np.uint8)).save(folder / "face.png")
+    samples = rng.integers(-9000, 9000, NUM_FRAMES * 640 + 300, dtype=np.int16)
+    with wave.open(str(folder / "voice.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(samples.tobytes())
+    return folder

@@ -1,0 +1,496 @@
+"""The talk command on a complete family of very small networks with random weights."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import pytest
+import torch
+from av import VideoStream
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.core.family import (
+    NUM_FRAMES,
+    refusal,
+    save_dit_with_image_branch,
+    save_image_encoder,
+    save_text_encoder,
+)
+from turbotalk_core.cli import main
+from turbotalk_core.cli_talk import add_talk
+from turbotalk_core.library import TEACHER
+from turbotalk_core.model.denoiser import WanDenoiser
+from turbotalk_core.request import TalkRequest
+
+Talk = Callable[..., int]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A file to make, in a folder of its own."""
+    (tmp_path / "made").mkdir()
+    return tmp_path / "made" / "talk.mp4"
+
+
+@pytest.fixture
+def talk(models: Path, inputs: Path, out: Path) -> Talk:
+    """The talk command with good arguments; later ones win."""
+
+    def run(*arguments: object) -> int:
+        good = ["--image", inputs / "face.png", "--audio", inputs / "voice.wav", "--out", out]
+        good += ["--models", models, "--size", "32x32", "--device", "cpu"]
+        return main(["talk", *map(str, good), *map(str, arguments)])
+
+    return run
+
+
+def _read(path: Path) -> tuple[np.ndarray, TalkRequest, float]:
+    """Frames, the request in the metadata and the seconds of sound of a video."""
+    with av.open(str(path)) as container:
+        request = TalkRequest.from_json(container.metadata["turbotalk"])
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(str(path)) as container:
+        samples = sum(frame.samples for frame in container.decode(audio=0))
+        return np.stack(frames), request, samples / container.streams.audio[0].rate
+
+
+def test_a_portrait_and_a_voice_become_a_video(
+    talk: Talk, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk("--seed", 5) == 0
+    frames, request, seconds = _read(out)
+    assert frames.shape == (NUM_FRAMES, 32, 32, 3)
+    assert seconds == pytest.approx(NUM_FRAMES / 25, abs=0.08)
+    assert request == TalkRequest(
+        num_inference_steps=2,
+        schedule="distilled",
+        shift=5.0,
+        update="renoise",
+        seed=5,
+        height=32,
+        width=32,
+        chunk_frames=13,
+        num_motion_frames=5,
+    )
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{out}: 20 frames, 0.80 s, made in ")
+    assert "9/9" in captured.err  # the reference, and per chunk an encode, two calls, a decode
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
+
+
+def test_the_seed_decides(talk: Talk, out: Path) -> None:
+    videos = []
+    for seed in (1, 1, 2):
+        assert talk("--seed", seed, "--crf", 0) == 0
+        videos.append(_read(out)[0])
+    assert np.array_equal(videos[0], videos[1])
+    assert not np.array_equal(videos[0], videos[2])
+
+
+def test_arguments_win_over_shipped_settings(talk: Talk, out: Path) -> None:
+    chosen = ["--steps", 3, "--schedule", "reference", "--shift", 2, "--update", "euler"]
+    chosen += ["--audio-guidance", 3, "--audio-scale", 0.5, "--chunk-frames", 9]
+    chosen += ["--motion-frames", 1, "--no-loudness", "--threads", 1]
+    assert talk(*chosen) == 0
+    request = _read(out)[1]
+    assert request == TalkRequest(
+        num_inference_steps=3,
+        schedule="reference",
+        shift=2.0,
+        update="euler",
+        seed=0,
+        height=32,
+        width=32,
+        audio_guidance_scale=3.0,
+        audio_scale=0.5,
+        chunk_frames=9,
+        num_motion_frames=1,
+        normalizes_loudness=False,
+    )
+
+
+def test_the_adapter_strength_reaches_the_network(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales = []
+    call = WanDenoiser.__call__
+
+    def watch(self: WanDenoiser, *arguments: Any) -> Tensor:
+        scales.append(self.audio_scale)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(WanDenoiser, "__call__", watch)
+    assert talk("--audio-scale", 0.25) == 0
+    assert scales == [0.25] * 4
+
+
+def test_without_a_size_the_picture_gives_its_shape(talk: Talk, out: Path) -> None:
+    assert talk("--size", "auto") == 0
+    assert _read(out)[0].shape[1:3] == (32, 32)
+    assert talk("--size", "16x48") == 0
+    assert _read(out)[0].shape[1:3] == (48, 16)
+
+
+def _merge(models: Path, to: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    adapter = models / "model_patches" / "turbotalk_tiny_adapter.safetensors"
+    for path in (adapter, models / "diffusion_models" / TEACHER):
+        with safe_open(path, "pt") as file:
+            metadata |= file.metadata()
+        tensors |= load_file(path)
+    metadata["config"] = json.dumps({"transformer": {"num_heads": 2}, "audio_heads": 2})
+    save_file(tensors, to, metadata)
+
+
+def test_a_merged_file_needs_no_adapter(talk: Talk, models: Path, out: Path) -> None:
+    merged = models / "diffusion_models" / "merged.safetensors"
+    _merge(models, merged)
+    try:
+        assert talk("--crf", 0) == 0
+        expected = _read(out)[0]
+        assert talk("--crf", 0, "--dit", merged.name) == 0
+        assert np.array_equal(_read(out)[0], expected)
+    finally:
+        merged.unlink()
+
+
+def test_weights_have_the_dtype_asked_for(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = set()
+    call = WanDenoiser.__call__
+
+    def watch(self: WanDenoiser, *arguments: Any) -> Tensor:
+        dtypes.add(self.model.patch_embedding.weight.dtype)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(WanDenoiser, "__call__", watch)
+    assert talk() == 0
+    assert talk("--dtype", "bfloat16") == 0
+    assert dtypes == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "nowhere.png"], "cannot read a picture from nowhere.png"),
+        (["--audio", "nowhere.wav"], "nowhere.wav"),
+        (["--dit", "nothing.safetensors"], f"no nothing.safetensors in .*there is {TEACHER}"),
+        (["--models", "nowhere"], "there is nothing, so name"),
+        (["--vae", "../model_patches/turbotalk_tiny_adapter.safetensors"], "video VAE"),
+        (["--steps", "0"], "got num_inference_steps 0; use a whole number from 1 to 4"),
+        (["--size", "100x32"], "got width 100; the model takes multiples of 16"),
+        (["--chunk-frames", "12"], "chunk_frames: got 12 frames"),
+        (["--crf", "99"], "crf 99"),
+        (["--out", "talk.avi"], "talk.avi"),
+        (["--out", "nowhere/talk.mp4"], "existing folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing(
+    talk: Talk,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path / "made")
+    assert talk(*arguments) == 2
+    assert re.search(message, refusal(capsys))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_an_interrupt_leaves_no_half_file(
+    talk: Talk,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    call = WanDenoiser.__call__
+
+    def interrupt(self: WanDenoiser, *arguments: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 4:  # in the second chunk, when frames of the first are written
+            raise KeyboardInterrupt
+        return call(self, *arguments)
+
+    monkeypatch.setattr(WanDenoiser, "__call__", interrupt)
+    assert talk() == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert list(out.parent.iterdir()) == []
+
+
+def _frames(talk: Talk, out: Path, *arguments: object) -> np.ndarray:
+    assert talk("--crf", 0, *arguments) == 0
+    return _read(out)[0]
+
+
+@pytest.fixture
+def converse(models: Path, inputs: Path, out: Path) -> Talk:
+    """The talk command without a voice, large enough for two in the picture."""
+
+    def run(*arguments: object) -> int:
+        good = ["--image", inputs / "face.png", "--out", out, "--crf", 0]
+        good += ["--models", models, "--size", "64x64", "--device", "cpu"]
+        return main(["talk", *map(str, good), *map(str, arguments)])
+
+    return run
+
+
+def test_a_lone_speaker_is_a_voice(talk: Talk, converse: Talk, inputs: Path, out: Path) -> None:
+    expected = _frames(talk, out, "--size", "64x64")
+    assert converse("--speaker", "Anna", inputs / "voice.wav", "auto") == 0
+    assert np.array_equal(_read(out)[0], expected)
+
+
+def test_speakers_talk_at_once_or_in_turn(converse: Talk, inputs: Path, out: Path) -> None:
+    voice = inputs / "voice.wav"
+    two = ["--speaker", "Anna", voice, "auto", "--speaker", "Bob", voice, "auto"]
+    assert converse(*two) == 0
+    at_once, _, seconds = _read(out)
+    assert len(at_once) == NUM_FRAMES
+    assert seconds == pytest.approx(NUM_FRAMES / 25, abs=0.08)
+    assert converse(*two, "--turns") == 0
+    in_turn, _, seconds = _read(out)
+    assert len(in_turn) == 2 * NUM_FRAMES
+    assert seconds == pytest.approx(2 * NUM_FRAMES / 25, abs=0.08)
+    assert not np.array_equal(in_turn[:NUM_FRAMES], at_once)
+
+
+def test_the_region_says_whose_voice_it_is(converse: Talk, inputs: Path, out: Path) -> None:
+    def speak(*regions: str) -> np.ndarray:
+        speakers = zip(("Anna", "Carl"), (str(inputs / "voice.wav"), "-"), regions, strict=True)
+        assert converse(*[word for who in speakers for word in ("--speaker", *who)]) == 0
+        return _read(out)[0]
+
+    pixels = np.zeros((60, 40), dtype=np.uint8)
+    pixels[10:50, :20] = 255
+    Image.fromarray(pixels).save(inputs / "left.png")
+    see_through = np.full((60, 40, 4), 255, dtype=np.uint8)
+    see_through[..., 3] = pixels
+    Image.fromarray(see_through).save(inputs / "cut_out.png")
+
+    boxes = speak("0,10,20,40", "20,10,20,40")
+    assert np.array_equal(speak(str(inputs / "left.png"), "20,10,20,40"), boxes)
+    assert np.array_equal(speak(str(inputs / "cut_out.png"), "20,10,20,40"), boxes)
+    assert not np.array_equal(speak("20,10,20,40", "0,10,20,40"), boxes)
+    assert speak("auto", "auto").shape == boxes.shape
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        (["0,0,21,60", "20,0,20,60"], "Anna and Bob share 60 pixels"),
+        (["auto", "20,0,20,60"], "no region for Anna"),
+        (["0,0,20,60", "20,0,21,60"], "region of Bob: got a box"),
+        (["0,0,20", "20,0,20,60"], "got the region 0,0,20; give x,y,width,height"),
+        (["-1,0,20,60", "20,0,20,60"], "region of Anna: got a box"),
+    ],
+)
+def test_regions_that_cannot_be_are_refused(
+    converse: Talk,
+    inputs: Path,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    regions: list[str],
+    message: str,
+) -> None:
+    speakers = zip(("Anna", "Bob"), regions, strict=True)
+    words = [w for name, region in speakers for w in ("--speaker", name, "-", region)]
+    words[2] = str(inputs / "voice.wav")
+    if regions[0].startswith("-"):
+        words[3] = f" {regions[0]}"  # or it were an option
+    assert converse(*words) == 2
+    assert message in refusal(capsys)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_somebody_must_speak(converse: Talk, capsys: pytest.CaptureFixture[str]) -> None:
+    assert converse("--speaker", "Anna", "-", "auto") == 2
+    assert "none has a voice" in refusal(capsys)
+
+
+def _write_film(path: Path, pictures: list[np.ndarray], fps: int) -> None:
+    with av.open(str(path), "w") as container:
+        stream = cast(VideoStream, container.add_stream("ffv1", rate=fps))
+        stream.width, stream.height, stream.pix_fmt = 40, 60, "bgr0"
+        for pixels in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(stream.encode(None))
+
+
+def test_a_video_is_dubbed(talk: Talk, inputs: Path, out: Path) -> None:
+    rng = np.random.default_rng(1)
+    pictures = list(rng.integers(0, 255, (10, 60, 40, 3), dtype=np.uint8))
+    film, first = inputs / "film.mkv", inputs / "first.png"
+    _write_film(film, pictures, fps=20)
+    dubbed = _frames(talk, out, "--image", film)
+    assert len(dubbed) == NUM_FRAMES
+    Image.fromarray(pictures[0]).save(first)
+    still = _frames(talk, out, "--image", first)
+    # The second chunk begins with frame 8, at 0.32 s, when the seventh of 20 per second is on.
+    assert np.array_equal(dubbed[:13], still[:13])
+    assert not np.array_equal(dubbed[13:], still[13:])
+    _write_film(film, [*pictures[:1] * 8, pictures[6]], fps=25)
+    assert np.array_equal(_frames(talk, out, "--image", film), dubbed)
+
+
+def test_a_film_without_pictures_is_refused(
+    talk: Talk, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk("--image", inputs / "voice.wav") == 2
+    assert "voice.wav has sound alone" in refusal(capsys)
+
+
+def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
+    assert talk("--apg", "--color-strength", 0.5, "--max-seconds", 0.3, "--teacache") == 0
+    frames, request, seconds = _read(out)
+    assert (request.uses_apg, request.color_strength) == (True, 0.5)
+    assert (request.max_frames, request.teacache_threshold) == (7, 0.2)
+    assert len(frames) == 7
+    assert seconds == pytest.approx(7 / 25, abs=0.08)
+    assert talk("--teacache", 0.1) == 0
+    assert _read(out)[1].teacache_threshold == 0.1
+
+
+@pytest.fixture
+def reading(models: Path) -> None:
+    """A text encoder of the family, with a tokenizer inside and one beside it."""
+    folder = models / "text_encoders"
+    if not folder.exists():
+        save_text_encoder(folder, dim=8)
+
+
+@pytest.mark.usefixtures("reading")
+def test_a_prompt_changes_the_video(talk: Talk, out: Path) -> None:
+    plain = _frames(talk, out)
+    prompt = ["--text-encoder", "whole.safetensors", "--prompt", "a man speaks"]
+    told = _frames(talk, out, *prompt)
+    assert not np.array_equal(told, plain)
+    beside = ["--text-encoder", "bare.safetensors", "--tokenizer", "spiece.model"]
+    assert np.array_equal(_frames(talk, out, *beside, *prompt[2:]), told)
+    guided = _frames(talk, out, *prompt, "--text-guidance", 3)
+    assert not np.array_equal(guided, told)
+    assert _read(out)[1].guidance_scale == 3
+    away = _frames(talk, out, *prompt, "--text-guidance", 3, "--negative-prompt", "a dog")
+    assert not np.array_equal(away, guided)
+
+
+BARE = ("--prompt", "a", "--text-encoder", "bare.safetensors")
+
+
+@pytest.mark.usefixtures("reading")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "a man"], "got a prompt without a text encoder"),
+        (["--negative-prompt", "a dog"], "got a negative prompt alone"),
+        (["--text-guidance", "3"], "got guidance_scale 3.0 without a prompt"),
+        (BARE, "has no tokenizer inside"),
+        (["--prompt", "a", "--text-encoder", "no.safetensors"], "there is bare.safetensors"),
+        (
+            [*BARE, "--tokenizer", ""],
+            "cannot read",
+        ),
+        (
+            [*BARE, "--tokenizer", "whole.safetensors"],
+            "no SentencePiece tokenizer",
+        ),
+    ],
+)
+def test_prompts_that_cannot_be_read_are_refused(
+    talk: Talk, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert talk(*arguments) == 2
+    assert message in refusal(capsys)
+
+
+def test_a_lora_is_merged_with_its_strength(talk: Talk, models: Path, out: Path) -> None:
+    change = torch.randn(32, 24, generator=torch.Generator().manual_seed(0))
+    (models / "loras").mkdir(exist_ok=True)
+    save_file(
+        {"diffusion_model.blocks.0.ffn.0.diff": change}, models / "loras" / "style.safetensors"
+    )
+    plain = _frames(talk, out)
+    for arguments, changes in (
+        (["--lora", "style.safetensors:0"], False),
+        (["--lora", "style.safetensors:1", "--lora", "style.safetensors:-1"], False),
+        (["--lora", "style.safetensors"], True),
+    ):
+        assert np.array_equal(_frames(talk, out, *arguments), plain) != changes
+
+
+def test_the_image_branch_is_shown_the_picture(
+    talk: Talk, models: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (models / "clip_vision").mkdir(exist_ok=True)
+    save_image_encoder(models / "clip_vision" / "clip.safetensors", dim=80)
+    dit = models / "diffusion_models" / "imaged.safetensors"
+    save_dit_with_image_branch(dit, image_dim=80)
+    with_adapter = ["--dit", dit.name, "--adapter", "turbotalk_tiny_adapter.safetensors"]
+    try:
+        plain = _frames(talk, out, *with_adapter)
+        assert "imaged.safetensors has an image branch, which sees" in capsys.readouterr().err
+        shown = _frames(talk, out, *with_adapter, "--image-encoder", "clip.safetensors")
+        assert "note:" not in capsys.readouterr().err
+        assert not np.array_equal(shown, plain)
+        assert talk("--image-encoder", "clip.safetensors") == 2
+        assert "image branch takes none" in refusal(capsys)
+    finally:
+        dit.unlink()
+
+
+def test_settings_that_do_not_fit_are_noted_and_done(
+    talk: Talk, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk() == 0
+    assert "note:" not in capsys.readouterr().err
+    assert talk("--steps", 3, "--audio-guidance", 2) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note.split()[1] for note in notes] == ["steps", "audio"]
+    assert _read(out)[1].num_inference_steps == 3
+
+
+def test_an_adapter_for_one_speaker_is_noted(
+    converse: Talk, models: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voice = str(inputs / "voice.wav")
+    two = ["--speaker", "Anna", voice, "auto", "--speaker", "Bob", "-", "auto"]
+    assert converse(*two) == 0
+    said = capsys.readouterr().err
+    assert "note:" not in said  # nothing tells
+    adapter = models / "model_patches" / "single.safetensors"
+    adapter.symlink_to("turbotalk_tiny_adapter.safetensors")
+    try:
+        assert converse(*two, "--adapter", adapter.name) == 0
+    finally:
+        adapter.unlink()
+    said = capsys.readouterr().err
+    assert 'note: 2 speakers, and single.safetensors is for one, going by the word "single"' in said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.safetensors", ("a.safetensors", 1.0)),
+        ("a.safetensors:0.5", ("a.safetensors", 0.5)),
+        ("a.safetensors:-1e-1", ("a.safetensors", -0.1)),
+        ("C:\\loras\\a.safetensors", ("C:\\loras\\a.safetensors", 1.0)),
+        ("C:\\loras\\a.safetensors:2", ("C:\\loras\\a.safetensors", 2.0)),
+    ],
+)
+def test_a_colon_may_be_part_of_a_name(text: str, expected: tuple[str, float]) -> None:
+    parser = argparse.ArgumentParser()
+    add_talk(parser)
+    given = parser.parse_args(["--image", "i", "--audio", "a", "--out", "o", "--lora", text])
+    assert given.lora == [expected]
+    assert parser.parse_args(["--image", "i", "--audio", "a", "--out", "o"]).lora == []

@@ -1,0 +1,354 @@
+"""The command that makes a talking video: its arguments, and from them the pipeline's inputs.
+
+Separate from the other commands because it alone takes files of every kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .advice import advise
+from .audio.conversation import encode_conversation, mix_voices
+from .audio.encoder import load_audio_encoder
+from .audio.io import read_audio
+from .cli_arguments import DTYPES, find_device, parse_count, parse_size
+from .errors import ImageError
+from .geometry import FPS, count_frames, fit_size
+from .image import References, read_image
+from .library import (
+    AUDIO_ENCODER,
+    EMBEDDED_MODELS,
+    VAE,
+    ModelFiles,
+    find_model_files,
+    load_models,
+    read_request,
+)
+from .model.checkpoint import inspect
+from .pipeline import count_work, generate, plan_video
+from .regions import find_masks, fit_regions
+from .request import SCHEDULES, UPDATES, TalkRequest
+from .types import Speaker
+from .video.assemble import assemble, quantize_frames
+from .video.source import VideoFrames
+
+TEACACHE = 0.2  # InfiniteTalk's threshold
+SILENT = "-"
+AUTO = "auto"
+
+
+def talk(arguments: argparse.Namespace) -> None:
+    """Make a talking video.
+
+    Args:
+        arguments: of ``add_talk``.
+    """
+    started = time.monotonic()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    files = find_model_files(
+        arguments.models,
+        dit=arguments.dit,
+        adapter=arguments.adapter,
+        audio_encoder=arguments.encoder,
+        vae=arguments.vae,
+        text_encoder=arguments.text_encoder,
+        tokenizer=arguments.tokenizer,
+        image_encoder=arguments.image_encoder,
+        loras=arguments.lora,
+    )
+    pictures = _open_pictures(arguments.image)
+    request = _make_request(arguments, read_request(files.dit), pictures[0])
+    speakers = _list_speakers(arguments)
+    _say_notes(request, files, len(speakers))
+    num_frames = assemble(
+        arguments.out,
+        # Nothing in it runs before the output file is known to be writable.
+        _make_frames(request, pictures, speakers, files, arguments),
+        mix_voices(speakers),
+        crf=arguments.crf,
+        metadata={"turbotalk": request.to_json()},
+    )
+    seconds = time.monotonic() - started
+    sys.stdout.write(
+        f"{arguments.out}: {num_frames} frames, {num_frames / FPS:.2f} s, made in {seconds:.1f} s\n"
+    )
+
+
+class _Bar:
+    """A progress bar over the units of ``count_work``."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self._bar = bar
+
+    def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
+        self._bar.update(units)
+
+
+def _open_pictures(path: Path) -> Sequence[Tensor]:
+    """Read a picture, or else the frames of a video."""
+    try:
+        return [read_image(path)]
+    except ImageError as no_picture:
+        try:
+            return VideoFrames(path)
+        except ImageError as no_video:
+            raise ImageError(f"{no_picture}, or a video ({no_video})") from no_video
+
+
+def _make_request(
+    arguments: argparse.Namespace, shipped: TalkRequest, picture_HWC: Tensor
+) -> TalkRequest:
+    if arguments.size == "auto":
+        height, width = fit_size(*picture_HWC.shape[:2], area=shipped.height * shipped.width)
+    else:
+        width, height = arguments.size
+    chosen = {
+        "num_inference_steps": arguments.steps,
+        "schedule": arguments.schedule,
+        "shift": arguments.shift,
+        "update": arguments.update,
+        "audio_guidance_scale": arguments.audio_guidance,
+        "chunk_frames": arguments.chunk_frames,
+        "num_motion_frames": arguments.motion_frames,
+    }
+    return replace(
+        shipped,
+        seed=arguments.seed,
+        height=height,
+        width=width,
+        guidance_scale=arguments.text_guidance,
+        audio_scale=arguments.audio_scale,
+        normalizes_loudness=arguments.loudness,
+        uses_apg=arguments.apg,
+        color_strength=arguments.color_strength,
+        max_frames=arguments.max_seconds,
+        teacache_threshold=arguments.teacache,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+
+
+def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
+    if arguments.audio is not None:
+        return [Speaker(name="the speaker", waveform=read_audio(arguments.audio))]
+    return [
+        Speaker(
+            name=name,
+            waveform=None if audio == SILENT else read_audio(audio),
+            follows=arguments.turns,
+            region=_read_region(region),
+        )
+        for name, audio, region in arguments.speaker
+    ]
+
+
+def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
+    if text == AUTO:
+        return None
+    numbers = text.split(",")
+    if len(numbers) == 4 and all(number.strip().lstrip("-").isdecimal() for number in numbers):
+        x, y, width, height = (int(number) for number in numbers)
+        return x, y, width, height
+    try:
+        pixels_HWC = read_image(text)
+    except ImageError as error:
+        raise ImageError(
+            f"got the region {text}; give x,y,width,height in pixels of the image, a picture of "
+            f"the same size that is white inside, or {AUTO}: {error}"
+        ) from error
+    mask_HW = pixels_HWC[..., :3].mean(2)
+    return mask_HW * pixels_HWC[..., 3] if pixels_HWC.shape[2] == 4 else mask_HW
+
+
+def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> None:
+    """Tell of settings that do not fit the weights, before the long wait."""
+    info = inspect(files.dit)
+    notes = advise(request, info.settings, bool(files.loras))
+    if info.sizes.get("image width") and files.image_encoder is None:
+        notes.append(
+            f"{files.dit.name} has an image branch, which sees nothing without --image-encoder"
+        )
+    fit = inspect(files.adapter).speakers or ""
+    if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
+        notes.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+def _make_frames(
+    request: TalkRequest,
+    pictures: Sequence[Tensor],
+    speakers: Sequence[Speaker],
+    files: ModelFiles,
+    arguments: argparse.Namespace,
+) -> Iterator[Tensor]:
+    size = request.height, request.width
+    rows, columns = pictures[0].shape[:2]
+    masks = find_masks(speakers, (rows, columns))
+    names = [speaker.name for speaker in speakers]
+    regions_PHW = None if masks is None else fit_regions(masks, *size, names)
+    conversation = encode_conversation(
+        speakers,
+        load_audio_encoder(files.audio_encoder),
+        normalizes_loudness=request.normalizes_loudness,
+    )
+    models = load_models(
+        files,
+        arguments.device,
+        request.audio_scale,
+        DTYPES[arguments.dtype],
+        request.teacache_threshold,
+        prompt=arguments.prompt,
+        negative_prompt=arguments.negative_prompt,
+    )
+    plan = plan_video(request, conversation.speeches)
+    num_units = count_work(plan, request, len(pictures))
+    with tqdm(total=num_units, unit="call", dynamic_ncols=True) as bar:
+        for finished in generate(
+            request,
+            References(pictures, *size),
+            conversation.speeches,
+            models,
+            progress=_Bar(bar),
+            regions_PHW=regions_PHW,
+        ):
+            yield quantize_frames(finished.frames_BCTHW)
+
+
+def add_talk(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``talk``.
+
+    Args:
+        parser: of this command.
+    """
+    parser.set_defaults(command=talk)
+    parser.add_argument("--image", type=Path, required=True, help="the portrait; or a video to dub")
+    voices = parser.add_mutually_exclusive_group(required=True)
+    voices.add_argument("--audio", type=Path, help="the voice: sound or video file")
+    voices.add_argument(
+        "--speaker",
+        nargs=3,
+        action="append",
+        metavar=("NAME", "AUDIO", "REGION"),
+        help=f"one of several, again for each: the voice, or {SILENT} for a silent bystander; and "
+        "x,y,width,height in pixels of the image, or a picture of its size that is white where the "
+        f"speaker is, or {AUTO}, which is half of the image for each of two",
+    )
+    parser.add_argument(
+        "--turns",
+        action="store_true",
+        help="each speaker begins when the one before has ended (default: all at the start)",
+    )
+    parser.add_argument("--prompt", help="what the video shows; needs --text-encoder")
+    parser.add_argument("--negative-prompt", help="what --text-guidance leads away from")
+    parser.add_argument("--out", type=Path, required=True, help="the .mp4 to make")
+    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument("--device", type=torch.device, default=find_device(), help="%(default)s")
+    parser.add_argument("--threads", type=parse_count, help="CPU threads of the networks")
+    _add_models(parser.add_argument_group("models", "file names in the sub-folders of --models"))
+    _add_settings(
+        parser.add_argument_group(
+            "settings", "each defaults to what the video transformer ships with"
+        )
+    )
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
+    group.add_argument("--dit", help="video transformer; default: the embedded one")
+    group.add_argument(
+        "--adapter", help="audio adapter; default: the one inside --dit, else the embedded one"
+    )
+    group.add_argument("--encoder", default=AUDIO_ENCODER, help="audio encoder (%(default)s)")
+    group.add_argument("--vae", default=VAE, help="video VAE (%(default)s)")
+    group.add_argument("--text-encoder", metavar="FILE", help="umT5, for --prompt")
+    group.add_argument(
+        "--tokenizer", metavar="FILE", help="its spiece.model; default: the one inside its file"
+    )
+    group.add_argument(
+        "--image-encoder", metavar="FILE", help="CLIP, for a transformer with an image branch"
+    )
+    group.add_argument(
+        "--lora",
+        type=_parse_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="merged into the transformer; again for each",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of transformer, adapter and text encoder in memory, whatever the files hold "
+        "(%(default)s)",
+    )
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    group.add_argument(
+        "--size", type=parse_size, default="auto", metavar="WxH", help="default: from the image"
+    )
+    group.add_argument("--steps", type=int, help="network evaluations per chunk")
+    group.add_argument("--schedule", choices=SCHEDULES)
+    group.add_argument("--shift", type=float, help="of the schedule")
+    group.add_argument("--update", choices=UPDATES, help="from one noise level to the next")
+    group.add_argument("--audio-guidance", type=float, help="push towards the voice, 1 is off")
+    group.add_argument("--audio-scale", type=float, default=1.0, help="adapter strength (1)")
+    group.add_argument("--chunk-frames", type=int, help="4n + 1")
+    group.add_argument("--motion-frames", type=int, help="4m + 1")
+    group.add_argument(
+        "--loudness",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="bring the voice to -23 LUFS before it is heard; the video keeps the original",
+    )
+    group.add_argument(
+        "--text-guidance", type=float, default=1.0, help="push towards the prompt, 1 is off (1)"
+    )
+    group.add_argument(
+        "--apg", action="store_true", help="adaptive projected guidance, for strong guidance"
+    )
+    group.add_argument(
+        "--color-strength",
+        type=float,
+        default=0.0,
+        help="bring all frames to the colours of the image, 0 (off) to 1",
+    )
+    group.add_argument("--max-seconds", type=_parse_length, metavar="SECONDS", help="longest video")
+    group.add_argument(
+        "--teacache",
+        type=float,
+        nargs="?",
+        const=TEACACHE,
+        metavar="THRESHOLD",
+        help=f"leave out network blocks that would change little, for many steps ({TEACACHE})",
+    )
+
+
+def _parse_lora(text: str) -> tuple[str, float]:
+    name, colon, strength = text.rpartition(":")
+    try:
+        return (name, float(strength)) if colon else (text, 1.0)
+    except ValueError:  # a colon in the name
+        return text, 1.0
+
+
+def _parse_length(text: str) -> int:
+    """Turn seconds into whole frames."""
+    try:
+        seconds = Fraction(text)
+        return count_frames(seconds.numerator, seconds.denominator)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5") from error
