@@ -229,7 +229,9 @@ def _add_precompute(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--encoder", type=Path, required=True, help="audio encoder")
     models.add_argument("--image-encoder", type=Path, help="CLIP, for a model with an image branch")
     models.add_argument("--text-encoder", type=Path, help="umT5, for captions")
-    models.add_argument("--tokenizer", type=Path, help="folder of the text encoder's tokenizer")
+    models.add_argument(
+        "--tokenizer", type=Path, help="spiece.model, where it is not inside of --text-encoder"
+    )
     models.add_argument("--negative-prompt", default="", help="embedded once for all (empty)")
     parser.add_argument(
         "--frames",

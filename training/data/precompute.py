@@ -52,12 +52,9 @@ from training.data.stage import (
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import to_mono_16k
-from turbotalk_core.errors import CheckpointError, MismatchError, RequestError
-from turbotalk_core.model.checkpoint import load_vae
-from turbotalk_core.model.image_encoder import build_image_encoder
-from turbotalk_core.model.text_encoder import TextEncoder, build_text_encoder
-from turbotalk_core.model.wan import TEXT_LENGTH
-from turbotalk_core.model.weights import read_header, read_weights
+from turbotalk_core.errors import MismatchError, RequestError
+from turbotalk_core.model.checkpoint import load_image_encoder, load_text_encoder, load_vae
+from turbotalk_core.model.text_encoder import encode_prompt
 from turbotalk_core.ports import AudioEncoder, ImageEncoder, VideoCodec
 
 SAME_LATENT = 2e-3  # normalised; less is no difference in float16, whose steps are that wide
@@ -76,10 +73,10 @@ class EncoderFiles:
         audio: wav2vec2.
         image: CLIP, for a model with the image branch; None prepares no image tokens.
         text: umT5; None prepares no prompts.
-        tokenizer: folder of the text encoder's tokenizer.
+        tokenizer: ``spiece.model`` of the text encoder; None where it is inside of its file.
 
     Raises:
-        RequestError: a text encoder without its tokenizer, or the reverse.
+        RequestError: a tokenizer without its text encoder.
     """
 
     vae: Path
@@ -89,15 +86,18 @@ class EncoderFiles:
     tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
-        if (self.text is None) != (self.tokenizer is None):
-            raise RequestError(
-                "got a text encoder without its tokenizer or the reverse; give both --text-encoder "
-                "and --tokenizer, or neither"
-            )
+        if self.text is None and self.tokenizer is not None:
+            raise RequestError("got a tokenizer without a text encoder; give --text-encoder too")
 
     def describe(self) -> dict[str, Any]:
         """Say which files these are, by their bytes."""
-        files = {"vae": self.vae, "audio": self.audio, "image": self.image, "text": self.text}
+        files = {
+            "vae": self.vae,
+            "audio": self.audio,
+            "image": self.image,
+            "text": self.text,
+            "tokenizer": self.tokenizer,
+        }
         return {
             name: None if path is None else fingerprint_files(path) for name, path in files.items()
         }
@@ -126,60 +126,22 @@ def load_encoders(files: EncoderFiles, device: torch.device) -> Encoders:
     Raises:
         CheckpointError: a file that is missing, damaged or of another kind.
     """
-    image = text = None
-    if files.image is not None:
-        weights = read_weights(read_header(files.image), torch.float32)
-        image = build_image_encoder(weights).to(device)
-    if files.text is not None and files.tokenizer is not None:
-        encoder = build_text_encoder(read_weights(read_header(files.text), torch.bfloat16))
-        encoder.model.to(device)  # pyright: ignore[reportArgumentType] (transformers' wrapper)
-        text = PromptReader(encoder, files.tokenizer)
+    text = None
+    if files.text is not None:
+        text = _load_text(files.text, files.tokenizer, device)
     return Encoders(
         codec=load_vae(files.vae).to(device),
         audio=load_audio_encoder(files.audio),
-        image=image,
+        image=None if files.image is None else load_image_encoder(files.image).to(device),
         text=text,
     )
 
 
-class PromptReader:
-    """Embeds prompts as Wan 2.1 is shown them."""
-
-    def __init__(self, encoder: TextEncoder, tokenizer: Path) -> None:
-        """Load the tokenizer.
-
-        Args:
-            encoder: umT5.
-            tokenizer: folder with its tokenizer, in Hugging Face's layout.
-
-        Raises:
-            CheckpointError: there is no tokenizer in the folder.
-        """
-        # Imported when used: it takes seconds, and a set without prompts never needs it.
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(
-                f"cannot load a tokenizer from {tokenizer} ({type(error).__name__}); give the "
-                "folder google/umt5-xxl of Wan 2.1's download"
-            ) from error
-        self._encoder = encoder
-
-    def __call__(self, prompt: str) -> Tensor:
-        """Embed a prompt.
-
-        Args:
-            prompt: any text; what exceeds 512 tokens is cut off.
-
-        Returns:
-            [N, D]: one row per token, the end's included.
-        """
-        told = self._tokenizer(
-            " ".join(prompt.split()), truncation=True, max_length=TEXT_LENGTH, return_tensors="pt"
-        )
-        return self._encoder(told["input_ids"], told["attention_mask"])[0]
+def _load_text(path: Path, tokenizer_path: Path | None, device: torch.device) -> TextPort:
+    # bfloat16, which the public weights are in: in float32 they are 22 GB.
+    encoder, tokenizer = load_text_encoder(path, tokenizer_path, torch.bfloat16)
+    torch.nn.Module.to(encoder.model, device)
+    return lambda prompt: encode_prompt(prompt, tokenizer, encoder)[0]
 
 
 def run_precompute(

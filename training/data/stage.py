@@ -33,6 +33,8 @@ SETTINGS = "settings.json"
 JOURNALS = "items-*.jsonl"
 KEY, SKIPPED, ATTEMPT = "key", "skipped", "attempt"
 
+_PLAIN = (".pt2", ".model")  # programs and tokenizers: a file each, and no weights
+
 _log = getLogger(__name__)
 
 Record = dict[str, Any]
@@ -106,7 +108,7 @@ def fingerprint_files(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file that is missing or cannot be read.
     """
-    files = (path,) if path.suffix == ".pt2" else read_header(path).files
+    files = (path,) if path.suffix in _PLAIN else read_header(path).files
     digest, num_bytes = hashlib.sha256(), 0
     try:
         for file in files:

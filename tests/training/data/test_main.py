@@ -98,7 +98,7 @@ PRECOMPUTE = "precompute --out p --vae v --encoder e"
         (f"{PRECOMPUTE} --videos v --set s", "run the one before"),
         (f"{PRECOMPUTE} --avatars 1", "v"),
         (f"{PRECOMPUTE} --avatars 1 --frames 80", "80 frames"),
-        (f"{PRECOMPUTE} --avatars 1 --text-encoder t", "--tokenizer"),
+        (f"{PRECOMPUTE} --avatars 1 --tokenizer t", "give --text-encoder too"),
         (f"{PRECOMPUTE} --videos v --set s --size 100x64", "width 100"),
         ("inspect nowhere", "nowhere"),
     ],

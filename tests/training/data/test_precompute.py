@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.core.family import save_text_encoder
 from training.data import precompute
 from training.data.precompute import (
     EncoderFiles,
     Encoders,
-    PromptReader,
     encode_shot,
     load_encoders,
     run_precompute,
@@ -34,14 +34,13 @@ from turbotalk_core.errors import (
     OutputError,
     RequestError,
 )
-from turbotalk_core.model.checkpoint import load_vae
-from turbotalk_core.model.text_encoder import TextEncoder
+from turbotalk_core.model.checkpoint import load_text_encoder, load_vae
+from turbotalk_core.model.text_encoder import encode_prompt
 from turbotalk_core.types import Waveform
 
 from .conftest import RATE, hum
 
 CPU = torch.device("cpu")
-FIGURES = Path(__file__).parents[2] / "golden" / "data"
 
 
 class Squares:
@@ -338,57 +337,34 @@ def _assert_same(left: Path, right: Path) -> None:
 
 
 class TestPrompts:
-    class Tokenizer:
-        """A token per letter and one for the end."""
-
-        def __call__(
-            self, text: str, *, truncation: bool, max_length: int, return_tensors: str
-        ) -> dict[str, Tensor]:
-            assert truncation
-            assert return_tensors == "pt"
-            ids = torch.tensor([[*(2 + ord(letter) % 50 for letter in text), 1]])[:, :max_length]
-            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
     @pytest.fixture
-    def tokenizer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        import transformers
-
-        monkeypatch.setattr(
-            transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: self.Tokenizer()
+    def files(self, tmp_path: Path, model_files: EncoderFiles) -> EncoderFiles:
+        folder = tmp_path / "text"
+        save_text_encoder(folder, 8)
+        return replace(
+            model_files, text=folder / "bare.safetensors", tokenizer=folder / "spiece.model"
         )
 
-    @pytest.fixture
-    def text_file(self, tmp_path: Path) -> Path:
-        figures = load_file(FIGURES / "t5_tiny.safetensors")
-        path = tmp_path / "t5.safetensors"
-        save_file({n[2:]: t.clone() for n, t in figures.items() if n.startswith("w.")}, path)
-        return path
-
-    @pytest.mark.usefixtures("tokenizer")
     def test_prompts_and_the_negative_one_are_stored(
-        self, tmp_path: Path, model_files: EncoderFiles, text_file: Path
+        self, tmp_path: Path, files: EncoderFiles
     ) -> None:
-        files = replace(model_files, text=text_file, tokenizer=tmp_path)
         _run(Squares(2), tmp_path / "set", files, negative_prompt="bad")
-        assert [record["text_tokens"] for record in read_manifest(tmp_path / "set")] == [9, 9]
-        assert load_file(tmp_path / "set" / NULL_TEXT)["text_ND"].shape[0] == 4
+        assert files.text is not None
+        encoder, tokenizer = load_text_encoder(files.text, files.tokenizer, torch.bfloat16)
+        reader = ShardReader(tmp_path / "set")
+        for number, record in enumerate(read_manifest(tmp_path / "set")):
+            expected = encode_prompt(f"Square {number}", tokenizer, encoder)[0]
+            assert record["text_tokens"] == len(expected)
+            assert torch.equal(reader.read(record, "text_ND"), expected.half())
+        null_text = load_file(tmp_path / "set" / NULL_TEXT)["text_ND"]
+        assert torch.equal(null_text, encode_prompt("bad", tokenizer, encoder)[0])
         with pytest.raises(RequestError, match="other settings: negative_prompt 'bad', now 'no'"):
             _run(Squares(2), tmp_path / "set", files, negative_prompt="no")
 
-    @pytest.mark.usefixtures("tokenizer")
-    def test_white_space_does_not_count_and_long_prompts_are_cut(
-        self, tmp_path: Path, model_files: EncoderFiles, text_file: Path
-    ) -> None:
-        files = replace(model_files, text=text_file, tokenizer=tmp_path)
-        read = load_encoders(files, CPU).text
-        assert isinstance(read, PromptReader)
-        assert torch.equal(read(" a  b\n"), read("a b"))
-        assert read("a" * 600).shape[0] == 512
+    def test_a_tokenizer_alone_is_refused(self, files: EncoderFiles) -> None:
+        with pytest.raises(RequestError, match="give --text-encoder too"):
+            replace(files, text=None)
 
-    def test_a_folder_without_a_tokenizer_is_told(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="cannot load a tokenizer"):
-            PromptReader(TextEncoder(None), tmp_path)  # pyright: ignore[reportArgumentType]
-
-    def test_one_needs_the_other(self, model_files: EncoderFiles) -> None:
-        with pytest.raises(RequestError, match="--tokenizer"):
-            replace(model_files, text=Path("t5.safetensors"))
+    def test_a_file_of_another_kind_is_refused(self, files: EncoderFiles) -> None:
+        with pytest.raises(CheckpointError, match="needed here: image encoder"):
+            load_encoders(replace(files, image=files.vae), CPU)
