@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the run; default: runs/RECIPE")
     parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # changes may stand behind options
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     folder = arguments.run or Path("runs") / Path(arguments.recipe).stem

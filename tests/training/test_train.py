@@ -150,6 +150,13 @@ def test_the_embedded_files_are_what_their_recipe_says(monkeypatch: pytest.Monke
     assert sum(weight.numel() for weight in model.parameters()) > 4_000_000
 
 
+def test_settings_may_be_changed_behind_options(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(recipe_path, "--dry-run", "phases.one.steps=7") == 0
+    assert "phase one: adversarial, steps 0 to 7" in capsys.readouterr().out
+
+
 def test_a_dry_run_writes_nothing(recipe_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(recipe_path, "--dry-run") == 0
     text = capsys.readouterr().out
