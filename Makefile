@@ -52,7 +52,7 @@ models-vae: $(VENV)/.run-ready espeak
 
 models-teacher: $(VENV)/.run-ready espeak
 	printf '0\n1\n' | xargs -P 2 -I{} $(PY) -m training.teacher_data --vae $(VAE) \
-	  --encoder $(AUDIO_ENCODER) --out runs/teacher_data --part {} --parts 2
+	  --encoder $(AUDIO_ENCODER) --out runs/teacher_data --avatars 960 --part {} --parts 2
 	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models --compile
 
 # ----------------------------------------------------------------------------------------------

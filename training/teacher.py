@@ -73,9 +73,9 @@ class TeacherRecipe:
     hidden_dim: int = 128
     num_tokens: int = 4
     token_dim: int = 64
-    short_steps: int = 2700
+    short_steps: int = 3400
     short_batch: int = 8
-    long_steps: int = 750
+    long_steps: int = 1850
     long_batch: int = 5
     learning_rate: float = 2e-3
     weight_decay: float = 0.02

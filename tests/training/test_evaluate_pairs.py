@@ -1,16 +1,22 @@
-"""Whose mouth moves is told rightly."""
+"""Whose mouth moves is told rightly, and with the shipped models it is the right one."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from training import evaluate_pairs
 from training.data.pairs import PairClip
 from training.data.synthetic import SyntheticClip
 from training.evaluate_pairs import draw_turns, score_turn
 from turbotalk_core.errors import RequestError
+from turbotalk_core.library import EMBEDDED_MODELS
 
 NUM_FRAMES = 26
 
@@ -51,3 +57,23 @@ def test_a_late_speaker_is_found(pair: PairClip) -> None:
 def test_pairs_that_cannot_be_drawn_are_refused(seed: int, num_pairs: int) -> None:
     with pytest.raises(RequestError, match=f"got {num_pairs} pairs and seed {seed}"):
         draw_turns(seed, num_pairs, 9)
+
+
+@pytest.mark.usefixtures("_espeak")
+def test_the_right_mouth_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the shipped models, on two pairs they have never met: one speaks left, one right."""
+    report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    options = ["--weights", str(EMBEDDED_MODELS), "--pairs", "2", "--frames", "81", "--seed", "3"]
+    outputs = ["--json", str(report), "--sheet", str(sheet)]
+    monkeypatch.setattr(sys, "argv", ["evaluate_pairs", *options, *outputs])
+    assert evaluate_pairs.main() == 0
+    written = json.loads(report.read_text())
+    assert [pair["speaker"] for pair in written["pairs"]] == ["left", "right"]
+    for scores in written["pairs"]:
+        assert scores["speaker_sync"] >= 0.8
+        assert abs(scores["speaker_lag_frames"]) <= 1
+        assert scores["other_sync"] <= 0.2
+        assert scores["other_opening"] <= 0.2
+    with Image.open(sheet) as picture:
+        assert picture.size == (6 * 256, 4 * 128)
