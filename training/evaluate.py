@@ -16,9 +16,10 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,10 +119,7 @@ def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, Sy
         RequestError: no pair, or a negative seed.
         MissingToolError: espeak-ng is not installed.
     """
-    if num_pairs < 1 or seed < 0:
-        raise RequestError(
-            f"got {num_pairs} pairs and seed {seed}; ask for at least one pair, and a seed from 0"
-        )
+    check_draw(seed, num_pairs)
     pairs: list[tuple[int, SyntheticClip]] = []
     pair_seed = seed * SEED_STRIDE
     while len(pairs) < num_pairs:
@@ -130,6 +128,22 @@ def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, Sy
             pairs.append((pair_seed, clip))
         pair_seed += 1
     return pairs
+
+
+def check_draw(seed: int, num_pairs: int) -> None:
+    """Refuse pairs that cannot be drawn.
+
+    Args:
+        seed: 0 or more.
+        num_pairs: at least 1.
+
+    Raises:
+        RequestError: no pair, or a negative seed.
+    """
+    if num_pairs < 1 or seed < 0:
+        raise RequestError(
+            f"got {num_pairs} pairs and seed {seed}; ask for at least one pair, and a seed from 0"
+        )
 
 
 @torch.no_grad()
@@ -336,11 +350,30 @@ def summarize(
 def main() -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="models folder")
-    parser.add_argument("--model", choices=DITS, default="teacher")
     parser.add_argument("--steps", type=int, help="network evaluations; default as shipped")
     parser.add_argument("--audio-guidance", type=float, help="default as shipped; 1 is off")
-    parser.add_argument("--pairs", type=int, default=20)
+    return run_command(parser, _evaluate, num_pairs=20)
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    evaluate: Callable[[argparse.Namespace], dict[str, Any]],
+    *,
+    num_pairs: int,
+) -> int:
+    """Parse the options that all evaluations have, evaluate, and report.
+
+    Args:
+        parser: with the evaluation's own options.
+        evaluate: gives from all options a report with a ``summary``.
+        num_pairs: default number of pairs.
+
+    Returns:
+        The exit code.
+    """
+    parser.add_argument("--weights", type=Path, required=True, help="models folder")
+    parser.add_argument("--model", choices=DITS, default="teacher")
+    parser.add_argument("--pairs", type=int, default=num_pairs)
     parser.add_argument("--frames", type=int, default=81, help="length of each clip")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
     parser.add_argument("--json", type=Path, help="file for summary and pairs")
@@ -350,7 +383,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
     try:
-        report = _evaluate(arguments)
+        report = evaluate(arguments)
     except TurboTalkError as error:
         logger.error("%s", error)
         return 2
@@ -362,7 +395,7 @@ def main() -> int:
     return 0
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict:
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     request, models, encoder = load_family(arguments.weights, arguments.model)
     request = replace(request, seed=arguments.seed)
     if arguments.steps is not None:

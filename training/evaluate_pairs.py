@@ -12,11 +12,9 @@ Axes: C channels, T video frames, H height, W width.
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import sys
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,22 +26,20 @@ from training.data.mouth import estimate_aperture, sync
 from training.data.pairs import PairClip, draw_pair
 from training.data.synthetic import make_sheet
 from training.evaluate import (
-    DITS,
     MIN_MOUTH_STD,
     SEED_STRIDE,
     SPLIT,
+    check_draw,
     collect_frames,
     load_family,
+    run_command,
 )
 from turbotalk_core.audio.features import encode_speech
-from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.regions import fit_regions, halve_picture
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import Waveform
-
-logger = logging.getLogger(__name__)
 
 SIDES = ("left", "right")
 
@@ -85,10 +81,7 @@ def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, st
         RequestError: no pair, or a negative seed.
         MissingToolError: espeak-ng is not installed.
     """
-    if num_pairs < 1 or seed < 0:
-        raise RequestError(
-            f"got {num_pairs} pairs and seed {seed}; ask for at least one pair, and a seed from 0"
-        )
+    check_draw(seed, num_pairs)
     turns: list[tuple[int, str, PairClip]] = []
     pair_seed = seed * SEED_STRIDE
     while len(turns) < num_pairs:
@@ -162,31 +155,10 @@ def score_turn(pair_seed: int, speaker: str, pair: PairClip, frames_CTHW: Tensor
 def main() -> int:
     """Run from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate_pairs", description=__doc__)
-    parser.add_argument("--weights", type=Path, required=True, help="models folder")
-    parser.add_argument("--model", choices=DITS, default="teacher")
-    parser.add_argument("--pairs", type=int, default=6)
-    parser.add_argument("--frames", type=int, default=81, help="length of each clip")
-    parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
-    parser.add_argument("--json", type=Path, help="file for summary and pairs")
-    parser.add_argument("--sheet", type=Path, help="PNG: each pair's true and generated frames")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(arguments.threads)
-    try:
-        report = _evaluate(arguments)
-    except TurboTalkError as error:
-        logger.error("%s", error)
-        return 2
-    for name, value in report["summary"].items():
-        logger.info("%-24s %8.4f", name, value)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
+    return run_command(parser, _evaluate, num_pairs=6)
 
 
-def _evaluate(arguments: argparse.Namespace) -> dict:
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     request, models, encoder = load_family(arguments.weights, arguments.model)
     request = replace(request, seed=arguments.seed)
     scores: list[TurnScores] = []

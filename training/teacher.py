@@ -29,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.batch import CONTEXT_LATENTS, Batch
+from training.data.precompute import weigh_places
 from training.losses import flow_loss
 from training.networks import TalkingModel
 from training.optimization import Ema, Optimizers, cosine_factor
@@ -116,22 +117,6 @@ def build_networks(recipe: TeacherRecipe, frame_width: int) -> TalkingModel:
     )
     dit.initialize()
     return TalkingModel(dit, projection)
-
-
-def weigh_places(clip: TeacherClip) -> Tensor:
-    """Weigh places by how much moves there, so that the mouth counts more than the wall.
-
-    The weight belongs to the avatar, not to a moment, so what the network converges to stays the
-    conditional mean.
-
-    Args:
-        clip: an encoded avatar.
-
-    Returns:
-        [H, W], mean 1, at least 0.4.
-    """
-    moved = torch.cat((clip.opening_CFHW, clip.later_CFHW), 1).float().std(1).mean(0)
-    return 0.4 + 0.6 * moved / moved.mean()
 
 
 def draw_batch(
@@ -279,7 +264,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.clips = list(clips)
-        self.weights = [weigh_places(clip) for clip in clips]
+        self.weights = [weigh_places(clip.opening_CFHW, clip.later_CFHW) for clip in clips]
         long = count_latent_frames(LONG_FRAMES)
         self.pairs = [i for i, clip in enumerate(clips) if len(clip.features_PTLD) > 1]
         self.avatars = [i for i, clip in enumerate(clips) if len(clip.features_PTLD) == 1]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from training import teacher
 from training.batch import CONTEXT_LATENTS, Batch
+from training.data.precompute import weigh_places
 from training.teacher import (
     Run,
     TeacherRecipe,
@@ -23,7 +24,6 @@ from training.teacher import (
     draw_batch,
     draw_halves,
     teacher_loss,
-    weigh_places,
 )
 from training.teacher_data import LONG_FRAMES, SHORT_FRAMES, TeacherClip, save_clip
 from turbotalk_core.audio.windows import take_windows
@@ -79,7 +79,7 @@ def clips() -> list[TeacherClip]:
 
 
 def _draw(clips: list[TeacherClip], size: int, recipe: TeacherRecipe = RECIPE) -> Batch:
-    weights = [weigh_places(clip) for clip in clips]
+    weights = [weigh_places(clip.opening_CFHW, clip.later_CFHW) for clip in clips]
     generator = torch.Generator().manual_seed(0)
     return draw_batch(clips, weights, SHORT_FRAMES, size, recipe, generator)
 
@@ -179,16 +179,6 @@ def test_the_voices_of_a_pair_are_heard_one_after_the_other(
         alone_BFND = networks.projection(batch.first_BPKLD[:, voice], batch.later_BPFKLD[:, voice])
         part_BFND = heard[0][:, :, RECIPE.num_tokens * voice : RECIPE.num_tokens * (voice + 1)]
         torch.testing.assert_close(part_BFND, alone_BFND)
-
-
-def test_places_that_move_count_more() -> None:
-    clip = _make_clip(0, SHORT_FRAMES)
-    later = clip.later_CFHW.clone()
-    later[:, ::2, 1, 2] += 3
-    weight_HW = weigh_places(replace(clip, later_CFHW=later))
-    assert float(weight_HW.mean()) == pytest.approx(1)
-    assert int(weight_HW.argmax()) == 4 + 2
-    assert weight_HW.min() >= 0.4
 
 
 class TestFlowLoss:
