@@ -13,6 +13,8 @@ import os
 import signal
 import socket
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,14 +63,18 @@ class NanBatches(ToyBatches):
         return ToyBatch(x=batch.x * float("nan")) if (step, start) == (1, size) else batch
 
 
-def _start(rank: int, world_size: int, port: int) -> torch.device:
+@contextmanager
+def _joined(rank: int, world_size: int, port: int) -> Iterator[torch.device]:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     os.environ |= {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1"}
     torch.set_num_threads(1)
     from training.deepspeed_engine import start_ranks
 
-    return start_ranks(TIMEOUT_SECONDS)
+    yield start_ranks(TIMEOUT_SECONDS)
+    # A process that ends as a member may be aborted by threads of its group that still run.
+    ranks.barrier()
+    ranks.leave()
 
 
 def _make_engine(
@@ -80,32 +86,30 @@ def _make_engine(
 
 
 def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
-    device = _start(rank, 2, port)
-    make_engine = functools.partial(_make_engine, device=device, stage=3)
-    batches = KillingBatches() if kills else ToyBatches()
-    make_trainer(folder / "two", make_engine=make_engine, batches=batches).run()
-    if kills:
-        return
-    shorter = make_tiny_recipe()
-    shorter = replace(shorter, phases={**shorter.phases, "one": replace(ONE, steps=1)})
-    for recipe in (shorter, make_tiny_recipe()):
-        make_tiny_trainer(folder / "methods", recipe, make_engine=make_engine).run()
-    with pytest.raises(TrainingError) as caught:
-        make_trainer(folder / "nan", make_engine=make_engine, batches=NanBatches()).run()
-    (folder / f"nan{rank}").write_text(str(caught.value))
+    with _joined(rank, 2, port) as device:
+        make_engine = functools.partial(_make_engine, device=device, stage=3)
+        batches = KillingBatches() if kills else ToyBatches()
+        make_trainer(folder / "two", make_engine=make_engine, batches=batches).run()
+        shorter = make_tiny_recipe()
+        shorter = replace(shorter, phases={**shorter.phases, "one": replace(ONE, steps=1)})
+        for recipe in (shorter, make_tiny_recipe()):
+            make_tiny_trainer(folder / "methods", recipe, make_engine=make_engine).run()
+        with pytest.raises(TrainingError) as caught:
+            make_trainer(folder / "nan", make_engine=make_engine, batches=NanBatches()).run()
+        (folder / f"nan{rank}").write_text(str(caught.value))
 
 
 def _run_one(rank: int, port: int, folder: Path) -> None:
-    device = _start(rank, 1, port)
-    facts: dict[str, Any] = {}
-    for stage in (1, 2, 3):
-        make_engine = functools.partial(_make_engine, device=device, stage=stage)
-        make_trainer(folder / f"one{stage}", make_engine=make_engine).run()
-    facts["move"] = _move_to_one(device, folder / "two")
-    facts["bfloat16"] = _compare_bfloat16(device)
-    facts["transformer"] = _compare_discriminator(device)
-    facts["left"] = {stage: _count_left(device, stage) for stage in (1, 2, 3)}
-    (folder / "facts.json").write_text(json.dumps(facts))
+    with _joined(rank, 1, port) as device:
+        facts: dict[str, Any] = {}
+        for stage in (1, 2, 3):
+            make_engine = functools.partial(_make_engine, device=device, stage=stage)
+            make_trainer(folder / f"one{stage}", make_engine=make_engine).run()
+        facts["move"] = _move_to_one(device, folder / "two")
+        facts["bfloat16"] = _compare_bfloat16(device)
+        facts["transformer"] = _compare_discriminator(device)
+        facts["left"] = {stage: _count_left(device, stage) for stage in (1, 2, 3)}
+        (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _move_to_one(device: torch.device, folder: Path) -> dict[str, Any]:
