@@ -33,6 +33,8 @@ from training.networks import TalkingModel
 from training.recipe import Recipe, WeightSource, load_recipe, parse, store_recipe
 from training.roles import NetworkKind, RoleBuilder
 from training.trainer import Batches, Trainer
+from turbotalk_core.cli_arguments import REFUSED as REFUSED
+from turbotalk_core.cli_arguments import refuse
 from turbotalk_core.errors import MismatchError, MissingToolError, RecipeError, TurboTalkError
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.model.wan import WanConfig, WanModel
@@ -42,7 +44,6 @@ METHODS: Mapping[str, type[Any]] = {
     "dmd": Dmd,
     "adversarial": Adversarial,
 }
-REFUSED = 2
 RECIPE = "recipe.yaml"
 
 
@@ -76,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             train(recipe, folder, methods)
     except TurboTalkError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return REFUSED
+        return refuse(error)
     finally:
         ranks.leave()
     return 0

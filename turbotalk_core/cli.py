@@ -18,18 +18,16 @@ import torch
 from .audio.io import read_audio
 from .bench import FULL_REQUEST, FULL_SIZES, measure, read_sizes, single_chunk
 from .chunking.plan import plan_chunks
-from .cli_arguments import DTYPES, find_device, parse_count, parse_size
+from .cli_arguments import DTYPES, find_device, parse_count, parse_size, run
 from .cli_talk import add_talk
-from .errors import RequestError, TurboTalkError
+from .errors import RequestError
 from .geometry import FPS, count_frames
 from .library import EMBEDDED_MODELS, find_model_files, read_request
 from .model.checkpoint import inspect
 from .request import CHUNK_FRAMES, NUM_MOTION_FRAMES
 from .types import ChunkPlan
 
-REFUSED = 2
 FULL, TINY = "14b", "tiny"
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,15 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = _make_parser().parse_args(argv)
-    try:
-        arguments.command(arguments)
-    except TurboTalkError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return REFUSED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return INTERRUPTED
-    return 0
+    return run(lambda: arguments.command(arguments))
 
 
 def _plan(arguments: argparse.Namespace) -> None:

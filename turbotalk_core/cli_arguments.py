@@ -1,12 +1,43 @@
-"""Kinds of arguments that several commands of the command line take."""
+"""What programs with a command line share: kinds of arguments, and how a program ends."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 
 import torch
 
+from .errors import TurboTalkError
+
+REFUSED = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run(work: Callable[[], object]) -> int:
+    """Do the work of a program.
+
+    Args:
+        work: what is refused in it, or interrupted, is told in one line on stderr.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        work()
+    except TurboTalkError as error:
+        return refuse(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    return 0
+
+
+def refuse(error: TurboTalkError) -> int:
+    """Tell on stderr, in one line, why something was refused; returns the exit code."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return REFUSED
 
 
 def parse_size(text: str) -> tuple[int, int] | str:
@@ -21,13 +52,27 @@ def parse_size(text: str) -> tuple[int, int] | str:
     Raises:
         ArgumentTypeError: anything else.
     """
-    if text == "auto":
-        return text
+    return text if text == "auto" else parse_sides(text, or_else=", or auto")
+
+
+def parse_sides(text: str, *, or_else: str = "") -> tuple[int, int]:
+    """Read width x height.
+
+    Args:
+        text: as typed.
+        or_else: end of the message, what else may be given.
+
+    Returns:
+        Width and height.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
     try:
         width, height = (int(side) for side in text.lower().split("x"))
     except ValueError as error:
         raise argparse.ArgumentTypeError(
-            f"got {text!r}; give width x height in pixels, as in 640x640, or auto"
+            f"got {text!r}; give width x height in pixels, as in 640x640{or_else}"
         ) from error
     return width, height
 

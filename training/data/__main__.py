@@ -22,8 +22,8 @@ from training.data.scores import LIMITS, Limit
 from training.data.shots import AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
 from training.data.stage import Summary, Work, read_journals, read_settings
-from turbotalk_core.cli import INTERRUPTED, REFUSED
-from turbotalk_core.errors import RequestError, TurboTalkError
+from turbotalk_core.cli_arguments import parse_sides, run
+from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import check_size, count_latent_frames
 
 
@@ -39,15 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _make_parser().parse_args(argv)
     if getattr(arguments, "threads", None) is not None:
         torch.set_num_threads(arguments.threads)
-    try:
-        sys.stdout.write("\n".join(arguments.command(arguments)) + "\n")
-    except TurboTalkError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return REFUSED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return INTERRUPTED
-    return 0
+    return run(lambda: sys.stdout.write("\n".join(arguments.command(arguments)) + "\n"))
 
 
 def _split(arguments: argparse.Namespace) -> list[str]:
@@ -274,12 +266,7 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(side) for side in text.lower().split("x"))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}; give width x height in pixels, as in 640x640"
-        ) from error
+    width, height = parse_sides(text)
     return height, width
 
 
