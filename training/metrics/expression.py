@@ -55,7 +55,9 @@ class ExpressionSpace:
             ImageError: the file is damaged, or no face can be followed through it.
             CheckpointError: the regressor gives something else.
         """
-        batches = cut_faces(clip, self._detector).split(SPAN_FRAMES)
+        # In equal parts: programs of torch.export take every number of faces but a single one.
+        num_parts = -(-clip.num_frames // SPAN_FRAMES)
+        batches = cut_faces(clip, self._detector).tensor_split(num_parts)
         return torch.cat(
             [
                 check_features(

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from training.data.scores import load_judge
 from training.metrics.clips import Clip
 from training.metrics.expression import ExpressionSpace
+from training.metrics.weights import EXPRESSION
 from turbotalk_core.errors import CheckpointError
 
 from .conftest import Brightness, MakeVideo, MiddleFace
@@ -26,6 +28,13 @@ def test_a_sample_is_a_face(clip: Clip) -> None:
     assert samples_ND[:, 0].mean() == pytest.approx(0.3, abs=0.05)
 
 
+def test_an_exported_program_is_never_shown_a_single_face(clip: Clip, all_weights: Path) -> None:
+    regressor = load_judge(all_weights / EXPRESSION)
+    odd = Clip(name=clip.name, path=clip.path, num_frames=17)
+    samples_ND = ExpressionSpace(regressor, MiddleFace())(odd)
+    torch.testing.assert_close(samples_ND, ExpressionSpace(Brightness(), MiddleFace())(odd))
+
+
 def test_another_form_is_refused(clip: Clip) -> None:
-    with pytest.raises(CheckpointError, match=r"regressor returned \(16,\).*\[16, any\]"):
+    with pytest.raises(CheckpointError, match=r"regressor returned \(10,\).*\[10, any\]"):
         ExpressionSpace(lambda faces_TCHW: torch.zeros(len(faces_TCHW)), MiddleFace())(clip)
