@@ -116,6 +116,11 @@ class DeepSpeedEngine:
                 f"got the optimizer {settings.optimizer}; under DeepSpeed it must be adamw, as "
                 "shards are no matrices; use it, or engine.kind: plain"
             )
+        if settings.precision == "mixed":
+            raise RecipeError(
+                "got the precision mixed; under DeepSpeed it must be float32 or bfloat16, which "
+                "steps float32 copies; use that, or engine.kind: plain"
+            )
         self.zero = zero
         self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._shapes = {name: list(weight.shape) for name, weight in self._trained.items()}

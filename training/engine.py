@@ -20,8 +20,13 @@ from training.optimization import Muon
 from turbotalk_core.errors import CheckpointError
 
 BUCKET_SIZE = 200_000_000  # gradients that DeepSpeed sends at a time
-Precision = Literal["float32", "bfloat16"]
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Precision = Literal["float32", "mixed", "bfloat16"]
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "mixed": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+"""Of weights in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +40,9 @@ class EngineSettings:
         clip_norm: largest norm of the whole gradient; longer ones are scaled down to it.
         optimizer: AdamW for all weights, or Muon for the matrices inside blocks and AdamW for the
             rest (plain engine alone).
-        precision: of weights and gradients; in bfloat16 the optimiser steps float32 copies.
+        precision: of weights and gradients; in bfloat16 the optimiser steps float32 copies. Mixed
+            is float32 with network calls in bfloat16 (autocast), which the loop sees to (plain
+            engine alone).
         ema_decay: of the average of the weights per update; None keeps none.
         ema_start: updates before the average begins; until then it is the weights themselves.
         uses_checkpointing: recompute blocks in the backward pass instead of storing them.
@@ -158,10 +165,10 @@ class PlainEngine:
         self.module = module.to(device or "cpu", DTYPES[settings.precision])
         set_checkpointing(self.module, uses=settings.uses_checkpointing)
         self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        # The optimiser's own copies; in float32 they are the weights themselves.
+        # The optimiser's own copies; of float32 weights these are the weights themselves.
         self._masters = {
             name: nn.Parameter(weight.detach().float())
-            if settings.precision != "float32"
+            if DTYPES[settings.precision] != torch.float32
             else weight
             for name, weight in self._trained.items()
         }

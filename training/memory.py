@@ -158,9 +158,9 @@ def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> St
     """Reckon what one GPU keeps of one network.
 
     Per parameter, with b = 2 bytes in bfloat16 and 4 in float32: weight b, and where it is trained
-    gradient b, float32 copy 4 (the plain engine in float32 has none), moments 8, average 4. ZeRO
-    divides copy, moments and average by the number of ranks, from stage 2 on also gradients, at
-    stage 3 also weights.
+    gradient b, float32 copy 4 (the plain engine has none of float32 weights), moments 8, average 4.
+    ZeRO divides copy, moments and average by the number of ranks, from stage 2 on also gradients,
+    at stage 3 also weights.
 
     Args:
         counts: parameters.
@@ -174,7 +174,7 @@ def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> St
     zero = engine.zero_stage if engine.kind == "deepspeed" else 0
     divided = [engine.num_ranks if zero >= stage else 1 for stage in (1, 2, 3)]
     by_optimizer, by_gradient, by_weight = divided
-    copy = 4 if zero or engine.precision != "float32" else 0
+    copy = 4 if zero or DTYPES[engine.precision] != torch.float32 else 0
     shard = counts.trained / by_optimizer
     is_away = zero > 0 and engine.offload != "none"
     weights = width * counts.all / by_weight
@@ -314,22 +314,25 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
     Yields:
         Lines for people.
     """
-    engine, clip, batch = recipe.engine, recipe.clip, recipe.batch
-    accumulated = -(-batch.count // engine.num_ranks)
+    engine = recipe.engine
     spread = f"ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "one device"
     yield (
         f"{engine.num_ranks} GPUs, {engine.kind} engine ({spread}), {engine.precision}, "
-        f"offload {engine.offload}; per update {batch.count} x {batch.size} samples, "
-        f"{accumulated} of these micro-batches on each GPU; samples of {clip.num_frames} frames "
-        f"of {clip.width}x{clip.height}"
+        f"offload {engine.offload}"
     )
     done = 0
     for number, (name, phase) in enumerate(recipe.phases.items()):
+        clip, batch = recipe.clip_of(phase), recipe.batch_of(phase)
+        accumulated = -(-batch.count // engine.num_ranks)
         samples = phase.steps * batch.count * batch.size
         yield ""
         yield (
             f"phase {name}: {phase.method}, steps {done} to {done + phase.steps}, "
-            f"{samples:,} samples"
+            f"{samples:,} samples of {clip.num_frames} frames of {clip.width}x{clip.height}"
+        )
+        yield (
+            f"  per update {batch.count} x {batch.size} samples, {accumulated} of these "
+            "micro-batches on each GPU"
         )
         done += phase.steps
         total = 0.0

@@ -108,7 +108,8 @@ class EngineChoice:
         num_ranks: that a dry run reckons with; a run takes those it is given.
         zero_stage: what DeepSpeed divides: 1 optimiser states, 2 also gradients, 3 also weights.
         offload: what DeepSpeed keeps in the CPU's memory: none, optimizer, weights (and optimizer).
-        precision: of weights and gradients.
+        precision: of weights and gradients; mixed is float32 with network calls in bfloat16 (plain
+            alone).
         activations: what is kept for the backward pass: keep all of it, recompute the insides of
             blocks from their inputs, or offload, which also moves these to the CPU's memory.
         optimizer: adamw, or muon for the matrices of blocks (plain alone).
@@ -175,6 +176,8 @@ class Phase:
     Attributes:
         method: by name.
         steps: of the loop; a step makes one update or several.
+        num_frames: of its clips; null takes the recipe's. Longer ones of the set are cut.
+        batch: what its updates are made of; null takes the recipe's.
         settings: of the method, by its own names.
         exports: role whose model files are written when the phase ends; null writes none.
         ships_with: settings kept in the metadata of these files, named as in a request.
@@ -182,6 +185,8 @@ class Phase:
 
     method: str
     steps: Natural
+    num_frames: Count | None = None
+    batch: BatchShape | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     exports: str | None = None
     ships_with: Mapping[str, Any] = field(default_factory=dict)
@@ -239,6 +244,15 @@ class Recipe:
         for name, source in plain["weights"].items():
             plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    def clip_of(self, phase: Phase) -> ClipShape:
+        """Say what one sample of a phase is."""
+        num_frames = phase.num_frames or self.clip.num_frames
+        return dataclasses.replace(self.clip, num_frames=num_frames)
+
+    def batch_of(self, phase: Phase) -> BatchShape:
+        """Say what the updates of a phase are made of."""
+        return phase.batch or self.batch
 
     def settings_of(self, role: str, learning: Any) -> EngineSettings:
         """Give the engine's settings of a role.

@@ -30,7 +30,7 @@ from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
 from training.networks import TalkingModel
-from training.recipe import Recipe, WeightSource, load_recipe, parse, store_recipe
+from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse, store_recipe
 from training.roles import NetworkKind, RoleBuilder
 from training.trainer import Batches, Trainer
 from turbotalk_core.cli_arguments import REFUSED as REFUSED
@@ -194,14 +194,14 @@ def start_engine(
     return partial(DeepSpeedEngine, zero=zero, device=device), device
 
 
-def open_data(recipe: Recipe) -> Batches:
+def open_data(recipe: Recipe) -> list[Batches]:
     """Open the prepared set of a recipe.
 
     Args:
         recipe: names its folder.
 
     Returns:
-        The set.
+        The set as each phase sees it.
 
     Raises:
         RecipeError: no folder is named.
@@ -215,7 +215,13 @@ def open_data(recipe: Recipe) -> Batches:
             "the recipe names no data; prepare a set with python -m training.data and say "
             "data.folder=FOLDER"
         )
-    return PreparedSet(source.folder, **source.options)
+    lengths = [phase.num_frames for phase in recipe.phases.values()]
+    options = dict(source.options)
+    sets = {
+        length: PreparedSet(source.folder, **options | ({"num_frames": length} if length else {}))
+        for length in set(lengths)
+    }
+    return [sets[length] for length in lengths]
 
 
 def export_phase(
@@ -239,21 +245,20 @@ def export_phase(
     network.save(
         models / "diffusion_models" / f"{phase.exports}.safetensors",
         models / "model_patches" / f"{phase.exports}_adapter.safetensors",
-        {**describe_student(recipe, methods[number]), **phase.ships_with},
+        {**describe_student(recipe.clip_of(phase), methods[number]), **phase.ships_with},
     )
 
 
-def describe_student(recipe: Recipe, method: Method) -> dict[str, Any]:
+def describe_student(clip: ClipShape, method: Method) -> dict[str, Any]:
     """Say with which settings a phase's model is used, as they stand in a file's metadata.
 
     Args:
-        recipe: gives the size of a sample.
+        clip: what one sample of the phase is.
         method: of the phase.
 
     Returns:
         Settings named as in a request; those of a few-step sampler where the method has one.
     """
-    clip = recipe.clip
     settings: dict[str, Any] = {
         "height": clip.height,
         "width": clip.width,

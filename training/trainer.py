@@ -25,7 +25,7 @@ from training.engine import Engine, EngineSettings
 from training.guard import Guard
 from training.log import append_log, trim_log
 from training.optimization import cosine_factor
-from training.recipe import RateSchedule, Recipe
+from training.recipe import Phase, RateSchedule, Recipe
 from training.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError
 
@@ -64,7 +64,7 @@ class Trainer:
         folder: of the run.
         methods: of each phase.
         builder: of the networks.
-        batches: samples.
+        batches: samples of each phase.
         make_engine: puts a network into an engine.
         device: that batches are moved to.
         end_phase: what is done with a phase that has ended, on rank 0.
@@ -84,17 +84,19 @@ class Trainer:
         *,
         methods: Sequence[Method],
         builder: RoleBuilder,
-        batches: Batches,
+        batches: Sequence[Batches],
         make_engine: Callable[[nn.Module, EngineSettings], Engine],
         device: torch.device | None = None,
         end_phase: Callable[[int], None] | None = None,
     ) -> None:
-        if recipe.batch.count % ranks.world_size():
-            raise RecipeError(
-                f"got {ranks.world_size()} ranks for batch.count {recipe.batch.count}; the "
-                "micro-batches of an update are shared out evenly, so take a number of ranks "
-                "that divides them"
-            )
+        for name, phase in recipe.phases.items():
+            count = recipe.batch_of(phase).count
+            if count % ranks.world_size():
+                raise RecipeError(
+                    f"got {ranks.world_size()} ranks for batch.count {count} of phase {name}; the "
+                    "micro-batches of an update are shared out evenly, so take a number of ranks "
+                    "that divides them"
+                )
         self.recipe = recipe
         self.folder = folder
         self.methods = methods
@@ -120,16 +122,6 @@ class Trainer:
         found = self.take_up()
         if ranks.rank() == 0:
             trim_log(self.folder, self.state.step)
-        self._streams = [
-            self.batches.stream(
-                self.recipe.seed,
-                self.state.step,
-                rank=slot,
-                world_size=self.recipe.batch.count,
-                size=self.recipe.batch.size,
-            )
-            for slot in self._slots
-        ]
         for number in range(self.state.phase, len(self._phases)):
             self._begin(number)
             if found is not None:
@@ -139,14 +131,32 @@ class Trainer:
                 found = None
             else:
                 self._move(phase=number, phase_step=0)
+            self._streams = self._open_streams()
             self._run_phase(number)
             self._end(number)
 
     @property
+    def _phase(self) -> Phase:
+        return self._phases[self.state.phase][1]
+
+    @property
     def _slots(self) -> range:
         """Which of the micro-batches of a step are this rank's."""
-        count = self.recipe.batch.count // ranks.world_size()
+        count = self.recipe.batch_of(self._phase).count // ranks.world_size()
         return range(ranks.rank() * count, (ranks.rank() + 1) * count)
+
+    def _open_streams(self) -> list[Iterator[Any]]:
+        batch = self.recipe.batch_of(self._phase)
+        return [
+            self.batches[self.state.phase].stream(
+                self.recipe.seed,
+                self.state.step,
+                rank=slot,
+                world_size=batch.count,
+                size=batch.size,
+            )
+            for slot in self._slots
+        ]
 
     def take_up(self) -> Path | None:
         """Find out where the folder has got to, before anything is written to it.
@@ -232,14 +242,15 @@ class Trainer:
         """Make the next update of all micro-batches; None where there is none left."""
         role, sums = None, {}
         for updates in running:
-            update = next(updates, None)
+            with self._autocast():
+                update = next(updates, None)
             if update is None:
                 continue
             role, engine = update.role, self.engines[update.role]
             total: Tensor | None = None
             with self._only(role):
                 for make_loss in update.losses:
-                    with self._keep_activations():
+                    with self._keep_activations(), self._autocast():
                         loss = make_loss()
                     engine.backward(loss / len(running))
                     total = loss.detach() if total is None else total + loss.detach()
@@ -251,12 +262,18 @@ class Trainer:
             return None
         terms = ranks.mean_scalars(sums)
         self._guard.check(self.state.step + 1, terms)
-        phase = self._phases[self.state.phase][1]
-        factor = rate_factor(self.recipe.rate, self.state.phase_step, phase.steps)
+        factor = rate_factor(self.recipe.rate, self.state.phase_step, self._phase.steps)
         report = self.engines[role].step(factor)
         terms[f"{role}/gradient_norm"] = report.gradient_norm
         self._guard.check(self.state.step + 1, terms)
         return terms
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        # Without its cache, in which some releases of torch keep a weight's copy that was made
+        # without a gradient.
+        mixed = self.recipe.engine.precision == "mixed"
+        kind = self._device.type
+        return torch.autocast(kind, torch.bfloat16, enabled=mixed, cache_enabled=False)
 
     def _keep_activations(self) -> AbstractContextManager[object]:
         if self.recipe.engine.activations != "offload":

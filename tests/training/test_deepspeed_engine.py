@@ -89,13 +89,13 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
     with _joined(rank, 2, port) as device:
         make_engine = functools.partial(_make_engine, device=device, stage=3)
         batches = KillingBatches() if kills else ToyBatches()
-        make_trainer(folder / "two", make_engine=make_engine, batches=batches).run()
+        make_trainer(folder / "two", make_engine=make_engine, batches=[batches] * 2).run()
         shorter = make_tiny_recipe()
         shorter = replace(shorter, phases={**shorter.phases, "one": replace(ONE, steps=1)})
         for recipe in (shorter, make_tiny_recipe()):
             make_tiny_trainer(folder / "methods", recipe, make_engine=make_engine).run()
         with pytest.raises(TrainingError) as caught:
-            make_trainer(folder / "nan", make_engine=make_engine, batches=NanBatches()).run()
+            make_trainer(folder / "nan", make_engine=make_engine, batches=[NanBatches()] * 2).run()
         (folder / f"nan{rank}").write_text(str(caught.value))
 
 
@@ -316,6 +316,16 @@ def test_transformers_are_stepped_alike(
 
 def test_a_closed_engine_gives_its_memory_back(facts: dict[str, Any]) -> None:
     assert facts["left"] == {"1": 0, "2": 0, "3": 0}
+
+
+def test_mixed_precision_is_refused() -> None:
+    with pytest.raises(TurboTalkError, match="must be float32 or bfloat16"):
+        _make_engine(
+            nn.Linear(2, 2),
+            EngineSettings(precision="mixed"),
+            device=torch.device("cpu"),
+            stage=1,
+        )
 
 
 def test_muon_is_refused() -> None:

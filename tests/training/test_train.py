@@ -36,7 +36,7 @@ CLIP = {"num_frames": 13, "height": 32, "width": 48, "num_text_tokens": 5, "num_
 
 @pytest.fixture(autouse=True)
 def _data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "open_data", lambda recipe: TinyBatches())
+    monkeypatch.setattr(train, "open_data", lambda recipe: [TinyBatches()] * len(recipe.phases))
 
 
 @pytest.fixture

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from tests.training.toy import (
 )
 from training import checkpoint, trainer
 from training.checkpoint import Checkpoints, read_weights
-from training.engine import PlainEngine
+from training.draws import Draws
+from training.engine import Engine, PlainEngine
 from training.guard import GuardSettings
 from training.log import read_log
+from training.methods.method import Update
 from training.recipe import Activations, BatchShape, RateSchedule
 from training.roles import RoleBuilder
 from training.trainer import rate_factor
@@ -172,13 +175,70 @@ def test_a_step_draws_what_its_number_says(whole: Path, tmp_path: Path) -> None:
             seen.append(batch.x)
             return batch
 
-    run = make_trainer(tmp_path, make_recipe(phases=longer), batches=Spy())
+    run = make_trainer(tmp_path, make_recipe(phases=longer), batches=[Spy()] * 2)
     run.run()
     assert not seen  # there was nothing left to do
-    run = make_trainer(tmp_path / "other", batches=Spy())
+    run = make_trainer(tmp_path / "other", batches=[Spy()] * 2)
     run.run()
     assert len(seen) == 8 * 2
     assert len({tuple(x.flatten().tolist()) for x in seen}) == len(seen)
+
+
+def test_a_phase_may_have_samples_and_batches_of_its_own(tmp_path: Path) -> None:
+    phases = {**make_recipe().phases}
+    phases["second"] = replace(phases["second"], batch=BatchShape(size=5, count=1))
+    sizes: dict[str, list[int]] = {"first": [], "second": []}
+
+    class Spy(ToyBatches):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
+            sizes[self.name].append(size)
+            return super().draw(seed, step, start, size)
+
+    batches = [Spy("first"), Spy("second")]
+    make_trainer(tmp_path, make_recipe(phases=phases), batches=batches).run()
+    shape = make_recipe().batch
+    assert sizes == {"first": [shape.size] * shape.count * 5, "second": [5] * 3}
+
+
+class TestMixedPrecision:
+    """Network calls in bfloat16, weights in float32."""
+
+    def test_weights_stay_and_calls_are_rounded(self, whole: Path, tmp_path: Path) -> None:
+        engine = replace(make_recipe().engine, precision="mixed")
+        run = make_trainer(tmp_path, make_recipe(engine=engine))
+        run.run()
+        for engine in run.engines.values():
+            assert {weight.dtype for weight in engine.module.parameters()} == {torch.float32}
+        mixed, exact = (_read_terms(folder)[0] for folder in (tmp_path, whole))
+        assert mixed["critic/loss"] != exact["critic/loss"]
+        assert mixed["critic/loss"] == pytest.approx(exact["critic/loss"], rel=0.05)
+
+    def test_a_call_without_gradient_takes_none_from_the_next(self, tmp_path: Path) -> None:
+        norms: list[float] = []
+
+        class Looks(ToyMethod):
+            def updates(
+                self, step: int, batch: Any, roles: Mapping[str, Engine], draws: Draws
+            ) -> Iterator[Update]:
+                def look(engine: Engine) -> Tensor:
+                    with torch.no_grad():
+                        engine.module(batch.x)
+                    loss = engine(batch.x).square().mean()
+                    weights = list(engine.module.parameters())
+                    gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+                    norms.extend(float(gradient.norm()) for gradient in gradients)
+                    return loss
+
+                for update in super().updates(step, batch, roles, draws):
+                    yield replace(update, losses=[partial(look, roles[update.role])])
+
+        engine = replace(make_recipe().engine, precision="mixed")
+        make_trainer(tmp_path, make_recipe(engine=engine), method=Looks()).run()
+        assert norms
+        assert all(norm > 0 for norm in norms)
 
 
 class TestGuard:

@@ -75,7 +75,7 @@ def make_tiny_trainer(folder: Path, recipe: Recipe | None = None, **changes: Any
     fields: dict[str, Any] = {
         "methods": methods,
         "builder": RoleBuilder(recipe, methods, folder, kind),
-        "batches": TinyBatches(),
+        "batches": [TinyBatches()] * len(methods),
         "make_engine": make_plain,
     }
     return Trainer(recipe, folder, **{**fields, **changes})

@@ -198,7 +198,7 @@ def make_trainer(
     fields: dict[str, Any] = {
         "methods": methods,
         "builder": RoleBuilder(recipe, methods, folder, KIND),
-        "batches": ToyBatches(),
+        "batches": [ToyBatches()] * len(methods),
         "make_engine": make_plain,
     }
     return Trainer(recipe, folder, **{**fields, **changes})
