@@ -47,10 +47,10 @@ def measure_spread(clips_CTHW: Sequence[Tensor]) -> float:
 def redraw(split: str, seed: int, mouth: MouthCurve, count: int, size: int = 128) -> list[Tensor]:
     """Render other ways in which an avatar could go on from its first frame.
 
-    Curves of another motion seed are m(t); the pair's own begins at p. Then
-    m(t) + r(t) (p - m(0)), where r(t) is the regression of a curve at t on itself at 0, is a draw of
-    the curve given where it begins, exactly so for a Gaussian process (Matheron's rule). At the
-    start r is 1, and it falls as the start is forgotten.
+    Curves of another motion seed are m(t); the pair's own begins at p. With r(t), the regression of
+    a curve at t on itself at 0, m(t) + r(t) (p - m(0)) is a draw of the curve given where it
+    begins, exactly so for a Gaussian process (Matheron's rule). At the start r is 1, and it falls
+    as the start is forgotten.
 
     Args:
         split: ``train`` or ``heldout``.

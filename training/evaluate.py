@@ -171,14 +171,28 @@ def load_family(
     if dit is None or adapter is None:
         files = library.find_model_files(weights, dit=name, adapter=own_adapter)
     else:
-        files = library.ModelFiles(
-            dit=dit,
-            adapter=adapter,
-            audio_encoder=weights / "audio_encoders" / library.AUDIO_ENCODER,
-            vae=weights / "vae" / library.VAE,
-        )
+        files = name_files(weights, dit, adapter)
     models = library.load_models(files, torch.device("cpu"))
     return library.read_request(files.dit), models, load_audio_encoder(files.audio_encoder)
+
+
+def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
+    """Name the files of a family with a transformer of its own.
+
+    Args:
+        weights: models folder with the embedded VAE and audio encoder.
+        dit: file of the transformer.
+        adapter: file of its audio adapter.
+
+    Returns:
+        All files.
+    """
+    return library.ModelFiles(
+        dit=dit,
+        adapter=adapter,
+        audio_encoder=weights / "audio_encoders" / library.AUDIO_ENCODER,
+        vae=weights / "vae" / library.VAE,
+    )
 
 
 def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, SyntheticClip]]:
