@@ -43,7 +43,9 @@ from training.evaluate import (
     name_files,
 )
 from training.log import read_log
+from training.plots import require_matplotlib
 from training.recipe import to_plain
+from training.results_page import judge_claims, write_page, write_sheets
 from training.study import ModelSource, Study, load_study
 from turbotalk_core import library
 from turbotalk_core.audio.encoder import load_audio_encoder
@@ -440,14 +442,16 @@ def make_report(
         models[label] = {part: entry["settings"][part] for part in PARTS}
         if entry["hardware"] not in hardware:
             hardware.append(entry["hardware"])
-    return {
+    report = {
         "name": name,
         "study": to_plain(study),
         "hardware": hardware,
         "models": models,
         "runs": {run: describe_run(run, study, runs) for run in study.runs},
         "rows": rows,
+        "sheets": {},
     }
+    return {**report, "claims": judge_claims(report)}
 
 
 def main(
@@ -492,10 +496,9 @@ def main(
 def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | None) -> None:
     name = arguments.study.stem
     path = arguments.out / f"{name}.json"
+    if not arguments.only:
+        require_matplotlib()
     if arguments.from_json:
-        # Imported when used: it needs matplotlib, and measuring does not.
-        from training.results_page import write_page
-
         if not path.is_file():
             raise CheckpointError(f"there is no report {path}; make it without --from-json")
         write_page(json.loads(path.read_text(encoding="utf-8")), arguments.out)
@@ -513,10 +516,8 @@ def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | No
         for cell in cells:
             sys.stdout.write(f"{_describe(cell, kept[cell.key]['summary'])}\n")
         return
-    from training.results_page import write_page, write_sheets
-
     report = make_report(name, study, cells, kept, missing, arguments.runs)
-    write_sheets(report, cache, arguments.out)
+    report["sheets"] = write_sheets(report, cache, arguments.out)
     write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_page(report, arguments.out)
 

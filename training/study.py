@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 
 from training.recipe import Count, Natural, parse
 from turbotalk_core.errors import RecipeError
@@ -154,10 +154,12 @@ class StepCurves:
     """Plots of metrics by number of steps.
 
     Attributes:
+        table: under which they stand.
         series: rows by the name of what they have in common.
         level: row drawn as a line that the others are to be read against.
     """
 
+    table: str
     series: Mapping[str, tuple[str, ...]]
     level: str | None = None
 
@@ -182,12 +184,10 @@ class ContactSheets:
     Attributes:
         pairs: the first ones of the first evaluation seed.
         columns: frames of each clip.
-        pixels: what a frame's side is brought to.
     """
 
     pairs: Natural = 2
     columns: Count = 8
-    pixels: Annotated[int, Gt(0)] = 112
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +302,7 @@ def check_names(study: Study, where: str) -> None:
         if claim.at_least is None and claim.at_most is None:
             raise RecipeError(f"{where}: claims.{name} bounds nothing; set at_least or at_most")
     if study.steps is not None:
+        check("table", "steps", study.steps.table, study.tables)
         for row in (*sum(study.steps.series.values(), ()), *filter(None, (study.steps.level,))):
             check("row", "steps", row, rows)
     for run in study.logs:
