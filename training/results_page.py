@@ -98,7 +98,7 @@ def _judge(report: Report, claim: Mapping[str, Any]) -> dict[str, Any]:
     values = read_values(report, place, metric)
     others = read_values(report, other, metric) if other else [1.0]
     if not values or not others:
-        return {name: None for name in VERDICT}
+        return dict.fromkeys(VERDICT)
     low = -np.inf if claim["at_least"] is None else claim["at_least"]
     high = np.inf if claim["at_most"] is None else claim["at_most"]
     figure = median(values) / median(others)
