@@ -10,13 +10,17 @@ import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from turbotalk_core.errors import MissingToolError, OutputError
 
-Points = Sequence[Sequence[float]]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = Sequence[float | None]
 
 MAX_BYTES = 300_000  # of a picture
 DPI = 80
@@ -67,17 +71,18 @@ def plot_steps(
                 axis.plot([step] * len(values), values, ".", color=line.get_color(), alpha=0.4)
         if metric in levels:
             axis.axhline(levels[metric], color="0.4", linestyle="--", label=level_name)
-        axis.set(title=metric, xlabel="steps", xticks=range(1, 5))
+        axis.set(title=metric, xlabel="steps", xticks=range(1, 5), xlim=(0.8, 4.2))
         axis.grid(alpha=0.3)
     figure.legend(*axes.base[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     _save(figure, path)
 
 
-def plot_log(phases: Mapping[str, Mapping[str, Points]], path: Path) -> None:
+def plot_log(phases: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Draw the curves of a run: a column per phase, rows of losses, logits and motion.
 
     Args:
-        phases: for each phase and term its points, step and value.
+        phases: for each phase the steps, under ``step``, and the values of each term there; None
+            where there is none.
         path: PNG.
     """
     from matplotlib.figure import Figure
@@ -88,21 +93,22 @@ def plot_log(phases: Mapping[str, Mapping[str, Points]], path: Path) -> None:
     for column, (phase, curves) in enumerate(phases.items()):
         for row, (title, endings) in enumerate(LOG_PANELS.items()):
             axis = axes[row, column]
-            shown = {name: points for name, points in curves.items() if name.endswith(endings)}
-            for name, points in shown.items():
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1)
-            if title == "loss" and _all_positive(shown):
+            shown = {name: curve for name, curve in curves.items() if name.endswith(endings)}
+            if not shown:
+                axis.set_axis_off()
+                continue
+            for name, curve in shown.items():
+                there = [
+                    (x, y) for x, y in zip(curves["step"], curve, strict=True) if y is not None
+                ]
+                axis.plot(*zip(*there, strict=True), label=name, linewidth=1)
+            if title == "loss" and all(y is None or y > 0 for c in shown.values() for y in c):
                 axis.set_yscale("log")
             axis.set_title(f"{phase}: {title}", fontsize=9)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
-            if shown:
-                axis.legend(fontsize=6)
+            axis.legend(fontsize=6)
     _save(figure, path)
-
-
-def _all_positive(curves: Mapping[str, Points]) -> bool:
-    return bool(curves) and all(value > 0 for points in curves.values() for _, value in points)
 
 
 def draw_sheet(rows: Mapping[str, np.ndarray], path: Path) -> None:
@@ -138,9 +144,8 @@ def draw_sheet(rows: Mapping[str, np.ndarray], path: Path) -> None:
     )
 
 
-def _save(figure: object, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    assert isinstance(figure, Figure)
-    # Without the version of the program, equal numbers give an equal file.
-    figure.savefig(path, format="png", metadata={"Software": None})
+def _save(figure: Figure, path: Path) -> None:
+    memory = io.BytesIO()
+    figure.savefig(memory, format="png")
+    with Image.open(memory) as picture:  # lines need few colours
+        picture.convert("RGB").quantize(64).save(path, optimize=True)

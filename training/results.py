@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 MEASURE_VERSION = 1  # to be raised when a measure changes: what is kept is then measured again
 CACHE = "results"
 PARTS = ("dit", "adapter", "vae", "audio_encoder")
-CURVE_POINTS = 60  # of a log's curve in the report, each the mean of a span of steps
+CURVE_POINTS = 50  # of a log's curve in the report, each the mean of a span of steps
 CURVE_TERMS = ("loss", "gap", "accuracy", "motion")  # endings of what is kept of a log
 
 
@@ -384,19 +384,18 @@ def describe_run(name: str, study: Study, runs: Path) -> dict[str, Any]:
     return {"command": source.command(name), "note": source.note, "phases": phases}
 
 
-def _thin_out(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """Curves of at most ``CURVE_POINTS`` points, step of the phase and mean value."""
-    curves: dict[str, list[list[float]]] = {}
+def _thin_out(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Curves of at most ``CURVE_POINTS`` points, and under ``step`` where they stand."""
     spans = np.array_split(np.arange(len(steps)), min(CURVE_POINTS, len(steps)))
+    curves: dict[str, list[float | None]] = {
+        "step": [round(float(span.mean()) + 1, 1) for span in spans]
+    }
     names = dict.fromkeys(name for step in steps for name in step if name.endswith(CURVE_TERMS))
     for name in names:
-        points = []
-        for span in spans:
+        curves[name] = []
+        for span in spans:  # a role may learn in some steps only
             values = [steps[index][name] for index in span if name in steps[index]]
-            if values:  # a role may learn in some steps only
-                mean = float(f"{np.mean(values):.5g}")
-                points.append([round(float(span.mean()) + 1, 1), mean])
-        curves[name] = points
+            curves[name].append(float(f"{np.mean(values):.5g}") if values else None)
     return curves
 
 
