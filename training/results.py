@@ -309,17 +309,14 @@ def measure_cells(
     """
     cache.mkdir(parents=True, exist_ok=True)
     kept: dict[str, dict[str, Any]] = {}
+    wanted = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
     # By seed, so that true renders are drawn once; all rows of the first seed come first.
     seeds = list(dict.fromkeys(cell.request.seed for cell in cells))
     for cell in sorted(cells, key=lambda cell: seeds.index(cell.request.seed)):
         path = cache / f"{cell.key}.json"
         if cell.key not in kept and not path.is_file():
-            logger.info(
-                "%s%s, seed %d",
-                cell.place,
-                "" if cell.run is None else f" of {cell.run}",
-                cell.request.seed,
-            )
+            logger.info("%d to go: %s", len(wanted), _name(cell))
+            wanted.remove(cell.key)
             measured = measure(cell)
             if measured.strips is not None:
                 Image.fromarray(measured.strips).save(path.with_suffix(".png"))
@@ -524,7 +521,12 @@ def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | No
 def _describe(cell: Cell, summary: Mapping[str, float]) -> str:
     names = ("frechet", "sync_correlation", "motion_ratio", "edge_ratio", "diversity_ratio")
     told = "  ".join(f"{name} {summary[name]:.3f}" for name in names)
-    return f"{cell.place} {cell.run or ''} seed {cell.request.seed}:  {told}"
+    return f"{_name(cell)}:  {told}"
+
+
+def _name(cell: Cell) -> str:
+    of = "" if cell.run is None else f" of {cell.run}"
+    return f"{cell.place}{of}, seed {cell.request.seed}"
 
 
 if __name__ == "__main__":
