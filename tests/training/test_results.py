@@ -93,7 +93,7 @@ class Place:
 
     def run(self, *options: str, measure: Callable[[Cell], Measured] | None = None) -> int:
         """Run the command on the study as it is now."""
-        self.study.write_text(yaml.safe_dump(self.data))
+        self.study.write_text(yaml.safe_dump(self.data, sort_keys=False))
         folders = ["--runs", self.runs, "--weights", self.weights, "--out", self.out]
         return main([str(self.study), *map(str, folders), *options], measure)
 

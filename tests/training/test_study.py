@@ -52,7 +52,7 @@ def test_a_study_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        ("tabels", {}, "tabels is unknown; the nearest key is tables"),
+        ("tablez", {}, "tablez is unknown; the nearest key is tables"),
         ("tables.all.rows.r.stpes", 1, "tables.all.rows.r.stpes is unknown"),
         ("tables.all.rows.r.steps", 0, "greater than or equal to 1"),
         ("tables.all.rows.r.schedule", "straight", "'reference' or 'distilled'"),
