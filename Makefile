@@ -103,5 +103,5 @@ $(VENV)/.run-ready: $(VENV)/.made requirements.txt tools/host.py
 
 # What checks it, too.
 $(VENV)/.dev-ready: $(VENV)/.run-ready pyproject.toml
-	@SECONDS=0; $(PIP) --editable '.[dev,train]'; touch $@; \
+	@SECONDS=0; $(PIP) --editable '.[dev,metrics,train]'; touch $@; \
 	echo "environment: development tools in $${SECONDS} s"

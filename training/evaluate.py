@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from training.data.mouth import estimate_aperture, sync
 from training.data.synthetic import SyntheticClip, draw_clip, make_sheet
+from training.metrics.distances import frechet_distance
 from turbotalk_core import library
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
@@ -492,29 +493,6 @@ def extract_features(frames_CTHW: Tensor) -> Tensor:
     pooled = torch.cat((spans.mean((2, 3)), spans.std((2, 3))), 1)
     mixing = torch.randn(pooled.shape[1], FEATURE_WIDTH, generator=generator)
     return pooled @ mixing
-
-
-def frechet_distance(left_ND: Tensor, right_ND: Tensor) -> float:
-    """Fréchet distance of two sets of features, each taken as a Gaussian.
-
-    |mean difference|^2 + trace(S1 + S2 - 2 (S1 S2)^(1/2)).
-
-    Args:
-        left_ND: one set, at least two samples.
-        right_ND: the other.
-
-    Returns:
-        The squared distance, 0 for equal sets.
-
-    Source: Dowson and Landau, 1982, Eq. 5.
-    """
-    left, right = left_ND.double().numpy(), right_ND.double().numpy()
-    left_cov, right_cov = np.cov(left, rowvar=False), np.cov(right, rowvar=False)
-    # The eigenvalues of a product of two covariances are real and not negative.
-    eigenvalues = np.linalg.eigvals(left_cov @ right_cov).real.clip(min=0)
-    shift = left.mean(0) - right.mean(0)
-    spread = np.trace(left_cov) + np.trace(right_cov) - 2 * np.sqrt(eigenvalues).sum()
-    return float(shift @ shift + spread)
 
 
 def average_scores(scores: Sequence[PairScores]) -> dict[str, float]:

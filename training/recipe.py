@@ -227,20 +227,27 @@ class Recipe:
         """Steps of all phases."""
         return sum(phase.steps for phase in self.phases.values())
 
-    @property
-    def fingerprint(self) -> str:
+    def fingerprint(self, phase: int) -> str:
         """Tell apart recipes whose runs cannot go on with each other's checkpoints.
 
-        How a run is spread, how long it is, and when it writes is not part of it.
+        How a run is spread, how long it is, and when it writes is not part of it, nor are phases
+        that have not begun.
+
+        Args:
+            phase: number of the one that a run is in.
+
+        Returns:
+            Of what has decided the weights until then.
         """
         plain = to_plain(self)
+        plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
         for key in ("checkpoints", "guard", "data"):
             del plain[key]
         for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
             del plain["engine"][key]
-        for phase in plain["phases"].values():
+        for settings in plain["phases"].values():
             for key in ("exports", "ships_with", "steps"):
-                del phase[key]
+                del settings[key]
         for name, source in plain["weights"].items():
             plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]

@@ -103,7 +103,7 @@ class Trainer:
         self.builder = builder
         self.batches = batches
         self.engines: dict[str, Engine] = {}
-        self.state = RunState(step=0, phase=0, phase_step=0, recipe=recipe.fingerprint)
+        self.state = RunState(step=0, phase=0, phase_step=0, recipe=recipe.fingerprint(0))
         self._make_engine = make_engine
         self._device = device or torch.device("cpu")
         self._end_phase = end_phase
@@ -130,7 +130,8 @@ class Trainer:
                 logger.info("goes on at step %d", self.state.step)
                 found = None
             else:
-                self._move(phase=number, phase_step=0)
+                recipe = self.recipe.fingerprint(number)
+                self._move(phase=number, phase_step=0, recipe=recipe)
             self._streams = self._open_streams()
             self._run_phase(number)
             self._end(number)
@@ -172,7 +173,7 @@ class Trainer:
             return None
         self.state, path = found
         self._guard.streaks = dict(self.state.streaks)
-        if self.state.recipe != self.recipe.fingerprint:
+        if self.state.recipe != self.recipe.fingerprint(self.state.phase):
             raise CheckpointError(
                 f"{path} belongs to a run of another recipe; go on with the one that is stored in "
                 f"{self.folder / 'recipe.yaml'}, or give another folder"

@@ -31,6 +31,7 @@ EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
 STUDENT = "turbotalk_tiny.safetensors"
 TEACHER = "turbotalk_tiny_teacher.safetensors"
 ADAPTER = "turbotalk_tiny_adapter.safetensors"
+STUDENT_ADAPTER = "turbotalk_tiny_student_adapter.safetensors"
 AUDIO_ENCODER = "turbotalk_tiny_wav2vec2.safetensors"
 VAE = "turbotalk_tiny_vae.safetensors"
 
@@ -79,7 +80,7 @@ def find_model_files(
             clip_vision and loras.
         dit: video transformer; None takes the embedded student, or the teacher where there is none.
         adapter: audio adapter; None takes the one merged into the transformer's file, or else the
-            embedded one.
+            embedded one: the student's for the embedded student, the teacher's for any other.
         audio_encoder: wav2vec2.
         vae: video VAE.
         text_encoder: umT5, or None.
@@ -102,7 +103,8 @@ def find_model_files(
     if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
         adapter_path = dit_path
     else:
-        adapter_path = _find(folder / "model_patches", adapter or ADAPTER)
+        embedded = STUDENT_ADAPTER if dit == STUDENT else ADAPTER
+        adapter_path = _find(folder / "model_patches", adapter or embedded)
     return ModelFiles(
         dit=dit_path,
         adapter=adapter_path,

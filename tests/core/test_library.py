@@ -1,5 +1,6 @@
 """Which model files are found, and what they ship with."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,40 @@ import pytest
 import torch
 
 from turbotalk_core.errors import CheckpointError
-from turbotalk_core.library import TEACHER, find_model_files, read_request
+from turbotalk_core.library import (
+    ADAPTER,
+    STUDENT,
+    STUDENT_ADAPTER,
+    TEACHER,
+    find_model_files,
+    read_request,
+)
 from turbotalk_core.model.checkpoint import save_dit
 from turbotalk_core.model.wan import WanConfig, WanModel
 
 
 def test_the_student_is_taken_where_there_is_one(models: Path, tmp_path: Path) -> None:
-    assert find_model_files(models).dit.name == TEACHER
-    for name in ("diffusion_models", "model_patches", "audio_encoders", "vae"):
+    files = find_model_files(models)
+    assert (files.dit.name, files.adapter.name) == (TEACHER, ADAPTER)
+    for name in ("audio_encoders", "vae"):
         (tmp_path / name).symlink_to(models / name)
-    (tmp_path / "diffusion_models").unlink()
-    (tmp_path / "diffusion_models").mkdir()
-    (tmp_path / "diffusion_models" / "turbotalk_tiny.safetensors").touch()
-    assert find_model_files(tmp_path).dit.name == "turbotalk_tiny.safetensors"
+    for folder, name in (("diffusion_models", STUDENT), ("model_patches", STUDENT_ADAPTER)):
+        shutil.copytree(models / folder, tmp_path / folder)
+        (tmp_path / folder / name).touch()
+    files = find_model_files(tmp_path)
+    assert (files.dit.name, files.adapter.name) == (STUDENT, STUDENT_ADAPTER)
+    # Each has learnt with its own adapter.
+    assert find_model_files(tmp_path, dit=TEACHER).adapter.name == ADAPTER
+
+
+def test_the_student_named_has_its_own_adapter(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    for folder, teachers, students in (
+        ("diffusion_models", TEACHER, STUDENT),
+        ("model_patches", ADAPTER, STUDENT_ADAPTER),
+    ):
+        (tmp_path / folder / teachers).rename(tmp_path / folder / students)
+    assert find_model_files(tmp_path, dit=STUDENT).adapter.name == STUDENT_ADAPTER
 
 
 def _save_dit(path: Path, settings: dict[str, Any]) -> None:

@@ -25,7 +25,6 @@ from training.evaluate import (
     RememberingCodec,
     draw_pairs,
     extract_features,
-    frechet_distance,
     generate_clip,
     load_family,
     measure_pairs,
@@ -33,6 +32,7 @@ from training.evaluate import (
     score_pair,
     summarize,
 )
+from training.metrics.distances import frechet_distance
 from turbotalk_core.errors import RequestError
 from turbotalk_core.library import ADAPTER, TEACHER, read_request
 from turbotalk_core.model.audio_adapter import AudioProjection
@@ -81,38 +81,6 @@ def networks() -> tuple[WanModel, AudioProjection, WanVAE]:
 def models(networks: tuple[WanModel, AudioProjection, WanVAE]) -> Models:
     model, projection, vae = networks
     return Models(codec=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
-
-
-class TestFrechetDistance:
-    """Gaussians whose distance is known in closed form."""
-
-    left_ND = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).double()
-
-    def test_equal_sets_are_at_no_distance(self) -> None:
-        assert frechet_distance(self.left_ND, self.left_ND) == pytest.approx(0, abs=1e-6)
-
-    def test_a_shift_counts_its_square(self) -> None:
-        shift_D = torch.tensor([3.0, 0.0, 0.0, 4.0, 0.0, 0.0])
-        assert frechet_distance(self.left_ND, self.left_ND + shift_D) == pytest.approx(25)
-
-    def test_a_stretch_counts_the_spread_it_adds(self) -> None:
-        centred_ND = self.left_ND - self.left_ND.mean(0)
-        # (3 s - s)^2 summed over the directions: four times the trace of the covariance.
-        expected = 4 * float(centred_ND.var(0).sum())
-        assert frechet_distance(centred_ND, 3 * centred_ND) == pytest.approx(expected)
-
-    def test_a_turn_counts_by_the_square_root_of_the_product(self) -> None:
-        # Variances 1 and 9 against 9 and 1: the sum over both axes of (3 - 1)^2.
-        corners_ND = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-        unit_ND = corners_ND * math.sqrt(3 / 4)
-        left_ND = unit_ND * torch.tensor([1.0, 3.0])
-        right_ND = unit_ND * torch.tensor([3.0, 1.0])
-        assert frechet_distance(left_ND, right_ND) == pytest.approx(8)
-
-    def test_fewer_samples_than_features_are_still_a_distance(self) -> None:
-        few_ND = self.left_ND[:3]
-        assert frechet_distance(few_ND, few_ND) == pytest.approx(0, abs=1e-5)
-        assert frechet_distance(few_ND, few_ND + 1) == pytest.approx(6, abs=1e-4)
 
 
 def test_features_are_one_row_per_five_frames_and_always_the_same(clip: SyntheticClip) -> None:

@@ -96,14 +96,18 @@ def test_what_is_stored_is_the_same_without_its_base(folder: Path, tmp_path: Pat
 
 
 def test_the_fingerprint_is_of_what_decides_the_weights(folder: Path) -> None:
-    def print_of(*changes: str) -> str:
-        return load_recipe(str(folder / "child.yaml"), changes).fingerprint
+    def print_of(*changes: str, phase: int = 0) -> str:
+        return load_recipe(str(folder / "child.yaml"), changes).fingerprint(phase)
 
     same = print_of()
     for change in ("checkpoints.every=7", "engine.zero_stage=3", "phases.two.steps=60"):
         assert print_of(change) == same
     for change in ("seed=4", "engine.precision=bfloat16", "phases.dmd.settings.student_every=4"):
         assert print_of(change) != same
+    # What has not begun has decided nothing.
+    change = "phases.two.settings.warmup_steps=7"
+    assert print_of(change) == same
+    assert print_of(change, phase=1) != print_of(phase=1) != same
 
 
 def test_settings_of_a_role(folder: Path) -> None:

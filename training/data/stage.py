@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -108,7 +108,22 @@ def fingerprint_files(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file that is missing or cannot be read.
     """
-    files = (path,) if path.suffix in _PLAIN else read_header(path).files
+    return hash_files(path.name, (path,) if path.suffix in _PLAIN else read_header(path).files)
+
+
+def hash_files(name: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Read whole files to say which they are.
+
+    Args:
+        name: that stands for them all.
+        files: read one after the other.
+
+    Returns:
+        Name, bytes and SHA-256 of all their bytes.
+
+    Raises:
+        CheckpointError: a file that is missing or cannot be read.
+    """
     digest, num_bytes = hashlib.sha256(), 0
     try:
         for file in files:
@@ -118,9 +133,9 @@ def fingerprint_files(path: Path) -> dict[str, Any]:
                     num_bytes += len(block)
     except OSError as error:
         raise CheckpointError(
-            f"cannot read {path} ({error.strerror}); give the path of a model file"
+            f"cannot read {name} ({error.strerror}); give the path of a model file"
         ) from error
-    return {"file": path.name, "bytes": num_bytes, "sha256": digest.hexdigest()}
+    return {"file": name, "bytes": num_bytes, "sha256": digest.hexdigest()}
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""Generated videos measured against real ones, with the metrics of the literature."""

@@ -1,0 +1,160 @@
+"""The clips of a folder, and their pictures a span at a time.
+
+In: a folder of videos. Out: clips that can be read, and why others cannot. Separate because every
+metric looks at the same clips.
+
+Axes: T video frames, C channels, H height, W width, N samples, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.data.footage import find_videos, open_video
+from turbotalk_core.errors import CheckpointError, GeometryError, RequestError, TurboTalkError
+
+SPAN_FRAMES = 16  # a sample of FVD, Unterthiner et al., 2018; of other metrics a batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A video, or its beginning.
+
+    Attributes:
+        name: its path in its folder, without suffix: generated and real clips of one name are a
+            pair.
+        path: of the file.
+        num_frames: how many of its pictures count, at 25 a second.
+    """
+
+    name: str
+    path: Path
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """Why a clip is left out.
+
+    Attributes:
+        side: ``generated`` or ``real``.
+        clip: its name.
+        of: what it is left out of: ``all``, or a metric.
+        reason: for people.
+    """
+
+    side: str
+    clip: str
+    of: str
+    reason: str
+
+
+class FeatureSpace(Protocol):
+    """What a set-level metric sees of clips."""
+
+    def __call__(self, clip: Clip) -> Tensor:
+        """Describe a clip by samples [N, D], on the CPU; at least one."""
+        ...
+
+
+def list_clips(folder: Path, side: str, num_frames: int | None) -> tuple[list[Clip], list[Skip]]:
+    """List the clips of a folder.
+
+    Args:
+        folder: of mp4, mkv and webm files.
+        side: what the folder is.
+        num_frames: of each clip so many count, from its beginning, and shorter ones are left out;
+            None counts all of every clip.
+
+    Returns:
+        Clips in the order of their names, and those that cannot be used.
+
+    Raises:
+        RequestError: no video, or two of one name.
+    """
+    files = find_videos(folder) if folder.is_dir() else []
+    if not files:
+        raise RequestError(
+            f"there is no mp4, mkv or webm file in {folder}; give the folder of the {side} clips"
+        )
+    names = [PurePosixPath(file).with_suffix("").as_posix() for file in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RequestError(
+            f"{folder} has several videos called {twice[0]}; clips are paired by their names "
+            "without suffix, so keep one of each"
+        )
+    clips, skips = [], []
+    for name, file in zip(names, files, strict=True):
+        try:
+            clips.append(_open_clip(name, folder / file, num_frames))
+        except TurboTalkError as error:
+            skips.append(Skip(side=side, clip=name, of="all", reason=str(error)))
+    return clips, skips
+
+
+def _open_clip(name: str, path: Path, num_frames: int | None) -> Clip:
+    length = len(open_video(path))
+    if num_frames is not None and length < num_frames:
+        raise GeometryError(f"{name} has {length} frames, and {num_frames} are to count")
+    return Clip(name=name, path=path, num_frames=num_frames or length)
+
+
+def iterate_spans(clip: Clip) -> Iterator[Tensor]:
+    """Decode a clip.
+
+    Args:
+        clip: to decode.
+
+    Yields:
+        uint8 [T, 3, H, W] of ``SPAN_FRAMES`` frames; the last has what is left.
+
+    Raises:
+        ImageError: the file is damaged.
+    """
+    span: list[Tensor] = []
+    for picture_HWC in open_video(clip.path).play(0, clip.num_frames):
+        span.append((picture_HWC * 255).round().to(torch.uint8).permute(2, 0, 1))
+        if len(span) == SPAN_FRAMES:
+            yield torch.stack(span)
+            span = []
+    if span:
+        yield torch.stack(span)
+
+
+def check_features(features: object, num_samples: int, width: int | None, what: str) -> Tensor:
+    """Make sure that a network gives what its metric is defined on.
+
+    Args:
+        features: what it returned.
+        num_samples: expected.
+        width: expected; None for any.
+        what: the network is.
+
+    Returns:
+        The features, float32 on the CPU, [num_samples, D].
+
+    Raises:
+        CheckpointError: another shape, or numbers that are not finite.
+    """
+    expected: Sequence[object] = (num_samples, "any" if width is None else width)
+    if (
+        not isinstance(features, Tensor)
+        or features.ndim != 2
+        or features.shape[0] != num_samples
+        or features.shape[1] != (width or features.shape[1])
+    ):
+        got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise CheckpointError(
+            f"{what} returned {got} instead of features of shape [{expected[0]}, {expected[1]}]; "
+            "take the file that docs/evaluation.md names"
+        )
+    if not features.isfinite().all():
+        raise CheckpointError(f"{what} returned numbers that are not finite; its file is damaged")
+    return features.float().cpu()

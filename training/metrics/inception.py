@@ -1,0 +1,97 @@
+"""What FID and KID see of a clip: each picture, by the Inception network of 2015.
+
+In: the file of its weights. Out: a feature space. Separate because one file knows torch-fidelity,
+whose network and resize agree with those that published numbers were made with; torchvision's own
+Inception has other weights, and gives other numbers.
+
+Axes: T video frames, C channels, H height, W width, N samples, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.metrics.clips import Clip, check_features, iterate_spans
+from turbotalk_core.errors import CheckpointError, MissingToolError
+
+WIDTH = 2048
+
+
+class InceptionSpace:
+    """A sample per picture."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Take a network.
+
+        Args:
+            network: uint8 [T, 3, H, W] to [T, 2048].
+            device: where it runs.
+        """
+        self._network = network
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, clip: Clip) -> Tensor:
+        """Describe a clip.
+
+        Args:
+            clip: to decode.
+
+        Returns:
+            [frames, 2048].
+
+        Raises:
+            ImageError: the file is damaged.
+            CheckpointError: the network gives something else.
+        """
+        return torch.cat(
+            [
+                check_features(
+                    self._network(span_TCHW.to(self._device)),
+                    len(span_TCHW),
+                    WIDTH,
+                    "the Inception network",
+                )
+                for span_TCHW in iterate_spans(clip)
+            ]
+        )
+
+
+def load_inception(path: Path, device: torch.device) -> InceptionSpace:
+    """Load the network.
+
+    Args:
+        path: of its weights, already known to be the public file: torch-fidelity unpickles it
+            whatever it holds.
+        device: where it runs.
+
+    Returns:
+        The feature space.
+
+    Raises:
+        MissingToolError: torch-fidelity is not installed.
+        CheckpointError: the weights do not fit.
+    """
+    if find_spec("torch_fidelity") is None:
+        raise MissingToolError(
+            "torch-fidelity is not installed, whose Inception network FID and KID are measured "
+            "with; install it with pip install -e '.[metrics]'"
+        )
+    # Imported when used: it takes seconds, and is there only with the extra.
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception", [str(WIDTH)], feature_extractor_weights_path=str(path)
+        )
+    except Exception as error:  # torch raises a different kind for each way to be no weights
+        raise CheckpointError(
+            f"{path} does not fit the Inception network ({type(error).__name__}); download it again"
+        ) from error
+    network = network.to(device)
+    return InceptionSpace(lambda pictures_TCHW: network(pictures_TCHW)[0], device)

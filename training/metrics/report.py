@@ -1,0 +1,326 @@
+"""What was measured, as JSON for programs and Markdown for people.
+
+In: a report. Out: files, and the report read back. Separate because what a number is worth (how
+many clips, which weights, what was left out) has to travel with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training.metrics.clips import Skip
+from training.metrics.weights import UsedFile
+from turbotalk_core.errors import OutputError
+from turbotalk_core.video.files import reports_disk_errors, whole_file
+
+REPORT = "metrics.json"
+TABLE = "metrics.md"
+RULE = (
+    "Distances of sets depend on how many samples there are: compare only rows with equal numbers "
+    "of clips and frames on both sides. FID, FVD and E-FID are too large where there are few; KID "
+    "is unbiased."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SideCount:
+    """What of a folder can be used.
+
+    Attributes:
+        side: ``generated`` or ``real``.
+        num_clips: that could be opened.
+        num_frames: of them all.
+    """
+
+    side: str
+    num_clips: int
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetScore:
+    """A distance of the generated set from the real one.
+
+    Attributes:
+        metric: fid, kid, fvd or e_fid.
+        value: the distance.
+        spread: standard deviation over subsets, for kid.
+        sample: what a sample is.
+        width: of a sample's features.
+        clips: that samples were taken of; generated, real.
+        frames: of those clips, the same.
+        samples: taken of them, the same.
+        notes: what to know before it is believed.
+    """
+
+    metric: str
+    value: float
+    spread: float | None
+    sample: str
+    width: int
+    clips: tuple[int, int]
+    frames: tuple[int, int]
+    samples: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipScore:
+    """Scores of one clip, see ``syncnet.SyncScores``.
+
+    Attributes:
+        side: ``generated`` or ``real``.
+        clip: its name.
+        num_frames: measured.
+        sync_c: more is better.
+        sync_d: less is better.
+        offset: video frames, positive where the voice comes late.
+    """
+
+    side: str
+    clip: str
+    num_frames: int
+    sync_c: float
+    sync_d: float
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipMean:
+    """Means of clip scores over a side.
+
+    Attributes:
+        side: ``generated`` or ``real``.
+        num_clips: measured.
+        num_frames: of them all.
+        sync_c: mean.
+        sync_d: mean.
+    """
+
+    side: str
+    num_clips: int
+    num_frames: int
+    sync_c: float
+    sync_d: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All that one evaluation found.
+
+    Attributes:
+        settings: it was made with.
+        sides: what was compared.
+        set_scores: distances between the sets.
+        clip_means: means of ``clip_scores``.
+        clip_scores: of each clip alone.
+        not_measured: metric and reason.
+        skips: clips that were left out, and of what.
+        weights: the files used.
+    """
+
+    settings: dict[str, Any]
+    sides: tuple[SideCount, ...]
+    set_scores: tuple[SetScore, ...]
+    clip_means: tuple[ClipMean, ...]
+    clip_scores: tuple[ClipScore, ...]
+    not_measured: dict[str, str]
+    skips: tuple[Skip, ...]
+    weights: tuple[UsedFile, ...]
+
+
+def average_clips(scores: Sequence[ClipScore]) -> tuple[ClipMean, ...]:
+    """Average clip scores by side.
+
+    Args:
+        scores: of all clips.
+
+    Returns:
+        A mean per side that has any.
+    """
+    means = []
+    for side in dict.fromkeys(score.side for score in scores):
+        of_side = [score for score in scores if score.side == side]
+        means.append(
+            ClipMean(
+                side=side,
+                num_clips=len(of_side),
+                num_frames=sum(score.num_frames for score in of_side),
+                sync_c=sum(score.sync_c for score in of_side) / len(of_side),
+                sync_d=sum(score.sync_d for score in of_side) / len(of_side),
+            )
+        )
+    return tuple(means)
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write both forms.
+
+    Args:
+        report: to write.
+        folder: made where it is missing.
+
+    Raises:
+        OutputError: the disk refused.
+    """
+    text = json.dumps(asdict(report), indent=1) + "\n"
+    for name, content in ((REPORT, text), (TABLE, format_report(report))):
+        with reports_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(folder / name) as part, reports_disk_errors(folder / name):
+            part.write_text(content, encoding="utf-8")
+
+
+def read_report(folder: Path) -> Report:
+    """Read a report back.
+
+    Args:
+        folder: it was written to.
+
+    Returns:
+        The same report.
+
+    Raises:
+        OutputError: there is none, or it was written by another version.
+    """
+    path = folder / REPORT
+    with reports_disk_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        plain = json.loads(text)
+        return Report(
+            settings=plain["settings"],
+            sides=tuple(SideCount(**side) for side in plain["sides"]),
+            set_scores=tuple(
+                SetScore(**{name: _freeze(value) for name, value in score.items()})
+                for score in plain["set_scores"]
+            ),
+            clip_means=tuple(ClipMean(**mean) for mean in plain["clip_means"]),
+            clip_scores=tuple(ClipScore(**score) for score in plain["clip_scores"]),
+            not_measured=plain["not_measured"],
+            skips=tuple(Skip(**skip) for skip in plain["skips"]),
+            weights=tuple(UsedFile(**file) for file in plain["weights"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(f"{path} is no report of this version; measure again") from error
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def format_report(report: Report) -> str:
+    """Write a report as Markdown.
+
+    Args:
+        report: to write.
+
+    Returns:
+        Tables, and what was left out.
+    """
+    parts = ["# Generated against real videos", _tabulate_sides(report), RULE]
+    if report.set_scores:
+        parts += ["## Of sets", _tabulate_sets(report.set_scores)]
+        notes = [f"- {score.metric}: {note}" for score in report.set_scores for note in score.notes]
+        parts += ["\n".join(notes)] if notes else []
+    if report.clip_scores:
+        parts += ["## Of clips", _tabulate_means(report.clip_means)]
+        parts += [_tabulate_clips(report.clip_scores)]
+    if report.not_measured:
+        missing = [
+            f"- {metric}: not measured: {why}" for metric, why in report.not_measured.items()
+        ]
+        parts += ["## Not measured", "\n".join(missing)]
+    if report.skips:
+        parts += ["## Left out", _tabulate_skips(report.skips)]
+    if report.weights:
+        parts += ["## Weights", _tabulate_weights(report.weights)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tabulate_sides(report: Report) -> str:
+    left_out = [skip.side for skip in report.skips if skip.of == "all"]
+    return _tabulate(
+        ("", "clips", "frames", "clips left out"),
+        (
+            (side.side, side.num_clips, side.num_frames, left_out.count(side.side))
+            for side in report.sides
+        ),
+    )
+
+
+def _tabulate_sets(scores: Sequence[SetScore]) -> str:
+    def both(counts: tuple[int, int]) -> str:
+        return f"{counts[0]} / {counts[1]}"
+
+    return _tabulate(
+        ("metric", "value", "clips", "frames", "samples", "a sample is"),
+        (
+            (
+                score.metric,
+                f"{score.value:.4f}"
+                + (f" ± {score.spread:.4f}" if score.spread is not None else ""),
+                both(score.clips),
+                both(score.frames),
+                both(score.samples),
+                f"{score.sample}, {score.width} wide",
+            )
+            for score in scores
+        ),
+    )
+
+
+def _tabulate_means(means: Sequence[ClipMean]) -> str:
+    return _tabulate(
+        ("mean", "clips", "frames", "Sync-C", "Sync-D"),
+        (
+            (mean.side, mean.num_clips, mean.num_frames, f"{mean.sync_c:.3f}", f"{mean.sync_d:.3f}")
+            for mean in means
+        ),
+    )
+
+
+def _tabulate_clips(scores: Sequence[ClipScore]) -> str:
+    return _tabulate(
+        ("side", "clip", "frames", "Sync-C", "Sync-D", "offset"),
+        (
+            (
+                score.side,
+                score.clip,
+                score.num_frames,
+                f"{score.sync_c:.3f}",
+                f"{score.sync_d:.3f}",
+                score.offset,
+            )
+            for score in scores
+        ),
+    )
+
+
+def _tabulate_skips(skips: Sequence[Skip]) -> str:
+    return _tabulate(
+        ("side", "clip", "of", "reason"),
+        ((skip.side, skip.clip, skip.of, skip.reason) for skip in skips),
+    )
+
+
+def _tabulate_weights(weights: Sequence[UsedFile]) -> str:
+    return _tabulate(
+        ("file", "bytes", "SHA-256", "public"),
+        (
+            (file.file, file.bytes, file.sha256, "yes" if file.is_public else "unknown")
+            for file in weights
+        ),
+    )
+
+
+def _tabulate(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    def line(cells: Sequence[object]) -> str:
+        texts = (" ".join(str(cell).replace("|", "\\|").split()) for cell in cells)
+        return f"| {' | '.join(texts)} |"
+
+    return "\n".join([line(names), line(["---"] * len(names)), *map(line, rows)])
