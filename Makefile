@@ -18,6 +18,7 @@ help:
 	@echo "make demo   make out/demo.mp4 from a shipped portrait and voice, in a real ComfyUI"
 	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
 	@echo "make lint   style, types, docstrings and import contracts only"
+	@echo "make results  measure the runs of the distillation and make docs/results/distillation.md"
 	@echo "make clean  remove what these commands made"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter; COMFYUI_PATH=/path/to/ComfyUI uses your own host."
@@ -54,6 +55,13 @@ models-teacher: $(VENV)/.run-ready espeak
 	printf '0\n1\n' | xargs -P 2 -I{} $(PY) -m training.teacher_data --vae $(VAE) \
 	  --encoder $(AUDIO_ENCODER) --out runs/teacher_data --avatars 960 --part {} --parts 2
 	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models --compile
+
+# --- the evidence: measures what the runs made, and makes docs/results ----------------------------
+
+.PHONY: results
+
+results: $(VENV)/.dev-ready espeak
+	$(PY) -m training.results training/studies/distillation.yaml
 
 # ----------------------------------------------------------------------------------------------
 

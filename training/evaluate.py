@@ -1,6 +1,7 @@
-"""Score the embedded models on avatars and utterances that they have never met.
+"""Score models of the embedded family on avatars and utterances that they have never met.
 
     python -m training.evaluate --weights models --steps 20 --pairs 20 --seed 1 --json FILE
+    python -m training.evaluate --weights models --steps 1 --dit FILE --adapter FILE
 
 Each pair is a held-out avatar and a held-out utterance. Its true render gives the reference image,
 the voice and, because the renderer draws the mouth as a fixed function of the sound, the true mouth
@@ -13,11 +14,13 @@ Axes: C channels, T video frames, H height, W width, N samples, D feature width.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +39,18 @@ from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.pipeline import Models, generate
-from turbotalk_core.ports import AudioEncoder
-from turbotalk_core.request import TalkRequest
-from turbotalk_core.types import FrameChunk, Waveform
+from turbotalk_core.ports import AudioEncoder, Denoiser, VideoCodec
+from turbotalk_core.request import SCHEDULES, TalkRequest
+from turbotalk_core.types import AudioTokens, Conditioning, FrameChunk, Waveform
 
 logger = logging.getLogger(__name__)
 
 SPLIT = "heldout"
-DITS = {"teacher": library.TEACHER, "student": library.STUDENT}
+STUDENT_ADAPTER = "turbotalk_tiny_student_adapter.safetensors"
+FAMILIES: dict[str, tuple[str, str | None]] = {  # transformer, and its own adapter if it has one
+    "teacher": (library.TEACHER, None),
+    "student": (library.STUDENT, STUDENT_ADAPTER),
+}
 REACH = 8  # pixels, how far a face is followed
 BLOCK = 12  # pixels, about an eye
 SEED_STRIDE = 100_003  # pairs of one seed are neighbours; pairs of two seeds never meet below it
@@ -87,22 +94,106 @@ class PairScores:
     estimator_correlation: float
 
 
-def load_family(weights: Path, model: str) -> tuple[TalkRequest, Models, AudioEncoder]:
-    """Load an embedded family.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderMeasures:
+    """What is measured of a true render, the same for all models that are compared with it.
+
+    Attributes:
+        motion: as in ``PairScores``.
+        edges: as in ``PairScores``.
+        unlikeness: as in ``PairScores``.
+        estimator_correlation: as in ``PairScores``.
+    """
+
+    motion: float
+    edges: float
+    unlikeness: float
+    estimator_correlation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldoutPair:
+    """A held-out avatar with a held-out utterance.
+
+    Attributes:
+        seed: of both.
+        clip: the true render.
+        measures: of the true render.
+        features_ND: of the true render, see ``extract_features``.
+    """
+
+    seed: int
+    clip: SyntheticClip
+    measures: RenderMeasures
+    features_ND: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What a model made of a set of pairs.
+
+    Attributes:
+        scores: of each pair.
+        summary: of the whole set, as ``summarize`` gives it; also ``calls_per_chunk``, counted
+            network calls, and ``seconds_per_clip``, the median without the time of encoding.
+        clips: frames of the first pairs, as many as were asked for.
+    """
+
+    scores: list[PairScores]
+    summary: dict[str, float]
+    clips: list[Tensor]
+
+
+def load_family(
+    weights: Path, model: str, dit: Path | None = None, adapter: Path | None = None
+) -> tuple[TalkRequest, Models, AudioEncoder]:
+    """Load an embedded family, or one with another transformer.
 
     Args:
         weights: models folder.
         model: ``teacher`` or ``student``.
+        dit: file to take instead of the model's; then ``adapter`` is needed, too.
+        adapter: file to take instead of the model's.
 
     Returns:
-        The settings it ships with, its networks, its audio encoder.
+        The settings that the transformer ships with, the networks, the audio encoder.
 
     Raises:
         CheckpointError: a file that is missing or damaged.
+        MismatchError: an adapter of another transformer.
+        RequestError: a transformer or an adapter alone.
     """
-    files = library.find_model_files(weights, dit=DITS[model])
+    if (dit is None) != (adapter is None):
+        raise RequestError(
+            f"got the transformer {dit} and the adapter {adapter}; a transformer and its adapter "
+            "learn together, so name both or neither"
+        )
+    name, own_adapter = FAMILIES[model]
+    if dit is None or adapter is None:
+        files = library.find_model_files(weights, dit=name, adapter=own_adapter)
+    else:
+        files = name_files(weights, dit, adapter)
     models = library.load_models(files, torch.device("cpu"))
     return library.read_request(files.dit), models, load_audio_encoder(files.audio_encoder)
+
+
+def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
+    """Name the files of a family with a transformer of its own.
+
+    Args:
+        weights: models folder with the embedded VAE and audio encoder.
+        dit: file of the transformer.
+        adapter: file of its audio adapter.
+
+    Returns:
+        All files.
+    """
+    return library.ModelFiles(
+        dit=dit,
+        adapter=adapter,
+        audio_encoder=weights / "audio_encoders" / library.AUDIO_ENCODER,
+        vae=weights / "vae" / library.VAE,
+    )
 
 
 def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, SyntheticClip]]:
@@ -131,6 +222,37 @@ def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, Sy
     return pairs
 
 
+def measure_pairs(pairs: Iterable[tuple[int, SyntheticClip]]) -> list[HeldoutPair]:
+    """Measure true renders, once for all models.
+
+    Args:
+        pairs: of ``draw_pairs``.
+
+    Returns:
+        The pairs with what was measured.
+    """
+    return [
+        HeldoutPair(
+            seed=seed,
+            clip=clip,
+            measures=measure_render(clip),
+            features_ND=extract_features(clip.frames_CTHW),
+        )
+        for seed, clip in pairs
+    ]
+
+
+def measure_render(clip: SyntheticClip) -> RenderMeasures:
+    """Measure a true render."""
+    frames_CTHW = clip.frames_CTHW
+    return RenderMeasures(
+        motion=_mean_abs(frames_CTHW.diff(dim=1)),
+        edges=_mean_edge(frames_CTHW),
+        unlikeness=measure_unlikeness(frames_CTHW, frames_CTHW[:, :1]),
+        estimator_correlation=sync(estimate_aperture(frames_CTHW), clip.mouth.aperture_T)[0],
+    )
+
+
 def check_draw(seed: int, num_pairs: int) -> None:
     """Refuse pairs that cannot be drawn.
 
@@ -145,6 +267,100 @@ def check_draw(seed: int, num_pairs: int) -> None:
         raise RequestError(
             f"got {num_pairs} pairs and seed {seed}; ask for at least one pair, and a seed from 0"
         )
+
+
+class RememberingCodec:
+    """A codec that encodes the same frames once: all models see the same reference images.
+
+    Args:
+        codec: what encodes and decodes.
+
+    Attributes:
+        num_decoded: chunks decoded so far.
+        encode_seconds: spent on encoding so far.
+    """
+
+    def __init__(self, codec: VideoCodec) -> None:
+        self.num_decoded = 0
+        self.encode_seconds = 0.0
+        self._codec = codec
+        self._latents: dict[bytes, Tensor] = {}
+
+    def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """Encode; see ``ports.VideoCodec``."""
+        pixels = frames_BCTHW.contiguous().numpy()
+        key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+        if key not in self._latents:
+            started = time.perf_counter()
+            self._latents[key] = self._codec.encode(frames_BCTHW)
+            self.encode_seconds += time.perf_counter() - started
+        return self._latents[key].clone()
+
+    def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """Decode; see ``ports.VideoCodec``."""
+        self.num_decoded += 1
+        return self._codec.decode(latents_BCFHW)
+
+
+@dataclass(slots=True)
+class CountingDenoiser:
+    """A denoiser that counts its calls; satisfies ``ports.Denoiser``.
+
+    Attributes:
+        denoiser: that is called.
+        num_calls: so far.
+    """
+
+    denoiser: Denoiser
+    num_calls: int = field(default=0, init=False)
+
+    def __call__(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
+        """Predict the velocity; see ``ports.Denoiser``."""
+        self.num_calls += 1
+        return self.denoiser(latents_BCFHW, sigma, conditioning, tokens)
+
+
+def evaluate(
+    request: TalkRequest,
+    models: Models,
+    encoder: AudioEncoder,
+    pairs: Sequence[HeldoutPair],
+    *,
+    num_kept: int = 0,
+) -> Evaluation:
+    """Let a model make the clips of all pairs, and measure them.
+
+    Args:
+        request: all settings; its seed is that of the noise of every clip.
+        models: the networks. With a ``RememberingCodec`` the next model encodes nothing again.
+        encoder: the audio encoder.
+        pairs: of ``measure_pairs``.
+        num_kept: of how many pairs, the first ones, the frames are given back.
+
+    Returns:
+        What was made and measured.
+    """
+    codec = models.codec
+    if not isinstance(codec, RememberingCodec):
+        codec = RememberingCodec(codec)
+    denoiser = CountingDenoiser(models.denoiser)
+    models = replace(models, codec=codec, denoiser=denoiser)
+    num_decoded = codec.num_decoded
+    scores, features, seconds, clips = [], [], [], []
+    for pair in tqdm(pairs, desc="pairs", mininterval=10):
+        started = time.perf_counter() - codec.encode_seconds
+        frames = generate_clip(pair.clip, request, models, encoder)
+        seconds.append(time.perf_counter() - codec.encode_seconds - started)
+        scores.append(score_pair(pair.seed, pair.clip, frames, pair.measures))
+        features.append(extract_features(frames))
+        if len(clips) < num_kept:
+            clips.append(frames)
+    summary = summarize(scores, features, [pair.features_ND for pair in pairs])
+    summary["calls_per_chunk"] = denoiser.num_calls / (codec.num_decoded - num_decoded)
+    summary["seconds_per_clip"] = float(np.median(seconds))
+    return Evaluation(scores=scores, summary=summary, clips=clips)
 
 
 @torch.no_grad()
@@ -181,21 +397,26 @@ def collect_frames(chunks: Iterable[FrameChunk]) -> Tensor:
     return ((frames + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
-def score_pair(pair_seed: int, clip: SyntheticClip, frames_CTHW: Tensor) -> PairScores:
+def score_pair(
+    pair_seed: int,
+    clip: SyntheticClip,
+    frames_CTHW: Tensor,
+    measures: RenderMeasures | None = None,
+) -> PairScores:
     """Measure one generated clip against its true render.
 
     Args:
         pair_seed: kept in the result.
         clip: the true one.
         frames_CTHW: the generated one, in [-1, 1].
+        measures: of the true one; None measures it here.
 
     Returns:
         Its scores.
     """
+    measures = measures or measure_render(clip)
     true = clip.frames_CTHW
-    curve = clip.mouth.aperture_T
-    correlation, lag = sync(estimate_aperture(frames_CTHW), curve)
-    estimator, _ = sync(estimate_aperture(true), curve)
+    correlation, lag = sync(estimate_aperture(frames_CTHW), clip.mouth.aperture_T)
     still = clip.still_mask_HW
     reference = true[:, :1]
     return PairScores(
@@ -206,12 +427,12 @@ def score_pair(pair_seed: int, clip: SyntheticClip, frames_CTHW: Tensor) -> Pair
         flicker=_mean_abs(frames_CTHW.diff(dim=1)[..., still]),
         psnr=float(-10 * ((frames_CTHW - true) / 2).square().mean().log10()),
         motion=_mean_abs(frames_CTHW.diff(dim=1)),
-        true_motion=_mean_abs(true.diff(dim=1)),
+        true_motion=measures.motion,
         edges=_mean_edge(frames_CTHW),
-        true_edges=_mean_edge(true),
+        true_edges=measures.edges,
         unlikeness=measure_unlikeness(frames_CTHW, reference),
-        true_unlikeness=measure_unlikeness(true, reference),
-        estimator_correlation=estimator,
+        true_unlikeness=measures.unlikeness,
+        estimator_correlation=measures.estimator_correlation,
     )
 
 
@@ -330,6 +551,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("--steps", type=int, help="network evaluations; default as shipped")
     parser.add_argument("--audio-guidance", type=float, help="default as shipped; 1 is off")
+    parser.add_argument("--schedule", choices=SCHEDULES, help="default as shipped")
+    parser.add_argument("--dit", type=Path, help="video transformer to take instead")
+    parser.add_argument("--adapter", type=Path, help="audio adapter that learnt with --dit")
     return run_command(parser, _evaluate, num_pairs=20)
 
 
@@ -350,7 +574,7 @@ def run_command(
         The exit code.
     """
     parser.add_argument("--weights", type=Path, required=True, help="models folder")
-    parser.add_argument("--model", choices=DITS, default="teacher")
+    parser.add_argument("--model", choices=FAMILIES, default="teacher")
     parser.add_argument("--pairs", type=int, default=num_pairs)
     parser.add_argument("--frames", type=int, default=81, help="length of each clip")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
@@ -374,29 +598,32 @@ def run_command(
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    request, models, encoder = load_family(arguments.weights, arguments.model)
-    request = replace(request, seed=arguments.seed)
-    if arguments.steps is not None:
-        request = replace(request, num_inference_steps=arguments.steps)
-    if arguments.audio_guidance is not None:
-        request = replace(request, audio_guidance_scale=arguments.audio_guidance)
-    scores: list[PairScores] = []
-    generated, true, rows = [], [], []
-    pairs = draw_pairs(arguments.seed, arguments.pairs, arguments.frames)
-    for pair_seed, clip in tqdm(pairs, desc="pairs", mininterval=10):
-        frames = generate_clip(clip, request, models, encoder)
-        scores.append(score_pair(pair_seed, clip, frames))
-        generated.append(extract_features(frames))
-        true.append(extract_features(clip.frames_CTHW))
-        if arguments.sheet:
-            rows += [clip.frames_CTHW, frames]
+    request, models, encoder = load_family(
+        arguments.weights, arguments.model, arguments.dit, arguments.adapter
+    )
+    changes = {
+        "num_inference_steps": arguments.steps,
+        "audio_guidance_scale": arguments.audio_guidance,
+        "schedule": arguments.schedule,
+    }
+    asked = {name: value for name, value in changes.items() if value is not None}
+    request = replace(request, seed=arguments.seed, **asked)
+    pairs = measure_pairs(draw_pairs(arguments.seed, arguments.pairs, arguments.frames))
+    num_kept = len(pairs) if arguments.sheet else 0
+    evaluation = evaluate(request, models, encoder, pairs, num_kept=num_kept)
     if arguments.sheet:
+        rows = [
+            frames
+            for pair, made in zip(pairs, evaluation.clips, strict=True)
+            for frames in (pair.clip.frames_CTHW, made)
+        ]
         columns = 1 + (arguments.frames - 1) // 10
         Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)
+    model = arguments.model if arguments.dit is None else str(arguments.dit)
     return {
-        "settings": {"model": arguments.model, "frames": arguments.frames, **asdict(request)},
-        "summary": summarize(scores, generated, true),
-        "pairs": [asdict(score) for score in scores],
+        "settings": {"model": model, "frames": arguments.frames, **asdict(request)},
+        "summary": evaluation.summary,
+        "pairs": [asdict(score) for score in evaluation.scores],
     }
 
 

@@ -15,31 +15,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
 from training import evaluate
 from training.data.mouth import MouthCurve
 from training.data.synthetic import SyntheticClip
 from training.evaluate import (
     FEATURE_WIDTH,
     PairScores,
+    RememberingCodec,
     draw_pairs,
     extract_features,
     generate_clip,
+    load_family,
+    measure_pairs,
     measure_unlikeness,
     score_pair,
     summarize,
 )
 from training.metrics.distances import frechet_distance
 from turbotalk_core.errors import RequestError
-from turbotalk_core.library import TEACHER, VAE, read_request
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
+from turbotalk_core.library import ADAPTER, TEACHER, read_request
+from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.model.wan import WanModel
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
 
-SIZE, NUM_FRAMES = 48, 26
+NUM_FRAMES = 26
 REQUEST = TalkRequest(
     num_inference_steps=1,
     schedule="reference",
@@ -64,14 +67,6 @@ REQUIRED = {
 }
 
 
-class LoudnessEncoder:
-    """Hears how loud each frame is, in two layers of three."""
-
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
-        loudness_T1 = waveform_S[: 640 * num_frames].view(num_frames, 640).abs().mean(1)
-        return loudness_T1.view(-1, 1, 1).expand(-1, 2, 3)
-
-
 @pytest.fixture(scope="module")
 def clip(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> SyntheticClip:
     return draw_humming_clip("heldout", 3, NUM_FRAMES)
@@ -79,26 +74,7 @@ def clip(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> Synthet
 
 @pytest.fixture(scope="module")
 def networks() -> tuple[WanModel, AudioProjection, WanVAE]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = WanModel(
-            WanConfig(
-                dim=24,
-                ffn_dim=16,
-                num_heads=2,
-                num_layers=1,
-                text_dim=8,
-                image_dim=None,
-                audio_heads=2,
-                audio_token_dim=6,
-            )
-        )
-        projection = AudioProjection(
-            AudioAdapterConfig(frame_width=6, hidden_dim=4, num_tokens=2, token_dim=6)
-        )
-        vae = WanVAE(1)
-        vae.initialize()
-    return model, projection, vae
+    return make_networks()
 
 
 @pytest.fixture(scope="module")
@@ -324,24 +300,8 @@ def weights(
     tmp_path: Path,
 ) -> Path:
     """A models folder; the audio encoder is a fake."""
-    model, projection, vae = networks
     folder = tmp_path / "models"
-    settings = {
-        "steps": 2,
-        "shift": 3.0,
-        "audio_guidance_scale": 2.0,
-        "height": SIZE,
-        "width": SIZE,
-        "chunk_frames": 17,
-        "num_motion_frames": 5,
-    }
-    save_dit(folder / "diffusion_models" / TEACHER, model, settings)
-    adapter = folder / "model_patches" / "turbotalk_tiny_adapter.safetensors"
-    save_adapter(adapter, model, projection, {})
-    save_vae(folder / "vae" / VAE, vae, {})
-    encoder = folder / "audio_encoders" / "turbotalk_tiny_wav2vec2.safetensors"
-    encoder.parent.mkdir()
-    encoder.touch()
+    write_family(folder, networks)
     monkeypatch.setattr(evaluate, "load_audio_encoder", lambda path: LoudnessEncoder())
     monkeypatch.setattr(evaluate, "draw_clip", draw_humming_clip)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
@@ -383,3 +343,70 @@ def test_the_command_explains_what_is_missing(
 ) -> None:
     assert _run(monkeypatch, "--weights", str(weights), "--model", "student") == 2
     assert "there is no turbotalk_tiny.safetensors" in caplog.text
+
+
+def test_other_model_files_and_another_schedule_are_taken(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The teacher's own files, elsewhere and by another name, make the same clips."""
+    dit = weights / "diffusion_models" / TEACHER
+    adapter = weights / "model_patches" / ADAPTER
+    moved = [tmp_path / "run" / name for name in ("student.safetensors", "adapter.safetensors")]
+    moved[0].parent.mkdir()
+    for source, target in zip((dit, adapter), moved, strict=True):
+        target.write_bytes(source.read_bytes())
+    options = ["--weights", str(weights), "--frames", "17", "--pairs", "2"]
+    options += ["--schedule", "distilled", "--steps", "2"]
+    files = ["--dit", str(moved[0]), "--adapter", str(moved[1])]
+    reports = []
+    for extra in ([], files):
+        path = tmp_path / "report.json"
+        assert _run(monkeypatch, *options, *extra, "--json", str(path)) == 0
+        reports.append(json.loads(path.read_text()))
+    own, other = reports
+    assert own["settings"]["schedule"] == other["settings"]["schedule"] == "distilled"
+    assert own["pairs"] == other["pairs"]
+    assert other["settings"]["model"] == str(moved[0])
+
+
+def test_a_transformer_without_its_adapter_is_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="name both or neither"):
+        load_family(weights, "teacher", dit=tmp_path / "student.safetensors")
+
+
+@pytest.mark.parametrize(("guidance", "calls"), [(1.0, 2), (2.0, 4)])
+def test_network_calls_are_counted_per_chunk(
+    clip: SyntheticClip, models: Models, guidance: float, calls: int
+) -> None:
+    """Two steps, with and without a call for the guidance, in three chunks of a clip."""
+    request = replace(REQUEST, num_inference_steps=2, audio_guidance_scale=guidance)
+    pairs = measure_pairs([(7, clip)])
+    evaluation = evaluate.evaluate(request, models, LoudnessEncoder(), pairs, num_kept=1)
+    assert evaluation.summary["calls_per_chunk"] == calls
+    assert evaluation.summary["seconds_per_clip"] > 0
+    (made,) = evaluation.clips
+    assert evaluation.scores == [score_pair(7, clip, made)]
+
+
+def test_equal_frames_are_encoded_once(clip: SyntheticClip, models: Models) -> None:
+    encoded: list[int] = []
+
+    class Codec:
+        def encode(self, frames_BCTHW: Tensor) -> Tensor:
+            encoded.append(frames_BCTHW.shape[2])
+            return models.codec.encode(frames_BCTHW)
+
+        def decode(self, latents_BCFHW: Tensor) -> Tensor:
+            return models.codec.decode(latents_BCFHW)
+
+    codec = RememberingCodec(Codec())
+    frames = clip.frames_CTHW[None, :, :17]
+    first = codec.encode(frames)
+    first.zero_()  # what is handed out is the caller's own
+    assert torch.equal(codec.encode(frames.clone()), models.codec.encode(frames))
+    codec.encode(frames + 0.1)
+    codec.encode(frames[:, :, :1])
+    assert encoded == [17, 17, 1]
+    assert codec.num_decoded == 0
+    codec.decode(first)
+    assert codec.num_decoded == 1

@@ -1,0 +1,130 @@
+"""A study is checked before anything is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.recipe import load_recipe
+from training.study import RunSource, Study, load_study
+from training.train import make_methods
+from turbotalk_core.errors import RecipeError
+from turbotalk_core.request import TalkRequest
+
+STUDIES = Path(__file__).parents[2] / "training" / "studies"
+
+SMALL: dict[str, Any] = {
+    "title": "Small",
+    "pairs": 2,
+    "diversity": {"pairs": 1, "seeds": 2},
+    "sheets": {"pairs": 1, "columns": 2},
+    "runs": {"short": {"recipe": "tiny"}},
+    "models": {"one": {"runs": ["short"], "phase": "one"}, "own": {"dit": "a", "adapter": "b"}},
+    "tables": {"all": {"title": "All", "rows": {"r": {"label": "R", "model": "one"}}}},
+    "claims": {"c": {"text": "C", "metric": "frechet", "row": "all.r", "at_most": 1}},
+}
+
+
+def _load(tmp_path: Path, path: str = "", value: object = None) -> Study:
+    """The small study with one thing changed."""
+    data = yaml.safe_load(yaml.safe_dump(SMALL))
+    *parents, last = path.split(".")
+    if path:
+        place = data
+        for key in parents:
+            place = place[key]
+        place[last] = value
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return load_study(file)
+
+
+def test_a_study_is_read(tmp_path: Path) -> None:
+    study = _load(tmp_path)
+    assert list(study.rows()) == ["all.r"]
+    assert study.seeds == (1,)
+    assert study.models["own"].dit == Path("a")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("tablez", {}, "tablez is unknown; the nearest key is tables"),
+        ("tables.all.rows.r.stpes", 1, "tables.all.rows.r.stpes is unknown"),
+        ("tables.all.rows.r.steps", 0, "greater than or equal to 1"),
+        ("tables.all.rows.r.schedule", "straight", "'reference' or 'distilled'"),
+        ("tables.all.rows.r.model", "two", "names the model two; there are one, own"),
+        ("tables.all.rows.r.pairs", 1, "greater than or equal to 2"),
+        ("diversity.pairs", 3, "fewer pairs than diversity or sheets"),
+        ("models.one.runs", ["long"], "names the run long; there are short"),
+        ("models.one.phase", None, "must have runs and phase, or dit and adapter"),
+        ("models.one.dit", "a", "must have runs and phase, or dit and adapter"),
+        ("models.own.adapter", None, "must have runs and phase, or dit and adapter"),
+        ("claims.c.row", "all.q", "names the row all.q; there are all.r"),
+        ("claims.c.of", "all.q", "names the row all.q; there are all.r"),
+        ("claims.c.at_most", None, "claims.c bounds nothing"),
+        ("steps", {"table": "all", "series": {"s": ["all.q"]}}, "names the row all.q"),
+        ("steps", {"table": "none", "series": {}}, "names the table none; there are all"),
+        ("logs", ["long"], "names the run long; there are short"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, path: str, value: object, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        _load(tmp_path, path, value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a", ""])
+def test_a_file_that_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"bad\.yaml"):
+        load_study(path)
+    with pytest.raises(RecipeError, match="there is no study"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_a_row_changes_what_it_names_and_makes_clips_of_one_chunk(tmp_path: Path) -> None:
+    shipped = TalkRequest(
+        num_inference_steps=20,
+        schedule="reference",
+        shift=3.0,
+        update="euler",
+        seed=0,
+        height=48,
+        width=48,
+        audio_guidance_scale=1.5,
+        chunk_frames=33,
+    )
+    row = _load(tmp_path).rows()["all.r"]
+    request = row.request(shipped, 81, 5)
+    assert (request.num_inference_steps, request.schedule, request.seed) == (20, "reference", 5)
+    assert request.chunk_frames == 81
+    study = _load(tmp_path, "tables.all.rows.r", {
+        "label": "R", "model": "one", "steps": 2, "schedule": "distilled", "update": "renoise",
+        "audio_guidance": 1,
+    })  # fmt: skip
+    request = study.rows()["all.r"].request(shipped, 81, 5)
+    told = (request.num_inference_steps, request.schedule, request.update)
+    assert told == (2, "distilled", "renoise")
+    assert request.audio_guidance_scale == 1
+
+
+def test_the_command_of_a_run() -> None:
+    assert RunSource(recipe="tiny").command("tiny") == "python -m training.train tiny"
+    told = RunSource(recipe="tiny", changes=("seed=1",)).command("other")
+    assert told == "python -m training.train tiny seed=1 --run runs/other"
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_name_phases_that_their_runs_export(path: Path) -> None:
+    study = load_study(path)
+    recipes = {name: load_recipe(run.recipe, run.changes) for name, run in study.runs.items()}
+    for recipe in recipes.values():
+        make_methods(recipe)
+    for model in study.models.values():
+        for run in model.runs:
+            assert model.phase is not None
+            assert recipes[run].phases[model.phase].exports == "student"

@@ -1,0 +1,73 @@
+"""A family of a few thousand random weights as files; its audio encoder is a fake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from turbotalk_core.library import ADAPTER, AUDIO_ENCODER, TEACHER, VAE
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
+from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.model.wan import WanConfig, WanModel
+
+SIZE = 48
+
+
+class LoudnessEncoder:
+    """Hears how loud each frame is, in two layers of three."""
+
+    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        loudness_T1 = waveform_S[: 640 * num_frames].view(num_frames, 640).abs().mean(1)
+        return loudness_T1.view(-1, 1, 1).expand(-1, 2, 3)
+
+
+def make_networks() -> tuple[WanModel, AudioProjection, WanVAE]:
+    """Transformer, projection and VAE."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WanModel(
+            WanConfig(
+                dim=24,
+                ffn_dim=16,
+                num_heads=2,
+                num_layers=1,
+                text_dim=8,
+                image_dim=None,
+                audio_heads=2,
+                audio_token_dim=6,
+            )
+        )
+        projection = AudioProjection(
+            AudioAdapterConfig(frame_width=6, hidden_dim=4, num_tokens=2, token_dim=6)
+        )
+        vae = WanVAE(1)
+        vae.initialize()
+    return model, projection, vae
+
+
+def write_family(
+    folder: Path, networks: tuple[WanModel, AudioProjection, WanVAE], **settings: Any
+) -> None:
+    """Write a models folder; in the file of the audio encoder there is nothing of use."""
+    model, projection, vae = networks
+    shipped = {
+        "steps": 2,
+        "shift": 3.0,
+        "audio_guidance_scale": 2.0,
+        "height": SIZE,
+        "width": SIZE,
+        "chunk_frames": 17,
+        "num_motion_frames": 5,
+        **settings,
+    }
+    save_dit(folder / "diffusion_models" / TEACHER, model, shipped)
+    save_adapter(folder / "model_patches" / ADAPTER, model, projection, {})
+    save_vae(folder / "vae" / VAE, vae, {})
+    encoder = folder / "audio_encoders" / AUDIO_ENCODER
+    encoder.parent.mkdir()
+    save_file({"nothing": torch.zeros(1)}, encoder)

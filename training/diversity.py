@@ -1,0 +1,91 @@
+"""How different are the clips that one input leads to?
+
+A portrait and a voice leave most of the motion open, so other noise should give other motion. Clips
+of one input are compared with each other, and so are true renders of the same avatar that begins
+in the same pose, says the same and moves in other ways. Separate because both sides need it and
+neither the renderer nor the measures of single clips do.
+
+Axes: C channels, T video frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.data.avatars import draw_avatar
+from training.data.motion import Motion, draw_motion
+from training.data.mouth import MouthCurve
+from training.data.portrait import render
+
+COARSE = 4  # pixels; grain that is finer than this is no other motion
+REDRAW_STRIDE = 10_000_019  # motion seeds of redraws begin above those of all pairs
+NUM_MOTIONS = 256  # from which it is learnt how the pose at the start tells of later ones
+LIMITS = {"lids_T": (0.0, 1.0), "gaze_x_T": (-1.0, 1.0), "gaze_y_T": (-1.0, 1.0)}
+
+
+def measure_spread(clips_CTHW: Sequence[Tensor]) -> float:
+    """Measure how far clips of one input are from each other.
+
+    Args:
+        clips_CTHW: at least two, equally long, in [-1, 1].
+
+    Returns:
+        Mean absolute difference over all pairs of clips, frames and squares of ``COARSE`` pixels;
+        the full range of a pixel is 1.
+    """
+    coarse = [F.avg_pool2d(frames_CTHW, COARSE) for frames_CTHW in clips_CTHW]
+    distances = [(left - right).abs().mean() for left, right in combinations(coarse, 2)]
+    return float(torch.stack(distances).mean()) / 2
+
+
+def redraw(split: str, seed: int, mouth: MouthCurve, count: int, size: int = 128) -> list[Tensor]:
+    """Render other ways in which an avatar could go on from its first frame.
+
+    Curves of another motion seed are m(t); the pair's own begins at p. With r(t), the regression of
+    a curve at t on itself at 0, m(t) + r(t) (p - m(0)) is a draw of the curve given where it
+    begins, exactly so for a Gaussian process (Matheron's rule). At the start r is 1, and it falls
+    as the start is forgotten.
+
+    Args:
+        split: ``train`` or ``heldout``.
+        seed: of the pair.
+        mouth: what is said.
+        count: how many.
+        size: height and width in pixels.
+
+    Returns:
+        Clips [3, T, H, W] in [-1, 1], which all begin with the pair's first frame.
+    """
+    avatar = draw_avatar(split, seed)
+    num_frames = mouth.opening_T.shape[0]
+
+    def draw(motion_seed: int) -> Motion:
+        return draw_motion(avatar, split, motion_seed, num_frames, mouth.opening_T)
+
+    own = draw(seed)
+    motions = [draw(seed + REDRAW_STRIDE * number) for number in range(1, NUM_MOTIONS + 1)]
+    return [
+        render(avatar, _begin_at(own, motions[number], motions), mouth, size)
+        for number in range(count)
+    ]
+
+
+def _begin_at(own: Motion, other: Motion, motions: Sequence[Motion]) -> Motion:
+    curves = {}
+    for curve in fields(Motion):
+        name = curve.name
+        drawn_MT = torch.stack([getattr(motion, name) for motion in motions])
+        drawn_MT = drawn_MT - drawn_MT.mean(0)
+        start_M1 = drawn_MT[:, :1]
+        # A curve that always begins alike tells nothing, and needs no shift.
+        regression_T = (drawn_MT * start_M1).sum(0) / start_M1.square().sum().clamp_min(1e-12)
+        told_T = getattr(other, name)
+        begun_T = told_T + regression_T * (getattr(own, name)[0] - told_T[0])
+        curves[name] = begun_T.clamp(*LIMITS[name]) if name in LIMITS else begun_T
+    return Motion(**curves)

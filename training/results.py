@@ -1,0 +1,533 @@
+"""The evidence: measure everything that a study compares, and make the page that shows it.
+
+    python -m training.results training/studies/distillation.yaml
+    python -m training.results training/studies/distillation.yaml --only steps.dmd_4 steps.teacher
+    python -m training.results training/studies/distillation.yaml --from-json
+
+What one model scores at one seed is kept in RUNS/results under a name that follows from the model
+files and all settings, so the command goes on where it was stopped and measures what has changed.
+From these the report is made, a JSON file with everything that the page says; the page follows from
+the report alone. Separate from the evaluation, which knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.checkpoint import write_text
+from training.data.stage import fingerprint, fingerprint_files
+from training.data.synthetic import make_sheet
+from training.diversity import measure_spread, redraw
+from training.evaluate import (
+    SEED_STRIDE,
+    SPLIT,
+    HeldoutPair,
+    RememberingCodec,
+    draw_pairs,
+    evaluate,
+    generate_clip,
+    measure_pairs,
+    name_files,
+)
+from training.log import read_log
+from training.plots import require_matplotlib
+from training.recipe import to_plain
+from training.results_page import judge_claims, write_page, write_sheets
+from training.study import ModelSource, Study, load_study
+from turbotalk_core import library
+from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.cli_arguments import refuse
+from turbotalk_core.errors import CheckpointError, RecipeError, TurboTalkError
+from turbotalk_core.request import TalkRequest
+
+logger = logging.getLogger(__name__)
+
+MEASURE_VERSION = 1  # to be raised when a measure changes: what is kept is then measured again
+CACHE = "results"
+PARTS = ("dit", "adapter", "vae", "audio_encoder")
+CURVE_POINTS = 50  # of a log's curve in the report, each the mean of a span of steps
+CURVE_TERMS = ("loss", "gap", "accuracy", "motion")  # endings of what is kept of a log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One thing to measure: a row's model, of one run, at one seed.
+
+    Attributes:
+        place: the row, as ``table.row``.
+        run: whose export it is; None for a model from files.
+        dit: file of the transformer.
+        adapter: file of its adapter.
+        request: all settings.
+        num_pairs: how many.
+        settings: everything that the result depends on, the files by their SHA-256.
+    """
+
+    place: str
+    run: str | None
+    dit: Path
+    adapter: Path
+    request: TalkRequest
+    num_pairs: int
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Name under which the result is kept."""
+        return fingerprint(self.settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What came out of a cell.
+
+    Attributes:
+        summary: by metric.
+        pairs: scores of each.
+        strips: the true and the generated clip of each pair on a sheet, one row each.
+    """
+
+    summary: Mapping[str, float]
+    pairs: Sequence[Mapping[str, float]]
+    strips: np.ndarray | None
+
+
+class Measuring:
+    """Measures cells; networks and pairs that they share are made once.
+
+    Args:
+        study: how much is measured.
+        weights: models folder with the VAE and the audio encoder.
+    """
+
+    def __init__(self, study: Study, weights: Path) -> None:
+        self._study = study
+        self._weights = weights
+        self._num_pairs = max(row.pairs or study.pairs for row in study.rows().values())
+        self._seed: int | None = None
+        self._pairs: list[HeldoutPair] = []
+        self._true_spread = 0.0
+        self._codec: RememberingCodec | None = None
+
+    def __call__(self, cell: Cell) -> Measured:
+        """Measure a cell; those of one seed should come one after the other.
+
+        Args:
+            cell: what to measure.
+
+        Returns:
+            Its results.
+        """
+        study = self._study
+        files = name_files(self._weights, cell.dit, cell.adapter)
+        models = library.load_models(files, torch.device("cpu"))
+        encoder = load_audio_encoder(files.audio_encoder)
+        if cell.request.seed != self._seed:
+            self._draw(cell.request.seed)
+            self._codec = RememberingCodec(models.codec)
+        assert self._codec is not None
+        models = replace(models, codec=self._codec)
+        pairs = self._pairs[: cell.num_pairs]
+        num_kept = max(study.diversity.pairs, study.sheets.pairs)
+        evaluation = evaluate(cell.request, models, encoder, pairs, num_kept=num_kept)
+        spreads = []
+        for pair, first in zip(pairs[: study.diversity.pairs], evaluation.clips, strict=False):
+            requests = [
+                replace(cell.request, seed=cell.request.seed + SEED_STRIDE * number)
+                for number in range(1, study.diversity.seeds)
+            ]
+            others = [generate_clip(pair.clip, request, models, encoder) for request in requests]
+            spreads.append(measure_spread([first, *others]))
+        diversity = float(np.mean(spreads))
+        rows = [
+            frames
+            for pair, made in zip(pairs, evaluation.clips[: study.sheets.pairs], strict=False)
+            for frames in (pair.clip.frames_CTHW, made)
+        ]
+        return Measured(
+            summary={
+                **evaluation.summary,
+                "diversity": diversity,
+                "true_diversity": self._true_spread,
+                "diversity_ratio": diversity / self._true_spread,
+            },
+            pairs=[asdict(score) for score in evaluation.scores],
+            strips=make_sheet(rows, study.sheets.columns) if rows else None,
+        )
+
+    def _draw(self, seed: int) -> None:
+        """Draw the pairs of a seed; of a cell with fewer they are the first."""
+        study = self._study
+        self._seed = seed
+        self._pairs = measure_pairs(draw_pairs(seed, self._num_pairs, study.frames))
+        spreads = [
+            measure_spread(_redraw(pair, study.diversity.seeds))
+            for pair in self._pairs[: study.diversity.pairs]
+        ]
+        self._true_spread = float(np.mean(spreads))
+
+
+def _redraw(pair: HeldoutPair, count: int) -> list[torch.Tensor]:
+    frames_CTHW = pair.clip.frames_CTHW
+    others = redraw(SPLIT, pair.seed, pair.clip.mouth, count - 1, frames_CTHW.shape[-1])
+    return [frames_CTHW, *others]
+
+
+def find_model(
+    name: str, source: ModelSource, study: Study, runs: Path
+) -> list[tuple[str | None, Path, Path, str | None]]:
+    """Find the files of a model.
+
+    Args:
+        name: of the model.
+        source: where it comes from.
+        study: says how its runs are made.
+        runs: folder of all runs.
+
+    Returns:
+        For each run, or once: the run, transformer, adapter, and what is missing, if anything is.
+    """
+    if source.dit is not None and source.adapter is not None:
+        missing = [str(path) for path in (source.dit, source.adapter) if not path.is_file()]
+        told = f"the model {name} lacks {', '.join(missing)}" if missing else None
+        return [(None, source.dit, source.adapter, told)]
+    found = []
+    for run in source.runs:
+        export = runs / run / "exports" / str(source.phase)
+        dit = _find_one(export / "diffusion_models")
+        adapter = _find_one(export / "model_patches")
+        told = None
+        if dit is None or adapter is None:
+            told = (
+                f"the run {run} has no export of the phase {source.phase} in {runs}; make it with: "
+                f"{study.runs[run].command(run)}"
+            )
+        found.append((run, dit or export, adapter or export, told))
+    return found
+
+
+def _find_one(folder: Path) -> Path | None:
+    files = sorted(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else None
+
+
+def list_cells(
+    study: Study, runs: Path, weights: Path, only: Iterable[str] = ()
+) -> tuple[list[Cell], dict[str, list[str]]]:
+    """List everything that a study measures.
+
+    Args:
+        study: what it compares.
+        runs: folder of all runs.
+        weights: models folder with the VAE and the audio encoder.
+        only: rows to list; none lists all.
+
+    Returns:
+        The cells in the order of the tables, and for each row what is missing.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+        RequestError: settings that do not go together.
+        RecipeError: a row that is not in the study.
+    """
+    rows = study.rows()
+    only = list(only)
+    for place in only:
+        if place not in rows:
+            raise RecipeError(f"there is no row {place}; there are {', '.join(rows)}")
+    known: dict[Path, str] = {}
+
+    def tell(path: Path) -> str:
+        if path not in known:
+            known[path] = fingerprint_files(path)["sha256"]
+        return known[path]
+
+    cells, missing = [], {}
+    for place, row in rows.items():
+        if only and place not in only:
+            continue
+        for run, dit, adapter, told in find_model(row.model, study.models[row.model], study, runs):
+            if told is not None:
+                missing.setdefault(place, []).append(told)
+                continue
+            shipped = library.read_request(dit)
+            files = name_files(weights, dit, adapter)
+            for seed in row.seeds or study.seeds:
+                request = row.request(shipped, study.frames, seed)
+                num_pairs = row.pairs or study.pairs
+                settings = {
+                    "version": MEASURE_VERSION,
+                    **{part: tell(getattr(files, part)) for part in PARTS},
+                    "request": asdict(request),
+                    "frames": study.frames,
+                    "pairs": num_pairs,
+                    "diversity": asdict(study.diversity),
+                    "sheets": [study.sheets.pairs, study.sheets.columns],
+                }
+                cell = Cell(
+                    place=place,
+                    run=run,
+                    dit=dit,
+                    adapter=adapter,
+                    request=request,
+                    num_pairs=num_pairs,
+                    settings=json.loads(json.dumps(settings)),  # as they will be read again
+                )
+                cells.append(cell)
+    return cells, missing
+
+
+def measure_cells(
+    cells: Sequence[Cell],
+    cache: Path,
+    measure: Callable[[Cell], Measured],
+    hardware: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Measure what is not kept yet.
+
+    Args:
+        cells: what is wanted.
+        cache: folder of what is kept; made where it does not exist.
+        measure: measures one.
+        hardware: kept with what is measured now.
+
+    Returns:
+        For each key what is kept: settings, summary, pairs, hardware.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    kept: dict[str, dict[str, Any]] = {}
+    wanted = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
+    # By seed, so that true renders are drawn once; all rows of the first seed come first.
+    seeds = list(dict.fromkeys(cell.request.seed for cell in cells))
+    for cell in sorted(cells, key=lambda cell: seeds.index(cell.request.seed)):
+        path = cache / f"{cell.key}.json"
+        if cell.key not in kept and not path.is_file():
+            logger.info("%d to go: %s", len(wanted), _name(cell))
+            wanted.remove(cell.key)
+            measured = measure(cell)
+            if measured.strips is not None:
+                Image.fromarray(measured.strips).save(path.with_suffix(".png"))
+            entry = {
+                "settings": dict(cell.settings),
+                "summary": dict(measured.summary),
+                "pairs": [dict(pair) for pair in measured.pairs],
+                "hardware": dict(hardware),
+            }
+            write_text(path, json.dumps(entry, indent=1) + "\n")
+        if cell.key not in kept:
+            kept[cell.key] = json.loads(path.read_text(encoding="utf-8"))
+    return kept
+
+
+def describe_hardware(num_threads: int) -> dict[str, Any]:
+    """Say what measures, without naming the machine.
+
+    Args:
+        num_threads: of torch.
+
+    Returns:
+        Processor, its cores, threads, versions.
+    """
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = named[0].partition(":")[2].strip() if named else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": num_threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_run(name: str, study: Study, runs: Path) -> dict[str, Any]:
+    """Sum up the log of a run.
+
+    Args:
+        name: of the run.
+        study: says how it is made.
+        runs: folder of all runs.
+
+    Returns:
+        Its command, and for each phase steps, seconds and curves; no phases where there is no log.
+    """
+    source = study.runs[name]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for line in read_log(runs / name):
+        lines.setdefault(line["phase"], []).append(line)
+    phases = {
+        phase: {
+            "steps": len(steps),
+            "seconds": round(sum(step["seconds"] for step in steps), 1),
+            "curves": _thin_out(steps) if name in study.logs else {},
+        }
+        for phase, steps in lines.items()
+    }
+    return {"command": source.command(name), "note": source.note, "phases": phases}
+
+
+def _thin_out(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """Curves of at most ``CURVE_POINTS`` points, and under ``step`` where they stand."""
+    spans = np.array_split(np.arange(len(steps)), min(CURVE_POINTS, len(steps)))
+    curves: dict[str, list[float | None]] = {
+        "step": [round(float(span.mean()) + 1, 1) for span in spans]
+    }
+    names = dict.fromkeys(name for step in steps for name in step if name.endswith(CURVE_TERMS))
+    for name in names:
+        curves[name] = []
+        for span in spans:  # a role may learn in some steps only
+            values = [steps[index][name] for index in span if name in steps[index]]
+            curves[name].append(float(f"{np.mean(values):.5g}") if values else None)
+    return curves
+
+
+def make_report(
+    name: str,
+    study: Study,
+    cells: Sequence[Cell],
+    kept: Mapping[str, Mapping[str, Any]],
+    missing: Mapping[str, Sequence[str]],
+    runs: Path,
+) -> dict[str, Any]:
+    """Put together everything that the page says.
+
+    Args:
+        name: of the study.
+        study: what it compares.
+        cells: what was measured.
+        kept: by the cells' keys.
+        missing: of each row.
+        runs: folder of all runs.
+
+    Returns:
+        What JSON can say; ``training.results_page`` documents how it is read.
+    """
+    rows: dict[str, dict[str, Any]] = {
+        place: {"results": [], "missing": list(missing.get(place, ()))} for place in study.rows()
+    }
+    models: dict[str, dict[str, str]] = {}
+    hardware: list[Any] = []
+    for cell in cells:
+        entry = kept[cell.key]
+        result = {
+            "run": cell.run,
+            "seed": cell.request.seed,
+            "pairs": cell.num_pairs,
+            "key": cell.key,
+            "request": entry["settings"]["request"],
+            "summary": entry["summary"],
+        }
+        rows[cell.place]["results"].append(result)
+        model = study.rows()[cell.place].model
+        label = model if cell.run is None else f"{model} of {cell.run}"
+        models[label] = {part: entry["settings"][part] for part in PARTS}
+        if entry["hardware"] not in hardware:
+            hardware.append(entry["hardware"])
+    report = {
+        "name": name,
+        "study": to_plain(study),
+        "hardware": hardware,
+        "models": models,
+        "runs": {run: describe_run(run, study, runs) for run in study.runs},
+        "rows": rows,
+        "sheets": {},
+    }
+    return {**report, "claims": judge_claims(report)}
+
+
+def main(
+    argv: Sequence[str] | None = None, measure: Callable[[Cell], Measured] | None = None
+) -> int:
+    """Run from the command line.
+
+    Args:
+        argv: arguments after the program's name; None takes those of the process.
+        measure: measures one cell; None does it with the models.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.results", description="Make the page of results of a study."
+    )
+    parser.add_argument("study", type=Path, help="YAML file, for example in training/studies")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="of the page")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
+    parser.add_argument("--weights", type=Path, default=Path("models"), help="models folder")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="TABLE.ROW", help="measure these, make no page"
+    )
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="show rows without a model as not run"
+    )
+    parser.add_argument(
+        "--from-json", action="store_true", help="make the page again from its report"
+    )
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    try:
+        _run(arguments, measure)
+    except TurboTalkError as error:
+        return refuse(error)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | None) -> None:
+    name = arguments.study.stem
+    path = arguments.out / f"{name}.json"
+    if not arguments.only:
+        require_matplotlib()
+    if arguments.from_json:
+        if not path.is_file():
+            raise CheckpointError(f"there is no report {path}; make it without --from-json")
+        write_page(json.loads(path.read_text(encoding="utf-8")), arguments.out)
+        return
+    study = load_study(arguments.study)
+    cells, missing = list_cells(study, arguments.runs, arguments.weights, arguments.only)
+    if missing and not arguments.allow_missing:
+        place, told = next(iter(missing.items()))
+        raise CheckpointError(f"{place}: {told[0]}; or say --allow-missing")
+    measure = measure or Measuring(study, arguments.weights)
+    cache = arguments.runs / CACHE
+    hardware = describe_hardware(arguments.threads)
+    kept = measure_cells(cells, cache, measure, hardware)
+    if arguments.only:
+        for cell in cells:
+            sys.stdout.write(f"{_describe(cell, kept[cell.key]['summary'])}\n")
+        return
+    report = make_report(name, study, cells, kept, missing, arguments.runs)
+    report["sheets"] = write_sheets(report, cache, arguments.out)
+    write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_page(report, arguments.out)
+
+
+def _describe(cell: Cell, summary: Mapping[str, float]) -> str:
+    names = ("frechet", "sync_correlation", "motion_ratio", "edge_ratio", "diversity_ratio")
+    told = "  ".join(f"{name} {summary[name]:.3f}" for name in names)
+    return f"{_name(cell)}:  {told}"
+
+
+def _name(cell: Cell) -> str:
+    of = "" if cell.run is None else f" of {cell.run}"
+    return f"{cell.place}{of}, seed {cell.request.seed}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

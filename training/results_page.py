@@ -1,0 +1,342 @@
+"""The page of results: a function of the report alone.
+
+The report is what ``training.results`` writes as JSON:
+
+    name, study          of the study, and all of its settings
+    hardware             each machine that measured, without its name
+    models               by label the SHA-256 of dit, adapter, vae and audio_encoder
+    runs                 by name: command, note, and for each phase steps, seconds and curves
+    rows                 by table.row: results (run, seed, pairs, key, request, summary) and missing
+    claims               by name: the figures, and whether it holds
+    sheets               by table the contact sheets' files
+
+Separate because a page can be made again, with other words or plots, where no run is at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from training.checkpoint import write_text
+from training.plots import draw_sheet, plot_log, plot_steps
+
+Report = Mapping[str, Any]
+
+COLUMNS = {  # metric: heading, decimals
+    "calls_per_chunk": ("calls", 0),
+    "frechet": ("Fréchet", 2),
+    "sync_correlation": ("sync", 3),
+    "sync_lag_frames": ("lag", 2),
+    "motion_ratio": ("motion", 3),
+    "edge_ratio": ("edges", 3),
+    "diversity_ratio": ("diversity", 3),
+    "unlikeness_ratio": ("unlikeness", 2),
+    "identity_error": ("identity", 4),
+    "seconds_per_clip": ("s/clip", 1),
+}
+STEP_METRICS = {
+    "frechet": "Fréchet distance",
+    "sync_correlation": "sync correlation",
+    "motion_ratio": "motion, share of true renders'",
+    "edge_ratio": "edges, share of true renders'",
+}
+TRUE_RENDERS = {"frechet": 0.0, "motion_ratio": 1.0, "edge_ratio": 1.0, "unlikeness_ratio": 1.0}
+READING = """\
+| column | what it says |
+|---|---|
+| calls | network calls per chunk of {frames} frames, counted |
+| Fréchet | distance of the set from the true renders' on fixed features; 0 is best |
+| sync, lag | mouth read from pixels against the true curve: correlation at the best lag, and that \
+lag in frames |
+| motion, edges | change from frame to frame, and sharpness, as shares of the true renders'; 1 is \
+right, not more |
+| diversity | how far clips of one input with {noise_seeds} noise seeds are from each other, on \
+squares of 4 pixels, as a share of the same for true renders that go on otherwise from the same \
+first frame; over {diverse} pairs |
+| unlikeness | how badly the frames can be put together from pieces of the reference image, as a \
+share of the true renders' |
+| identity | distance from the reference where nothing should move; the full range of a pixel is 1 |
+| s/clip | seconds that a clip took once its reference image was encoded, median; other work on \
+the machine adds to it |
+
+Numbers are medians over training seeds and evaluation seeds, in brackets the lowest and the \
+highest; n is how many there are, each of {pairs} pairs where a row says nothing else. Sync is \
+never read alone: a blurred mouth, the mean of many, follows a voice well."""
+VERDICT = ("value", "of_value", "figure", "holds", "num_hold", "num_all")
+
+
+def read_values(report: Report, place: str, metric: str) -> list[float]:
+    """Give what was measured of a row, a value for each run and seed."""
+    results = report["rows"][place]["results"]
+    return [result["summary"][metric] for result in results]
+
+
+def judge_claims(report: Report) -> dict[str, dict[str, Any]]:
+    """Hold what is claimed against what was measured.
+
+    Args:
+        report: with rows.
+
+    Returns:
+        For each claim: ``value``, the row's median, ``of_value``, that of the other row,
+        ``figure``, what is bounded, ``holds``, and ``num_hold`` of ``num_all`` runs and seeds that
+        hold by themselves, each against the other row's median at the same seed. Without a
+        measurement they are None.
+    """
+    claims = report["study"]["claims"]
+    return {name: _judge(report, claim) for name, claim in claims.items()}
+
+
+def _judge(report: Report, claim: Mapping[str, Any]) -> dict[str, Any]:
+    metric, place, other = claim["metric"], claim["row"], claim["of"]
+    values = read_values(report, place, metric)
+    others = read_values(report, other, metric) if other else [1.0]
+    if not values or not others:
+        return dict.fromkeys(VERDICT)
+    low = -np.inf if claim["at_least"] is None else claim["at_least"]
+    high = np.inf if claim["at_most"] is None else claim["at_most"]
+    figure = median(values) / median(others)
+    alone = []
+    for result in report["rows"][place]["results"]:
+        against = [1.0]
+        if other:
+            same = report["rows"][other]["results"]
+            against = [r["summary"][metric] for r in same if r["seed"] == result["seed"]]
+        if against:
+            alone.append(low <= result["summary"][metric] / median(against) <= high)
+    return {
+        "value": median(values),
+        "of_value": median(others) if other else None,
+        "figure": figure,
+        "holds": bool(low <= figure <= high),
+        "num_hold": sum(alone),
+        "num_all": len(alone),
+    }
+
+
+def write_page(report: Report, out: Path) -> None:
+    """Write the page and its plots; contact sheets stay as they are.
+
+    Args:
+        report: everything that the page says.
+        out: folder, made where it does not exist.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    steps = report["study"]["steps"]
+    if steps is not None:
+        panels = {
+            heading: _by_steps(report, steps["series"], metric)
+            for metric, heading in STEP_METRICS.items()
+        }
+        level = steps["level"]
+        levels = {
+            heading: median(values)
+            for metric, heading in STEP_METRICS.items()
+            if level is not None and (values := read_values(report, level, metric))
+        }
+        name = "" if level is None else _label(report, level)
+        plot_steps(panels, levels, name, out / _steps_file(report))
+    for run, phases in _logged(report).items():
+        plot_log(phases, out / _log_file(report, run))
+    write_text(out / f"{report['name']}.md", make_page(report))
+
+
+def _by_steps(
+    report: Report, series: Mapping[str, Sequence[str]], metric: str
+) -> dict[str, dict[int, list[float]]]:
+    found: dict[str, dict[int, list[float]]] = {}
+    for name, places in series.items():
+        for place in places:
+            for result in report["rows"][place]["results"]:
+                steps = result["request"]["num_inference_steps"]
+                values = found.setdefault(name, {}).setdefault(steps, [])
+                values.append(result["summary"][metric])
+    return found
+
+
+def _logged(report: Report) -> dict[str, dict[str, Any]]:
+    """Curves of each phase of the runs that are drawn and have been begun."""
+    runs = {run: report["runs"][run]["phases"] for run in report["study"]["logs"]}
+    return {
+        run: {name: phase["curves"] for name, phase in phases.items()}
+        for run, phases in runs.items()
+        if phases
+    }
+
+
+def _steps_file(report: Report) -> str:
+    return f"{report['name']}_steps.png"
+
+
+def _log_file(report: Report, run: str) -> str:
+    return f"{report['name']}_log_{run}.png"
+
+
+def _label(report: Report, place: str) -> str:
+    table, _, row = place.partition(".")
+    return report["study"]["tables"][table]["rows"][row]["label"]
+
+
+def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]:
+    """Put the contact sheets together from the strips that were kept.
+
+    Args:
+        report: with rows.
+        cache: folder of what is kept.
+        out: folder, made where it does not exist.
+
+    Returns:
+        For each table its files, a pair each.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    study = report["study"]
+    files: dict[str, list[str]] = {}
+    for table, told in study["tables"].items():
+        strips = {}
+        for name, row in told["rows"].items():
+            results = report["rows"][f"{table}.{name}"]["results"]
+            of_seed = [result for result in results if result["seed"] == study["seeds"][0]]
+            if of_seed:
+                with Image.open(cache / f"{of_seed[0]['key']}.png") as picture:
+                    strips[row["label"]] = np.asarray(picture.convert("RGB"))
+        for number in range(study["sheets"]["pairs"] if strips else 0):
+            first = next(iter(strips.values()))
+            # A strip has the true and the generated clip of each pair.
+            height = first.shape[0] // (2 * study["sheets"]["pairs"])
+            top = 2 * number * height
+            rows = {"true render": first[top : top + height]}
+            for label, strip in strips.items():
+                rows[label] = strip[top + height : top + 2 * height]
+            name = f"{report['name']}_{table}_{number + 1}.webp"
+            draw_sheet(rows, out / name)
+            files.setdefault(table, []).append(name)
+    return files
+
+
+def make_page(report: Report) -> str:
+    """Write the page.
+
+    Args:
+        report: everything that it says.
+
+    Returns:
+        Markdown.
+    """
+    study = report["study"]
+    parts = [f"# {study['title']}", study["about"]]
+    parts += ["## What is claimed", _claims(report)]
+    parts += ["## How to read the tables", _reading(study)]
+    for name, table in study["tables"].items():
+        parts += [f"## {table['title']}", table["about"], _table(report, name)]
+        if study["steps"] is not None and name == study["steps"]["table"]:
+            parts.append(f"![Metrics by number of steps]({_steps_file(report)})")
+        for number, file in enumerate(report["sheets"].get(name, ())):
+            parts.append(f"![{table['title']}: pair {number + 1}, a row per model]({file})")
+    if study["notes"]:
+        parts += ["## Notes", *study["notes"]]
+    parts += ["## Runs", *_runs(report)]
+    parts += ["## Models and machine", *_provenance(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _reading(study: Mapping[str, Any]) -> str:
+    return READING.format(
+        frames=study["frames"],
+        pairs=study["pairs"],
+        diverse=study["diversity"]["pairs"],
+        noise_seeds=study["diversity"]["seeds"],
+    )
+
+
+def _claims(report: Report) -> str:
+    lines = ["| claim | figure | bound | | runs and seeds |", "|---|---|---|---|---|"]
+    for name, claim in report["study"]["claims"].items():
+        verdict = report["claims"][name]
+        bounds = [
+            f"{sign} {claim[key]:g}"
+            for key, sign in (("at_least", "≥"), ("at_most", "≤"))
+            if claim[key] is not None
+        ]
+        if verdict["holds"] is None:
+            figure, holds, count = "", "not run", ""
+        else:
+            figure = f"{verdict['figure']:.3f}"
+            if verdict["of_value"] is not None:
+                figure = f"{verdict['value']:.3f} / {verdict['of_value']:.3f} = {figure}"
+            holds = "**holds**" if verdict["holds"] else "**does not hold**"
+            count = f"{verdict['num_hold']} of {verdict['num_all']}"
+        lines.append(_line(claim["text"], figure, ", ".join(bounds), holds, count))
+    return "\n".join(lines)
+
+
+def _table(report: Report, table: str) -> str:
+    headings = [heading for heading, _ in COLUMNS.values()]
+    lines = [_line("", *headings, "n"), "|---" * (len(headings) + 2) + "|"]
+    rows = report["study"]["tables"][table]["rows"]
+    measured = [report["rows"][f"{table}.{name}"]["results"] for name in rows]
+    if truth := [r["summary"]["estimator_correlation"] for results in measured for r in results]:
+        true = {**TRUE_RENDERS, "sync_correlation": median(truth), "diversity_ratio": 1.0}
+        cells = [f"{true[m]:.{d}f}" if m in true else "" for m, (_, d) in COLUMNS.items()]
+        lines.append(_line("*true renders*", *cells, ""))
+    for (name, row), results in zip(rows.items(), measured, strict=True):
+        label = row["label"]
+        if row["pairs"] is not None:
+            label += f" ({row['pairs']} pairs)"
+        if not results:
+            lines.append(_line(label, "not run", *[""] * len(headings)))
+            continue
+        cells = [
+            _spread(read_values(report, f"{table}.{name}", metric), decimals)
+            for metric, (_, decimals) in COLUMNS.items()
+        ]
+        lines.append(_line(label, *cells, str(len(results))))
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float], decimals: int) -> str:
+    middle, low, high = (f"{v:.{decimals}f}" for v in (median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _runs(report: Report) -> Iterable[str]:
+    lines = ["| run | phase | steps | minutes |", "|---|---|---|---|"]
+    for name, run in report["runs"].items():
+        for phase, told in run["phases"].items():
+            lines.append(_line(name, phase, str(told["steps"]), f"{told['seconds'] / 60:.1f}"))
+        if not run["phases"]:
+            lines.append(_line(name, "not run", "", ""))
+    yield "\n".join(lines)
+    yield "Minutes are those that the steps took, from each run's log."
+    for name, run in report["runs"].items():
+        if run["note"]:
+            yield f"**{name}**: {run['note']}"
+    for name in _logged(report):
+        yield f"![Losses, logits and motion of {name}]({_log_file(report, name)})"
+    commands = [run["command"] for run in report["runs"].values()]
+    commands.append(f"python -m training.results training/studies/{report['name']}.yaml")
+    yield "```sh\n" + "\n".join(commands) + "\n```"
+
+
+def _provenance(report: Report) -> Iterable[str]:
+    for told in report["hardware"]:
+        yield (
+            f"Measured on {told['cpu']}, {told['threads']} threads of {told['cores']} cores, "
+            f"torch {told['torch']}, Python {told['python']}."
+        )
+    lines = ["| model | transformer, SHA-256 | adapter, SHA-256 |", "|---|---|---|"]
+    lines += [
+        _line(name, f"`{files['dit'][:16]}`", f"`{files['adapter'][:16]}`")
+        for name, files in report["models"].items()
+    ]
+    yield "\n".join(lines)
+    yield f"[{report['name']}.json]({report['name']}.json) has everything, with all settings."
