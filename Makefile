@@ -19,6 +19,7 @@ help:
 	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make clean  remove what these commands made"
+	@echo "make bench-training   seconds and memory of a training step (docs/results/training_speed.md)"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter; COMFYUI_PATH=/path/to/ComfyUI uses your own host."
 
@@ -54,6 +55,14 @@ models-teacher: $(VENV)/.run-ready espeak
 	printf '0\n1\n' | xargs -P 2 -I{} $(PY) -m training.teacher_data --vae $(VAE) \
 	  --encoder $(AUDIO_ENCODER) --out runs/teacher_data --avatars 960 --part {} --parts 2
 	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models --compile
+
+# --- what training costs: minutes, on a machine that does nothing else ----------------------------
+
+.PHONY: bench-training
+
+bench-training: $(VENV)/.dev-ready
+	$(PY) -m training.bench --json docs/results/training_speed.json \
+	  --markdown docs/results/training_speed.md
 
 # ----------------------------------------------------------------------------------------------
 
