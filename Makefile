@@ -19,6 +19,7 @@ help:
 	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make results  measure the runs of the distillation and make docs/results/distillation.md"
+	@echo "make bench-training  seconds and memory of a training step: docs/results/training_speed.md"
 	@echo "make clean  remove what these commands made"
 	@echo
 	@echo "PYTHON=python3.12 chooses the interpreter; COMFYUI_PATH=/path/to/ComfyUI uses your own host."
@@ -62,6 +63,14 @@ models-teacher: $(VENV)/.run-ready espeak
 
 results: $(VENV)/.dev-ready espeak
 	$(PY) -m training.results training/studies/distillation.yaml
+
+# --- what training costs: minutes, on a machine that does nothing else ----------------------------
+
+.PHONY: bench-training
+
+bench-training: $(VENV)/.dev-ready
+	$(PY) -m training.bench --json docs/results/training_speed.json \
+	  --markdown docs/results/training_speed.md
 
 # ----------------------------------------------------------------------------------------------
 

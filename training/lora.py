@@ -50,8 +50,9 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         output = F.linear(input, self.weight, self.bias)
         if self.is_on:
-            narrow = F.linear(input, self.lora_down)
-            output = output + (self.alpha / self.rank) * F.linear(narrow, self.lora_up)
+            # Scaled where it is narrow: a fraction of the values, and nothing wide is kept for it.
+            narrow = (self.alpha / self.rank) * F.linear(input, self.lora_down)
+            output = output + F.linear(narrow, self.lora_up)
         return output
 
     def change(self) -> Tensor:

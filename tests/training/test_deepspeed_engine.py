@@ -27,7 +27,15 @@ from torch.multiprocessing.spawn import ProcessExitedException, spawn
 from tests.training.tiny import make_batch, make_model
 from tests.training.tiny_run import make_recipe as make_tiny_recipe
 from tests.training.tiny_run import make_tiny_trainer
-from tests.training.toy import ToyBatch, ToyBatches, ToyMethod, make_recipe, make_trainer
+from tests.training.toy import (
+    WIDTH,
+    Net,
+    ToyBatch,
+    ToyBatches,
+    ToyMethod,
+    make_recipe,
+    make_trainer,
+)
 from training import ranks
 from training.checkpoint import read_weights
 from training.engine import Engine, EngineSettings, PlainEngine
@@ -108,6 +116,7 @@ def _run_one(rank: int, port: int, folder: Path) -> None:
         facts["move"] = _move_to_one(device, folder / "two")
         facts["bfloat16"] = _compare_bfloat16(device)
         facts["transformer"] = _compare_discriminator(device)
+        facts["offload"] = _compare_offloading(device)
         facts["left"] = {stage: _count_left(device, stage) for stage in (1, 2, 3)}
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -146,6 +155,38 @@ def _compare_bfloat16(device: torch.device) -> list[list[float]]:
             row.append(loss.item())
         losses.append([*row, float(sum(t.sum() for t in engine.export().values()))])
     return losses
+
+
+def _compare_offloading(device: torch.device) -> list[list[Any]]:
+    """Step the plain engine, then all that leaves a part on the CPU; where, losses and norms.
+
+    Here both sides of every move are the CPU, so what is seen is that nothing is lost on the way:
+    gradients of several losses in one step, the optimiser's states, weights used past their layer.
+    """
+    settings = EngineSettings(learning_rate=0.05, ema_decay=0.5, clip_norm=0.5)
+    spread = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "weights")]
+    inputs = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
+    rows = []
+    for stage, offload in ((0, "none"), *spread):
+        torch.manual_seed(0)
+        engine: Any
+        if stage == 0:
+            engine, away = PlainEngine(Net(1), settings), []
+        else:
+            engine = _make_engine(Net(1), settings, device=device, stage=stage, offload=offload)
+            parts = (engine._engine.zero_offload_optimizer(), engine._engine.zero_offload_param())
+            away = [part is not None and part.device == "cpu" for part in parts]
+        numbers = []
+        for _ in range(3):
+            for half in inputs.chunk(2):
+                loss = (engine(half) - 1).square().mean()
+                engine.backward(loss)
+                numbers.append(loss.item())
+            numbers.append(engine.step(1.0).gradient_norm)
+        numbers += [float(weight.square().sum()) for _, weight in sorted(engine.export().items())]
+        engine.close()
+        rows.append([stage, offload, away, numbers])
+    return rows
 
 
 def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]:
@@ -312,6 +353,14 @@ def test_transformers_are_stepped_alike(
     assert zero == pytest.approx(plain, rel=1e-4 if precision == "float32" else 0.05)
     other, _ = facts["transformer"][f"{precision} {not recomputes}"]
     assert plain == pytest.approx(other, rel=1e-5)
+
+
+def test_what_lies_on_the_cpu_is_stepped_alike(facts: dict[str, Any]) -> None:
+    (*_, expected), *spread = facts["offload"]
+    assert len(spread) == 4
+    for stage, offload, away, numbers in spread:
+        assert away == [True, offload == "weights"], (stage, offload)
+        assert numbers == pytest.approx(expected, rel=1e-5), (stage, offload)
 
 
 def test_a_closed_engine_gives_its_memory_back(facts: dict[str, Any]) -> None:

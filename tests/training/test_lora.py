@@ -111,3 +111,23 @@ def test_the_addition_is_alpha_over_rank_times_the_product() -> None:
         layer.lora_up.copy_(torch.tensor([[1.0], [0.0]]))
         difference = layer(torch.tensor([1.0, 1.0])) - linear(torch.tensor([1.0, 1.0]))
     torch.testing.assert_close(difference, torch.tensor([9.0, 0.0]))
+
+
+@pytest.mark.parametrize("alpha", [1.5, 3.0, 6.0, 5.0])
+def test_an_addition_is_its_formula(alpha: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = LoraLinear(nn.Linear(7, 5), RANK, alpha)
+    nn.init.normal_(layer.lora_up, generator=generator)
+    inputs = torch.randn(2, 4, 7, generator=generator, requires_grad=True)
+    with torch.no_grad():
+        wide = (inputs @ layer.lora_down.T) @ layer.lora_up.T
+        expected = inputs @ layer.weight.T + layer.bias + alpha / RANK * wide
+    output = layer(inputs)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    narrow_R = (inputs.detach() @ layer.lora_down.detach().T).sum((0, 1))
+    torch.testing.assert_close(layer.lora_up.grad, (alpha / RANK * narrow_R).expand(5, RANK))
+    summed = inputs.detach().sum((0, 1))
+    torch.testing.assert_close(
+        layer.lora_down.grad, alpha / RANK * torch.outer(layer.lora_up.detach().sum(0), summed)
+    )
