@@ -195,3 +195,17 @@ def test_muon_is_for_the_matrices_of_blocks() -> None:
     other = muon.export()
     differing = {n for n, weight in adam.export().items() if not torch.equal(weight, other[n])}
     assert differing == names
+
+
+def test_with_muon_every_weight_of_a_talking_model_is_stepped() -> None:
+    model = make_model()
+    matrices = list_block_matrices(model)
+    blocks = {f"dit.blocks.{n}" for n, w in model.dit.blocks.named_parameters() if w.ndim == 2}
+    assert matrices == blocks
+    engine = PlainEngine(model, replace(SETTINGS, optimizer="muon", ema_decay=None))
+    before = engine.export()
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.grad = torch.randn(weight.shape, generator=generator)
+    engine.step(1.0)
+    assert not {n for n, weight in engine.export().items() if torch.equal(weight, before[n])}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny import make_batch, make_model
+from training.batch import Batch
 from training.lora import add_adapters
 from training.networks import Discriminator, TalkingModel, predict_denoised, tap_blocks
 from turbotalk_core.errors import MismatchError
@@ -57,16 +58,45 @@ def test_the_null_voice_is_windows_of_zeros() -> None:
     assert not torch.allclose(_call(model), expected)
 
 
-def test_the_null_voice_of_a_pair_is_one_voice_everywhere() -> None:
+def _make_pair() -> Batch:
+    """Chunks of two speakers, of whom the right one's features are the left one's negated."""
     batch = make_batch()
     regions = torch.zeros(3, 4, 6)
     regions[0, :, :3] = regions[1, :, 3:] = 1
-    pair = replace(
+    return replace(
         batch,
-        first_BPKLD=batch.first_BPKLD.expand(-1, 2, -1, -1, -1),
-        later_BPFKLD=batch.later_BPFKLD.expand(-1, 2, -1, -1, -1, -1),
+        first_BPKLD=torch.cat((batch.first_BPKLD, -batch.first_BPKLD), 1),
+        later_BPFKLD=torch.cat((batch.later_BPFKLD, -batch.later_BPFKLD), 1),
         regions_PHW=regions,
     )
+
+
+def test_the_voices_of_a_pair_are_heard_one_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, pair = make_model(), _make_pair()
+    heard: list[Tensor] = []
+
+    def predict(
+        latents: Tensor, *_: Tensor, audio_BFND: Tensor, regions_PHW: Tensor, **_more: object
+    ) -> Tensor:
+        assert pair.regions_PHW is not None
+        assert torch.equal(regions_PHW, pair.regions_PHW)
+        heard.append(audio_BFND)
+        return torch.zeros_like(latents)
+
+    monkeypatch.setattr(model.dit, "forward", predict)
+    with torch.no_grad():
+        model(pair.latents_BCFHW, SIGMA_B, pair)
+        alone = [
+            model.projection(pair.first_BPKLD[:, voice], pair.later_BPFKLD[:, voice])
+            for voice in (0, 1)
+        ]
+    torch.testing.assert_close(heard[0], torch.cat(alone, 2))
+
+
+def test_the_null_voice_of_a_pair_is_one_voice_everywhere() -> None:
+    pair = _make_pair()
     with torch.no_grad():
         null = make_model()(pair.latents_BCFHW, SIGMA_B, pair, hears=False)
     assert torch.equal(null, _call(make_model(), hears=False))

@@ -1,7 +1,7 @@
 """Two avatars side by side, of whom each has a voice: the two-speaker variant of the set.
 
-In: a split, a seed and who speaks when. Out: one wide picture and what each half says. It is
-separate because only what several speakers need is here.
+In: a split, a seed and who speaks when. Out: one wide picture and what each half says, and regions
+as a user would draw them. It is separate because only what several speakers need is here.
 
 Axes: C channels, T video frames, H height, W width, S audio samples.
 """
@@ -18,9 +18,12 @@ from training.data.mouth import FPS
 from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, SyntheticClip, film
 from turbotalk_core.errors import RequestError
+from turbotalk_core.geometry import SPATIAL_STRIDE
+from turbotalk_core.regions import box_mask, fit_regions
 
 Turns = Literal["left", "right", "both", "in turn"]
 TURNS: tuple[str, ...] = get_args(Turns)
+LARGEST_MARGIN = 0.25  # of a half's side that a region leaves free at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,30 @@ def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
     return PairClip(
         frames_CTHW=torch.cat((left.frames_CTHW, right.frames_CTHW), 3), clips=(left, right)
     )
+
+
+def draw_halves(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Draw a box in each half of a picture, as a user would around each of two avatars.
+
+    Args:
+        rows: height of the latents.
+        columns: their width.
+        generator: of the margins, up to a quarter of a half on each side.
+
+    Returns:
+        [3, H, W]: left, right and background.
+    """
+    height, width = SPATIAL_STRIDE * rows, SPATIAL_STRIDE * columns
+    half = width // 2
+    masks = []
+    for start in (0, half):
+        margins = LARGEST_MARGIN * torch.rand(4, generator=generator)
+        top, bottom = (margins[:2] * height).int().tolist()
+        left, right = (margins[2:] * half).int().tolist()
+        masks.append(
+            box_mask((height, width), top, start + left, height - bottom, start + half - right)
+        )
+    return fit_regions(masks, height, width)
 
 
 def _speak_within(split: str, seed: int, num_frames: int, span: slice) -> Tensor:

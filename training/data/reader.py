@@ -35,9 +35,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.batch import CONTEXT_LATENTS, Batch
+from training.data.pairs import draw_halves
 from training.data.shards import NULL_TEXT, ShardReader, fill_reference, read_manifest
 from training.data.stage import Record, read_settings
-from training.teacher import draw_halves
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.errors import MismatchError, OutputError, RequestError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames

@@ -25,11 +25,12 @@ from training.data.portrait import render
 from training.data.seeds import open_stream
 from training.data.speech import SAMPLE_RATE, draw_speech
 from training.data.stage import SKIPPED, Record, draw_number
-from training.teacher_data import SECONDS, SILENT_SHARE
 from turbotalk_core.errors import GeometryError, RequestError
 from turbotalk_core.geometry import FPS, count_samples
 from turbotalk_core.types import Waveform
 
+SECONDS = 8.0  # of an avatar's utterance: 200 frames, room for a later clip anywhere in it
+SILENT_SHARE = 0.04  # of avatars: they say nothing, and keep the mouth shut
 FALLS_SILENT_SHARE = 0.25  # of avatars: a voice that ends before the shot does
 EARLIEST_LATER = 10  # video frames; a later clip of an avatar begins no earlier
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from training.data import pairs
 from training.data.mouth import estimate_aperture, sync
-from training.data.pairs import TURNS, draw_pair
+from training.data.pairs import TURNS, draw_halves, draw_pair
 from training.data.synthetic import SAMPLES_PER_FRAME
 from turbotalk_core.errors import RequestError
 
@@ -68,3 +68,16 @@ def test_the_same_seed_gives_the_same_pair() -> None:
 def test_what_cannot_be_drawn_is_refused(num_frames: int, turns: str) -> None:
     with pytest.raises(RequestError, match=rf"got {num_frames} frames and turns '{turns}'"):
         draw_pair("heldout", 0, num_frames, turns)
+
+
+def test_each_half_has_a_box_with_margins() -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw_halves(16, 32, generator) for _ in range(20)]
+    for left, right, background in drawn:
+        assert left[4:12, 4:12].all()
+        assert right[4:12, 20:28].all()
+        assert not left[:, 16:].any()
+        assert not right[:, :16].any()
+        assert torch.equal(left + right + background, torch.ones(16, 32))
+    assert len({tuple(regions.flatten().tolist()) for regions in drawn}) == 20
+    assert any(background[0].all() for _, _, background in drawn)

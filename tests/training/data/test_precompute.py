@@ -117,13 +117,14 @@ class TestSample:
         filled = fill_reference(sample.reference_CFHW, 15).float()
         torch.testing.assert_close(filled, expected, atol=5e-3, rtol=1e-3)
 
-    def test_features_and_sound_are_those_of_the_voice(self, encoders: Encoders) -> None:
-        shot = Squares(3).open("shot_1")
-        sample = encode_shot(shot, encoders)
-        heard = encode_speech(shot.voices[0], encoders.audio).features.features_TLD
-        assert torch.equal(sample.features_PTLD, heard[None].half())
-        sound = sample.sound_PS.float() / 32767
-        torch.testing.assert_close(sound, shot.voices[0].samples_CS, atol=1e-4, rtol=0)
+    def test_features_and_sound_are_those_of_the_voices(self, encoders: Encoders) -> None:
+        shot, other = (Squares(3).open(f"shot_{number}") for number in (1, 2))
+        sample = encode_shot(replace(shot, voices=shot.voices + other.voices), encoders)
+        for number, voice in enumerate((*shot.voices, *other.voices)):
+            heard = encode_speech(voice, encoders.audio).features.features_TLD
+            assert torch.equal(sample.features_PTLD[number], heard.half())
+            sound_S = sample.sound_PS[number].float() / 32767
+            torch.testing.assert_close(sound_S, voice.samples_CS[0], atol=1e-4, rtol=0)
 
     def test_image_and_text_are_encoded_where_there_are_encoders(self, encoders: Encoders) -> None:
         shot = Squares(3).open("shot_1")

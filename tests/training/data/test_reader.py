@@ -28,7 +28,7 @@ from training.data.shards import (
 from training.data.stage import Journal, Work, open_stage
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.errors import GeometryError, MismatchError, OutputError, RequestError
-from turbotalk_core.types import AudioFeatures, Chunk
+from turbotalk_core.types import AudioFeatures, AudioWindows, Chunk
 
 NUM_FRAMES = 30
 
@@ -88,6 +88,12 @@ def three_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     samples |= {f"w{number:02d}": _make_sample(number, columns=6) for number in range(17)}
     samples |= {f"p{n:02d}": _make_sample(n, rows=8, columns=16, voices=2) for n in range(8)}
     return _write(tmp_path_factory.mktemp("three"), samples)
+
+
+def _take_windows(sample: Sample, voice: int, start: int) -> AudioWindows:
+    chunk = Chunk(index=0, start=start, stop=start + 17, keep_start=start, keep_stop=start + 17)
+    features_TLD = sample.features_PTLD[voice].float()
+    return take_windows(AudioFeatures(features_TLD=features_TLD, num_frames=NUM_FRAMES), chunk)
 
 
 def _draws(data: PreparedSet, seed: int, step: int, world_size: int, size: int) -> list[list[Draw]]:
@@ -217,13 +223,7 @@ class TestBatches:
                 assert torch.equal(batch.reference_BCFHW[row, 4:], reference)
                 assert batch.reference_BCFHW[row, :4, 0].eq(1).all()
                 assert batch.reference_BCFHW[row, :4, 1:].eq(0).all()
-                chunk = Chunk(
-                    index=0, start=start, stop=start + 17, keep_start=start, keep_stop=start + 17
-                )
-                features = AudioFeatures(
-                    features_TLD=sample.features_PTLD[0].float(), num_frames=NUM_FRAMES
-                )
-                windows = take_windows(features, chunk)
+                windows = _take_windows(sample, 0, start)
                 assert torch.equal(batch.first_BPKLD[row, 0], windows.first_KLD)
                 assert torch.equal(batch.later_BPFKLD[row, 0], windows.later_FKLD)
                 pinned = [True] * (3 if draw.is_later else 1)
@@ -244,7 +244,14 @@ class TestBatches:
     def test_pairs_have_a_region_for_each_voice(self, three_sizes: Path) -> None:
         data = PreparedSet(three_sizes, num_voices=2)
         batch = data.batch(0, 5, rank=0, world_size=2, size=2)
-        assert batch.first_BPKLD.shape[1] == 2
+        for row, draw in enumerate(data.draw(0, 5, rank=0, world_size=2, size=2)):
+            number = int(draw.record["key"][1:])
+            sample = _make_sample(number, rows=8, columns=16, voices=2)
+            start = draw.record["later_start"] if draw.is_later else 0
+            for voice in range(2):
+                windows = _take_windows(sample, voice, start)
+                assert torch.equal(batch.first_BPKLD[row, voice], windows.first_KLD)
+                assert torch.equal(batch.later_BPFKLD[row, voice], windows.later_FKLD)
         assert batch.regions_PHW is not None
         assert batch.regions_PHW.shape == (3, 8, 16)
         again = data.batch(0, 5, rank=0, world_size=2, size=2)

@@ -1,4 +1,4 @@
-"""Shots of videos and avatars are made in one form; avatars are those the teacher learnt from."""
+"""Shots of videos and avatars are made in one form; avatars say what their mouths show."""
 
 from __future__ import annotations
 
@@ -6,34 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training import teacher_data
 from training.data import shots
-from training.data.pairs import PairClip
+from training.data.avatars import draw_avatar
+from training.data.motion import draw_motion
+from training.data.mouth import mouth_curve
+from training.data.pairs import TURNS, PairClip
 from training.data.portrait import render
-from training.data.precompute import Encoders, encode_shot
-from training.data.shards import fill_reference
-from training.data.shots import AvatarSource, VideoSource, choose_size
+from training.data.shots import AvatarSource, Shot, VideoSource, choose_size
 from training.data.stage import SKIPPED
-from training.data.synthetic import film
-from training.teacher_data import encode_avatar, encode_pair
+from training.data.synthetic import SyntheticClip
 from turbotalk_core.errors import AudioError, GeometryError, RequestError
-from turbotalk_core.geometry import count_latent_frames
-from turbotalk_core.model.vae import WanVAE
 
 from .conftest import RATE, MakeVideo, hum
 
 SIZE = 16
-
-
-class LoudnessEncoder:
-    """Hears how loud each frame is."""
-
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
-        return waveform_S[: 640 * num_frames].view(num_frames, 1, 640).abs().mean(2, keepdim=True)
 
 
 class TestVideos:
@@ -117,60 +107,78 @@ class TestSizes:
 
 class TestAvatars:
     @pytest.fixture(autouse=True)
-    def _small_and_singing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turns(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Small avatars that hum instead of speaking; holds who speaks when in the pairs drawn."""
+
         def paint_small(avatar: object, motion: object, mouth: object) -> Tensor:
             return render(avatar, motion, mouth, SIZE)  # pyright: ignore[reportArgumentType]
 
         def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
-            generator = torch.Generator().manual_seed(seed + len(turns))
-            frames = torch.rand(3, num_frames, SIZE, 2 * SIZE, generator=generator) * 2 - 1
-            voices = [film(split, s, hum(num_frames / 25, 200 + s))[0] for s in (0, 1)]
-            return PairClip(frames_CTHW=frames, clips=(voices[0], voices[1]))
+            drawn.append(turns)
+            return _draw_small_pair(split, seed, num_frames)
 
-        for module in (shots, teacher_data):
-            monkeypatch.setattr(module, "render", paint_small)
-            monkeypatch.setattr(module, "draw_speech", lambda _, s, seconds: hum(seconds, 200 + s))
-            monkeypatch.setattr(module, "draw_pair", draw_pair)
-
-    @pytest.fixture
-    def encoders(self) -> Encoders:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            vae = WanVAE(1)
-            vae.initialize()
-        return Encoders(codec=vae, audio=LoudnessEncoder())
+        drawn: list[str] = []
+        monkeypatch.setattr(shots, "render", paint_small)
+        monkeypatch.setattr(shots, "draw_speech", _hum_as)
+        monkeypatch.setattr(shots, "draw_pair", draw_pair)
+        return drawn
 
     def test_keys_name_kind_and_seed(self) -> None:
         assert list(AvatarSource(2, 1).keys) == ["avatar_000000", "avatar_000001", "pair_000000"]
 
     @pytest.mark.parametrize("seed", [1, 3, 15])
-    def test_an_avatar_is_what_the_teacher_learnt_from(self, encoders: Encoders, seed: int) -> None:
-        source = AvatarSource(20, 0, short_frames=9, long_frames=17, long_every=3)
-        shot = source.open(f"avatar_{seed:06d}")
-        assert shot.clip_frames == (9 if seed % 3 else 17)
-        sample = encode_shot(shot, encoders)
-        assert isinstance(encoders.codec, WanVAE)
-        clip = encode_avatar("train", seed, shot.clip_frames, encoders.codec, encoders.audio)
-        assert torch.equal(sample.opening_CFHW, clip.opening_CFHW)
-        assert torch.equal(sample.later_CFHW, clip.later_CFHW)
-        assert torch.equal(sample.features_PTLD, clip.features_PTLD)
-        assert (shot.later_start, shot.num_frames) == (clip.later_start, clip.num_frames)
-        # Only the grey tail is not the same to the bit: what repeats is not stored.
-        num_latents = count_latent_frames(shot.clip_frames)
-        reference = fill_reference(sample.reference_CFHW, num_latents)
-        torch.testing.assert_close(
-            reference[:, :5], clip.reference_CFHW[:, :num_latents][:, :5], atol=4e-3, rtol=0
-        )
+    def test_an_avatar_moves_its_mouth_to_what_is_heard(self, seed: int) -> None:
+        shot = AvatarSource(20, 0).open(f"avatar_{seed:06d}")
+        (voice,) = shot.voices
+        waveform_S = voice.samples_CS[0]
+        assert len(waveform_S) == 640 * shot.num_frames == 640 * 200
+        avatar, mouth = draw_avatar("train", seed), mouth_curve(waveform_S)
+        motion = draw_motion(avatar, "train", seed, 200, mouth.opening_T)
+        take = render(avatar, motion, mouth, SIZE)
+        for start, stop in ((0, 33), (shot.later_start, shot.later_start + 33)):
+            torch.testing.assert_close(shot.show(start, stop), take[:, start:stop])
 
-    def test_a_pair_is_what_the_teacher_learnt_from(self, encoders: Encoders) -> None:
-        shot = AvatarSource(0, 3, short_frames=9, long_frames=9).open("pair_000002")
-        sample = encode_shot(shot, encoders)
-        assert isinstance(encoders.codec, WanVAE)
-        clip = encode_pair("train", 2, 9, encoders.codec, encoders.audio)
-        assert torch.equal(sample.later_CFHW, clip.later_CFHW)
-        assert torch.equal(sample.features_PTLD, clip.features_PTLD)
-        assert sample.features_PTLD.shape[0] == 2
-        assert shot.later_start == clip.later_start
+    def test_most_clips_are_short(self) -> None:
+        def lengths(long_every: int) -> list[int]:
+            source = AvatarSource(4, 1, short_frames=9, long_frames=17, long_every=long_every)
+            return [source.open(key).clip_frames for key in source.keys]
+
+        assert lengths(3) == [17, 9, 9, 17, 17]
+        assert lengths(0) == [9, 9, 9, 9, 17]
+
+    def test_some_avatars_say_nothing_and_some_fall_silent(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(shots, "SILENT_SHARE", 0.5)
+        opened = [AvatarSource(32, 0).open(f"avatar_{seed:06d}") for seed in range(32)]
+        heard_NT = torch.stack([_hear(shot)[0] for shot in opened])
+        says_nothing_N = ~heard_NT.any(1)
+        falls_silent_N = heard_NT.any(1) & ~heard_NT[:, -1]
+        assert 0.2 < says_nothing_N.float().mean() < 0.8
+        assert 0 < falls_silent_N.sum() < heard_NT.any(1).sum()
+        assert heard_NT[falls_silent_N, :60].all()
+
+    def test_a_pair_is_shown_with_the_voices_of_both(self) -> None:
+        shot = AvatarSource(0, 3).open("pair_000002")
+        pair = _draw_small_pair("train", 2, 200)
+        assert torch.equal(shot.show(7, 90), pair.frames_CTHW[:, 7:90])
+        for voice, clip in zip(shot.voices, pair.clips, strict=True):
+            assert torch.equal(voice.samples_CS[0], clip.waveform_S)
+
+    def test_pairs_speak_in_every_way(self, turns: list[str]) -> None:
+        for seed in range(16):
+            AvatarSource(0, 16).open(f"pair_{seed:06d}")
+        assert set(turns) == set(TURNS)
+
+    @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["avatar", "pair"]))
+    @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_a_later_clip_lies_within_the_shot(self, seed: int, kind: str) -> None:
+        shot = AvatarSource(1, 1, short_frames=81).open(f"{kind}_{seed:06d}")
+        assert 10 <= shot.later_start <= shot.num_frames - 81
+
+    def test_the_draws_do_not_change(self) -> None:
+        source = AvatarSource(3, 2, short_frames=81)
+        assert [source.open(key).later_start for key in source.keys] == [34, 60, 79, 24, 35]
 
     def test_splits_differ(self) -> None:
         shown = [
@@ -178,3 +186,38 @@ class TestAvatars:
             for split in ("train", "heldout")
         ]
         assert not torch.equal(*shown)
+
+
+@pytest.mark.usefixtures("_espeak")
+def test_an_avatar_has_a_real_voice() -> None:
+    shot = AvatarSource(1, 0).open("avatar_000000")
+    assert shot.voices[0].samples_CS.std() > 0.01
+    assert _hear(shot).float().mean() > 0.3
+
+
+def _hum_as(split: str, seed: int, seconds: float) -> Tensor:
+    return hum(seconds, 200 + seed)
+
+
+def _draw_small_pair(split: str, seed: int, num_frames: int) -> PairClip:
+    """Noise with the voices of two avatars."""
+    generator = torch.Generator().manual_seed(seed)
+    frames_CTHW = torch.rand(3, num_frames, SIZE, 2 * SIZE, generator=generator) * 2 - 1
+
+    def clip(number: int) -> SyntheticClip:
+        waveform_S = _hum_as(split, number, num_frames / 25)
+        return SyntheticClip(
+            frames_CTHW=frames_CTHW[..., number * SIZE : (number + 1) * SIZE],
+            waveform_S=waveform_S,
+            sample_rate=RATE,
+            mouth=mouth_curve(waveform_S),
+            still_mask_HW=torch.zeros(SIZE, SIZE, dtype=torch.bool),
+        )
+
+    return PairClip(frames_CTHW=frames_CTHW, clips=(clip(0), clip(1)))
+
+
+def _hear(shot: Shot) -> Tensor:
+    """Which frames of which voice are not silent, [P, T]."""
+    sound_PS = torch.cat([voice.samples_CS for voice in shot.voices])
+    return sound_PS.view(len(sound_PS), -1, 640).any(2)
