@@ -39,9 +39,9 @@ lint: $(VENV)/.dev-ready
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-# --- the embedded models, each from its seed (docs/training.md); the teacher takes hours ----------
+# --- the embedded models, each from its seed (docs/training.md); the last two take hours ----------
 
-.PHONY: models-audio-encoder models-vae models-teacher
+.PHONY: models-audio-encoder models-vae models-data models-teacher models-student
 
 AUDIO_ENCODER := models/audio_encoders/turbotalk_tiny_wav2vec2.safetensors
 VAE := models/vae/turbotalk_tiny_vae.safetensors
@@ -52,10 +52,25 @@ models-audio-encoder: $(VENV)/.run-ready espeak
 models-vae: $(VENV)/.run-ready espeak
 	$(PY) -m training.vae --compile --snapshot runs/vae.safetensors --out $(VAE)
 
-models-teacher: $(VENV)/.run-ready espeak
-	printf '0\n1\n' | xargs -P 2 -I{} $(PY) -m training.teacher_data --vae $(VAE) \
-	  --encoder $(AUDIO_ENCODER) --out runs/teacher_data --avatars 960 --part {} --parts 2
-	$(PY) -m training.teacher --data runs/teacher_data --run runs/teacher --out models --compile
+# What teacher and student learn from.
+models-data: $(VENV)/.dev-ready espeak
+	printf '0\n1\n' | xargs -P 2 -I{} $(PY) -m training.data precompute --out runs/prepared \
+	  --vae $(VAE) --encoder $(AUDIO_ENCODER) --avatars 480 --pairs 64 --frames 81 \
+	  --threads 1 --part {} --parts 2
+
+models-teacher: models-data
+	$(PY) -m training.train tiny_teacher
+	cp runs/tiny_teacher/exports/teacher/diffusion_models/teacher.safetensors \
+	  models/diffusion_models/turbotalk_tiny_teacher.safetensors
+	cp runs/tiny_teacher/exports/teacher/model_patches/teacher_adapter.safetensors \
+	  models/model_patches/turbotalk_tiny_adapter.safetensors
+
+models-student: models-data
+	$(PY) -m training.train tiny
+	cp runs/tiny/exports/one/diffusion_models/student.safetensors \
+	  models/diffusion_models/turbotalk_tiny.safetensors
+	cp runs/tiny/exports/one/model_patches/student_adapter.safetensors \
+	  models/model_patches/turbotalk_tiny_student_adapter.safetensors
 
 # --- the evidence: measures what the runs made, and makes docs/results ----------------------------
 

@@ -34,8 +34,8 @@ class VideoFrames(Sequence[Tensor]):
 
     Picture i is the one on the screen at i / 25 s, turned as the file says. There are as many as
     fit whole into the video's duration, give or take a millisecond, and at least one. Memory holds
-    nothing but the times of all frames: each picture is decoded when it is asked for, from the key
-    frame before it.
+    the times of all frames and the last picture that was asked for: each is decoded when it is
+    asked for, from the key frame before it.
 
     Attributes:
         first_second: when the file shows its first picture, which need not be 0.
@@ -70,6 +70,7 @@ class VideoFrames(Sequence[Tensor]):
         last_seconds = packets[-1][1] * time_base or 1 / (rate or Fraction(FPS))
         seconds = (self._times[-1] - self._times[0]) * time_base + last_seconds + _ROUNDING
         self._ticks_per_frame = None if follows_reference else 1 / (FPS * time_base)
+        self._last: tuple[int, Tensor] | None = None
         self._length = max(1, count_frames(seconds.numerator, seconds.denominator))
         if follows_reference:
             self._length = len(self._times)
@@ -86,13 +87,17 @@ class VideoFrames(Sequence[Tensor]):
             index: of the picture; negative ones count from the end.
 
         Returns:
-            [H, W, 3], float32 in [0, 1].
+            [H, W, 3], float32 in [0, 1]. Who asks again gets the same tensor: do not change it.
 
         Raises:
             IndexError: there are not so many pictures.
             ImageError: the file is damaged or gone.
         """
-        return self._decode(self._find_time(range(len(self))[index]))
+        pts = self._find_time(range(len(self))[index])
+        # Who looks at size, speakers and first chunk asks for one picture again and again.
+        if self._last is None or self._last[0] != pts:
+            self._last = pts, self._decode(pts)
+        return self._last[1]
 
     def play(self, start: int, stop: int) -> Iterator[Tensor]:
         """Decode pictures in turn, in one pass: far faster than asking for each.

@@ -109,6 +109,18 @@ def test_any_order_gives_the_same(tmp_path: Path) -> None:
             frames[index]
 
 
+def test_a_picture_asked_for_again_is_not_decoded_again(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mp4"
+    _make(path, [1280 * number for number in range(8)], gap=1280)  # 10 frames per second
+    frames = VideoFrames(path)
+    picture_HWC = frames[5]
+    path.unlink()
+    assert frames[5] is picture_HWC
+    assert frames[7] is picture_HWC  # on the screen from 0.2 s to 0.3 s
+    with pytest.raises(ImageError, match="no video at"):
+        frames[8]
+
+
 def test_a_file_that_cannot_seek_is_read_from_its_start() -> None:
     file = BytesIO()
     _make(file, [512 * number for number in range(20)], container="mpegts")

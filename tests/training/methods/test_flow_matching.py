@@ -74,17 +74,38 @@ def test_voice_and_text_are_dropped_apart(monkeypatch: pytest.MonkeyPatch) -> No
     assert both == pytest.approx(0.25, abs=0.1)
 
 
-def test_the_loss_is_that_of_a_perfect_network_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = make_batch()
+def _lose(monkeypatch: pytest.MonkeyPatch, batch: Batch, error: Tensor | float) -> float:
+    """The loss where the network knows the chunks, and is off by an error."""
 
     def know(model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **_: Any) -> Tensor:
         # noise - data, where noisy = (1 - sigma) data + sigma noise
         velocity = (noisy - batch.latents_BCFHW) / sigma.view(-1, 1, 1, 1, 1)
-        return velocity + 0 * sum(p.sum() for p in model.parameters())
+        return velocity + error + 0 * sum(p.sum() for p in model.parameters())
 
     monkeypatch.setattr(TalkingModel, "forward", know)
-    terms = take_step(METHOD, make_engines(METHOD), batch, steps_optimizers=False)
-    assert terms["teacher/loss"] == pytest.approx(0, abs=1e-8)
+    return take_step(METHOD, make_engines(METHOD), batch, steps_optimizers=False)["teacher/loss"]
+
+
+def test_the_loss_is_that_of_a_perfect_network_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _lose(monkeypatch, make_batch(), 0.0) == pytest.approx(0, abs=1e-8)
+
+
+def test_given_latents_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+    error = 7.0 * batch.pinned_BF[:, None, :, None, None]
+    assert _lose(monkeypatch, batch, error) == pytest.approx(0, abs=1e-8)
+
+
+def test_an_error_counts_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = make_batch()
+    weight_BHW = 1 + torch.arange(2.0 * 4 * 6).view(2, 4, 6) / 10
+    weight_BHW /= weight_BHW.mean((1, 2), keepdim=True)
+    error = torch.zeros(4, 6)
+    error[1, 2] = 0.5
+    free_B = (~batch.pinned_BF).sum(1)
+    expected = 0.25 * float((weight_BHW[:, 1, 2] * free_B).sum() / free_B.sum()) / (4 * 6)
+    loss = _lose(monkeypatch, replace(batch, weight_BHW=weight_BHW), error)
+    assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_it_learns_a_chunk_by_heart() -> None:
