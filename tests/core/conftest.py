@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.core.family import CONFIG, NUM_FRAMES, SHIPPED, build_dit
-from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
+from tests.core.family import CONFIG, ENCODER_CONFIG, NUM_FRAMES, SHIPPED, build_dit
+from turbotalk_core.audio.encoder import build_audio_encoder, save_audio_encoder
 from turbotalk_core.library import TEACHER
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
@@ -22,18 +22,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name in ("diffusion_models", "model_patches", "audio_encoders", "vae"):
         (folder / name).mkdir()
-    encoder = build_audio_encoder(
-        EncoderConfig(
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=16,
-            conv_dim=(8,) * 7,
-            num_conv_pos_embeddings=8,
-            num_conv_pos_embedding_groups=2,
-        ),
-        seed=0,
-    )
+    encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
     save_audio_encoder(encoder, folder / "audio_encoders" / "turbotalk_tiny_wav2vec2.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

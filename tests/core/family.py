@@ -1,4 +1,4 @@
-"""What the tests of the command line agree on, and the rarer files of the family."""
+"""The sizes of a very small family, what tests agree on about it, and its rarer files."""
 
 import io
 from dataclasses import replace
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
+from turbotalk_core.audio.encoder import EncoderConfig
 from turbotalk_core.model.checkpoint import save_dit
 from turbotalk_core.model.image_encoder import ImageEncoder
 from turbotalk_core.model.wan import WanConfig, WanModel
@@ -24,6 +25,15 @@ CONFIG = WanConfig(
     image_dim=None,
     audio_heads=2,
     audio_token_dim=16,
+)
+ENCODER_CONFIG = EncoderConfig(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=16,
+    conv_dim=(8,) * 7,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
 )
 
 SHIPPED = {

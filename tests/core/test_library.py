@@ -1,12 +1,14 @@
 """Which model files are found, and what they ship with."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.core.family import CONFIG
 from turbotalk_core.errors import CheckpointError
 from turbotalk_core.library import (
     ADAPTER,
@@ -17,7 +19,7 @@ from turbotalk_core.library import (
     read_request,
 )
 from turbotalk_core.model.checkpoint import save_dit
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.model.wan import WanModel
 
 
 def test_the_student_is_taken_where_there_is_one(models: Path, tmp_path: Path) -> None:
@@ -46,11 +48,7 @@ def test_the_student_named_has_its_own_adapter(models: Path, tmp_path: Path) -> 
 
 def _save_dit(path: Path, settings: dict[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):
-        config = WanConfig(
-            dim=24, ffn_dim=32, num_heads=2, num_layers=1, text_dim=8, image_dim=None,
-            audio_heads=None,
-        )  # fmt: skip
-        save_dit(path, WanModel(config), settings)
+        save_dit(path, WanModel(replace(CONFIG, audio_heads=None)), settings)
 
 
 def test_a_file_without_settings_gets_those_of_the_reference(tmp_path: Path) -> None:

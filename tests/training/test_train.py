@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
 from tests.training.tiny_run import TinyBatches, make_recipe
 from training import train
 from training.checkpoint import read_weights
@@ -16,20 +18,7 @@ from training.train import main
 from turbotalk_core.library import read_request
 from turbotalk_core.model.checkpoint import inspect, load_dit
 
-SIZES = {
-    "video": {
-        "dim": 24,
-        "ffn_dim": 16,
-        "num_heads": 2,
-        "num_layers": 2,
-        "text_dim": 8,
-        "frequency_dim": 16,
-        "image_dim": None,
-        "audio_heads": 2,
-        "audio_token_dim": 6,
-    },
-    "audio": {"frame_width": 6, "hidden_dim": 8, "num_tokens": 2, "token_dim": 6},
-}
+SIZES = {"video": asdict(VIDEO_CONFIG), "audio": asdict(AUDIO_CONFIG)}
 ROOT = Path(__file__).parents[2]
 CLIP = {"num_frames": 13, "height": 32, "width": 48, "num_text_tokens": 5, "num_image_tokens": 0}
 

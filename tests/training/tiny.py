@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +18,26 @@ from turbotalk_core.model.wan import WanConfig, WanModel
 
 FRAMES, ROWS, COLUMNS = 4, 4, 6
 TEXT_WIDTH = 8
+VIDEO_CONFIG = WanConfig(
+    dim=24,
+    ffn_dim=16,
+    num_heads=2,
+    num_layers=2,
+    text_dim=TEXT_WIDTH,
+    frequency_dim=16,
+    image_dim=None,
+    audio_heads=2,
+    audio_token_dim=6,
+)
+AUDIO_CONFIG = AudioAdapterConfig(frame_width=6, hidden_dim=8, num_tokens=2, token_dim=6)
 
 
 def make_model(seed: int = 0, num_layers: int = 2) -> TalkingModel:
     """Draw a model whose every weight, gate and shift says something."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        dit = WanModel(
-            WanConfig(
-                dim=24,
-                ffn_dim=16,
-                num_heads=2,
-                num_layers=num_layers,
-                text_dim=TEXT_WIDTH,
-                frequency_dim=16,
-                image_dim=None,
-                audio_heads=2,
-                audio_token_dim=6,
-            )
-        )
-        projection = AudioProjection(
-            AudioAdapterConfig(frame_width=6, hidden_dim=8, num_tokens=2, token_dim=6)
-        )
+        dit = WanModel(replace(VIDEO_CONFIG, num_layers=num_layers))
+        projection = AudioProjection(AUDIO_CONFIG)
     return TalkingModel(dit, projection)
 
 

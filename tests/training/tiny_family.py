@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
 from turbotalk_core.library import ADAPTER, AUDIO_ENCODER, TEACHER, VAE
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
 from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.model.wan import WanModel
 
 SIZE = 48
 
@@ -30,21 +32,8 @@ def make_networks() -> tuple[WanModel, AudioProjection, WanVAE]:
     """Transformer, projection and VAE."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = WanModel(
-            WanConfig(
-                dim=24,
-                ffn_dim=16,
-                num_heads=2,
-                num_layers=1,
-                text_dim=8,
-                image_dim=None,
-                audio_heads=2,
-                audio_token_dim=6,
-            )
-        )
-        projection = AudioProjection(
-            AudioAdapterConfig(frame_width=6, hidden_dim=4, num_tokens=2, token_dim=6)
-        )
+        model = WanModel(replace(VIDEO_CONFIG, num_layers=1))
+        projection = AudioProjection(AUDIO_CONFIG)
         vae = WanVAE(1)
         vae.initialize()
     return model, projection, vae

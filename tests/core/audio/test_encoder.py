@@ -1,12 +1,14 @@
 """Every way an encoder's file can be spelt or broken, and what it hears."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.core.family import ENCODER_CONFIG
 from turbotalk_core.audio.encoder import (
     EncoderConfig,
     Wav2Vec2Encoder,
@@ -18,15 +20,6 @@ from turbotalk_core.errors import CheckpointError, MismatchError, OutputError
 
 DATA = Path(__file__).parents[2] / "golden" / "data"
 HEADS = {"config": json.dumps({"num_attention_heads": 4})}
-SMALL = EncoderConfig(
-    hidden_size=16,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=24,
-    conv_dim=(8,) * 7,
-    num_conv_pos_embeddings=8,
-    num_conv_pos_embedding_groups=2,
-)
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +90,12 @@ def test_geometry_of_a_published_layout_follows_from_the_shapes(file: Path) -> N
 
 
 def test_a_large_layout_normalises_every_convolution_and_its_layers_first(file: Path) -> None:
-    config = EncoderConfig(
+    config = replace(
+        ENCODER_CONFIG,
         hidden_size=64,
-        num_hidden_layers=2,
         num_attention_heads=1,
-        intermediate_size=40,
-        conv_dim=(8,) * 7,
         conv_bias=True,
         feat_extract_norm="layer",
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
         do_stable_layer_norm=True,
     )
     save_file(_shapes(config), file)
@@ -120,11 +109,11 @@ def test_a_large_layout_normalises_every_convolution_and_its_layers_first(file: 
 
 
 def test_a_saved_encoder_loads_as_the_same(file: Path) -> None:
-    encoder = build_audio_encoder(SMALL, seed=3)
+    encoder = build_audio_encoder(ENCODER_CONFIG, seed=3)
     save_audio_encoder(encoder, file, {"turbotalk": "{}"})
     loaded = load_audio_encoder(file)
     noise_S = torch.randn(8_000, generator=torch.Generator().manual_seed(0))
-    assert loaded.config == SMALL
+    assert loaded.config == ENCODER_CONFIG
     assert torch.equal(loaded.encode(noise_S, 12), encoder.encode(noise_S, 12))
     assert not loaded.model.training
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -134,7 +123,9 @@ def test_new_weights_follow_from_the_seed_and_leave_the_global_generator_alone()
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    first, second, other = (build_audio_encoder(SMALL, seed=seed).model for seed in (0, 0, 1))
+    first, second, other = (
+        build_audio_encoder(ENCODER_CONFIG, seed=seed).model for seed in (0, 0, 1)
+    )
     assert torch.equal(torch.rand(1), expected)
     key = "feature_projection.projection.weight"
     assert torch.equal(first.state_dict()[key], second.state_dict()[key])
@@ -143,19 +134,19 @@ def test_new_weights_follow_from_the_seed_and_leave_the_global_generator_alone()
 
 @pytest.mark.parametrize("num_samples", [1, 399, 400, 640, 1_000])
 def test_the_shortest_sounds_are_heard(num_samples: int) -> None:
-    encoder = build_audio_encoder(SMALL, seed=0)
+    encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
     result = encoder.encode(torch.ones(num_samples), 3)
     assert result.shape == (3, 2, 16)
     assert result.isfinite().all()
 
 
 def test_silence_is_heard_the_same_in_every_frame_far_from_the_edges() -> None:
-    result = build_audio_encoder(SMALL, seed=0).encode(torch.zeros(32_000), 50)
+    result = build_audio_encoder(ENCODER_CONFIG, seed=0).encode(torch.zeros(32_000), 50)
     torch.testing.assert_close(result[20], result[30], rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_frame_count_the_encoder_keeps_its_own_steps() -> None:
-    encoder = build_audio_encoder(SMALL, seed=0)
+    encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
     states = encoder.hidden_states(torch.zeros(2, 16_000), None)
     assert [tuple(state.shape) for state in states] == [(2, 49, 16)] * 3
 
@@ -165,7 +156,7 @@ def test_without_a_frame_count_the_encoder_keeps_its_own_steps() -> None:
     [(torch.zeros(1, 640), 1), (torch.zeros(0), 1), (torch.zeros(640), 0)],
 )
 def test_what_cannot_be_heard_is_refused(waveform: torch.Tensor, num_frames: int) -> None:
-    encoder = build_audio_encoder(SMALL, seed=0)
+    encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
     with pytest.raises(MismatchError, match="mono samples"):
         encoder.encode(waveform, num_frames)
 
@@ -180,7 +171,7 @@ def test_what_cannot_be_heard_is_refused(waveform: torch.Tensor, num_frames: int
     ],
 )
 def test_a_missing_tensor_is_named(file: Path, key: str) -> None:
-    state = _shapes(SMALL)
+    state = _shapes(ENCODER_CONFIG)
     del state[key]
     save_file(state, file, HEADS)
     with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
@@ -188,7 +179,7 @@ def test_a_missing_tensor_is_named(file: Path, key: str) -> None:
 
 
 def test_wrong_and_unknown_tensors_are_named(file: Path) -> None:
-    state = _shapes(SMALL)
+    state = _shapes(ENCODER_CONFIG)
     state["encoder.layers.0.layer_norm.bias"] = torch.zeros(5)
     state["encoder.layers.0.adapter_layer.norm.bias"] = torch.zeros(5)
     save_file(state, file, HEADS)
@@ -213,22 +204,19 @@ def test_wrong_and_unknown_tensors_are_named(file: Path) -> None:
 def test_geometry_that_cannot_be_is_refused(
     file: Path, metadata: dict[str, str], message: str
 ) -> None:
-    save_file(_shapes(SMALL), file, metadata)
+    save_file(_shapes(ENCODER_CONFIG), file, metadata)
     with pytest.raises(CheckpointError, match=message):
         load_audio_encoder(file)
 
 
 def test_another_number_of_convolutions_needs_its_strides(file: Path) -> None:
-    config = EncoderConfig(
+    config = replace(
+        ENCODER_CONFIG,
         hidden_size=64,
-        num_hidden_layers=1,
         num_attention_heads=1,
-        intermediate_size=8,
         conv_dim=(8, 8),
         conv_kernel=(10, 8),
         conv_stride=(10, 32),
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
     )
     save_file(_shapes(config), file)
     with pytest.raises(CheckpointError, match="conv_stride"):
@@ -249,7 +237,7 @@ def test_what_is_no_encoder_file_is_refused(file: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    encoder: Wav2Vec2Encoder = build_audio_encoder(SMALL, seed=0)
+    encoder: Wav2Vec2Encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
     with pytest.raises(OutputError, match="cannot write the audio encoder"):
         save_audio_encoder(encoder, tmp_path / "missing" / "a.safetensors")
     target = tmp_path / "folder.safetensors"

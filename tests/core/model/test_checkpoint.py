@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
+from tests.core.family import ENCODER_CONFIG
+from turbotalk_core.audio.encoder import build_audio_encoder, save_audio_encoder
 from turbotalk_core.errors import CheckpointError, MismatchError, OutputError
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.model.checkpoint import (
@@ -233,15 +234,7 @@ def test_a_vaes_header_tells_its_width(vae_path: Path) -> None:
 
 
 def test_an_audio_encoders_header_tells_its_sizes(tmp_path: Path) -> None:
-    config = EncoderConfig(
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
+    config = replace(ENCODER_CONFIG, num_hidden_layers=3)
     path = tmp_path / "encoder.safetensors"
     save_audio_encoder(build_audio_encoder(config, seed=0), path)
     expected = (AUDIO_ENCODER, {"width": 16, "layers": 3})

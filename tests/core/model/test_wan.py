@@ -9,22 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.core.family import CONFIG
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.rotary import rotary_table, rotate
 from turbotalk_core.model.wan import WanConfig, WanModel
 
-TINY = WanConfig(
-    dim=24,
-    ffn_dim=16,
-    num_heads=2,
-    num_layers=1,
-    text_dim=8,
-    frequency_dim=16,
-    image_dim=None,
-    audio_heads=2,
-    audio_token_dim=6,
-)
+TINY = replace(CONFIG, audio_token_dim=6)
 
 
 def _assert_near(result: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:

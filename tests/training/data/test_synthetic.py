@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,6 @@ from training.data.speech import draw_speech
 from training.data.synthetic import draw_clip, draw_clip_with_reference, main
 from training.data.vocabulary import WORDS
 from turbotalk_core.errors import AudioError, MissingToolError, RequestError
-
-MISSING = "espeak-ng is not installed; these tests speak with it (apt-get install espeak-ng)"
-
-
-@pytest.fixture
-def _espeak() -> None:
-    if shutil.which("espeak-ng") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(MISSING)
-        pytest.skip(MISSING)
 
 
 def test_splits_share_no_word() -> None:
