@@ -206,8 +206,11 @@ def test_a_phase_may_have_samples_and_batches_of_its_own(tmp_path: Path) -> None
 class TestMixedPrecision:
     """Network calls in bfloat16, weights in float32."""
 
-    def test_weights_stay_and_calls_are_rounded(self, whole: Path, tmp_path: Path) -> None:
-        engine = replace(make_recipe().engine, precision="mixed")
+    @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+    def test_weights_stay_and_calls_are_rounded(
+        self, whole: Path, tmp_path: Path, optimizer: str
+    ) -> None:
+        engine = replace(make_recipe().engine, precision="mixed", optimizer=optimizer)
         run = make_trainer(tmp_path, make_recipe(engine=engine))
         run.run()
         for engine in run.engines.values():
