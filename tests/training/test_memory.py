@@ -173,8 +173,8 @@ class TestDryRun:
 
     def test_the_embedded_family_is_reckoned(self) -> None:
         text = "\n".join(_describe(load_recipe("tiny")))
-        assert "1 GPUs, plain engine (one device), float32" in text
+        assert "1 GPUs, plain engine (one device), mixed" in text
         assert [line.split(",")[0] for line in text.splitlines() if line.startswith("phase")] == [
-            "phase dmd: dmd",
-            *(f"phase {n}: adversarial" for n in ("three", "two", "one")),
+            *(f"phase {n}: dmd" for n in ("dmd_short", "dmd")),
+            *(f"phase {n}: adversarial" for n in ("three", "two", "one_short", "one")),
         ]
