@@ -16,7 +16,6 @@ import itertools
 import json
 import logging
 import os
-import platform
 import resource
 import socket
 import statistics
@@ -38,6 +37,7 @@ from training import ranks
 from training.batch import CONTEXT_LATENTS, Batch
 from training.calls import BareCalls, count_calls, record_calls
 from training.engine import DTYPES, Precision, set_checkpointing
+from training.hardware import name_cpu
 from training.networks import TalkingModel
 from training.recipe import (
     Activations,
@@ -616,7 +616,7 @@ class MeasuringTrainer(Trainer):
             set_checkpointing(network, uses=engine.activations != "keep")
             networks[role] = network
         batch = next(self._streams[0]).to(self._device)
-        return BareCalls(networks, batch, is_mixed=engine.precision == "mixed")
+        return BareCalls(networks, batch, precision=engine.precision)
 
     def _time(self, work: Callable[..., None], *inputs: Any) -> float:
         ranks.barrier()
@@ -663,10 +663,7 @@ def describe_device(device: torch.device) -> str:
     """Name the processor, or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if "model name" in line]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    return f"{name_cpu()}, {os.cpu_count()} cores"
 
 
 def count_tokens(clip: ClipShape) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batch import Batch
+from training.engine import Precision, autocast
 from training.lora import adapters_off, list_adapters
 from training.networks import Discriminator, TalkingModel
 
@@ -138,11 +139,11 @@ class BareCalls:
         networks: by role, on their device; gradients are required of what is trained. They belong
             to this alone.
         batch: gives latents to call them with, and the conditions.
-        is_mixed: forward passes compute in bfloat16 (autocast), as in the loop.
+        precision: of the calls, as in the loop.
     """
 
     def __init__(
-        self, networks: Mapping[str, nn.Module], batch: Batch, *, is_mixed: bool = False
+        self, networks: Mapping[str, nn.Module], batch: Batch, *, precision: Precision = "float32"
     ) -> None:
         self._parts = {role: dict(_list_parts(network)) for role, network in networks.items()}
         self._trained = {
@@ -150,7 +151,7 @@ class BareCalls:
             for role, network in networks.items()
         }
         self._batch = batch
-        self._is_mixed = is_mixed
+        self._precision: Precision = precision
         self._sigma_B = torch.full((batch.size,), SIGMA, device=batch.latents_BCFHW.device)
         for role in networks:
             self._learns(role, yes=False)
@@ -176,9 +177,7 @@ class BareCalls:
         with (
             nullcontext() if call.has_adapters else adapters_off(module),
             torch.set_grad_enabled(call.kind != "forward"),
-            torch.autocast(
-                latents.device.type, torch.bfloat16, enabled=self._is_mixed, cache_enabled=False
-            ),
+            autocast(latents.device, self._precision),
         ):
             output = module(latents, self._sigma_B, self._batch, **call.named)
         if call.kind != "forward":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -145,6 +146,23 @@ class Average:
         decay = self.decay if self.num_updates > self.start else 0.0
         for name, shard in shards.items():
             self.shards[name].lerp_(shard, 1 - decay)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Compute network calls in bfloat16 where the precision is mixed.
+
+    Args:
+        device: of the networks.
+        precision: of an engine.
+
+    Returns:
+        What calls are made in; backward passes are made outside.
+    """
+    # Without its cache, in which some releases of torch keep a weight's copy that was made without
+    # a gradient.
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == "mixed", cache_enabled=False
+    )
 
 
 class PlainEngine:

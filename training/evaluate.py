@@ -46,11 +46,7 @@ from turbotalk_core.types import AudioTokens, Conditioning, FrameChunk, Waveform
 logger = logging.getLogger(__name__)
 
 SPLIT = "heldout"
-STUDENT_ADAPTER = "turbotalk_tiny_student_adapter.safetensors"
-FAMILIES: dict[str, tuple[str, str | None]] = {  # transformer, and its own adapter if it has one
-    "teacher": (library.TEACHER, None),
-    "student": (library.STUDENT, STUDENT_ADAPTER),
-}
+DITS = {"teacher": library.TEACHER, "student": library.STUDENT}
 REACH = 8  # pixels, how far a face is followed
 BLOCK = 12  # pixels, about an eye
 SEED_STRIDE = 100_003  # pairs of one seed are neighbours; pairs of two seeds never meet below it
@@ -168,9 +164,8 @@ def load_family(
             f"got the transformer {dit} and the adapter {adapter}; a transformer and its adapter "
             "learn together, so name both or neither"
         )
-    name, own_adapter = FAMILIES[model]
     if dit is None or adapter is None:
-        files = library.find_model_files(weights, dit=name, adapter=own_adapter)
+        files = library.find_model_files(weights, dit=DITS[model])
     else:
         files = name_files(weights, dit, adapter)
     models = library.load_models(files, torch.device("cpu"))
@@ -574,7 +569,7 @@ def run_command(
         The exit code.
     """
     parser.add_argument("--weights", type=Path, required=True, help="models folder")
-    parser.add_argument("--model", choices=FAMILIES, default="teacher")
+    parser.add_argument("--model", choices=DITS, default="teacher")
     parser.add_argument("--pairs", type=int, default=num_pairs)
     parser.add_argument("--frames", type=int, default=81, help="length of each clip")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")

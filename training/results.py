@@ -42,6 +42,7 @@ from training.evaluate import (
     measure_pairs,
     name_files,
 )
+from training.hardware import name_cpu
 from training.log import read_log
 from training.plots import require_matplotlib
 from training.recipe import to_plain
@@ -341,13 +342,8 @@ def describe_hardware(num_threads: int) -> dict[str, Any]:
     Returns:
         Processor, its cores, threads, versions.
     """
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = named[0].partition(":")[2].strip() if named else cpu
     return {
-        "cpu": cpu,
+        "cpu": name_cpu(),
         "cores": os.cpu_count(),
         "threads": num_threads,
         "torch": torch.__version__,

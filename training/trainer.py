@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training import ranks
 from training.checkpoint import Checkpoints, RunState
 from training.draws import Draws
-from training.engine import Engine, EngineSettings
+from training.engine import Engine, EngineSettings, autocast
 from training.guard import Guard
 from training.log import append_log, trim_log
 from training.optimization import cosine_factor
@@ -270,11 +270,7 @@ class Trainer:
         return terms
 
     def _autocast(self) -> AbstractContextManager[object]:
-        # Without its cache, in which some releases of torch keep a weight's copy that was made
-        # without a gradient.
-        mixed = self.recipe.engine.precision == "mixed"
-        kind = self._device.type
-        return torch.autocast(kind, torch.bfloat16, enabled=mixed, cache_enabled=False)
+        return autocast(self._device, self.recipe.engine.precision)
 
     def _keep_activations(self) -> AbstractContextManager[object]:
         if self.recipe.engine.activations != "offload":

@@ -127,7 +127,8 @@ def test_bare_calls_are_those_of_the_step(is_mixed: bool) -> None:
     handle = networks["student"].register_forward_hook(
         lambda *call: seen.append(torch.is_autocast_enabled("cpu"))
     )
-    bare = BareCalls(networks, make_batch(), is_mixed=is_mixed)
+    precision = "mixed" if is_mixed else "float32"
+    bare = BareCalls(networks, make_batch(), precision=precision)
     with record_calls(networks) as again:
         bare.make(calls)
     handle.remove()
