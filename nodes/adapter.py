@@ -190,11 +190,13 @@ class HostAdapter:
         return AudioTokens(tokens_FND=tokens_BFND[0].float())
 
 
-def load_audio_adapter(path: Path) -> ModelPatcher:
+def load_audio_adapter(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """Read an InfiniteTalk audio adapter of any size as a MODEL_PATCH.
 
     Args:
         path: safetensors file.
+        disable_dynamic: of the host, which calls this again where it needs the same weights loaded
+            as a whole.
 
     Returns:
         The adapter, its weights managed by the host.
@@ -224,11 +226,15 @@ def load_audio_adapter(path: Path) -> ModelPatcher:
             f"{path.name} is no complete audio adapter: {error}; get a complete file"
         ) from error
     _scale(module, {name: tensors[stored.name] for name, stored in header.scales.items()})
-    return CoreModelPatcher(
+    patcher_type = ModelPatcher if disable_dynamic else CoreModelPatcher
+    patcher = patcher_type(
         module.requires_grad_(False).eval(),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+    # How the host loads it once more, for another GPU say; the notes read the file's name here.
+    patcher.cached_patcher_init = (load_audio_adapter, (path,))
+    return patcher
 
 
 def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:

@@ -14,8 +14,9 @@ from server import PromptServer
 
 from ..turbotalk_core.advice import advise
 from ..turbotalk_core.errors import CheckpointError
-from ..turbotalk_core.model.checkpoint import DIT, CheckpointInfo, inspect
+from ..turbotalk_core.model.checkpoint import ADAPTER, DIT, CheckpointInfo, inspect
 from ..turbotalk_core.request import TalkRequest
+from .adapter import find_audio_adapter
 
 _log = getLogger(__name__)
 
@@ -38,7 +39,9 @@ def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -
     if info is None:
         notes, text = [], "settings not compared: which file the model came from is not known"
     else:
-        notes = advise(request, info.settings, has_lora(model))
+        adapter = find_info(find_audio_adapter(model), ADAPTER)
+        adapter_settings = None if adapter is None else adapter.settings
+        notes = advise(request, info.settings, has_lora(model), adapter_settings)
         text = "\n".join(notes) or f"the settings fit {info.path.name}"
     for note in notes:
         _log.warning("%s", note)
@@ -48,15 +51,16 @@ def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -
     return notes
 
 
-def find_info(model: ModelPatcher) -> CheckpointInfo | None:
-    """Read the header of the file that a MODEL was loaded from.
+def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
+    """Read the header of the file that a MODEL or a MODEL_PATCH was loaded from.
 
     Args:
-        model: any MODEL.
+        model: any MODEL or MODEL_PATCH.
+        kind: what the file must be, as ``model.checkpoint.inspect`` calls it.
 
     Returns:
         What the file is; None where the loader did not leave its path, as those of other packs need
-        not, or where the file is no video transformer that TurboTalk reads, such as GGUF.
+        not, or where the file is of another kind or none that TurboTalk reads, such as GGUF.
     """
     # Kept by the host's loaders to load the model once more: a function and its arguments.
     _, arguments, *_ = model.cached_patcher_init or (None, ())
@@ -68,7 +72,7 @@ def find_info(model: ModelPatcher) -> CheckpointInfo | None:
     except CheckpointError as error:
         _log.debug("settings are not compared: %s", error)
         return None
-    return info if info.kind == DIT else None
+    return info if info.kind == kind else None
 
 
 def has_lora(model: ModelPatcher) -> bool:

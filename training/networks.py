@@ -128,11 +128,12 @@ class TalkingModel(nn.Module):
         Args:
             dit: file of the transformer.
             adapter: file of the audio adapter.
-            settings: what the transformer ships with, kept in its metadata.
+            settings: what the transformer ships with, kept in its metadata; its ``kind`` is the
+                adapter's as well.
         """
         merge_adapters(self)
         save_dit(dit, self.dit, settings)
-        save_adapter(adapter, self.dit, self.projection, {})
+        save_adapter(adapter, self.dit, self.projection, {"kind": settings.get("kind")})
 
 
 def predict_denoised(

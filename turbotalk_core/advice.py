@@ -1,8 +1,8 @@
 """Settings that do not fit the weights, told in words before the work begins.
 
-Goes in: a request, and what the video transformer's file ships with. Comes out: notes for people.
-They forbid nothing: a file may hold more than its metadata tell. Separate because command line and
-nodes say the same.
+Goes in: a request, and what the files of transformer and adapter ship with. Comes out: notes for
+people. They forbid nothing: a file may hold more than its metadata tell. Separate because command
+line and nodes say the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ AUDIO_GUIDANCE = 4.0
 
 
 def advise(
-    request: TalkRequest, settings: Mapping[str, Any] | None, has_lora: bool = False
+    request: TalkRequest,
+    settings: Mapping[str, Any] | None,
+    has_lora: bool = False,
+    adapter_settings: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Tell which settings of a request do not fit the weights, and what would.
 
@@ -28,6 +31,7 @@ def advise(
             or empty for a file without, which is taken for InfiniteTalk's own.
         has_lora: whether a LoRA is merged in. It may distil steps and guidance, so that nothing is
             said about them.
+        adapter_settings: as ``settings``, of the audio adapter's file.
 
     Returns:
         A sentence each; none where all fits.
@@ -45,6 +49,12 @@ def advise(
         notes.append(
             f"chunks have {request.chunk_frames} frames, the model was trained on {longest}: "
             f"towards their ends faces may change, so use at most {longest}"
+        )
+    kind, adapter_kind = settings.get("kind"), (adapter_settings or {}).get("kind")
+    if kind is not None and adapter_kind is not None and kind != adapter_kind:
+        notes.append(
+            f"the audio adapter was trained with a {adapter_kind}, the model is a {kind}: lips "
+            f"may miss the voice, so load the {kind}'s own adapter"
         )
     return notes
 

@@ -173,12 +173,13 @@ def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
 def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> None:
     """Tell of settings that do not fit the weights, before the long wait."""
     info = inspect(files.dit)
-    notes = advise(request, info.settings, bool(files.loras))
+    adapter = inspect(files.adapter)
+    notes = advise(request, info.settings, bool(files.loras), adapter.settings)
     if info.sizes.get("image width") and files.image_encoder is None:
         notes.append(
             f"{files.dit.name} has an image branch, which sees nothing without --image-encoder"
         )
-    fit = inspect(files.adapter).speakers or ""
+    fit = adapter.speakers or ""
     if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
         notes.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
     for note in notes:

@@ -67,6 +67,26 @@ def test_settings_that_fit_need_no_note(
     assert advise(request_, settings) == []
 
 
+def test_an_adapter_of_the_other_kind_is_told() -> None:
+    (note,) = advise(DISTILLED, STUDENT, adapter_settings=TEACHER)
+    assert "trained with a teacher, the model is a student" in note
+    assert "student's own adapter" in note
+    (note,) = advise(MANY, TEACHER, adapter_settings={"kind": "student"})
+    assert "trained with a student, the model is a teacher" in note
+
+
+@pytest.mark.parametrize("adapter_settings", [None, {}, {"kind": "student"}])
+def test_an_adapter_that_fits_or_says_nothing_needs_no_note(
+    adapter_settings: dict[str, Any] | None,
+) -> None:
+    assert advise(DISTILLED, STUDENT, adapter_settings=adapter_settings) == []
+
+
+def test_a_model_that_says_nothing_goes_with_any_adapter() -> None:
+    request = replace(MANY, shift=7.0, chunk_frames=81, audio_guidance_scale=4.0)
+    assert advise(request, {}, adapter_settings={"kind": "student"}) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "note"),
     [

@@ -109,6 +109,14 @@ def test_the_hosts_model_patch_and_ours_are_one(host, run_node, velocity):
     assert (answers[0] - answers[1]).abs().max() < 1e-3 * answers[0].abs().max()
 
 
+def test_the_host_can_load_our_model_patch_once_more(models):
+    again = models.patch.clone(force_deepcopy=True)
+    assert again.model is not models.patch.model
+    weights = models.patch.model.state_dict()
+    assert again.model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(again.model.state_dict()[key], weights[key]) for key in weights)
+
+
 def test_our_model_patch_in_the_hosts_infinitetalk_node(models, host, run_node):
     """The native node and sampler run with our adapter, our encoder and the family."""
     audio = {"waveform": noise(1, 1, 16_000), "sample_rate": 16_000}

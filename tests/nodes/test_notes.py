@@ -16,14 +16,21 @@ TEACHER = {"kind": "teacher", "steps": 20, "shift": 5.0, "audio_guidance_scale":
 def load(host, family, models, run_node):
     """A model of a file that ships with settings, adapter and all."""
 
-    def load(settings):
-        with safe_open(family.dit, framework="pt") as file:
+    def tell(path, settings):
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() | {"turbotalk": json.dumps(settings)}
-        save_file(load_file(family.dit), family.dit.with_name("told.safetensors"), metadata)
+        save_file(load_file(path), path.with_name("told.safetensors"), metadata)
+
+    def load(settings, adapter_settings=None):
+        tell(family.dit, settings)
+        patch = models.patch
+        if adapter_settings is not None:
+            tell(family.adapter, adapter_settings)
+            patch = run_node("TurboTalkLoadAudioAdapter", name="told.safetensors")
         return run_node(
             "TurboTalkApplyAudioAdapter",
             model=run_node("UNETLoader", unet_name="told.safetensors", weight_dtype="default"),
-            model_patch=models.patch,
+            model_patch=patch,
             strength=1.0,
         )
 
@@ -74,6 +81,12 @@ def test_a_student_with_guidance(load, ask, shown, caplog):
     assert "audio guidance is 3, the student has" in note
     assert shown == [("7", note)]
     assert note in caplog.text
+
+
+def test_an_adapter_of_the_other_kind(load, ask):
+    (note,) = ask(load(STUDENT, adapter_settings=TEACHER))
+    assert "adapter was trained with a teacher" in note
+    assert ask(load(STUDENT, adapter_settings={"kind": "student"})) == []
 
 
 def test_matching_settings(load, ask, shown, caplog):

@@ -15,6 +15,7 @@ from training.lora import add_adapters
 from training.networks import Discriminator, TalkingModel, predict_denoised, tap_blocks
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.model.checkpoint import inspect
 from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.types import AudioWindows, Conditioning
 
@@ -152,7 +153,9 @@ def test_files_hold_the_networks_with_their_lora_layers(tmp_path: Path) -> None:
                 weight.fill_(0.01)
     expected = _call(model)
     files = tmp_path / "dit.safetensors", tmp_path / "adapter.safetensors"
-    model.save(*files, {"steps": 4})
+    model.save(*files, {"kind": "student", "steps": 4})
+    assert inspect(files[0]).settings == {"kind": "student", "steps": 4}
+    assert inspect(files[1]).settings == {"kind": "student"}
     # Files are in float16.
     loaded = TalkingModel.load(*files)
     torch.testing.assert_close(_call(loaded), expected, rtol=0.02, atol=0.02)
