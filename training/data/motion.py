@@ -2,6 +2,8 @@
 
 Most of it is free: head, gaze, blinks, brows and breath follow the motion seed alone and nothing
 in the sound gives them away. Nods, brow lifts and hands follow the slow energy of speech as well.
+Heads stay within a few pixels of where they began, as a newsreader's does: the embedded transformer
+sees a picture as 64 patches, and tears a face apart that wanders through them.
 It is separate because it draws numbers and no picture.
 
 Axes: T video frames.
@@ -97,17 +99,17 @@ def draw_motion(avatar: Avatar, split: str, seed: int, num_frames: int, energy_T
     breath = np.sin(
         2 * np.pi * (rng.uniform(0.22, 0.35) * np.arange(num_frames) / FPS + rng.random())
     )
-    nod, lift, wave_up = rng.uniform(0.2, 0.7), rng.uniform(0.1, 0.6), rng.uniform(0.4, 0.9)
-    head_x = 0.060 * lively * waves["x"]
-    yaw = 0.50 * lively * waves["yaw"]
+    nod, lift, wave_up = rng.uniform(0.1, 0.35), rng.uniform(0.1, 0.6), rng.uniform(0.4, 0.9)
+    head_x = 0.030 * lively * waves["x"]
+    yaw = 0.25 * lively * waves["yaw"]
     body_x = 0.3 * head_x + 0.020 * lively * waves["body"]
     gaze_x, gaze_y = _saccades(open_stream(split, seed, "gaze"), num_frames)
     curves = {
         "head_x_T": head_x,
-        "head_y_T": 0.030 * lively * waves["y"] + 0.010 * breath,
-        "roll_T": 0.050 * lively * waves["roll"],
+        "head_y_T": 0.015 * lively * waves["y"] + 0.005 * breath,
+        "roll_T": 0.025 * lively * waves["roll"],
         "yaw_T": yaw,
-        "pitch_T": 0.40 * lively * waves["pitch"] + nod * (slow - 0.4),
+        "pitch_T": 0.20 * lively * waves["pitch"] + nod * (slow - 0.4),
         "lids_T": _blinks(open_stream(split, seed, "blinks"), num_frames),
         "gaze_x_T": gaze_x,
         "gaze_y_T": gaze_y,
