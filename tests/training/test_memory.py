@@ -176,5 +176,5 @@ class TestDryRun:
         assert "1 GPUs, plain engine (one device), mixed" in text
         assert [line.split(",")[0] for line in text.splitlines() if line.startswith("phase")] == [
             *(f"phase {n}: dmd" for n in ("dmd_short", "dmd")),
-            *(f"phase {n}: adversarial" for n in ("three", "two", "one_short", "one")),
+            *(f"phase {n}: adversarial" for n in ("three", "two", "one")),
         ]
