@@ -50,7 +50,9 @@ models-audio-encoder: $(VENV)/.run-ready espeak
 	$(PY) -m training.audio_encoder --out $(AUDIO_ENCODER) --num-steps 800 --threads 1
 
 models-vae: $(VENV)/.run-ready espeak
-	$(PY) -m training.vae --compile --snapshot runs/vae.safetensors --out $(VAE)
+	$(PY) -m training.vae --compile --out runs/vae.safetensors
+	$(PY) -m training.vae --compile --init runs/vae.safetensors --decoder-noise 0.25 \
+	  --motion-weight 8 --image-steps 0 --clip-steps 1200 --learning-rate 1e-3 --clips 200 --out $(VAE)
 
 # What teacher and student learn from.
 models-data: $(VENV)/.dev-ready espeak

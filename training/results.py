@@ -74,6 +74,7 @@ class Cell:
         adapter: file of its adapter.
         request: all settings.
         num_pairs: how many.
+        num_frames: of each clip.
         settings: everything that the result depends on, the files by their SHA-256.
     """
 
@@ -83,6 +84,7 @@ class Cell:
     adapter: Path
     request: TalkRequest
     num_pairs: int
+    num_frames: int
     settings: Mapping[str, Any]
 
     @property
@@ -118,13 +120,13 @@ class Measuring:
         self._study = study
         self._weights = weights
         self._num_pairs = max(row.pairs or study.pairs for row in study.rows().values())
-        self._seed: int | None = None
+        self._drawn: tuple[int, int] | None = None
         self._pairs: list[HeldoutPair] = []
         self._true_spread = 0.0
         self._codec: RememberingCodec | None = None
 
     def __call__(self, cell: Cell) -> Measured:
-        """Measure a cell; those of one seed should come one after the other.
+        """Measure a cell; those of one seed and length should come one after the other.
 
         Args:
             cell: what to measure.
@@ -136,8 +138,8 @@ class Measuring:
         files = name_files(self._weights, cell.dit, cell.adapter)
         models = library.load_models(files, torch.device("cpu"))
         encoder = load_audio_encoder(files.audio_encoder)
-        if cell.request.seed != self._seed:
-            self._draw(cell.request.seed)
+        if self._drawn != (cell.request.seed, cell.num_frames):
+            self._draw(cell.request.seed, cell.num_frames)
             self._codec = RememberingCodec(models.codec)
         assert self._codec is not None
         models = replace(models, codec=self._codec)
@@ -169,11 +171,11 @@ class Measuring:
             strips=make_sheet(rows, study.sheets.columns) if rows else None,
         )
 
-    def _draw(self, seed: int) -> None:
+    def _draw(self, seed: int, num_frames: int) -> None:
         """Draw the pairs of a seed; of a cell with fewer they are the first."""
         study = self._study
-        self._seed = seed
-        self._pairs = measure_pairs(draw_pairs(seed, self._num_pairs, study.frames))
+        self._drawn = (seed, num_frames)
+        self._pairs = measure_pairs(draw_pairs(seed, self._num_pairs, num_frames))
         spreads = [
             measure_spread(_redraw(pair, study.diversity.seeds))
             for pair in self._pairs[: study.diversity.pairs]
@@ -266,14 +268,15 @@ def list_cells(
                 continue
             shipped = library.read_request(dit)
             files = name_files(weights, dit, adapter)
+            num_frames = study.tables[place.partition(".")[0]].frames or study.frames
             for seed in row.seeds or study.seeds:
-                request = row.request(shipped, study.frames, seed)
+                request = row.request(shipped, num_frames, seed)
                 num_pairs = row.pairs or study.pairs
                 settings = {
                     "version": MEASURE_VERSION,
                     **{part: tell(getattr(files, part)) for part in PARTS},
                     "request": asdict(request),
-                    "frames": study.frames,
+                    "frames": num_frames,
                     "pairs": num_pairs,
                     "diversity": asdict(study.diversity),
                     "sheets": [study.sheets.pairs, study.sheets.columns],
@@ -285,6 +288,7 @@ def list_cells(
                     adapter=adapter,
                     request=request,
                     num_pairs=num_pairs,
+                    num_frames=num_frames,
                     settings=json.loads(json.dumps(settings)),  # as they will be read again
                 )
                 cells.append(cell)
@@ -311,9 +315,9 @@ def measure_cells(
     cache.mkdir(parents=True, exist_ok=True)
     kept: dict[str, dict[str, Any]] = {}
     wanted = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
-    # By seed, so that true renders are drawn once; all rows of the first seed come first.
+    # By seed and length, so that true renders are drawn once; rows of the first seed come first.
     seeds = list(dict.fromkeys(cell.request.seed for cell in cells))
-    for cell in sorted(cells, key=lambda cell: seeds.index(cell.request.seed)):
+    for cell in sorted(cells, key=lambda cell: (seeds.index(cell.request.seed), -cell.num_frames)):
         path = cache / f"{cell.key}.json"
         if cell.key not in kept and not path.is_file():
             logger.info("%d to go: %s", len(wanted), _name(cell))

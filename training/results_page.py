@@ -50,7 +50,8 @@ TRUE_RENDERS = {"frechet": 0.0, "motion_ratio": 1.0, "edge_ratio": 1.0, "unliken
 READING = """\
 | column | what it says |
 |---|---|
-| calls | network calls per chunk of {frames} frames, counted |
+| calls | network calls per chunk, counted; a clip is one chunk of {frames} frames where a table \
+says nothing else |
 | Fréchet | distance of the set from the true renders' on fixed features; 0 is best |
 | sync, lag | mouth read from pixels against the true curve: correlation at the best lag, and that \
 lag in frames |
@@ -233,7 +234,9 @@ def make_page(report: Report) -> str:
     parts += ["## What is claimed", _claims(report)]
     parts += ["## How to read the tables", _reading(study)]
     for name, table in study["tables"].items():
-        parts += [f"## {table['title']}", table["about"], _table(report, name)]
+        frames = table["frames"]
+        length = None if frames is None else f"Each clip is one chunk of {frames} frames."
+        parts += [f"## {table['title']}", table["about"], length, _table(report, name)]
         if study["steps"] is not None and name == study["steps"]["table"]:
             parts.append(f"![Metrics by number of steps]({_steps_file(report)})")
         for number, file in enumerate(report["sheets"].get(name, ())):

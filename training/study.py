@@ -120,11 +120,13 @@ class Table:
     Attributes:
         title: heading on the page.
         about: what is compared, and how to read it.
+        frames: of each clip, 4n + 1; None takes the study's.
         rows: by name, in order.
     """
 
     title: str
     about: str = ""
+    frames: Count | None = None
     rows: Mapping[str, Row]
 
 

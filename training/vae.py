@@ -3,15 +3,22 @@
     python -m training.vae --out models/vae/turbotalk_tiny_vae.safetensors
 
 In: nothing but a seed. Out: a safetensors file in the layout of the public Wan 2.1 VAE and a JSON
-log beside it. The networks see small crops of short clips: the VAE is convolutional, so what it
-learns there holds for any size and length. Single frames come first: they cost a thirtieth of a
-clip and teach most of what a picture needs; then clips teach motion.
+log beside it, which keeps the log of the run that it went on from. The networks see small crops of
+short clips: the VAE is convolutional, so what it learns there holds for any size and length. Single
+frames come first: they cost a thirtieth of a clip and teach most of what a picture needs; then
+clips teach motion.
 
 The loss is L1 on pixels (more where the mouth opens), on their spatial differences (edges) and on
 their temporal differences (motion), plus a light Kullback-Leibler term on the *normalised* latents.
-That last choice makes the
-latents come out near zero mean and unit variance after the fixed Wan statistics are applied, which
-is the space that the diffusion model works in; channels that help little fall silent.
+That last choice makes the latents come out near zero mean and unit variance after the fixed Wan
+statistics are applied, which is the space that the diffusion model works in; channels that help
+little fall silent.
+
+Latents that a network makes are a little off, each in its own way, and a decoder that has met true
+ones alone turns that into a shimmer all over the picture. So in a last run the decoder goes on by
+itself, on latents with noise; the encoder stays, and with it all that was trained in its latents:
+
+    python -m training.vae --out FILE --init FILE --decoder-noise 0.25 --image-steps 0
 
 Axes: B batch, C channels, T frames, H height, W width.
 """
@@ -67,6 +74,8 @@ class VaeRecipe:
             It is small and seldom open, and without this the codec paints it over.
         edge_weight: on spatial differences.
         motion_weight: on temporal differences.
+        decoder_noise: trains the decoder alone, on mean latents with noise; its standard deviation
+            is drawn for each crop between 0 and this. None trains all, on the posterior's samples.
     """
 
     seed: int = 0
@@ -83,6 +92,7 @@ class VaeRecipe:
     mouth_weight: float = 8.0
     edge_weight: float = 0.5
     motion_weight: float = 2.0
+    decoder_noise: float | None = None
 
 
 def draw_frames(split: str, seed: int, num_frames: int, *, seconds: float = 2.0) -> Tensor:
@@ -145,19 +155,26 @@ def vae_loss(
     Args:
         vae: the codec in training.
         frames_BCTHW: in [-1, 1].
-        noise_BCFHW: standard normal, in the shape of the latents.
+        noise_BCFHW: in the shape of the latents: standard normal, or for the decoder alone what is
+            to be added to them.
         recipe: the weights of the terms.
 
     Returns:
         The loss, and the mean squared error of the reconstruction alone (detached).
     """
-    mean, log_variance = vae.posterior(frames_BCTHW)
     offset, scale = (x.view(-1, 1, 1, 1) for x in (vae.latent_mean_C, vae.latent_std_C))
-    normalised = (mean - offset) / scale
-    log_variance = log_variance.clamp(-14, 6) - 2 * scale.log()
-    sample = normalised + noise_BCFHW * (0.5 * log_variance).exp()
+    if recipe.decoder_noise is None:
+        mean, log_variance = vae.posterior(frames_BCTHW)
+        normalised = (mean - offset) / scale
+        log_variance = log_variance.clamp(-14, 6) - 2 * scale.log()
+        sample = normalised + noise_BCFHW * (0.5 * log_variance).exp()
+        kl = 0.5 * (normalised.square() + log_variance.exp() - 1 - log_variance).mean()
+    else:
+        with torch.no_grad():
+            mean, _ = vae.posterior(frames_BCTHW)
+        sample = (mean - offset) / scale + noise_BCFHW
+        kl = torch.zeros(())
     output = vae.reconstruct(sample * scale + offset)
-    kl = 0.5 * (normalised.square() + log_variance.exp() - 1 - log_variance).mean()
     error = output - frames_BCTHW
     mouth = mouth_share(frames_BCTHW.transpose(0, 1)).amax(1).clamp(max=1)  # [B, H, W]
     mouth = F.max_pool2d(mouth, 3, stride=1, padding=1)[:, None, None]
@@ -197,13 +214,17 @@ def train_vae(
         vae.initialize()
     else:
         vae = initial.requires_grad_(True)
+    if recipe.decoder_noise is not None:
+        vae.encoder.requires_grad_(False)
+        vae.conv1.requires_grad_(False)
     ema = Ema(vae)
     num_steps = recipe.image_steps + recipe.clip_steps
-    kernels = [weight for weight in vae.parameters() if weight.ndim > 1 and weight[0].numel() > 1]
+    trained = [weight for weight in vae.parameters() if weight.requires_grad]
+    kernels = [weight for weight in trained if weight.ndim > 1 and weight[0].numel() > 1]
     chosen = {id(weight) for weight in kernels}
     optimizers = Optimizers(
         kernels,
-        [weight for weight in vae.parameters() if id(weight) not in chosen],
+        [weight for weight in trained if id(weight) not in chosen],
         matrix_rate=recipe.learning_rate,
         other_rate=recipe.learning_rate,
         weight_decay=0.0,
@@ -226,6 +247,9 @@ def train_vae(
             batch_size, LATENT_CHANNELS, count_latent_frames(num_frames), side, side,
             generator=generator,
         )  # fmt: skip
+        if recipe.decoder_noise is not None:
+            levels = torch.rand(batch_size, 1, 1, 1, 1, generator=generator)
+            noise = recipe.decoder_noise * levels * noise
         loss, error = (vae_loss if is_image else clip_loss)(vae, frames, noise, recipe)
         loss.backward()
         optimizers.step(cosine_factor(step, num_steps, num_warmup_steps=30))
@@ -292,6 +316,12 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=VaeRecipe.crop_size, help="pixels")
     parser.add_argument("--learning-rate", type=float, default=VaeRecipe.learning_rate)
     parser.add_argument("--mouth-weight", type=float, default=VaeRecipe.mouth_weight)
+    parser.add_argument("--motion-weight", type=float, default=VaeRecipe.motion_weight)
+    parser.add_argument(
+        "--decoder-noise",
+        type=float,
+        help="train the decoder alone, on latents with noise up to it",
+    )
     parser.add_argument("--image-steps", type=int, default=VaeRecipe.image_steps)
     parser.add_argument("--clip-steps", type=int, default=VaeRecipe.clip_steps)
     parser.add_argument("--clips", type=int, default=VaeRecipe.num_clips)
@@ -311,6 +341,8 @@ def main() -> None:
         crop_size=arguments.crop,
         learning_rate=arguments.learning_rate,
         mouth_weight=arguments.mouth_weight,
+        motion_weight=arguments.motion_weight,
+        decoder_noise=arguments.decoder_noise,
     )
     pool = torch.stack(
         [
@@ -324,10 +356,11 @@ def main() -> None:
     )
     scores = score_vae(vae, [clip for _, clip in draw_pairs(0, 12, 81)])
     logger.info("held-out: %s", scores)
+    record = {"recipe": asdict(recipe), "scores": scores, "log": log}
+    if arguments.init and (before := arguments.init.with_suffix(".json")).is_file():
+        record["before"] = json.loads(before.read_text())
     save_vae(arguments.out, vae, note={"recipe": asdict(recipe), "scores": scores})
-    arguments.out.with_suffix(".json").write_text(
-        json.dumps({"recipe": asdict(recipe), "scores": scores, "log": log}, indent=1) + "\n"
-    )
+    arguments.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

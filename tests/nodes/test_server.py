@@ -15,13 +15,13 @@ from PIL import Image
 from tests.nodes.workflows import probe, to_prompt
 from tools.comfy_server import ComfyServer, PromptFailed, PromptRefused
 from turbotalk_core.chunking.plan import plan_chunks
-from turbotalk_core.library import TEACHER, find_model_files, read_request
+from turbotalk_core.library import STUDENT, find_model_files, read_request
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "workflows" / "api" / "first_video.json"
 UI = ROOT / "workflows" / "TurboTalk - first video.json"
 SECONDS = 1.5
-SAMPLER, ASSEMBLE, SAVE = "10", "11", "12"
+SAMPLER, ASSEMBLE, SAVE, SCHEDULE = "10", "11", "12", "9"
 BEN, PREVIEW = "22", "23"
 
 
@@ -59,9 +59,11 @@ def write_inputs(folder):
 
 @pytest.fixture
 def prompt():
-    """The API workflow, cheap: few steps, and as many frames in a chunk as the voice needs."""
+    """The API workflow with a schedule, and no more frames in a chunk than the voice needs."""
     prompt = json.loads(API.read_text(encoding="utf-8"))
-    prompt["9"]["inputs"]["steps"] = 2
+    schedule = {"steps": 2, "shift": 3.0, "kind": "distilled"}
+    prompt[SCHEDULE] = {"class_type": "TurboTalkSchedule", "inputs": schedule}
+    prompt[SAMPLER]["inputs"]["sigmas"] = [SCHEDULE, 0]
     prompt[SAMPLER]["inputs"]["chunk_frames"] = 21
     prompt[SAMPLER]["inputs"]["motion_frames"] = 5
     return prompt
@@ -112,11 +114,11 @@ def test_the_api_workflow_from_queue_to_file(talk):
         for event in events
         if event["type"] == "progress" and event["data"]["node"] == SAMPLER
     ]
-    settings, steps = prompt[SAMPLER]["inputs"], prompt["9"]["inputs"]["steps"]
+    settings = prompt[SAMPLER]["inputs"]
+    assert (settings["steps"], settings["audio_guidance"]) == (1, 1)
     plan = plan_chunks(37, settings["chunk_frames"], settings["motion_frames"])
-    calls = 1 if settings["audio_guidance"] == 1 else 2
-    # the reference; for each chunk its network calls, an encode and a decode
-    total = 1 + len(plan.chunks) * (calls * steps + 2)
+    # the reference; for each chunk its one network call, an encode and a decode
+    total = 1 + len(plan.chunks) * 3
     assert progress == sorted(progress)
     assert progress[-1] == (total, total)
     assert {most for _, most in progress} == {total}
@@ -124,7 +126,7 @@ def test_the_api_workflow_from_queue_to_file(talk):
     assert [picture["node"] for picture in pictures] == [SAMPLER] * len(plan.chunks)
     assert Image.open(io.BytesIO(pictures[0]["bytes"])).size == (128, 128)
     texts = [event["data"] for event in events if event["type"] == "text"]
-    assert texts == [{"node": SAMPLER, "text": f"the settings fit {TEACHER}"}]
+    assert texts == [{"node": SAMPLER, "text": f"the settings fit {STUDENT}"}]
 
 
 def test_the_ui_workflow_is_the_api_workflow(talk):
@@ -166,14 +168,15 @@ def test_the_help_panel_finds_our_pages(talk):
 
 
 def test_the_workflow_carries_what_the_model_ships_with():
-    shipped = read_request(find_model_files(dit=TEACHER).dit)
+    files = find_model_files()
+    shipped = read_request(files.dit)
     prompt = json.loads(API.read_text(encoding="utf-8"))
-    schedule, sampler = prompt["9"]["inputs"], prompt[SAMPLER]["inputs"]
-    assert schedule == {
-        "steps": shipped.num_inference_steps,
-        "shift": shipped.shift,
-        "kind": shipped.schedule,
-    }
+    assert prompt["3"]["inputs"]["unet_name"] == files.dit.name == STUDENT
+    assert prompt["7"]["inputs"]["name"] == files.adapter.name
+    sampler = prompt[SAMPLER]["inputs"]
+    assert shipped.schedule == "distilled"  # the sampler's own, where none is wired
+    assert sampler["steps"] == shipped.num_inference_steps
+    assert sampler["shift"] == shipped.shift
     assert sampler["audio_guidance"] == shipped.audio_guidance_scale
     assert sampler["update"] == shipped.update
     assert sampler["chunk_frames"] == shipped.chunk_frames
@@ -198,8 +201,8 @@ def test_another_crf_does_not_sample_again(talk, prompt):
         (SAMPLER, {"motion_frames": 21}, "21 motion frames in chunks of 21"),
         (SAMPLER, {"text_guidance": 4}, "without a prompt"),
         (SAMPLER, {"audio_guidance": 99}, "Value 99.0 bigger than max"),
-        ("9", {"steps": 0}, "got 0 steps"),
-        ("9", {"steps": 9, "kind": "distilled"}, "use 1 to 4 with the distilled schedule"),
+        (SCHEDULE, {"steps": 0}, "got 0 steps"),
+        (SCHEDULE, {"steps": 9, "kind": "distilled"}, "use 1 to 4 with the distilled schedule"),
         ("7", {"name": "nothing.safetensors"}, "Value not in list"),
         (ASSEMBLE, {"codec": "vp9"}, "Value not in list"),
     ],

@@ -224,6 +224,24 @@ def test_without_a_report_there_is_no_page(
     assert "there is no report" in capsys.readouterr().err
 
 
+def test_a_table_may_have_clips_of_a_length_of_its_own(place: Place) -> None:
+    place.data["seeds"] = [1]
+    place.data["tables"]["again"]["frames"] = 21
+    lengths: list[tuple[str, int, int]] = []
+
+    def measure(cell: Cell) -> Measured:
+        lengths.append((cell.place, cell.num_frames, cell.request.chunk_frames))
+        return Fake()(cell)
+
+    assert place.run(measure=measure) == 0
+    # The same model is measured again, and the longer clips of a seed come first.
+    assert lengths == [
+        *[("again.one", 21, 21)] * 2,
+        ("steps.teacher", 17, 17),
+        *[("steps.one", 17, 17)] * 2,
+    ]
+
+
 def test_the_report_names_no_machine(place: Place, tmp_path: Path) -> None:
     assert place.run(measure=Fake()) == 0
     report = place.report
@@ -263,9 +281,11 @@ def test_models_are_measured(
     monkeypatch.setattr(results, "load_audio_encoder", lambda path: LoudnessEncoder())
     monkeypatch.setattr(evaluate, "draw_clip", draw_humming_clip)
     place.data["seeds"] = [1]
-    assert place.run("--only", "steps.teacher", "steps.one") == 0
+    place.data["tables"]["again"]["frames"] = 21
+    assert place.run("--only", "steps.teacher", "steps.one", "again.one") == 0
     entries = [json.loads(path.read_text()) for path in (place.runs / "results").glob("*.json")]
-    assert len(entries) == 3
+    assert [entry["settings"]["frames"] for entry in entries].count(21) == 2
+    assert len(entries) == 5
     calls = []
     for entry in entries:
         summary = entry["summary"]
@@ -274,9 +294,9 @@ def test_models_are_measured(
         assert summary["diversity_ratio"] == summary["diversity"] / summary["true_diversity"]
         assert len(entry["pairs"]) == 2
         calls.append(summary["calls_per_chunk"])
-    assert len({entry["summary"]["true_diversity"] for entry in entries}) == 1
+    assert len({entry["summary"]["true_diversity"] for entry in entries}) == 2  # one of each length
     # The teacher ships with 2 steps and guidance; 1 step of a run's model is guided, too.
-    assert sorted(calls) == [2, 2, 4]
+    assert sorted(calls) == [2, 2, 2, 2, 4]
     for path in (place.runs / "results").glob("*.png"):
         with Image.open(path) as picture:
             assert picture.size == (2 * SIZE, 2 * SIZE)

@@ -44,6 +44,7 @@ def _report(claim: dict[str, Any], **rows: dict[str, Any]) -> dict[str, Any]:
                 "t": {
                     "title": "Table",
                     "about": "About it.",
+                    "frames": None,
                     "rows": {name: {"label": f"row {name}", **row} for name in rows},
                 }
             },
@@ -122,3 +123,11 @@ def test_a_row_shows_medians_and_the_spread() -> None:
     for part in ("# Trial\n", "## Table\n\nAbout it.", "It was tried twice.", "make it\n"):
         assert part in page
     assert "of 1 pairs" not in page
+
+
+def test_a_table_says_the_length_that_is_its_own() -> None:
+    report = _report({"at_most": 1.0}, a=THREE)
+    told = "Each clip is one chunk of 9 frames."
+    assert told not in make_page(report)
+    report["study"]["tables"]["t"]["frames"] = 9
+    assert f"About it.\n\n{told}\n\n| " in make_page(report)

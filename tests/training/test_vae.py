@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -131,6 +132,33 @@ def test_training_lowers_the_loss() -> None:
     assert log == []  # an entry per hundred steps
 
 
+def test_a_decoder_alone_learns_from_noisy_latents_and_leaves_the_encoder() -> None:
+    recipe = replace(RECIPE, image_steps=20, decoder_noise=0.5)
+    pool = _draw_pool(2, 5, 16)
+    frames = cut_crops(pool, 4, 16, torch.Generator().manual_seed(5))
+    noise = 0.25 * _draw_noise(4, 16, 2, 2, 2)
+    initial, _ = train_vae(RECIPE, pool)
+    before = copy.deepcopy(initial)
+    trained, _ = train_vae(recipe, pool, initial=initial)
+    with torch.no_grad():
+        after, earlier = (vae_loss(vae, frames, noise, recipe)[0] for vae in (trained, before))
+    assert after < 0.95 * earlier
+    assert torch.equal(trained.encode(frames), before.encode(frames))
+
+
+def test_noise_on_the_latents_of_the_decoder_reaches_it_as_it_is() -> None:
+    vae = WanVAE(1)
+    vae.initialize()
+    frames, noise = torch.zeros(1, 3, 5, 16, 16), _draw_noise(1, 16, 2, 2, 2)
+    recipe = replace(
+        RECIPE, mouth_weight=0.0, edge_weight=0.0, motion_weight=0.0, decoder_noise=1.0
+    )
+    loss, _ = vae_loss(vae, frames, noise, recipe)
+    expected = vae.decode(vae.encode(frames) + noise)  # cut to the range of pixels, as a file is
+    assert float(expected.abs().max()) < 1
+    assert loss.item() == pytest.approx(expected.abs().mean().item(), rel=1e-4)
+
+
 def test_the_seed_decides_the_weights() -> None:
     def train(seed: int) -> Tensor:
         recipe = replace(RECIPE, seed=seed, image_steps=1, clip_steps=1)
@@ -211,3 +239,10 @@ def test_the_command_writes_the_codec_and_its_log(
     assert written["recipe"]["seed"] == 7
     assert written["scores"] == note["scores"] == {"clips": 12}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["vae.json", "vae.safetensors"]
+    again = tmp_path / "again.safetensors"
+    options = ["--init", str(path), "--decoder-noise", "0.1", *options]
+    monkeypatch.setattr(sys, "argv", ["vae", "--out", str(again), *options])
+    trainer.main()
+    record = json.loads(again.with_suffix(".json").read_text())
+    assert record["recipe"]["decoder_noise"] == 0.1
+    assert record["before"] == written
