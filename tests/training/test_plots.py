@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from training import plots
+from training import plots, results_page
 from training.plots import LABEL_WIDTH, draw_sheet, plot_log, plot_steps, require_matplotlib
 from turbotalk_core.errors import MissingToolError, OutputError
 
@@ -81,4 +80,4 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 def test_matplotlib_is_imported_when_used() -> None:
     assert "matplotlib" not in vars(plots)
-    assert "matplotlib" not in vars(sys.modules["training.results_page"])
+    assert "matplotlib" not in vars(results_page)
