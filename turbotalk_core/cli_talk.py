@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,7 @@ from .audio.io import read_audio
 from .cli_arguments import DTYPES, find_device, parse_count, parse_size
 from .errors import ImageError
 from .geometry import FPS, count_frames, fit_size
+from .identity import fingerprint, identify
 from .image import References, read_image
 from .library import (
     AUDIO_ENCODER,
@@ -31,6 +33,7 @@ from .library import (
     VAE,
     ModelFiles,
     find_model_files,
+    iterate_weights,
     load_models,
     read_request,
 )
@@ -38,9 +41,10 @@ from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
 from .regions import find_masks, fit_regions
 from .request import SCHEDULES, UPDATES, TalkRequest
-from .types import Speaker
-from .video.assemble import assemble, quantize_frames
+from .types import Speaker, Waveform
+from .video.assemble import assemble
 from .video.source import VideoFrames
+from .video.take import delete_take, open_take
 
 TEACACHE = 0.2  # InfiniteTalk's threshold
 SILENT = "-"
@@ -71,14 +75,20 @@ def talk(arguments: argparse.Namespace) -> None:
     request = _make_request(arguments, read_request(files.dit), pictures[0])
     speakers = _list_speakers(arguments)
     _say_notes(request, files, len(speakers))
-    num_frames = assemble(
-        arguments.out,
+    waveform = mix_voices(speakers)
+    folder = arguments.out.with_name(f"{arguments.out.name}.take")
+    with closing(
         # Nothing in it runs before the output file is known to be writable.
-        _make_frames(request, pictures, speakers, files, arguments),
-        mix_voices(speakers),
-        crf=arguments.crf,
-        metadata={"turbotalk": request.to_json()},
-    )
+        _make_frames(request, pictures, speakers, files, arguments, waveform, folder)
+    ) as frames:
+        num_frames = assemble(
+            arguments.out,
+            frames,
+            waveform,
+            crf=arguments.crf,
+            metadata={"turbotalk": request.to_json()},
+        )
+    delete_take(folder)  # only now is nothing lost with it
     seconds = time.monotonic() - started
     sys.stdout.write(
         f"{arguments.out}: {num_frames} frames, {num_frames / FPS:.2f} s, made in {seconds:.1f} s\n"
@@ -192,7 +202,10 @@ def _make_frames(
     speakers: Sequence[Speaker],
     files: ModelFiles,
     arguments: argparse.Namespace,
-) -> Iterator[Tensor]:
+    waveform: Waveform,
+    folder: Path,
+) -> Generator[Tensor]:
+    """Go on with what an earlier run left behind, or begin; each chunk lies on disk at once."""
     size = request.height, request.width
     rows, columns = pictures[0].shape[:2]
     masks = find_masks(speakers, (rows, columns))
@@ -213,17 +226,48 @@ def _make_frames(
         negative_prompt=arguments.negative_prompt,
     )
     plan = plan_video(request, conversation.speeches)
-    num_units = count_work(plan, request, len(pictures))
-    with tqdm(total=num_units, unit="call", dynamic_ncols=True) as bar:
-        for finished in generate(
-            request,
-            References(pictures, *size),
-            conversation.speeches,
-            models,
-            progress=_Bar(bar),
-            regions_PHW=regions_PHW,
-        ):
-            yield quantize_frames(finished.frames_BCTHW)
+    identity = identify(
+        request,
+        conversation.speeches,
+        pictures,
+        {
+            "regions": regions_PHW,
+            "prompt": models.text_BND,
+            "negative prompt": models.null_text_BND,
+        },
+        fingerprint(iterate_weights(models)),
+    )
+    with open_take(
+        folder,
+        waveform,
+        height=request.height,
+        width=request.width,
+        length=plan.num_frames,
+        identity=identity,
+    ) as writer:
+        for change in writer.changes:
+            sys.stderr.write(f"note: {folder} is begun anew: {change}\n")
+        finished = writer.take
+        if finished.chunks:
+            sys.stderr.write(
+                f"note: goes on with {folder}, of which {len(finished.chunks)} of "
+                f"{len(plan.chunks)} chunks are finished\n"
+            )
+            yield from finished.iterate()
+        if finished.is_whole:
+            return
+        num_units = count_work(plan, request, len(pictures), len(finished.chunks))
+        with tqdm(total=num_units, unit="call", dynamic_ncols=True) as bar:
+            for made in generate(
+                request,
+                References(pictures, *size),
+                conversation.speeches,
+                models,
+                progress=_Bar(bar),
+                regions_PHW=regions_PHW,
+                carry=writer.carry,
+            ):
+                yield writer.write(made)
 
 
 def add_talk(parser: argparse.ArgumentParser) -> None:

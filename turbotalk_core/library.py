@@ -7,7 +7,7 @@ whose networks are the host's, do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,6 +203,29 @@ def load_models(
             else load_image_encoder(files.image_encoder).to(device)
         ),
     )
+
+
+def iterate_weights(models: Models) -> Iterator[tuple[str, Tensor]]:
+    """List the weights of all networks, for ``identity.fingerprint``.
+
+    Args:
+        models: of ``load_models``.
+
+    Yields:
+        Names and weights, in the same order every time.
+    """
+    assert isinstance(models.denoiser, WanDenoiser)
+    assert isinstance(models.adapter, ProjectionAdapter)
+    networks = (
+        models.codec,
+        models.denoiser.model,
+        models.adapter.projection,
+        models.image_encoder,
+    )
+    for number, network in enumerate(networks):
+        if isinstance(network, torch.nn.Module):
+            for name, weight in network.state_dict().items():
+                yield f"{number} {name}", weight
 
 
 def _read_prompts(

@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from tests.core.family import (
 )
 from turbotalk_core.cli import main
 from turbotalk_core.cli_talk import add_talk
+from turbotalk_core.errors import OutputError
 from turbotalk_core.library import TEACHER
 from turbotalk_core.model.denoiser import WanDenoiser
 from turbotalk_core.request import TalkRequest
@@ -226,7 +227,89 @@ def test_an_interrupt_leaves_no_half_file(
     monkeypatch.setattr(WanDenoiser, "__call__", interrupt)
     assert talk() == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert list(out.parent.iterdir()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    assert not list(out.parent.glob("*/.*"))
+
+
+@pytest.fixture
+def stop_in_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Let a network call of a chunk, 0 or more, raise; returns what counts the calls since."""
+    call = WanDenoiser.__call__
+
+    def arm(chunk: int) -> list[int]:
+        calls = []
+
+        def stop(self: WanDenoiser, *arguments: Any) -> Tensor:
+            if len(calls) == 2 * chunk:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return call(self, *arguments)
+
+        monkeypatch.setattr(WanDenoiser, "__call__", stop)
+        return calls
+
+    return arm
+
+
+def test_the_same_command_goes_on_after_the_last_whole_chunk(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert talk("--crf", 0) == 0
+    whole = _read(out)[0]
+    out.unlink()
+    stop_in_chunk(1)
+    assert talk("--crf", 0) == 130  # as shells tell of Control-C
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    capsys.readouterr()
+    calls = stop_in_chunk(9)
+    assert talk("--crf", 0) == 0
+    assert len(calls) == 2  # those of the second chunk
+    captured = capsys.readouterr().err
+    assert "talk.mp4.take, of which 1 of 2 chunks are finished" in captured
+    assert "5/5" in captured  # the reference, an encode, two calls, a decode
+    assert np.array_equal(_read(out)[0], whole)
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
+
+
+def test_another_command_begins_anew_and_says_why(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_in_chunk(1)
+    talk()
+    calls = stop_in_chunk(9)
+    assert talk("--seed", 4, "--audio-scale", 0.5) == 0
+    assert len(calls) == 4
+    captured = capsys.readouterr().err
+    assert "talk.mp4.take is begun anew: seed was 0 and is 4" in captured
+    assert "talk.mp4.take is begun anew: audio_scale was 1.0 and is 0.5" in captured
+
+
+def test_a_video_that_cannot_be_written_costs_no_chunk(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(
+        _path: Path, frames: Iterable[Tensor], *_arguments: object, **_settings: object
+    ) -> int:
+        assert len(list(frames)) == 2
+        raise OutputError("got 'No space left on device'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("turbotalk_core.cli_talk.assemble", fail)
+        assert talk() == 2
+    calls = stop_in_chunk(9)
+    assert talk() == 0
+    assert calls == []
+    assert len(_read(out)[0]) == NUM_FRAMES
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
 
 
 def _frames(talk: Talk, out: Path, *arguments: object) -> np.ndarray:

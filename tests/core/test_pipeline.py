@@ -316,6 +316,49 @@ def test_a_stop_at_any_point_lets_nothing_later_run(stop_before: int) -> None:
     assert len(toy.log) == watch.units == stop_before
 
 
+@pytest.mark.parametrize("update", ["euler", "renoise"])
+@pytest.mark.parametrize("num_finished", [1, 2, 3, 4])
+def test_going_on_is_as_if_it_had_never_stopped(update: Any, num_finished: int) -> None:
+    request = replace(REQUEST, update=update, audio_guidance_scale=2.0)
+    whole = Toy()
+    chunks = list(_iterate(request, 37, whole))
+    assert [chunk.carry.num_chunks for chunk in chunks if chunk.carry] == [1, 2, 3, 4]
+    toy, watch = Toy(), Watch()
+    rest = list(
+        generate(
+            request,
+            REFERENCE,
+            _speech(37),
+            toy.models,
+            progress=watch,
+            carry=chunks[num_finished - 1].carry,
+        )
+    )
+    assert [c.chunk for c in rest] == [c.chunk for c in chunks[num_finished:]]
+    for made, expected in zip(rest, chunks[num_finished:], strict=True):
+        assert torch.equal(made.frames_BCTHW, expected.frames_BCTHW)
+    given = [latents for latents, _, _, _ in whole.denoiser.calls[4 * num_finished :]]
+    for call, latents in zip(toy.denoiser.calls, given, strict=True):
+        assert torch.equal(call[0], latents)
+    if rest:  # else there is nothing to do, and nobody would count
+        plan = plan_video(request, _speech(37))
+        assert watch.units == count_work(plan, request, num_finished=num_finished)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"motion_frames_BCTHW": torch.zeros(1, 3, 9, HEIGHT, WIDTH)},
+        {"noise_state_S": torch.zeros(7, dtype=torch.uint8)},
+    ],
+)
+def test_what_another_video_handed_on_is_refused(changes: dict[str, Tensor]) -> None:
+    carry = next(_iterate(REQUEST, 29)).carry
+    assert carry is not None
+    with pytest.raises(MismatchError, match="begin anew"):
+        generate(REQUEST, REFERENCE, _speech(29), Toy().models, carry=replace(carry, **changes))
+
+
 def _grey(level: float) -> Tensor:
     return torch.full((1, 3, HEIGHT, WIDTH), level)
 

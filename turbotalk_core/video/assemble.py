@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..types import Waveform
+from .background import Background
 from .writer import Encoding, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")
@@ -81,7 +82,10 @@ def assemble(
     if codec == "h265":
         options["x265-params"] = "log-level=error"  # it writes to stderr by itself
     encoding = Encoding(encoder=encoder, pixel_format=pixel_format, options=options, tag=tag)
-    with open_video(path, encoding, waveform=waveform, metadata=metadata) as writer:
+    with (
+        open_video(path, encoding, waveform=waveform, metadata=metadata) as writer,
+        Background() as background,
+    ):
         for frames_THWC in frames:
-            writer.write(frames_THWC)
+            background.do(writer.write, frames_THWC)
     return writer.num_frames
