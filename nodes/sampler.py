@@ -36,7 +36,7 @@ from .host import (
     HostDenoiser,
     HostProgress,
     check_stop,
-    read_text,
+    read_texts,
     see_with,
 )
 from .notes import show_notes
@@ -177,7 +177,8 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="The prompt. Without it the model gets no text.",
+                    tooltip="The prompt, or several from Prompt schedule. Without it the model "
+                    "gets no text.",
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -338,14 +339,16 @@ class Sampler(io.ComfyNode):
         show_notes(model, request, cls.hidden.unique_id)
         image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
+            text_BND, later_texts = read_texts(positive)
             models = Models(
                 codec=HostCodec(vae),
                 denoiser=denoiser,
                 adapter=adapter,
-                text_BND=read_text(positive),
-                null_text_BND=read_text(negative),
+                text_BND=text_BND,
+                null_text_BND=read_texts(negative)[0],
                 image_embeds_BND=image_embeds_BND,
                 image_encoder=image_encoder,
+                later_texts=later_texts,
             )
             networks = (
                 model.model.diffusion_model,
@@ -378,12 +381,7 @@ def _record(
         request,
         speeches,
         pictures,
-        {
-            "regions": regions_PHW,
-            "prompt": models.text_BND,
-            "negative prompt": models.null_text_BND,
-            "clip vision": models.image_embeds_BND,
-        },
+        {"regions": regions_PHW, **models.list_told()},
         told["weights"],
     )
     folder = place_take(identity, told["nodes before it"])

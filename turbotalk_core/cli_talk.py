@@ -24,7 +24,7 @@ from .audio.encoder import load_audio_encoder
 from .audio.io import read_audio
 from .cli_arguments import DTYPES, find_device, parse_count, parse_size
 from .errors import ImageError
-from .geometry import FPS, count_frames, fit_size
+from .geometry import count_frames, fit_size
 from .identity import fingerprint, identify
 from .image import References, read_image
 from .library import (
@@ -42,7 +42,7 @@ from .pipeline import count_work, generate, plan_video
 from .regions import find_masks, fit_regions
 from .request import SCHEDULES, UPDATES, TalkRequest
 from .types import Speaker, Waveform
-from .video.assemble import assemble
+from .video.assemble import FRAME_RATES, assemble
 from .video.source import VideoFrames
 from .video.take import delete_take, open_take
 
@@ -86,12 +86,14 @@ def talk(arguments: argparse.Namespace) -> None:
             frames,
             waveform,
             crf=arguments.crf,
+            fps=arguments.fps,
             metadata={"turbotalk": request.to_json()},
         )
     delete_take(folder)  # only now is nothing lost with it
-    seconds = time.monotonic() - started
+    taken = time.monotonic() - started
+    seconds = num_frames / FRAME_RATES[arguments.fps]
     sys.stdout.write(
-        f"{arguments.out}: {num_frames} frames, {num_frames / FPS:.2f} s, made in {seconds:.1f} s\n"
+        f"{arguments.out}: {num_frames} frames, {float(seconds):.2f} s, made in {taken:.1f} s\n"
     )
 
 
@@ -230,11 +232,7 @@ def _make_frames(
         request,
         conversation.speeches,
         pictures,
-        {
-            "regions": regions_PHW,
-            "prompt": models.text_BND,
-            "negative prompt": models.null_text_BND,
-        },
+        {"regions": regions_PHW, **models.list_told()},
         fingerprint(iterate_weights(models)),
     )
     with open_take(
@@ -294,10 +292,19 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="each speaker begins when the one before has ended (default: all at the start)",
     )
-    parser.add_argument("--prompt", help="what the video shows; needs --text-encoder")
+    parser.add_argument(
+        "--prompt",
+        help='what the video shows, or "0-4s: he smiles | 4-9s: he frowns"; needs --text-encoder',
+    )
     parser.add_argument("--negative-prompt", help="what --text-guidance leads away from")
     parser.add_argument("--out", type=Path, required=True, help="the .mp4 to make")
     parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument(
+        "--fps",
+        choices=FRAME_RATES,
+        default="25",
+        help="of the .mp4 (%(default)s); frames are left out or repeated, the sound stays",
+    )
     parser.add_argument("--device", type=torch.device, default=find_device(), help="%(default)s")
     parser.add_argument("--threads", type=parse_count, help="CPU threads of the networks")
     _add_models(parser.add_argument_group("models", "file names in the sub-folders of --models"))

@@ -25,6 +25,7 @@ from .model.checkpoint import (
 from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.text_encoder import encode_prompt
 from .pipeline import Models
+from .prompts import parse_prompts
 from .request import TalkRequest
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
@@ -176,7 +177,7 @@ def load_models(
         dtype: of the weights of transformer, adapter and text encoder in memory, whatever the files
             hold.
         teacache_threshold: of a request; None runs all blocks in all steps.
-        prompt: what the video shows; None is the null text.
+        prompt: what the video shows, of ``prompts.parse_prompts``; None is the null text.
         negative_prompt: what text guidance leads away from; None is the null text.
 
     Returns:
@@ -188,20 +189,21 @@ def load_models(
         RequestError: a prompt without a text encoder, or a negative one alone.
     """
     # First, because its network is large and gone again when the others come.
-    text_BND, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
+    texts, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
     model, projection = load_dit(files.dit, files.adapter, dtype, files.loras)
     assert projection is not None  # an adapter was given
     return Models(
         codec=load_vae(files.vae).to(device),
         denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
-        text_BND=text_BND,
+        text_BND=texts[0][1] if texts else None,
         null_text_BND=null_text_BND,
         image_encoder=(
             None
             if files.image_encoder is None
             else load_image_encoder(files.image_encoder).to(device)
         ),
+        later_texts=texts[1:],
     )
 
 
@@ -234,21 +236,24 @@ def _read_prompts(
     dtype: torch.dtype,
     prompt: str | None,
     negative_prompt: str | None,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[tuple[tuple[int, Tensor], ...], Tensor | None]:
     if prompt is None:
         if negative_prompt is not None:
             raise RequestError(
                 "got a negative prompt alone; text guidance leads from it to a prompt, so give both"
             )
-        return None, None
+        return (), None
     if files.text_encoder is None:
         raise RequestError("got a prompt without a text encoder; name the file of one (umT5)")
+    segments = parse_prompts(prompt)
     encoder, tokenizer = load_text_encoder(files.text_encoder, files.tokenizer, dtype)
     torch.nn.Module.to(encoder.model, device)
-    text_BND = encode_prompt(prompt, tokenizer, encoder)
+    texts = tuple(
+        (segment.start, encode_prompt(segment.text, tokenizer, encoder)) for segment in segments
+    )
     if negative_prompt is None:
-        return text_BND, None
-    return text_BND, encode_prompt(negative_prompt, tokenizer, encoder)
+        return texts, None
+    return texts, encode_prompt(negative_prompt, tokenizer, encoder)
 
 
 def _find(folder: Path, name: str) -> Path:

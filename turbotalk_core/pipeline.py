@@ -52,6 +52,8 @@ class Models:
         null_text_BND: embedding of the negative prompt, or None for the null text.
         image_embeds_BND: CLIP tokens of the portrait, or None where the model has no image branch.
         image_encoder: makes the CLIP tokens of each picture shown, instead of ``image_embeds_BND``.
+        later_texts: prompts that take the place of ``text_BND``, each with the video frame from
+            which on it holds, in order. A chunk gets what holds in the middle of its new frames.
     """
 
     codec: VideoCodec
@@ -61,6 +63,17 @@ class Models:
     null_text_BND: Tensor | None = None
     image_embeds_BND: Tensor | None = None
     image_encoder: ImageEncoder | None = None
+    later_texts: tuple[tuple[int, Tensor], ...] = ()
+
+    def list_told(self) -> dict[str, Tensor | None]:
+        """List what they were told, by names for people, for ``identity.identify``."""
+        later = {f"prompt from frame {start}": text_BND for start, text_BND in self.later_texts}
+        return {
+            "prompt": self.text_BND,
+            "negative prompt": self.null_text_BND,
+            "clip vision": self.image_embeds_BND,
+            **later,
+        }
 
 
 class NoProgress:
@@ -215,6 +228,9 @@ def _generate(
             conditioning, shown = _condition(request, pictures[picked], models, regions_PHW), picked
             progress.advance()
             check_stop()
+        text_BND = _find_text(models, chunk)
+        if conditioning.text_BND is not text_BND:
+            conditioning = replace(conditioning, text_BND=text_BND)
         motion_latents_BCFHW = models.codec.encode(motion_frames_BCTHW)
         progress.advance()
         noise_BCFHW = _draw_noise(request, generator)
@@ -257,6 +273,15 @@ def _as_list(one_or_several: _T | Sequence[_T]) -> Sequence[_T]:
 def _pick(chunk: Chunk, num_pictures: int) -> int:
     """Choose the picture that a chunk is shown: the frame at its start, or the last there is."""
     return min(chunk.start, num_pictures - 1)
+
+
+def _find_text(models: Models, chunk: Chunk) -> Tensor | None:
+    """Choose the text of a chunk; without a prompt it is the negative one's, as for guidance."""
+    if models.text_BND is None:
+        return models.null_text_BND
+    middle = (chunk.keep_start + chunk.keep_stop) // 2
+    held = [text_BND for start, text_BND in models.later_texts if start <= middle]
+    return held[-1] if held else models.text_BND
 
 
 def _check_picture(request: TalkRequest, picture_BCHW: Tensor) -> None:
@@ -321,7 +346,6 @@ def _condition(
         image_embeds_BND = models.image_encoder(picture_BCHW)
     return Conditioning(
         reference_BCFHW=torch.cat((mask_BCFHW, latents_BCFHW), 1),
-        text_BND=models.null_text_BND if models.text_BND is None else models.text_BND,
         image_embeds_BND=image_embeds_BND,
         regions_PHW=regions_PHW,
     )

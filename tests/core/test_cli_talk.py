@@ -445,6 +445,14 @@ def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert _read(out)[1].teacache_threshold == 0.1
 
 
+def test_another_frame_rate_is_as_long(talk: Talk, out: Path) -> None:
+    assert talk("--fps", "50") == 0
+    frames, request, seconds = _read(out)
+    assert len(frames) == 2 * NUM_FRAMES
+    assert seconds == pytest.approx(NUM_FRAMES / 25, abs=0.08)
+    assert request.max_frames is None
+
+
 @pytest.fixture
 def reading(models: Path) -> None:
     """A text encoder of the family, with a tokenizer inside and one beside it."""
@@ -468,6 +476,16 @@ def test_a_prompt_changes_the_video(talk: Talk, out: Path) -> None:
     assert not np.array_equal(away, guided)
 
 
+@pytest.mark.usefixtures("reading")
+def test_a_prompt_may_change_with_time(talk: Talk, out: Path) -> None:
+    """The second of two chunks begins after 0.52 s."""
+    encoder = ["--text-encoder", "whole.safetensors", "--prompt"]
+    plain = _frames(talk, out, *encoder, "a man speaks")
+    changed = _frames(talk, out, *encoder, "0-0.52s: a man speaks | 0.52s-: a dog")
+    assert np.array_equal(changed[:13], plain[:13])
+    assert not np.array_equal(changed[13:], plain[13:])
+
+
 BARE = ("--prompt", "a", "--text-encoder", "bare.safetensors")
 
 
@@ -477,6 +495,7 @@ BARE = ("--prompt", "a", "--text-encoder", "bare.safetensors")
     [
         (["--prompt", "a man"], "got a prompt without a text encoder"),
         (["--negative-prompt", "a dog"], "got a negative prompt alone"),
+        ([*BARE[2:], "--prompt", "1-2s: a"], "segment 1 begins at 1 s; it must begin at 0 s"),
         (["--text-guidance", "3"], "got guidance_scale 3.0 without a prompt"),
         (BARE, "has no tokenizer inside"),
         (["--prompt", "a", "--text-encoder", "no.safetensors"], "there is bare.safetensors"),

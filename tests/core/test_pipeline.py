@@ -251,6 +251,24 @@ def test_text_guidance_pushes_towards_the_prompt() -> None:
     torch.testing.assert_close(make(1) - make(6), torch.full_like(make(1), 0.05))
 
 
+def test_a_chunk_is_told_the_prompt_of_its_middle() -> None:
+    """Chunks keep [0, 13), [13, 21), [21, 29), [29, 37): their middles are 6, 17, 25, 33."""
+    first, second, third = (torch.full((1, 2, 3), float(level)) for level in (1, 2, 3))
+    toy = Toy(text_BND=first, later_texts=((17, second), (26, third)))
+    _run(REQUEST, 37, toy)
+    told = [conditioning.text_BND for _, _, conditioning, _ in toy.denoiser.calls]
+    for text, expected in zip(told[::2], (first, second, second, third), strict=True):
+        assert text is expected
+    assert [entry for entry in toy.log if entry == "encode 13"] == ["encode 13"]
+    assert list(toy.models.list_told()) == [
+        "prompt",
+        "negative prompt",
+        "clip vision",
+        "prompt from frame 17",
+        "prompt from frame 26",
+    ]
+
+
 @pytest.mark.parametrize("update", ["euler", "renoise"])
 def test_the_same_request_gives_the_same_frames(update: Any) -> None:
     request = replace(REQUEST, update=update)

@@ -119,6 +119,31 @@ class TestSampler:
         assert not torch.equal(plain, prompted)
         assert not torch.equal(prompted, pushed)
 
+    def test_a_prompt_may_change_with_time(self, sample, run_node):
+        """The second of two chunks begins at frame 21."""
+        words = {"a": torch.randn(1, 7, 16), "b": torch.randn(1, 5, 16)}
+
+        class Clip:
+            def tokenize(self, text):
+                return text
+
+            def encode_from_tokens_scheduled(self, tokens):
+                return [[words[tokens], {"pooled_output": None}]]
+
+        schedule = "0-0.84s: a | 0.84s-: b"
+        positive = run_node("TurboTalkPromptSchedule", clip=Clip(), text=schedule)
+        assert [options["turbotalk_start"] for _, options in positive] == [0, 21]
+        assert all("pooled_output" in options for _, options in positive)
+        timed, plain = sample(positive=positive).read(), sample(positive=positive[:1]).read()
+        assert torch.equal(timed[:21], plain[:21])
+        assert not torch.equal(timed[21:], plain[21:])
+
+    def test_a_schedule_that_cannot_be_is_refused_before_running(self, host, pack):
+        node = host.nodes.NODE_CLASS_MAPPINGS["TurboTalkPromptSchedule"]
+        assert node.validate_inputs(text="a man") is True
+        assert node.validate_inputs(text=None) is True
+        assert "must begin at 0 s" in node.validate_inputs(text="1-2s: a man")
+
     def test_colours_are_brought_to_the_picture(self, sample):
         picture = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(5))
         picture = 0.2 + 0.3 * picture * torch.tensor([1.0, 0.5, 0.0])  # dark, and rather red
