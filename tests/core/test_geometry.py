@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from turbotalk_core.errors import GeometryError
 from turbotalk_core.geometry import (
     FPS,
+    MAX_SIDE,
     SIZE_MULTIPLE,
     check_size,
     count_decoded_frames,
     count_frames,
     count_latent_frames,
     count_samples,
+    cover_size,
     fit_size,
 )
 
@@ -62,7 +64,14 @@ def test_other_counts_are_refused_with_usable_ones(num_frames: int) -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "named"),
-    [(130, 128, "height 130"), (128, 120, "width 120"), (0, 128, "height 0"), (-16, 16, "-16")],
+    [
+        (130, 128, "height 130"),
+        (128, 120, "width 120"),
+        (0, 128, "height 0"),
+        (-16, 16, "-16"),
+        (MAX_SIDE + 16, 16, f"height {MAX_SIDE + 16}"),
+        (16, 16 * 10**400, "width 1"),
+    ],
 )
 def test_sizes_off_the_grid_are_refused(height: int, width: int, named: str) -> None:
     with pytest.raises(GeometryError, match=f"{named}.*multiples of 16.*use"):
@@ -75,7 +84,8 @@ def test_a_fitted_size_is_taken_and_near(height: int, width: int, area: int) -> 
     check_size(fitted_height, fitted_width)
     scale = (area / (height * width)) ** 0.5
     for fitted, side in ((fitted_height, height), (fitted_width, width)):
-        assert fitted == SIZE_MULTIPLE or abs(fitted - side * scale) <= SIZE_MULTIPLE / 2 + 1e-6
+        wanted = min(side * scale, MAX_SIDE)
+        assert fitted == SIZE_MULTIPLE or abs(fitted - wanted) <= SIZE_MULTIPLE / 2 + 1e-6
 
 
 def test_a_size_that_fits_stays() -> None:
@@ -87,3 +97,11 @@ def test_a_size_that_fits_stays() -> None:
 def test_no_size_fits_nothing(sides: tuple[int, int, int]) -> None:
     with pytest.raises(GeometryError, match="must be positive"):
         fit_size(*sides)
+
+
+def test_a_strip_covers_no_video() -> None:
+    assert cover_size(16, 16 * 25, 640, 640) == (640, 16_000)
+    with pytest.raises(GeometryError, match="which it would cover at 640x17600, over 16384; cut"):
+        cover_size(440, 16, 640, 640)
+    with pytest.raises(GeometryError, match="cut it to the shape"):
+        cover_size(2, 2**25, 32, 32)

@@ -11,6 +11,7 @@ Axes: T frames, H height, W width, C channels, S samples.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +23,20 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from torch import Tensor
 
-from ..errors import ChunkError, OutputError
+from ..errors import ChunkError, OutputError, TurboTalkError
+from ..geometry import MAX_FRAMES, MAX_SAMPLES
+from ..trust import MAX_PIXELS, is_file, media_options, parse_json, read_small
 from ..types import Waveform
 from .files import reports_disk_errors, whole_file
 from .writer import LOSSLESS, open_video
 
 _INDEX = "take.json"
 _SOUND = "sound.mka"
+_SOUND_CODEC = "pcm_f32le"  # 32-bit floating point, as it is
+_CHUNK = re.compile(r"chunk_[0-9]{5,8}\.mkv")  # no other file is opened, whatever the index says
 _VERSION = 1
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
 
@@ -77,29 +83,24 @@ class Take:
             The take; frames and sound are read when asked for.
 
         Raises:
-            OutputError: the folder holds no take, or one of its files is missing.
+            OutputError: the folder holds no take, its description is damaged, or one of its files
+                is missing or no file of its own.
         """
         index = folder / _INDEX
         with reports_disk_errors(index):
-            text = index.read_text(encoding="utf-8")
-        try:
-            data = json.loads(text)
-            version = data["version"]
-            take = cls(
-                folder=folder,
-                height=data["height"],
-                width=data["width"],
-                chunks=tuple(TakeChunk(**chunk) for chunk in data["chunks"]),
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise OutputError(f"{index} is damaged ({error}); make the take again") from error
+            try:
+                take, version = _parse_index(folder, read_small(index))
+            except (ValueError, TypeError, LookupError) as error:
+                raise OutputError(f"{index} is damaged ({error}); make the take again") from error
         if version != _VERSION:
             raise OutputError(
                 f"{index} has version {version}, this program reads version {_VERSION}; "
                 "make the take again"
             )
+        _check_take(take, index)
         for name in (_SOUND, *(chunk.file for chunk in take.chunks)):
-            if not (folder / name).is_file():
+            # A take never has links; one that was handed on could lead anywhere.
+            if not is_file(folder / name) or (folder / name).is_symlink():
                 raise OutputError(f"{folder / name} is missing; make the take again")
         return take
 
@@ -155,27 +156,90 @@ class Take:
             OutputError: the file cannot be read.
         """
         path = self.folder / _SOUND
-        with reports_disk_errors(path), av.open(str(path)) as container:
+        with _open_media(path) as container:
             stream = container.streams.audio[0]
-            parts = [
-                frame.to_ndarray().reshape(-1, stream.channels)
-                for frame in container.decode(stream)
-            ]
+            # What the writer writes; another codec could unpack to more than memory holds.
+            if stream.codec_context.name != _SOUND_CODEC:
+                raise OutputError(f"{path} holds {stream.codec_context.name}; make the take again")
+            parts = []
+            room = MAX_SAMPLES
+            for frame in container.decode(stream):
+                parts.append(frame.to_ndarray().reshape(-1, stream.channels))
+                room -= parts[-1].size
+                if room < 0:
+                    raise OutputError(f"{path} has over {MAX_SAMPLES} samples; make a shorter take")
             samples_CS = torch.from_numpy(np.concatenate(parts).T.copy())
             return Waveform(samples_CS=samples_CS, sample_rate=stream.rate)
 
     def _iterate_chunk(self, chunk: TakeChunk, start: int, stop: int) -> Iterator[Tensor]:
         path = self.folder / chunk.file
-        with reports_disk_errors(path):
-            container = av.open(str(path))
-        with container:
-            frames = islice(container.decode(video=0), start, stop)
+        with _open_media(path) as container:
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if (context.name, context.height, context.width) != ("ffv1", self.height, self.width):
+                raise OutputError(
+                    f"{path} holds {context.name} of {context.width}x{context.height}, the take is "
+                    f"ffv1 of {self.width}x{self.height}; make the take again"
+                )
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            frames = islice(container.decode(stream), start, stop)
             for position in range(start, stop, _BATCH):
-                with reports_disk_errors(path):
-                    batch = [frame.to_ndarray(format="rgb24") for frame in islice(frames, _BATCH)]
+                batch = [frame.to_ndarray(format="rgb24") for frame in islice(frames, _BATCH)]
                 if len(batch) != min(_BATCH, stop - position):
                     raise OutputError(f"{path} ends too early; make the take again")
                 yield torch.from_numpy(np.stack(batch))
+
+
+def _parse_index(folder: Path, text: bytes) -> tuple[Take, object]:
+    data = parse_json(text)
+    version = data["version"]
+    take = Take(
+        folder=folder,
+        height=data["height"],
+        width=data["width"],
+        chunks=tuple(TakeChunk(**chunk) for chunk in data["chunks"]),
+    )
+    return take, version
+
+
+def _check_take(take: Take, index: Path) -> None:
+    """Refuse a description that names other files, or frames that do not follow each other."""
+    edge = 0
+    for chunk in take.chunks:
+        is_named = isinstance(chunk.file, str) and _CHUNK.fullmatch(chunk.file)
+        if not is_named or chunk.start != edge or not _is_count(chunk.stop, edge + 1):
+            raise OutputError(f"{index} is damaged (at {chunk}); make the take again")
+        edge = chunk.stop
+    has_size = _is_count(take.height, 1) and _is_count(take.width, 1)
+    if not has_size or take.height * take.width > MAX_PIXELS or not 0 < edge <= MAX_FRAMES:
+        raise OutputError(
+            f"{index} is damaged ({edge} frames of {take.width}x{take.height}); make the take again"
+        )
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+@contextmanager
+def _open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a file of a take, and nothing else that it may name."""
+    try:
+        with (
+            reports_disk_errors(path),
+            av.open(
+                f"file:{path}",
+                format="matroska",
+                options=media_options("file"),
+                metadata_errors="replace",
+            ) as container,
+        ):
+            yield container
+    except TurboTalkError:
+        raise
+    # What PyAV and numpy stumble over in damaged files.
+    except (ValueError, LookupError, RuntimeError, MemoryError, AttributeError) as error:
+        raise OutputError(f"{path} is damaged ({error}); make the take again") from error
 
 
 class TakeWriter:
@@ -251,7 +315,7 @@ def _write_sound(path: Path, waveform: Waveform) -> None:
         reports_disk_errors(path),
         av.open(str(part), "w") as container,
     ):
-        stream = container.add_stream("pcm_f32le", rate=rate, layout=layout)
+        stream = container.add_stream(_SOUND_CODEC, rate=rate, layout=layout)
         # a second at a time: one block of the whole recording would outgrow the container's limits
         for index, samples_CS in enumerate(waveform.samples_CS.float().split(rate, dim=1)):
             interleaved = samples_CS.T.contiguous().numpy().reshape(1, -1)
