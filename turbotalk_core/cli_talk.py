@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
 from .audio.encoder import load_audio_encoder
 from .audio.io import read_audio
-from .cli_arguments import DTYPES, find_device, parse_count, parse_size
+from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
 from .geometry import FPS, count_frames, fit_size
 from .image import References, read_image
@@ -36,7 +35,7 @@ from .library import (
 )
 from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
-from .regions import find_masks, fit_regions
+from .regions import find_masks, fit_regions, parse_box
 from .request import SCHEDULES, UPDATES, TalkRequest
 from .types import Speaker
 from .video.assemble import assemble, quantize_frames
@@ -155,10 +154,9 @@ def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
     if text == AUTO:
         return None
-    numbers = text.split(",")
-    if len(numbers) == 4 and all(number.strip().lstrip("-").isdecimal() for number in numbers):
-        x, y, width, height = (int(number) for number in numbers)
-        return x, y, width, height
+    box = parse_box(text)
+    if box is not None:
+        return box
     try:
         pixels_HWC = read_image(text)
     except ImageError as error:
@@ -348,8 +346,5 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 def _parse_length(text: str) -> int:
     """Turn seconds into whole frames."""
-    try:
-        seconds = Fraction(text)
-        return count_frames(seconds.numerator, seconds.denominator)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5") from error
+    seconds = parse_seconds(text)
+    return count_frames(seconds.numerator, seconds.denominator)

@@ -26,6 +26,7 @@ from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.text_encoder import encode_prompt
 from .pipeline import Models
 from .request import TalkRequest
+from .trust import is_file, is_folder
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
 STUDENT = "turbotalk_tiny.safetensors"
@@ -97,7 +98,7 @@ def find_model_files(
     texts = folder / "text_encoders"
     is_embedded = dit is None
     if dit is None:
-        has_student = (folder / "diffusion_models" / STUDENT).is_file()
+        has_student = is_file(folder / "diffusion_models" / STUDENT)
         dit = STUDENT if has_student else TEACHER
     dit_path = _find(folder / "diffusion_models", dit)
     if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
@@ -230,7 +231,7 @@ def _read_prompts(
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.exists():  # a folder may stand for its shards
+    if not (is_file(path) or is_folder(path)):  # a folder may stand for its shards
         files = (p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".pth"))
         present = ", ".join(sorted(files)) or "nothing"
         raise CheckpointError(
