@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..turbotalk_core.errors import TurboTalkError
+from ..turbotalk_core.errors import RequestError, TurboTalkError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
 from ..turbotalk_core.image import References
 from ..turbotalk_core.pipeline import Models, count_work, generate, plan_video
@@ -28,11 +25,13 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
+from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import Conversation, Speaker, Speech
 from ..turbotalk_core.video.assemble import quantize_frames
 from ..turbotalk_core.video.take import Take, new_take
 from .adapter import HostAdapter, find_audio_adapter
 from .convert import pictures_from_host
+from .files import new_temporary_path
 from .host import (
     HostCodec,
     HostDenoiser,
@@ -330,7 +329,7 @@ class Sampler(io.ComfyNode):
             sigmas=None if sigmas is None else tuple(sigmas.tolist()),
             uses_apg=apg,
             color_strength=color_strength,
-            max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
+            max_frames=_count_frames(max_seconds),
         )
         adapter = HostAdapter(find_audio_adapter(model))
         show_notes(model, request, cls.hidden.unique_id)
@@ -348,6 +347,12 @@ class Sampler(io.ComfyNode):
             return io.NodeOutput(_record(request, pictures, speech, models))
 
 
+def _count_frames(max_seconds: float) -> int | None:
+    if not is_number(max_seconds):  # JSON's NaN passes every bound of a widget
+        raise RequestError(f"got max_seconds {max_seconds}; use a finite number, 0 for no end")
+    return max(1, round(FPS * max_seconds)) if max_seconds else None
+
+
 def _record(
     request: TalkRequest, pictures: Sequence[Tensor], speech: Speech | Conversation, models: Models
 ) -> Take:
@@ -360,9 +365,7 @@ def _record(
         speeches, regions_PHW = (speech,), None
     plan = plan_video(request, speeches)
     progress = HostProgress(count_work(plan, request, len(references)))
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    folder /= f"turbotalk_take_{uuid4().hex}"
+    folder = new_temporary_path("_take")
     with new_take(folder, speech.waveform) as writer:
         for finished in generate(
             request,
