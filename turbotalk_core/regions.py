@@ -32,7 +32,7 @@ TINT = 0.35  # of the colour inside a drawn region
 OUTLINES_PER_SIDE = 200  # a side is that many times as long as an outline is thick, in pixels
 LETTERS_PER_SIDE = 20  # and that many times as long as letters are high
 MIN_LETTERS = 9  # pixels; smaller ones cannot be read
-_NUMBER = re.compile(r"\s*-?[0-9]{1,9}\s*")
+_NUMBER = re.compile(r"[ \t]*-?[0-9]{1,9}[ \t]*")
 
 
 def parse_box(text: str) -> tuple[int, int, int, int] | None:

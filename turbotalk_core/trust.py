@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
 import unicodedata
+from io import SEEK_END
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 MAX_TEXT = 16 * 2**20  # bytes of a JSON file, or of the header of a safetensors file
 MAX_TENSORS = 50_000  # in a file; the largest public video models have some thousands
 MAX_LAYERS = 1_000  # of one network; the largest public video models have 40
 MAX_AXES = 16  # of one tensor; a video's have five
 MAX_DIGITS = 20  # of a whole number in JSON: those of 2**64
+MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of film are a third
+MAX_BOXES = 2**20  # of an mp4; one of seven days in fragments of a second has half as many
 MAX_PIXELS = 2**26  # of a picture or of a video's frame: 8192x8192
 
 # What FFmpeg may take a file for: containers that hold their own media. It knows others that are
@@ -41,6 +45,14 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _METADATA = "__metadata__"
+# Boxes of mp4 inside of which FFmpeg looks for others, wherever they stand.
+_NESTS = {
+    b"clip", b"dinf", b"edts", b"ilst", b"ipco", b"iprp", b"mdia", b"meta", b"minf", b"moof",
+    b"moov", b"mvex", b"schi", b"sinf", b"stbl", b"stsd", b"traf", b"trak", b"tref", b"udta",
+    b"wave", b"wide",
+}  # fmt: skip
+# The number of samples in tables of their sizes, also of a fragment; or tables that are compressed.
+_TABLE = re.compile(rb"(?:stsz.{8}|trun.{4})(.{4})|cmov.{4}dcom", re.DOTALL)
 _MAX_NAME = 255  # bytes; what file systems hold
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in range(10)
@@ -247,6 +259,48 @@ def media_options(protocols: str) -> dict[str, str]:
         "format_whitelist": ",".join(CONTAINERS),
         "max_pixels": str(MAX_PIXELS),
     }
+
+
+def check_tables(file: BinaryIO) -> None:
+    """Refuse an mp4 or mov file whose tables claim more samples than it has bytes.
+
+    FFmpeg makes an entry in memory for each sample claimed, gigabytes for a file of a kilobyte.
+
+    Args:
+        file: open for reading, of any format; of others hardly anything is read.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it claims more, has tables larger than ``MAX_TABLES``, more than ``MAX_BOXES``,
+            or compressed tables, which no camera of this century makes.
+
+    Source: ISO/IEC 14496-12, 4.2 (boxes), 8.7.3 (stsz) and 8.8.8 (trun).
+    """
+    num_bytes = file.seek(0, SEEK_END)
+    place, num_boxes, num_read, num_samples = 0, 0, 0, 0
+    while place + 8 <= num_bytes:
+        file.seek(place)
+        head = file.read(16).ljust(16, b"\0")
+        size, kind = struct.unpack(">I4s", head[:8])
+        if size == 1:  # it stands behind, in 64 bits
+            (size,) = struct.unpack(">Q", head[8:])
+        size = min(size or num_bytes, num_bytes - place)  # 0 means up to the end
+        if size < 8:
+            return
+        num_boxes += 1
+        num_read += size if kind in _NESTS else 0
+        if num_read > MAX_TABLES or num_boxes > MAX_BOXES:
+            raise ValueError("its tables are larger than those of any film")
+        if kind in _NESTS:
+            file.seek(place)
+            # Searched, not parsed: who knows what FFmpeg finds inside.
+            for table in _TABLE.finditer(file.read(size)):
+                if table[1] is None:
+                    raise ValueError("its tables are compressed")
+                num_samples += int.from_bytes(table[1], "big")
+        if num_samples > num_bytes:
+            raise ValueError(f"it claims {num_samples} samples, and has {num_bytes} bytes")
+        place += size
 
 
 def _read_entry(name: str, told: object) -> tuple[TensorEntry, tuple[int, int]]:

@@ -142,6 +142,20 @@ def _mov_of(width: int, height: int) -> bytes:
     return data[:start] + struct.pack(">HH", width, height) + data[start + 4 :]
 
 
+def _mp4_of(num_frames: int) -> bytes:
+    """A film whose tables claim a number of frames, of a byte each; ISO/IEC 14496-12, 8.6 and 8.7.
+
+    Those tables are stsz (size and count), stsc (frames in a chunk) and stts (count and duration).
+    """
+    data = bytearray(make_videos()["mp4"])
+    start = data.index(b"stsz")
+    data[start + 8 : start + 16] = struct.pack(">II", 1, num_frames)
+    for table, place in ((b"stsc", 16), (b"stts", 12)):
+        start = data.index(table) + place
+        data[start : start + 4] = struct.pack(">I", num_frames)
+    return bytes(data)
+
+
 def _wav(sample_rate: int, num_channels: int, claimed: int, data: bytes) -> bytes:
     width = 2 * num_channels
     told = struct.pack(
@@ -206,6 +220,8 @@ BOMBS = {
     "PNG of a strip": ("picture", lambda: _png(2**25, 2)),
     "film of 16000x16000": ("video", lambda: _mov_of(16_000, 16_000)),
     "film of 65535x65535": ("video", lambda: _mov_of(65_535, 65_535)),
+    "film of ten million frames": ("video", lambda: _mp4_of(10**7)),
+    "film of billions of frames": ("video", lambda: _mp4_of(2**32 - 1)),
     "sound of hours": ("sound", lambda: _wav(8_000, 1, 2**32 - 1, bytes(2_000))),
     "sound of 512 channels": ("sound", lambda: _wav(8_000, 512, 2**32 - 1, bytes(2_048))),
     "sound of gigahertz": ("sound", lambda: _wav(2**31 - 1, 1, 2_000, bytes(2_000))),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import AudioError, TurboTalkError
 from ..geometry import MAX_SAMPLE_RATE, MAX_SAMPLES, MIN_SAMPLE_RATE, SAMPLE_RATE
-from ..trust import is_file, media_options
+from ..trust import check_tables, is_file, media_options
 from ..types import Waveform
 
 # An odd rate such as 44101 Hz would need a resampling filter of gigabytes; a ratio this fine drifts
@@ -162,6 +162,8 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
     if not is_file(Path(path)):
         raise AudioError(f"there is no audio file at {path}; give the path of a local file")
     try:
+        with Path(path).open("rb") as file:
+            check_tables(file)
         # A playlist must not make us open a network address, nor a name with a colon a protocol.
         # Titles need not be UTF-8, and nobody asks for them.
         with av.open(
@@ -175,7 +177,7 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
     except TurboTalkError:
         raise
     # FFmpeg's errors, and what PyAV stumbles over in damaged files.
-    except (FFmpegError, ValueError, LookupError, UnicodeError, RuntimeError, MemoryError) as error:
+    except (FFmpegError, OSError, ValueError, LookupError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, FFmpegError) else error
         raise AudioError(
             f"{path} cannot be decoded as audio ({reason}); re-export it as wav, mp3, flac or m4a"

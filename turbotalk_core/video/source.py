@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ImageError, TurboTalkError
 from ..geometry import FPS, MAX_FRAMES, count_frames
-from ..trust import MAX_PIXELS, is_file, media_options
+from ..trust import MAX_PIXELS, check_tables, is_file, media_options
 
 _ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
 _QUARTER = 90  # degrees
@@ -57,6 +57,7 @@ class VideoFrames(Sequence[Tensor]):
         """
         self._source = source
         self._name = "the video" if isinstance(source, BytesIO) else str(source)
+        self._check_tables()
         with self._open() as container:
             stream = container.streams.video[0]
             packets = sorted(
@@ -168,6 +169,19 @@ class VideoFrames(Sequence[Tensor]):
             raise ImageError(f"{self._name} is damaged; export it again")
         return _to_pixels(nearest)
 
+    def _check_tables(self) -> None:
+        source = self._source
+        try:
+            if isinstance(source, BytesIO):
+                check_tables(source)
+            elif is_file(source):
+                with source.open("rb") as file:
+                    check_tables(file)
+        except (OSError, ValueError) as error:
+            raise ImageError(
+                f"cannot read a video from {self._name}: {error}; export it again"
+            ) from error
+
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
         source = self._source
@@ -193,7 +207,7 @@ class VideoFrames(Sequence[Tensor]):
         except TurboTalkError:
             raise
         # FFmpeg's errors, and what PyAV stumbles over in damaged files.
-        except (FFmpegError, ValueError, LookupError, RuntimeError, MemoryError) as error:
+        except (FFmpegError, ValueError, LookupError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, FFmpegError) else error
             raise ImageError(
                 f"cannot read a video from {self._name}: {reason}; give an mp4, mov, mkv or webm "

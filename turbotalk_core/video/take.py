@@ -238,7 +238,7 @@ def _open_media(path: Path) -> Iterator[InputContainer]:
     except TurboTalkError:
         raise
     # What PyAV and numpy stumble over in damaged files.
-    except (ValueError, LookupError, RuntimeError, MemoryError, AttributeError) as error:
+    except (ValueError, LookupError, RuntimeError, AttributeError) as error:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
 
 
