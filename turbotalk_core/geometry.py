@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from .errors import GeometryError
+from .trust import MAX_PIXELS
 
 FPS = 25  # InfiniteTalk always generates 25 frames per second
 SAMPLE_RATE = 16_000  # wav2vec2's input rate, Hz
@@ -87,7 +88,7 @@ def check_size(height: int, width: int) -> None:
 
     Raises:
         GeometryError: a side is under one token, over ``MAX_SIDE`` or no multiple of
-            ``SIZE_MULTIPLE``.
+            ``SIZE_MULTIPLE``, or both make more than ``MAX_PIXELS``.
     """
     for name, side in (("height", height), ("width", width)):
         if not SIZE_MULTIPLE <= side <= MAX_SIDE or side % SIZE_MULTIPLE:
@@ -97,6 +98,10 @@ def check_size(height: int, width: int) -> None:
                 f"got {name} {side}; the model takes multiples of {SIZE_MULTIPLE} from "
                 f"{SIZE_MULTIPLE} to {MAX_SIDE}, so use {nearest}"
             )
+    if height * width > MAX_PIXELS:
+        raise GeometryError(
+            f"got {width}x{height}; frames have at most {MAX_PIXELS} pixels, such as 8192x8192"
+        )
 
 
 def fit_size(height: int, width: int, area: int) -> tuple[int, int]:

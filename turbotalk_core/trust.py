@@ -23,14 +23,13 @@ MAX_LAYERS = 1_000  # of one network; the largest public video models have 40
 MAX_AXES = 16  # of one tensor; a video's have five
 MAX_DIGITS = 20  # of a whole number in JSON: those of 2**64
 MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of film are a third
-MAX_BOXES = 2**20  # of an mp4; one of seven days in fragments of a second has half as many
+MAX_BOXES = 2**20  # of an mp4; six days in fragments of a second have as many
 MAX_PIXELS = 2**26  # of a picture or of a video's frame: 8192x8192
 
 # What FFmpeg may take a file for: containers that hold their own media. It knows others that are
 # lists of further files to open, such as HLS, DASH and concat, or programs, such as lavfi.
 CONTAINERS = (
-    "aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf",  # codespell:ignore caf
-    "dts", "eac3", "flac", "flv",
+    "aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv",
     "gif", "m4v", "matroska", "mov", "mp3", "mpeg", "mpegts", "mpegvideo", "ogg", "tta", "w64",
     "wav", "wv",
 )  # fmt: skip
@@ -51,8 +50,10 @@ _NESTS = {
     b"moov", b"mvex", b"schi", b"sinf", b"stbl", b"stsd", b"traf", b"trak", b"tref", b"udta",
     b"wave", b"wide",
 }  # fmt: skip
-# The number of samples in tables of their sizes, also of a fragment; or tables that are compressed.
-_TABLE = re.compile(rb"(?:stsz.{8}|trun.{4})(.{4})|cmov.{4}dcom", re.DOTALL)
+# Tables of the sizes of samples, of a film and of a fragment, and how far behind the name their
+# number stands; or tables that are compressed, which say so there.
+_TABLES = {b"stsz": 8, b"trun": 4, b"cmov": 4}
+_TABLE = re.compile(b"|".join(_TABLES))
 _MAX_NAME = 255  # bytes; what file systems hold
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in range(10)
@@ -293,11 +294,14 @@ def check_tables(file: BinaryIO) -> None:
             raise ValueError("its tables are larger than those of any film")
         if kind in _NESTS:
             file.seek(place)
+            data = file.read(size)
             # Searched, not parsed: who knows what FFmpeg finds inside.
-            for table in _TABLE.finditer(file.read(size)):
-                if table[1] is None:
+            for table in _TABLE.finditer(data):
+                start = table.end() + _TABLES[table[0]]
+                count = data[start : start + 4]
+                if table[0] == b"cmov" and count == b"dcom":
                     raise ValueError("its tables are compressed")
-                num_samples += int.from_bytes(table[1], "big")
+                num_samples += 0 if table[0] == b"cmov" else int.from_bytes(count, "big")
         if num_samples > num_bytes:
             raise ValueError(f"it claims {num_samples} samples, and has {num_bytes} bytes")
         place += size

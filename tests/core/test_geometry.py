@@ -78,6 +78,13 @@ def test_sizes_off_the_grid_are_refused(height: int, width: int, named: str) -> 
         check_size(height, width)
 
 
+def test_frames_of_more_pixels_than_any_are_refused() -> None:
+    check_size(8192, 8192)
+    check_size(4096, MAX_SIDE)
+    with pytest.raises(GeometryError, match="got 16384x4112; frames have at most"):
+        check_size(4112, MAX_SIDE)
+
+
 @given(height=st.integers(1, 8000), width=st.integers(1, 8000), area=st.integers(1, 4_000_000))
 def test_a_fitted_size_is_taken_and_near(height: int, width: int, area: int) -> None:
     fitted_height, fitted_width = fit_size(height, width, area)

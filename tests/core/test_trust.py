@@ -290,6 +290,8 @@ def test_tables_that_can_be_are_let_pass(data: bytes) -> None:
         (_box(b"moov", struct.pack(">Q", 36) + _sizes(2**31), size=1), "claims"),
         (MOOV + _box(b"moov", _sizes(2**31), size=2**31), "claims"),
         (_run(2**31), "claims"),
+        (_box(b"moov", b"stsz" + _sizes(2**31)), "claims"),  # the name before hides it
+        (_box(b"moov", b"stsztrun" + _sizes(2**31)), "claims"),
         (b"".join(_run(40) for _ in range(9)), "claims 320 samples, and has 288 bytes"),
         (_box(b"moov", _box(b"cmov", _box(b"dcom", b"zlib"))), "compressed"),
     ],

@@ -27,7 +27,7 @@ from av.container import InputContainer
 from torch import Tensor
 
 from ..errors import ChunkError, OutputError, TurboTalkError
-from ..geometry import MAX_FRAMES, MAX_SAMPLES
+from ..geometry import MAX_FRAMES
 from ..trust import MAX_PIXELS, is_file, media_options, parse_json, read_small
 from ..types import Waveform
 from .files import reports_disk_errors, whole_file
@@ -35,7 +35,7 @@ from .writer import LOSSLESS, open_video
 
 _INDEX = "take.json"
 _SOUND = "sound.mka"
-_SOUND_CODEC = "pcm_f32le"  # 32-bit floating point, as it is
+_SOUND_CODEC, _SAMPLE_BYTES = "pcm_f32le", 4  # floating point, as it is
 _CHUNK = re.compile(r"chunk_[0-9]{5,8}\.mkv")  # no other file is opened, whatever the index says
 _VERSION = 1
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
@@ -162,12 +162,12 @@ class Take:
             if stream.codec_context.name != _SOUND_CODEC:
                 raise OutputError(f"{path} holds {stream.codec_context.name}; make the take again")
             parts = []
-            room = MAX_SAMPLES
+            room = path.stat().st_size // _SAMPLE_BYTES  # a container may be compressed, too
             for frame in container.decode(stream):
                 parts.append(frame.to_ndarray().reshape(-1, stream.channels))
                 room -= parts[-1].size
                 if room < 0:
-                    raise OutputError(f"{path} has over {MAX_SAMPLES} samples; make a shorter take")
+                    raise OutputError(f"{path} unpacks to more than it is; make the take again")
             samples_CS = torch.from_numpy(np.concatenate(parts).T.copy())
             return Waveform(samples_CS=samples_CS, sample_rate=stream.rate)
 

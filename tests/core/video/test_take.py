@@ -262,7 +262,7 @@ def test_a_file_without_its_stream_is_damage(copy):
             read()
 
 
-def test_sound_without_an_end_is_not_read_into_memory(made, monkeypatch):
-    monkeypatch.setattr("turbotalk_core.video.take.MAX_SAMPLES", 17_999)
-    with pytest.raises(OutputError, match="over 17999 samples"):
+def test_sound_that_unpacks_to_more_than_its_file_is_refused(made, monkeypatch):
+    monkeypatch.setattr("turbotalk_core.video.take._SAMPLE_BYTES", 5)
+    with pytest.raises(OutputError, match="unpacks to more than it is"):
         Take.open(made[0]).read_waveform()
