@@ -11,7 +11,6 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
 from .audio.encoder import load_audio_encoder
 from .audio.io import read_audio
-from .cli_arguments import DTYPES, find_device, parse_count, parse_size
+from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
 from .geometry import count_frames, fit_size
 from .identity import fingerprint, identify
@@ -39,7 +38,7 @@ from .library import (
 )
 from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
-from .regions import find_masks, fit_regions
+from .regions import find_masks, fit_regions, parse_box
 from .request import SCHEDULES, UPDATES, TalkRequest
 from .types import Speaker, Waveform
 from .video.assemble import FRAME_RATES, assemble
@@ -168,10 +167,9 @@ def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
     if text == AUTO:
         return None
-    numbers = text.split(",")
-    if len(numbers) == 4 and all(number.strip().lstrip("-").isdecimal() for number in numbers):
-        x, y, width, height = (int(number) for number in numbers)
-        return x, y, width, height
+    box = parse_box(text)
+    if box is not None:
+        return box
     try:
         pixels_HWC = read_image(text)
     except ImageError as error:
@@ -400,8 +398,5 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 def _parse_length(text: str) -> int:
     """Turn seconds into whole frames."""
-    try:
-        seconds = Fraction(text)
-        return count_frames(seconds.numerator, seconds.denominator)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5") from error
+    seconds = parse_seconds(text)
+    return count_frames(seconds.numerator, seconds.denominator)

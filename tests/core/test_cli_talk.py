@@ -376,6 +376,8 @@ def test_the_region_says_whose_voice_it_is(converse: Talk, inputs: Path, out: Pa
         (["auto", "20,0,20,60"], "no region for Anna"),
         (["0,0,20,60", "20,0,21,60"], "region of Bob: got a box"),
         (["0,0,20", "20,0,20,60"], "got the region 0,0,20; give x,y,width,height"),
+        (["auto", " --5,0,20,60"], "give x,y,width,height"),
+        (["auto", "9" * 5_000 + ",0,0,0"], "give x,y,width,height"),
         (["-1,0,20,60", "20,0,20,60"], "region of Anna: got a box"),
     ],
 )
