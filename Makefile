@@ -84,13 +84,16 @@ models-student: models-data
 .PHONY: fuzz
 
 FUZZ ?= 60
-DOORS ?= request box model pickle index tokenizer picture sound video take chunk take_sound
+DOORS ?= request box prompts model pickle index tokenizer picture sound video take journal carry \
+  chunk take_sound
 
 fuzz: $(VENV)/.dev-ready
 	$(PIP) --editable '.[fuzz]'
-	@for door in $(DOORS); do \
-	  echo "$$door:"; $(PY) -m tests.fuzz "$$door" --seconds $(FUZZ) 2>&1 | tail -n 8; \
-	done
+	@mkdir -p out/fuzz; failed=0; for door in $(DOORS); do \
+	  $(PY) -m tests.fuzz "$$door" --seconds $(FUZZ) > "out/fuzz/$$door.log" 2>&1 || failed=1; \
+	  echo "$$door:"; grep -E 'number_of_executed_units|peak_rss|SUMMARY|ERROR|Exception' \
+	    "out/fuzz/$$door.log"; \
+	done; exit $$failed
 
 # --- the evidence: measures what the runs made, and makes docs/results ----------------------------
 
