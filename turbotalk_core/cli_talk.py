@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
 from .audio.encoder import load_audio_encoder
-from .audio.io import read_audio
+from .audio.io import open_sound
 from .cli_arguments import DTYPES, find_device, parse_count, parse_size
 from .errors import ImageError
 from .geometry import FPS, count_frames, fit_size
@@ -140,11 +140,11 @@ def _make_request(
 
 def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
     if arguments.audio is not None:
-        return [Speaker(name="the speaker", waveform=read_audio(arguments.audio))]
+        return [Speaker(name="the speaker", waveform=open_sound(arguments.audio))]
     return [
         Speaker(
             name=name,
-            waveform=None if audio == SILENT else read_audio(audio),
+            waveform=None if audio == SILENT else open_sound(audio),
             follows=arguments.turns,
             region=_read_region(region),
         )

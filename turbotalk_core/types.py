@@ -7,12 +7,15 @@ P speakers and last the background.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from .errors import AudioError, ChunkError, MismatchError, RequestError
 from .geometry import count_frames, count_latent_frames
+from .sound import BLOCK_SAMPLES, Sound
 
 
 def _check_rank(name: str, tensor: Tensor, axes: str) -> None:
@@ -24,7 +27,7 @@ def _check_rank(name: str, tensor: Tensor, axes: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waveform:
-    """Sound as it was recorded.
+    """Sound as it was recorded, in memory; a ``Sound``.
 
     Attributes:
         samples_CS: float32 in [-1, 1], at least one channel and one sample.
@@ -43,20 +46,35 @@ class Waveform:
             raise AudioError(f"got a sample rate of {self.sample_rate} Hz; it must be positive")
         if self.samples_CS.numel() == 0:
             raise AudioError("the audio has no samples; give at least one video frame (40 ms)")
-        if not bool(self.samples_CS.isfinite().all()):
+        # A NaN comes through as both; and unlike isfinite it takes no memory.
+        if not all(map(math.isfinite, map(float, self.samples_CS.aminmax()))):
             raise AudioError(
                 "the audio holds NaN or infinite samples; re-export it from its editor"
             )
 
     @property
+    def num_channels(self) -> int:
+        """Channels."""
+        return self.samples_CS.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """Length in samples per channel."""
+        return self.samples_CS.shape[1]
+
+    @property
     def num_frames(self) -> int:
         """Whole video frames that this sound covers."""
-        return count_frames(self.samples_CS.shape[1], self.sample_rate)
+        return count_frames(self.num_samples, self.sample_rate)
 
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return self.samples_CS.shape[1] / self.sample_rate
+        return self.num_samples / self.sample_rate
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Read from a sample on, without copying; see ``Sound``."""
+        yield from self.samples_CS[:, start:].split(BLOCK_SAMPLES, dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +104,7 @@ class Speech:
     """A voice, ready to drive a face: what the encoder heard and the untouched original."""
 
     features: AudioFeatures
-    waveform: Waveform
+    waveform: Sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +127,7 @@ class Speaker:
     """
 
     name: str
-    waveform: Waveform | None = None
+    waveform: Sound | None = None
     follows: bool = False
     region: Tensor | tuple[int, int, int, int] | None = None
 
@@ -140,7 +158,7 @@ class Conversation:
 
     speakers: tuple[Speaker, ...]
     speeches: tuple[Speech, ...]
-    waveform: Waveform
+    waveform: Sound
 
     def __post_init__(self) -> None:
         lengths = [speech.features.num_frames for speech in self.speeches]

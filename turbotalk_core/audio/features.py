@@ -17,16 +17,18 @@ from torch import Tensor
 from ..errors import AudioError
 from ..geometry import SAMPLE_RATE, count_frames, count_samples
 from ..ports import AudioEncoder
+from ..sound import Sound
 from ..types import AudioFeatures, Speech, Waveform
-from .io import to_mono_16k
+from .io import to_waveform
 from .loudness import normalize_loudness
+from .resample import to_mono_16k
 
 SILENCE_TAIL_FRAMES = 25  # one second: longer than any window reaches past the end
 TAIL_CONTEXT_FRAMES = 250  # ten seconds of voice tell the encoder what falls silent
 
 
 def encode_speech(
-    waveform: Waveform, encoder: AudioEncoder, *, normalizes_loudness: bool = True
+    waveform: Sound, encoder: AudioEncoder, *, normalizes_loudness: bool = True
 ) -> Speech:
     """Hear a voice from its first sample to its last.
 
@@ -41,8 +43,8 @@ def encode_speech(
     Raises:
         AudioError: the audio is shorter than one video frame.
     """
-    seconds = Fraction(waveform.samples_CS.shape[1], waveform.sample_rate)
-    waveform_S = to_encoder_input(waveform, normalizes_loudness)
+    seconds = Fraction(waveform.num_samples, waveform.sample_rate)
+    waveform_S = to_encoder_input(to_waveform(waveform), normalizes_loudness)
     return Speech(features=hear(waveform_S, seconds, encoder), waveform=waveform)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RequestError
-from ..types import Waveform
+from ..sound import Sound
 from .writer import Encoding, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")
@@ -37,7 +37,7 @@ def quantize_frames(frames_BCTHW: Tensor) -> Tensor:
 def assemble(
     path: Path,
     frames: Iterable[Tensor],
-    waveform: Waveform | None,
+    waveform: Sound | None,
     *,
     codec: str = "h264",
     crf: int = 18,
@@ -46,8 +46,9 @@ def assemble(
 ) -> int:
     """Write a video; frames are encoded as they come, so memory does not grow with length.
 
-    The sound is the given one at its own rate, as AAC, cut or continued with silence to the length
-    of the frames. Whatever is raised, here or by the frames, leaves no file behind.
+    The sound is read along with them: the given one at its own rate, as AAC, cut or continued with
+    silence to the length of the frames. Whatever is raised, here or by the frames, leaves no file
+    behind.
 
     Args:
         path: the ``.mp4`` to make; an older one is replaced when the new one is whole.

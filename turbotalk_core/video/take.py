@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ChunkError, OutputError
+from ..sound import Sound, pieces
 from ..types import Waveform
 from .files import reports_disk_errors, whole_file
 from .writer import LOSSLESS, open_video
@@ -145,8 +146,20 @@ class Take:
         """
         return torch.cat(list(self.iterate(start, stop)))
 
+    @property
+    def sound_file(self) -> Path:
+        """Where the original recording lies, exactly as it was given.
+
+        Raises:
+            OutputError: it does not lie there any more.
+        """
+        path = self.folder / _SOUND
+        if not path.is_file():
+            raise OutputError(f"{path} is missing; make the take again")
+        return path
+
     def read_waveform(self) -> Waveform:
-        """Read the original recording, exactly as it was given.
+        """Read the original recording into memory, exactly as it was given.
 
         Returns:
             The sound of the take; it may be longer than the frames by less than one frame.
@@ -218,7 +231,7 @@ class TakeWriter:
 
 
 @contextmanager
-def new_take(folder: Path, waveform: Waveform) -> Iterator[TakeWriter]:
+def new_take(folder: Path, waveform: Sound) -> Iterator[TakeWriter]:
     """Make a take: there when the block ends well, gone when anything is raised in it.
 
     Args:
@@ -241,9 +254,9 @@ def new_take(folder: Path, waveform: Waveform) -> Iterator[TakeWriter]:
         raise
 
 
-def _write_sound(path: Path, waveform: Waveform) -> None:
+def _write_sound(path: Path, waveform: Sound) -> None:
     rate = waveform.sample_rate
-    num_channels = waveform.samples_CS.shape[0]
+    num_channels = waveform.num_channels
     # "7C": seven channels, of which nobody says which loudspeaker is which
     layout = {1: "mono", 2: "stereo"}.get(num_channels, f"{num_channels}C")
     with (
@@ -253,7 +266,7 @@ def _write_sound(path: Path, waveform: Waveform) -> None:
     ):
         stream = container.add_stream("pcm_f32le", rate=rate, layout=layout)
         # a second at a time: one block of the whole recording would outgrow the container's limits
-        for index, samples_CS in enumerate(waveform.samples_CS.float().split(rate, dim=1)):
+        for index, samples_CS in enumerate(pieces(waveform, rate)):
             interleaved = samples_CS.T.contiguous().numpy().reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, index * rate, Fraction(1, rate)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from turbotalk_core.audio.features import SILENCE_TAIL_FRAMES, encode_speech
-from turbotalk_core.audio.io import to_mono_16k
 from turbotalk_core.audio.loudness import normalize_loudness
+from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import AudioError
 from turbotalk_core.types import Waveform
 

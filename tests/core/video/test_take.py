@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.test_sound import Chopped
+from turbotalk_core.audio.io import read_audio
 from turbotalk_core.errors import ChunkError, OutputError
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.take import Take, new_take
@@ -59,6 +61,16 @@ def test_the_sound_is_exact(tmp_path, num_channels, num_samples, sample_rate):
     again = Take.open(tmp_path / "take").read_waveform()
     assert again.sample_rate == sample_rate
     assert torch.equal(again.samples_CS, sound.samples_CS)
+
+
+def test_a_sound_that_is_read_in_blocks_is_exact(tmp_path):
+    sound = Chopped(3 * torch.randn(2, 70_001), (1, 3_000, 77), 48_000)
+    with new_take(tmp_path / "take", sound) as writer:
+        writer.write(noise(1))
+    take = Take.open(tmp_path / "take")
+    assert torch.equal(take.read_waveform().samples_CS, sound.samples_CS)
+    assert torch.equal(read_audio(take.sound_file).samples_CS, sound.samples_CS)
+    assert sound.starts == [0]
 
 
 def test_finished_chunks_can_be_read_while_the_next_is_made(tmp_path):
