@@ -37,7 +37,8 @@ from .library import (
 from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
 from .regions import find_masks, fit_regions
-from .request import SCHEDULES, UPDATES, TalkRequest
+from .request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
+from .sound import Sound, cut
 from .types import Speaker
 from .video.assemble import assemble, quantize_frames
 from .video.source import VideoFrames
@@ -134,22 +135,27 @@ def _make_request(
         color_strength=arguments.color_strength,
         max_frames=arguments.max_seconds,
         teacache_threshold=arguments.teacache,
+        hearing=arguments.hearing,
         **{name: value for name, value in chosen.items() if value is not None},
     )
 
 
 def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
     if arguments.audio is not None:
-        return [Speaker(name="the speaker", waveform=open_sound(arguments.audio))]
+        return [Speaker(name="the speaker", waveform=_open_voice(arguments.audio, arguments))]
     return [
         Speaker(
             name=name,
-            waveform=None if audio == SILENT else open_sound(audio),
+            waveform=None if audio == SILENT else _open_voice(audio, arguments),
             follows=arguments.turns,
             region=_read_region(region),
         )
         for name, audio, region in arguments.speaker
     ]
+
+
+def _open_voice(path: str | Path, arguments: argparse.Namespace) -> Sound:
+    return cut(open_sound(path, arguments.end), arguments.start, arguments.end)
 
 
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
@@ -202,6 +208,7 @@ def _make_frames(
         speakers,
         load_audio_encoder(files.audio_encoder),
         normalizes_loudness=request.normalizes_loudness,
+        hearing=request.hearing,
     )
     models = load_models(
         files,
@@ -249,6 +256,19 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
         "--turns",
         action="store_true",
         help="each speaker begins when the one before has ended (default: all at the start)",
+    )
+    parser.add_argument(
+        "--start",
+        type=_parse_seconds,
+        default=Fraction(0),
+        metavar="SECONDS",
+        help="of each sound file, leave out what lies before (0)",
+    )
+    parser.add_argument(
+        "--end",
+        type=_parse_seconds,
+        metavar="SECONDS",
+        help="of each sound file, leave out what lies after",
     )
     parser.add_argument("--prompt", help="what the video shows; needs --text-encoder")
     parser.add_argument("--negative-prompt", help="what --text-guidance leads away from")
@@ -316,6 +336,13 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         help="bring the voice to -23 LUFS before it is heard; the video keeps the original",
     )
     group.add_argument(
+        "--hearing",
+        choices=HEARINGS,
+        default="auto",
+        help="let the audio encoder hear a voice whole, which takes memory in proportion to its "
+        "length, or in sections; auto: whole up to five minutes (%(default)s)",
+    )
+    group.add_argument(
         "--text-guidance", type=float, default=1.0, help="push towards the prompt, 1 is off (1)"
     )
     group.add_argument(
@@ -348,8 +375,12 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 def _parse_length(text: str) -> int:
     """Turn seconds into whole frames."""
+    seconds = _parse_seconds(text)
+    return count_frames(seconds.numerator, seconds.denominator)
+
+
+def _parse_seconds(text: str) -> Fraction:
     try:
-        seconds = Fraction(text)
-        return count_frames(seconds.numerator, seconds.denominator)
+        return Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
         raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5") from error

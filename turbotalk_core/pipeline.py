@@ -9,13 +9,13 @@ Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .audio.windows import hold_last_row, mirror_end, null_windows, take_windows
+from .audio.windows import drop_silence, hold_last_row, mirror_end, null_windows, take_windows
 from .chunking.color import match_color
 from .chunking.plan import plan_chunks
 from .chunking.stitch import keep_frames
@@ -26,7 +26,7 @@ from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls
 from .sampling.sampler import sample
 from .sampling.schedule import request_sigmas
-from .types import AudioFeatures, AudioTokens, Chunk, ChunkPlan, Conditioning, FrameChunk, Speech
+from .types import AudioTokens, Chunk, ChunkPlan, Conditioning, FeatureRows, FrameChunk, Speech
 
 MASK_CHANNELS = 4  # Wan 2.1 image-to-video: one per video frame of a latent frame
 
@@ -250,11 +250,11 @@ def _hear(
 ) -> AudioTokens:
     """Make the tokens of all voices for one chunk, one speaker's after the other's."""
 
-    def hear(features: AudioFeatures) -> Tensor:
+    def hear(features: FeatureRows) -> Tensor:
         if request.follows_reference and chunk is plan.chunks[-1]:
             features = mirror_end(features, chunk.stop)
         elif request.follows_reference:
-            features = replace(features, features_TLD=features.features_TLD[: features.num_frames])
+            features = drop_silence(features)
         return adapter(take_windows(hold_last_row(features, chunk.stop), chunk)).tokens_FND
 
     tokens = [hear(speech.features) for speech in speeches]

@@ -18,9 +18,11 @@ from .geometry import check_size, count_latent_frames
 
 Schedule = Literal["reference", "distilled"]
 Update = Literal["euler", "renoise"]
+Hearing = Literal["auto", "whole", "sections"]
 
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 UPDATES: tuple[str, ...] = get_args(Update)
+HEARINGS: tuple[str, ...] = get_args(Hearing)
 MAX_STEPS = 1000  # the reference's noise levels are 1000 whole timesteps
 MAX_DISTILLED_STEPS = 4  # TurboTalk distils to 4, 3, 2 and 1 steps
 CHUNK_FRAMES = 81  # InfiniteTalk, frame_num
@@ -59,6 +61,9 @@ class TalkRequest:
         teacache_threshold: leave network blocks out where they would change little, the more the
             higher: InfiniteTalk has 0.2 for 40 steps; None never does. Read by whoever builds the
             denoiser.
+        hearing: whether the audio encoder hears the voice at once (whole), which takes memory in
+            proportion to its length, or in sections; auto is whole up to five minutes. Read by
+            whoever encodes the speech.
 
     Raises:
         RequestError: a setting outside its range.
@@ -85,10 +90,12 @@ class TalkRequest:
     max_frames: int | None = None
     follows_reference: bool = False
     teacache_threshold: float | None = None
+    hearing: Hearing = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("update", self.update, UPDATES)
+        _check_choice("hearing", self.hearing, HEARINGS)
         _check_integer("seed", self.seed, 0, 2**64 - 1)
         for name in ("height", "width"):
             _check_integer(name, getattr(self, name), 1)

@@ -1,8 +1,8 @@
 """The values that travel between rooms; each checks its own shape.
 
 Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
-K window length, L encoder layers, N tokens per latent frame (or text tokens), D feature width,
-P speakers and last the background.
+K window length (or samples of a stretch), L encoder layers, N tokens per latent frame (or text
+tokens), D feature width, P speakers and last the background.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
@@ -77,9 +78,27 @@ class Waveform:
         yield from self.samples_CS[:, start:].split(BLOCK_SAMPLES, dim=1)
 
 
+class FeatureRows(Protocol):
+    """Audio features that give the rows asked for, whether they lie in memory or are made then."""
+
+    @property
+    def num_frames(self) -> int:
+        """Video frames that the sound itself covers, at least one."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, at least one for each of these frames."""
+        ...
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Give the rows [start, stop), [T, L, D]; all that follow where stop is None."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFeatures:
-    """What the audio encoder heard, one row per video frame.
+    """What the audio encoder heard, one row per video frame, in memory; ``FeatureRows``.
 
     Attributes:
         features_TLD: encoder hidden states; rows past ``num_frames`` hold encoded silence, so that
@@ -98,12 +117,38 @@ class AudioFeatures:
                 "video frames; at least one frame (40 ms of audio) and a row for each is needed"
             )
 
+    @property
+    def num_rows(self) -> int:
+        """Rows, those of silence included."""
+        return self.features_TLD.shape[0]
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Give the rows [start, stop); see ``FeatureRows``."""
+        return self.features_TLD[start:stop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoundMoments:
+    """What an audio encoder that is given a part of a sound has to know of the whole.
+
+    Attributes:
+        mean_K: of all stretches of K samples, one every few samples; float64, on the CPU.
+        covariance_KK: of the same; float64, on the CPU.
+    """
+
+    mean_K: Tensor
+    covariance_KK: Tensor
+
+    def __post_init__(self) -> None:
+        _check_rank("mean", self.mean_K, "K")
+        _check_rank("covariance", self.covariance_KK, "KK")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
     """A voice, ready to drive a face: what the encoder heard and the untouched original."""
 
-    features: AudioFeatures
+    features: FeatureRows
     waveform: Sound
 
 

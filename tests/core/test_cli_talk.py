@@ -24,6 +24,7 @@ from tests.core.family import (
     save_image_encoder,
     save_text_encoder,
 )
+from turbotalk_core.audio.encoder import Wav2Vec2Encoder
 from turbotalk_core.cli import main
 from turbotalk_core.cli_talk import add_talk
 from turbotalk_core.library import TEACHER
@@ -360,6 +361,40 @@ def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert seconds == pytest.approx(7 / 25, abs=0.08)
     assert talk("--teacache", 0.1) == 0
     assert _read(out)[1].teacache_threshold == 0.1
+
+
+def test_a_part_of_a_recording_is_said(talk: Talk, out: Path) -> None:
+    assert talk("--start", 0.2, "--end", 0.61, "--crf", 0) == 0
+    frames, _, seconds = _read(out)
+    assert len(frames) == 10
+    assert seconds == pytest.approx(10 / 25, abs=0.08)
+    assert len(_frames(talk, out, "--end", 99)) == NUM_FRAMES
+
+
+@pytest.mark.parametrize("start", ["0.9", "-1"])
+def test_a_part_that_is_not_there_is_refused(
+    talk: Talk, capsys: pytest.CaptureFixture[str], start: str
+) -> None:
+    assert talk("--start", start) == 2
+    assert re.search(rf"nothing is left of 0\.81\d* s of sound from {start} s", refusal(capsys))
+
+
+def test_a_voice_can_be_heard_in_sections(
+    talk: Talk, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    encode = Wav2Vec2Encoder.encode
+
+    def watch(self: Wav2Vec2Encoder, waveform_S: Tensor, *arguments: Any) -> Tensor:
+        heard.append((waveform_S.shape[0], *arguments))
+        return encode(self, waveform_S, *arguments)
+
+    monkeypatch.setattr(Wav2Vec2Encoder, "encode", watch)
+    assert len(_frames(talk, out, "--hearing", "sections")) == NUM_FRAMES
+    assert _read(out)[1].hearing == "sections"
+    # The second chunk reaches into the tail of silence.
+    assert [arguments[:2] for arguments in heard] == [(20 * 640, 20), (45 * 640, 45)]
+    assert all(moments is not None for _, _, moments in heard)
 
 
 @pytest.fixture

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbotalk_core.errors import GeometryError, RequestError, ScheduleError, TurboTalkError
-from turbotalk_core.request import SCHEDULES, UPDATES, TalkRequest, check_chunk_lengths
+from turbotalk_core.request import (
+    HEARINGS,
+    SCHEDULES,
+    UPDATES,
+    TalkRequest,
+    check_chunk_lengths,
+)
 
 REQUEST = TalkRequest(
     num_inference_steps=4,
@@ -39,6 +45,7 @@ def requests(draw: st.DrawFn) -> TalkRequest:
         schedule=draw(st.sampled_from(SCHEDULES)),  # pyright: ignore[reportArgumentType]
         shift=draw(st.floats(1e-3, 100)),
         update=draw(st.sampled_from(UPDATES)),  # pyright: ignore[reportArgumentType]
+        hearing=draw(st.sampled_from(HEARINGS)),  # pyright: ignore[reportArgumentType]
         seed=draw(st.integers(0, 2**64 - 1)),
         height=16 * draw(st.integers(1, 100)),
         width=16 * draw(st.integers(1, 100)),
@@ -92,6 +99,7 @@ def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
         ("num_inference_steps", True),
         ("schedule", "karras"),
         ("update", "heun"),
+        ("hearing", "windows"),
         ("shift", 0),
         ("shift", -1.0),
         ("shift", float("inf")),

@@ -67,7 +67,7 @@ def hear_one(models, run_node):
             audio_encoder=models.audio_encoder,
             audio={"waveform": waveform, "sample_rate": RATE},
             normalize_loudness=True,
-        ).features.features_TLD
+        ).features.rows()
 
     return run
 
@@ -148,9 +148,30 @@ class TestEncodeSpeakers:
 
     def test_who_does_not_speak_hears_silence(self, introduce, hear, hear_one):
         conversation = hear(introduce(("Anna", {"audio": voice()}), ("Carl", {})))
-        anna, carl = (speech.features.features_TLD for speech in conversation.speeches)
+        anna, carl = (speech.features.rows() for speech in conversation.speeches)
         assert torch.equal(carl, hear_one(torch.zeros(1, 1, RATE)))
         assert torch.equal(anna, hear_one(voice()["waveform"]))
+
+    def test_a_part_of_each_voice_in_sections(self, introduce, models, run_node):
+        first, second = voice(0.8, seed=1), voice(1.0, seed=2)
+        conversation = run_node(
+            "TurboTalkEncodeSpeakers",
+            audio_encoder=models.audio_encoder,
+            speakers=introduce(
+                ("Anna", {"audio": first}),
+                ("Carl", {}),
+                ("Ben", {"audio": second, "starts": "after previous"}),
+            ),
+            normalize_loudness=True,
+            hearing="sections",
+            start_seconds=0.2,
+            end_seconds=0.7,
+        )
+        assert [speech.features.num_frames for speech in conversation.speeches] == [25, 25, 25]
+        parts = [sound["waveform"][0, :, 3_200:11_200] for sound in (first, second)]
+        assert torch.allclose(read(conversation.waveform), torch.cat(parts, 1), atol=1e-6)
+        for speech in conversation.speeches:
+            assert speech.features.rows().shape[0] == 25 + 25
 
     def test_somebody_has_to_speak(self, introduce, hear, errors):
         with pytest.raises(errors.AudioError, match="none has a voice"):
@@ -161,7 +182,7 @@ class TestEncodeSpeakers:
         for normalized, plain in zip(
             hear(speakers).speeches, hear(speakers, False).speeches, strict=True
         ):
-            assert not torch.equal(normalized.features.features_TLD, plain.features.features_TLD)
+            assert not torch.equal(normalized.features.rows(), plain.features.rows())
 
 
 class TestPreview:

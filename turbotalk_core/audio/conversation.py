@@ -21,9 +21,10 @@ from torch import Tensor
 from ..errors import AudioError
 from ..geometry import SAMPLE_RATE
 from ..ports import AudioEncoder
+from ..request import Hearing
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
-from ..types import Conversation, Speaker, Speech, Waveform
-from .features import hear, to_encoder_input
+from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform
+from .features import hear, hear_in_sections, hears_whole, to_encoder_input
 from .io import to_waveform
 from .resample import Resampled
 
@@ -31,7 +32,11 @@ _SILENCE = Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE)
 
 
 def encode_conversation(
-    speakers: Sequence[Speaker], encoder: AudioEncoder, *, normalizes_loudness: bool = True
+    speakers: Sequence[Speaker],
+    encoder: AudioEncoder,
+    *,
+    normalizes_loudness: bool = True,
+    hearing: Hearing = "auto",
 ) -> Conversation:
     """Hear each speaker through the whole conversation, silences included.
 
@@ -43,6 +48,7 @@ def encode_conversation(
         speakers: in the order in which they follow each other.
         encoder: hears 16 kHz mono.
         normalizes_loudness: bring each voice to -23 LUFS before it is heard, as InfiniteTalk does.
+        hearing: at once or in sections; see ``features.hears_whole``.
 
     Returns:
         One speech per speaker, as long as until the last has ended, and the mix of
@@ -56,18 +62,23 @@ def encode_conversation(
     """
     starts, end = _take_turns(speakers)
     sounds = [speaker.waveform or _SILENCE for speaker in speakers]
-    heard = [
-        _lay(to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE)
-        for sound, start in zip(sounds, starts, strict=True)
-    ]
-    longest = max(waveform_S.shape[0] for waveform_S in heard)
+    features: list[FeatureRows]
+    if hears_whole(end, hearing):
+        heard = [
+            _lay(to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE)
+            for sound, start in zip(sounds, starts, strict=True)
+        ]
+        longest = max(waveform_S.shape[0] for waveform_S in heard)
+        # Equally long to the sample: the encoder spreads its rows over all that it is given.
+        features = [hear(_lay(waveform_S, 0, longest), end, encoder) for waveform_S in heard]
+    else:
+        features = [
+            hear_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
+            for sound, start in zip(sounds, starts, strict=True)
+        ]
     speeches = tuple(
-        Speech(
-            # Equally long to the sample: the encoder spreads its rows over all that it is given.
-            features=hear(_lay(waveform_S, 0, longest), end, encoder),
-            waveform=_lay_sound(sound, start, end),
-        )
-        for waveform_S, sound, start in zip(heard, sounds, starts, strict=True)
+        Speech(features=rows, waveform=_lay_sound(sound, start, end))
+        for rows, sound, start in zip(features, sounds, starts, strict=True)
     )
     return Conversation(speakers=tuple(speakers), speeches=speeches, waveform=mix_voices(speakers))
 

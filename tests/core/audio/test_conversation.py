@@ -16,7 +16,7 @@ from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError
 from turbotalk_core.geometry import count_frames
 from turbotalk_core.sound import Sound
-from turbotalk_core.types import Conversation, Speaker, Waveform
+from turbotalk_core.types import Conversation, SoundMoments, Speaker, Waveform
 
 RATE = 16_000
 
@@ -24,10 +24,14 @@ RATE = 16_000
 class Listener:
     """Hears in each video frame the mean square of its 640 samples, and remembers all it heard."""
 
+    first_kernel = None
+
     def __init__(self) -> None:
         self.heard: list[Tensor] = []
 
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
         self.heard.append(waveform_S)
         padded_S = torch.nn.functional.pad(waveform_S, (0, 640))[: 640 * num_frames]
         return padded_S.reshape(num_frames, 640).square().mean(dim=1)[:, None, None]
@@ -67,7 +71,7 @@ def test_a_lone_speaker_is_heard_as_speech_is(
     conversation = encode_conversation([speaker], Listener(), normalizes_loudness=normalizes)
     speech = encode_speech(waveform, Listener(), normalizes_loudness=normalizes)
     (ours,) = conversation.speeches
-    assert torch.equal(ours.features.features_TLD, speech.features.features_TLD)
+    assert torch.equal(ours.features.rows(), speech.features.rows())
     assert ours.features.num_frames == speech.features.num_frames
     assert torch.equal(_read(conversation.waveform), waveform.samples_CS)
     assert conversation.waveform.sample_rate == sample_rate
@@ -112,11 +116,13 @@ def test_a_bystander_hears_silence_and_takes_no_turn() -> None:
 def test_silence_is_heard_not_made_up() -> None:
     # An encoder for which silence is anything but zeros.
     class Offset(Listener):
-        def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        def encode(
+            self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+        ) -> Tensor:
             return super().encode(waveform_S, num_frames) + 7
 
     conversation = encode_conversation([_anna(0.4), Speaker(name="Carl")], Offset())
-    assert (conversation.speeches[1].features.features_TLD == 7).all()
+    assert (conversation.speeches[1].features.rows() == 7).all()
 
 
 def test_loudness_is_that_of_the_voice_without_the_silence() -> None:
@@ -206,6 +212,25 @@ def test_only_what_overflows_is_scaled_down() -> None:
 def test_somebody_must_speak() -> None:
     with pytest.raises(AudioError, match="got 2 speakers of whom none has a voice"):
         _talk(Speaker(name="Anna"), Speaker(name="Bob", follows=True))
+
+
+@pytest.mark.parametrize("num_samples", [9_001, 640 * 30])
+def test_in_sections_a_conversation_is_heard_the_same(num_samples: int) -> None:
+    speakers = [
+        Speaker(name="Anna", waveform=_noise(16_123)),
+        Speaker(name="Carl", follows=True),
+        Speaker(name="Bob", waveform=_noise(num_samples), follows=True),
+        Speaker(name="Dora", waveform=_noise(5_000)),
+    ]
+    whole = encode_conversation(speakers, Listener(), hearing="whole")
+    listener = Listener()
+    sections = encode_conversation(speakers, listener, hearing="sections")
+    assert listener.heard == []
+    for ours, theirs in zip(sections.speeches, whole.speeches, strict=True):
+        assert ours.features.num_frames == theirs.features.num_frames
+        assert torch.equal(ours.features.rows(), theirs.features.rows())
+        assert torch.equal(_read(ours.waveform), _read(theirs.waveform))
+    assert torch.equal(_read(sections.waveform), _read(whole.waveform))
 
 
 @given(st.integers(1, 200_000))
