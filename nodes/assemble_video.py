@@ -14,7 +14,13 @@ from torch import Tensor
 from ..turbotalk_core.audio.io import open_sound
 from ..turbotalk_core.geometry import count_samples
 from ..turbotalk_core.sound import Sound, Span
-from ..turbotalk_core.video.assemble import CODECS, MAX_CRF, PIXEL_FORMATS, assemble
+from ..turbotalk_core.video.assemble import (
+    CODECS,
+    FRAME_RATES,
+    MAX_CRF,
+    PIXEL_FORMATS,
+    assemble,
+)
 from ..turbotalk_core.video.take import Take
 from .convert import waveform_from_audio
 from .host import HostProgress, check_stop
@@ -65,6 +71,15 @@ class AssembleVideo(io.ComfyNode):
                     tooltip="Other sound for the video, such as the voice with music. Without it "
                     "the take's own is used.",
                 ),
+                io.Combo.Input(
+                    "fps",
+                    options=list(FRAME_RATES),
+                    default="25",
+                    optional=True,
+                    tooltip="Frames per second of the file. The take has 25; for others frames are "
+                    "left out or repeated, each where its time is, and the sound stays.",
+                    advanced=True,
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="For Save Video.")],
         )
@@ -79,6 +94,7 @@ class AssembleVideo(io.ComfyNode):
         start_frame: int,
         num_frames: int,
         audio: dict[str, Any] | None = None,
+        fps: str = "25",
     ) -> io.NodeOutput:
         """Encode."""
         stop = find_stop(take, start_frame, num_frames)
@@ -91,6 +107,7 @@ class AssembleVideo(io.ComfyNode):
             codec=codec,
             crf=crf,
             pixel_format=pixel_format,
+            fps=fps,
         )
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
 

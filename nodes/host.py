@@ -39,9 +39,11 @@ from ..turbotalk_core.ports import AudioEncoder
 from ..turbotalk_core.types import AudioTokens, Conditioning, SoundMoments
 from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
 from .convert import frames_from_image, image_from_frames
+from .takes import fingerprint_networks
 
 _log = getLogger(__name__)
 
+PROMPT_START = "turbotalk_start"  # in the options of a CONDITIONING: a video frame
 PREVIEW_SIDE = 512  # pixels, the longer side of a preview
 
 
@@ -183,6 +185,10 @@ class HostAudioEncoder:
         """What it normalises over time; see ``ports.AudioEncoder``."""
         return self._encoder.first_kernel
 
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return self._encoder.fingerprint()
+
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
@@ -225,6 +231,10 @@ class NativeAudioEncoder:
     def first_kernel(self) -> tuple[int, int] | None:
         """What it normalises over time; see ``ports.AudioEncoder``."""
         return find_first_kernel(self._encoder.model.feature_extractor.conv_layers[0])
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return fingerprint_networks([self._encoder.model])
 
     @torch.no_grad()
     def encode(
@@ -284,20 +294,29 @@ def check_stop() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def read_text(conditioning: list[Any] | None) -> Tensor | None:
-    """Give the text embedding of a CONDITIONING.
+def read_texts(
+    conditioning: list[Any] | None,
+) -> tuple[Tensor | None, tuple[tuple[int, Tensor], ...]]:
+    """Give the text embeddings of a CONDITIONING.
 
     Args:
-        conditioning: a prompt; only its first part is used, for the whole video.
+        conditioning: a prompt, or those of Prompt schedule. Of several without a time only the
+            first is used, for the whole video.
 
     Returns:
-        [1, N, D], or None without a prompt.
+        The first embedding [1, N, D], or None without a prompt; and those after it, each with the
+        video frame from which on it holds.
     """
     if conditioning is None:
-        return None
-    if len(conditioning) > 1:
+        return None, ()
+    (first_BND, told), *others = conditioning
+    later = tuple(
+        (options[PROMPT_START], text_BND) for text_BND, options in others if PROMPT_START in options
+    )
+    if PROMPT_START not in told and others:
         _log.warning("the prompt has %d parts; only the first is used", len(conditioning))
-    return conditioning[0][0]
+        return first_BND, ()
+    return first_BND, later
 
 
 def see_with(

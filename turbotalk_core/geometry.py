@@ -6,6 +6,7 @@ No other file multiplies by a stride. Counts are exact integers; nothing here to
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from .errors import GeometryError
 
@@ -33,17 +34,36 @@ def count_frames(num_samples: int, sample_rate: int) -> int:
     return num_samples * FPS // sample_rate
 
 
-def count_samples(num_frames: int, sample_rate: int) -> int:
+def count_samples(num_frames: int, sample_rate: int, fps: Fraction | int = FPS) -> int:
     """Count the audio samples that cover a number of video frames, rounded to nearest.
 
     Args:
         num_frames: video frames.
         sample_rate: Hz.
+        fps: frames per second.
 
     Returns:
-        round(num_frames * sample_rate / FPS).
+        round(num_frames * sample_rate / fps), halves upwards.
     """
-    return (2 * num_frames * sample_rate + FPS) // (2 * FPS)
+    return math.floor(Fraction(num_frames * sample_rate) / fps + Fraction(1, 2))
+
+
+def retime(start: int, stop: int, fps: Fraction) -> list[int]:
+    """Choose the frames that a video of another frame rate shows: those on the screen at its times.
+
+    Nothing drifts: each shown frame is late by less than one of our own, however long the video.
+
+    Args:
+        start: first of our frames, ``FPS`` of them per second.
+        stop: one past the last.
+        fps: wanted frames per second.
+
+    Returns:
+        Frames in [start, stop), in order, some left out or repeated; those of adjacent spans follow
+        each other as those of the whole.
+    """
+    first, last = (math.ceil(frame * fps / FPS) for frame in (start, stop))
+    return [math.floor(index * FPS / fps) for index in range(first, last)]
 
 
 def count_latent_frames(num_frames: int) -> int:

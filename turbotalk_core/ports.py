@@ -23,6 +23,10 @@ class AudioEncoder(Protocol):
         """
         ...
 
+    def fingerprint(self) -> str:
+        """Tell its weights apart from all others, in hexadecimal digits."""
+        ...
+
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:

@@ -146,10 +146,18 @@ class SoundMoments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """A voice, ready to drive a face: what the encoder heard and the untouched original."""
+    """A voice, ready to drive a face.
+
+    Attributes:
+        features: what the encoder heard.
+        waveform: the untouched original.
+        origin: all that decides the features besides the waveform, in words: with equal words and
+            waveforms go equal features. None where nobody knows.
+    """
 
     features: FeatureRows
     waveform: Sound
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,16 +334,39 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Carry:
+    """What a finished chunk hands on: all that the next one needs of those before it.
+
+    Attributes:
+        num_chunks: finished so far, at least 1.
+        motion_frames_BCTHW: the last frames as they were decoded, float32 on the CPU.
+        noise_state_S: of the generator that all noise is drawn from, uint8.
+    """
+
+    num_chunks: int
+    motion_frames_BCTHW: Tensor
+    noise_state_S: Tensor
+
+    def __post_init__(self) -> None:
+        _check_rank("motion frames", self.motion_frames_BCTHW, "BCTHW")
+        _check_rank("the state of the noise", self.noise_state_S, "S")
+        if self.num_chunks < 1:
+            raise ChunkError(f"got {self.num_chunks} finished chunks to go on from; one is needed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameChunk:
     """Finished frames of one chunk, motion frames already dropped.
 
     Attributes:
         chunk: where they belong.
         frames_BCTHW: [1, 3, keep_stop - keep_start, H, W], float in [-1, 1].
+        carry: what the next chunk begins with; None where nobody asked for it.
     """
 
     chunk: Chunk
     frames_BCTHW: Tensor
+    carry: Carry | None = None
 
     def __post_init__(self) -> None:
         _check_rank("frames", self.frames_BCTHW, "BCTHW")

@@ -1,5 +1,6 @@
 """Strides, counts and sizes against plain arithmetic."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -16,6 +17,7 @@ from turbotalk_core.geometry import (
     count_latent_frames,
     count_samples,
     fit_size,
+    retime,
 )
 
 RATES = st.integers(8_000, 192_000)
@@ -87,3 +89,28 @@ def test_a_size_that_fits_stays() -> None:
 def test_no_size_fits_nothing(sides: tuple[int, int, int]) -> None:
     with pytest.raises(GeometryError, match="must be positive"):
         fit_size(*sides)
+
+
+@given(
+    st.integers(0, 200_000),
+    st.integers(0, 300),
+    st.fractions(Fraction(1), Fraction(240), max_denominator=1001),
+)
+def test_a_frame_of_another_rate_is_the_one_on_the_screen(
+    start: int, length: int, fps: Fraction
+) -> None:
+    shown = retime(start, start + length, fps)
+    first = math.ceil(start * fps / FPS)
+    for index, frame in enumerate(shown, first):
+        assert 0 <= index / fps - Fraction(frame, FPS) < Fraction(1, FPS)
+        assert start <= frame < start + length
+    middle = start + length // 3
+    assert retime(start, middle, fps) + retime(middle, start + length, fps) == shown
+
+
+@given(st.integers(0, 10**7), st.integers(1, 200_000))
+def test_samples_of_frames_are_rounded_halves_upwards(num_frames: int, sample_rate: int) -> None:
+    assert count_samples(num_frames, sample_rate) == (2 * num_frames * sample_rate + 25) // 50
+    ntsc = Fraction(30_000, 1001)
+    error = count_samples(num_frames, sample_rate, ntsc) - num_frames * sample_rate / ntsc
+    assert abs(error) <= Fraction(1, 2)

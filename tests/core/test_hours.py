@@ -16,12 +16,16 @@ import json, resource, sys
 import torch
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import open_sound
+from turbotalk_core.identity import digest_sound
 from turbotalk_core.types import Waveform
 
 calls = []
 
 class Encoder:
     first_kernel = (10, 5)
+
+    def fingerprint(self):
+        return "5b"
 
     def encode(self, waveform_S, num_frames, moments=None):
         calls.append(num_frames)
@@ -41,6 +45,7 @@ hear(Waveform(samples_CS=torch.ones(1, 48_000), sample_rate=48_000), "sections",
 calls.clear()
 before = peak()
 planned = open_sound(sys.argv[1]).num_frames
+digest_sound(open_sound(sys.argv[1]))
 planning = peak() - before
 heard = hear(open_sound(sys.argv[2]), "auto", (0, 83), (70, 155))
 num_first = len(calls)

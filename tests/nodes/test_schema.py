@@ -39,6 +39,7 @@ INPUTS = {
     ],
     "TurboTalkLoadAudioAdapter": ["name"],
     "TurboTalkApplyAudioAdapter": ["model", "model_patch", "strength"],
+    "TurboTalkPromptSchedule": ["clip", "text"],
     "TurboTalkSchedule": ["steps", "shift", "kind"],
     "TurboTalkSampler": [
         "model",
@@ -73,6 +74,7 @@ INPUTS = {
         "start_frame",
         "num_frames",
         "audio",
+        "fps",
     ],
     "TurboTalkTakeFrames": ["take", "start_frame", "num_frames"],
 }
@@ -84,6 +86,7 @@ OUTPUTS = {
     "TurboTalkEncodeSpeakers": ["TURBOTALK_SPEECH"],
     "TurboTalkLoadAudioAdapter": ["MODEL_PATCH"],
     "TurboTalkApplyAudioAdapter": ["MODEL"],
+    "TurboTalkPromptSchedule": ["CONDITIONING"],
     "TurboTalkSchedule": ["SIGMAS"],
     "TurboTalkSampler": ["TURBOTALK_TAKE"],
     "TurboTalkAssembleVideo": ["VIDEO"],

@@ -26,6 +26,9 @@ class LoudnessEncoder:
 
     first_kernel = None
 
+    def fingerprint(self) -> str:
+        return "5b"
+
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:

@@ -24,7 +24,7 @@ from ..ports import AudioEncoder
 from ..request import Hearing
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
 from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform
-from .features import hear, hear_in_sections, hears_whole, to_encoder_input
+from .features import describe_hearing, hear, hear_in_sections, hears_whole, to_encoder_input
 from .io import to_waveform
 from .resample import Resampled
 
@@ -63,7 +63,8 @@ def encode_conversation(
     starts, end = _take_turns(speakers)
     sounds = [speaker.waveform or _SILENCE for speaker in speakers]
     features: list[FeatureRows]
-    if hears_whole(end, hearing):
+    is_whole = hears_whole(end, hearing)
+    if is_whole:
         heard = [
             _lay(to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE)
             for sound, start in zip(sounds, starts, strict=True)
@@ -76,8 +77,14 @@ def encode_conversation(
             hear_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
             for sound, start in zip(sounds, starts, strict=True)
         ]
+    origin = describe_hearing(encoder, is_whole, normalizes_loudness)
     speeches = tuple(
-        Speech(features=rows, waveform=_lay_sound(sound, start, end))
+        Speech(
+            features=rows,
+            waveform=_lay_sound(sound, start, end),
+            # Loudness is that of the voice without the silence around it.
+            origin=f"{origin}, {sound.num_samples} samples from {start} s on",
+        )
         for rows, sound, start in zip(features, sounds, starts, strict=True)
     )
     return Conversation(speakers=tuple(speakers), speeches=speeches, waveform=mix_voices(speakers))

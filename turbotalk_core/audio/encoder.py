@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, OutputError
+from ..identity import fingerprint
 from ..types import SoundMoments
 from .moments import find_first_kernel, normalized_by
 
@@ -122,6 +123,10 @@ class Wav2Vec2Encoder:
     def first_kernel(self) -> tuple[int, int] | None:
         """What it normalises over time; see ``ports.AudioEncoder``."""
         return find_first_kernel(self._first_layer)
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return fingerprint(self.model.state_dict().items())
 
     def hidden_states(self, waveforms_BS: Tensor, num_frames: int | None) -> list[Tensor]:
         """Run the network and keep what every layer says; differentiable.

@@ -22,14 +22,14 @@ from ..request import Hearing
 from ..sound import Sound, SoundReader, Span
 from ..types import AudioFeatures, SoundMoments, Speech, Waveform
 from .io import to_waveform
-from .loudness import LoudnessMeter, find_gain, normalize_loudness
+from .loudness import TARGET_LUFS, LoudnessMeter, find_gain, normalize_loudness
 from .moments import MomentsMeter
 from .resample import read_mono_16k, to_mono_16k
 
 SILENCE_TAIL_FRAMES = 25  # one second: longer than any window reaches past the end
 TAIL_CONTEXT_FRAMES = 250  # ten seconds of voice tell the encoder what falls silent
 
-# docs/numerics.md, "Hearing long sounds", has the measurements behind these three.
+# docs/numerics.md, "Long sounds", has the measurements behind these three.
 MOST_WHOLE_FRAMES = 5 * 60 * FPS  # five minutes; wav2vec2-base takes 5 GB for that
 SECTION_FRAMES = 1_000  # 40 seconds
 CONTEXT_FRAMES = 250  # 10 seconds on each side
@@ -58,14 +58,16 @@ def encode_speech(
         AudioError: the audio is shorter than one video frame.
     """
     seconds = Fraction(waveform.num_samples, waveform.sample_rate)
-    if hears_whole(seconds, hearing):
+    is_whole = hears_whole(seconds, hearing)
+    if is_whole:
         waveform_S = to_encoder_input(to_waveform(waveform), normalizes_loudness)
         features = hear(waveform_S, seconds, encoder)
     else:
         features = hear_in_sections(
             waveform, Fraction(0), seconds, encoder, normalizes_loudness=normalizes_loudness
         )
-    return Speech(features=features, waveform=waveform)
+    origin = describe_hearing(encoder, is_whole, normalizes_loudness)
+    return Speech(features=features, waveform=waveform, origin=origin)
 
 
 def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
@@ -79,6 +81,22 @@ def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
         True for at once, which takes memory in proportion to the length; False for in sections.
     """
     return hearing == "whole" or (hearing == "auto" and seconds * FPS <= MOST_WHOLE_FRAMES)
+
+
+def describe_hearing(encoder: AudioEncoder, is_whole: bool, normalizes_loudness: bool) -> str:
+    """Put in words all that decides the features of a sound but the sound.
+
+    Args:
+        encoder: that hears it.
+        is_whole: whether at once; else in sections.
+        normalizes_loudness: whether its level is changed before.
+
+    Returns:
+        For ``Speech.origin``.
+    """
+    how = "whole" if is_whole else f"in sections of {SECTION_FRAMES} and {CONTEXT_FRAMES} around"
+    loudness = f"at {TARGET_LUFS:g} LUFS" if normalizes_loudness else "as loud as it is"
+    return f"{how}, {loudness}, by {encoder.fingerprint()}"
 
 
 def to_encoder_input(waveform: Waveform, normalizes_loudness: bool) -> Tensor:

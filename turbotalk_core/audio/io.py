@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import AudioError
 from ..geometry import count_frames
+from ..identity import digest_file
 from ..sound import Sound
 from ..types import Waveform
 
@@ -46,6 +47,23 @@ class FileSound:
     def num_frames(self) -> int:
         """Whole video frames that this sound covers."""
         return count_frames(self.num_samples, self.sample_rate)
+
+    def digest(self) -> str:
+        """Tell the sound apart by all bytes of the file and by what is read of it.
+
+        Returns:
+            A few words.
+
+        Raises:
+            AudioError: the file is gone.
+        """
+        try:
+            content = digest_file(self.path)
+        except OSError as error:
+            raise AudioError(
+                f"cannot read {self.path}: {error.strerror}; give the path of a local file"
+            ) from error
+        return f"{content} {self.sample_rate} {self.num_channels} {self.num_samples}"
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
         """Read from a sample on; see ``Sound``.

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..geometry import FPS, count_frames
+from ..identity import digest_file
 
 _ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
 _QUARTER = 90  # degrees
@@ -98,6 +100,27 @@ class VideoFrames(Sequence[Tensor]):
         if self._last is None or self._last[0] != pts:
             self._last = pts, self._decode(pts)
         return self._last[1]
+
+    def digest(self) -> str:
+        """Tell the file apart by all of its bytes, which decide all pictures.
+
+        Returns:
+            Hexadecimal digits.
+
+        Raises:
+            ImageError: the file is gone.
+        """
+        hashed = blake2b(f"{self._length} {self._ticks_per_frame}".encode(), digest_size=16)
+        if isinstance(self._source, BytesIO):
+            hashed.update(self._source.getbuffer())
+            return hashed.hexdigest()
+        try:
+            hashed.update(digest_file(self._source).encode())
+        except OSError as error:
+            raise ImageError(
+                f"cannot read {self._name}: {error.strerror}; give the path of a local file"
+            ) from error
+        return hashed.hexdigest()
 
     def play(self, start: int, stop: int) -> Iterator[Tensor]:
         """Decode pictures in turn, in one pass: far faster than asking for each.

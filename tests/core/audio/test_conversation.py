@@ -1,6 +1,7 @@
 """Who speaks when, told by an encoder that writes down what it hears."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError
 from turbotalk_core.geometry import count_frames
+from turbotalk_core.request import Hearing
 from turbotalk_core.sound import Sound
 from turbotalk_core.types import Conversation, SoundMoments, Speaker, Waveform
 
@@ -28,6 +30,9 @@ class Listener:
 
     def __init__(self) -> None:
         self.heard: list[Tensor] = []
+
+    def fingerprint(self) -> str:
+        return "5b"
 
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
@@ -231,6 +236,21 @@ def test_in_sections_a_conversation_is_heard_the_same(num_samples: int) -> None:
         assert torch.equal(ours.features.rows(), theirs.features.rows())
         assert torch.equal(_read(ours.waveform), _read(theirs.waveform))
     assert torch.equal(_read(sections.waveform), _read(whole.waveform))
+
+
+@pytest.mark.parametrize("hearing", ["whole", "sections"])
+def test_who_hears_a_voice_elsewhere_says_so(hearing: Hearing) -> None:
+    def tell(*speakers: Speaker) -> list[str | None]:
+        conversation = encode_conversation(speakers, Listener(), hearing=hearing)
+        return [speech.origin for speech in conversation.speeches]
+
+    anna, bob = _anna(0.5), _anna(0.3)
+    at_once = tell(anna, bob)
+    in_turn = tell(anna, replace(bob, follows=True))
+    assert at_once[0] == in_turn[0]
+    assert at_once[1] != in_turn[1]
+    # Laid in silence, a voice has the samples of one recorded with it, and another loudness.
+    assert tell(anna, _anna(0.5))[1] != at_once[1]
 
 
 @given(st.integers(1, 200_000))

@@ -33,6 +33,9 @@ class LevelEncoder:
     def __init__(self) -> None:
         self.heard: list[Tensor] = []
 
+    def fingerprint(self) -> str:
+        return "5b"
+
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
