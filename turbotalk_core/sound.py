@@ -82,10 +82,14 @@ class SoundReader:
             self._blocks = self._sound.blocks(first)
             self._held.clear()
             self._start = self._stop = first
-        while self._stop < last and (block_CS := next(self._blocks, None)) is not None:
-            self._held.append(block_CS)
-            self._stop += block_CS.shape[1]
-            self._drop(first)
+        try:
+            while self._stop < last and (block_CS := next(self._blocks, None)) is not None:
+                self._held.append(block_CS)
+                self._stop += block_CS.shape[1]
+                self._drop(first)
+        except BaseException:
+            self._blocks = None  # or what failed would be silence when it is asked for again
+            raise
         self._drop(first)
         held_CS = torch.cat([torch.zeros(self._sound.num_channels, 0), *self._held], dim=1)
         found_CS = held_CS[:, max(0, first - self._start) : max(0, last - self._start)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from weakref import ref
 
 import pytest
 import torch
@@ -78,6 +79,42 @@ def test_going_on_reads_a_sound_once() -> None:
     assert sound.starts == [0]
     reader.read(0, 1)
     assert sound.starts == [0, 0]
+
+
+@given(st.integers(1, 9), st.integers(1, 30), st.integers(1, 12))
+def test_a_reader_holds_what_was_asked_for_and_one_block(
+    block: int, length: int, step: int
+) -> None:
+    class Watched(Chopped):
+        def blocks(self, start: int = 0) -> Iterator[Tensor]:
+            for block_CS in super().blocks(start):
+                copy_CS = block_CS.clone()
+                held.append(ref(copy_CS))
+                yield copy_CS
+
+    def count(block: ref[Tensor]) -> int:
+        block_CS = block()
+        return 0 if block_CS is None else block_CS.shape[1]
+
+    held: list[ref[Tensor]] = []
+    reader = SoundReader(Watched(torch.ones(1, 4 * LENGTH), (block,)))
+    for start in range(0, 4 * LENGTH, step):
+        reader.read(start, start + length)
+        assert sum(map(count, held)) <= length + 2 * block
+
+
+def test_after_an_error_a_sound_is_read_anew() -> None:
+    class Failing(Chopped):
+        def blocks(self, start: int = 0) -> Iterator[Tensor]:
+            for block_CS in super().blocks(start):
+                if len(self.starts) == 1:
+                    raise AudioError("the file is gone")
+                yield block_CS
+
+    reader = SoundReader(Failing(torch.ones(1, LENGTH), (7,)))
+    with pytest.raises(AudioError, match="is gone"):
+        reader.read(0, 9)
+    assert torch.equal(reader.read(0, 9), torch.ones(1, 9))
 
 
 @given(chopped(), st.integers(-15, 50), st.integers(1, 70), st.integers(0, 70))
