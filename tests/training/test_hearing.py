@@ -76,6 +76,7 @@ def test_the_table_has_a_row_for_each_setting(
     monkeypatch.setattr(hearing, "load_family", lambda *_: family)
     monkeypatch.setattr(hearing, "SETTINGS", ((30, 10),))
     assert main(["--weights", str(Path()), "--minutes", "0.1", "--chunks", "0"]) == 0
-    *_, plain, told = capsys.readouterr().out.splitlines()
-    assert plain == "| 30 | 10 | nothing | 0.000, 0.000 | 0.000, 0.000 |"
-    assert told == "| 30 | 10 | moments | 0.000, 0.000 | 0.000, 0.000 |"
+    *_, head, _, plain, told = capsys.readouterr().out.splitlines()
+    assert head.endswith("| normalised by | speech | with a pause |")
+    assert plain == "| 30 | 10 | the section | 0.000, 0.000 | 0.000, 0.000 |"
+    assert told == "| 30 | 10 | the whole | 0.000, 0.000 | 0.000, 0.000 |"
