@@ -252,21 +252,23 @@ def stop_in_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]
     return arm
 
 
+@pytest.mark.parametrize("hearing", ["whole", "sections"])
 def test_the_same_command_goes_on_after_the_last_whole_chunk(
     talk: Talk,
     out: Path,
     stop_in_chunk: Callable[[int], list[int]],
     capsys: pytest.CaptureFixture[str],
+    hearing: str,
 ) -> None:
-    assert talk("--crf", 0) == 0
+    assert talk("--crf", 0, "--hearing", hearing) == 0
     whole = _read(out)[0]
     out.unlink()
     stop_in_chunk(1)
-    assert talk("--crf", 0) == 130  # as shells tell of Control-C
+    assert talk("--crf", 0, "--hearing", hearing) == 130  # as shells tell of Control-C
     assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
     capsys.readouterr()
     calls = stop_in_chunk(9)
-    assert talk("--crf", 0) == 0
+    assert talk("--crf", 0, "--hearing", hearing) == 0
     assert len(calls) == 2  # those of the second chunk
     captured = capsys.readouterr().err
     assert "talk.mp4.take, of which 1 of 2 chunks are finished" in captured
@@ -284,9 +286,11 @@ def test_another_command_begins_anew_and_says_why(
     stop_in_chunk(1)
     talk()
     calls = stop_in_chunk(9)
-    assert talk("--seed", 4, "--audio-scale", 0.5) == 0
+    assert talk("--seed", 4, "--audio-scale", 0.5, "--end", 0.8, "--hearing", "sections") == 0
     assert len(calls) == 4
     captured = capsys.readouterr().err
+    assert "talk.mp4.take is begun anew: voice is another" in captured
+    assert "talk.mp4.take is begun anew: hearing is another" in captured
     assert "talk.mp4.take is begun anew: seed was 0 and is 4" in captured
     assert "talk.mp4.take is begun anew: audio_scale was 1.0 and is 0.5" in captured
 

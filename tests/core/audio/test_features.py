@@ -1,5 +1,6 @@
 """How a voice is heard, whole or in sections, told by an encoder that writes down what it hears."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.core.family import ENCODER_CONFIG
+from turbotalk_core.audio.encoder import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
     MOST_WHOLE_FRAMES,
@@ -21,6 +24,7 @@ from turbotalk_core.audio.features import (
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import AudioError
+from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.request import Hearing
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Waveform
 
@@ -195,6 +199,77 @@ def test_an_encoder_that_normalises_is_told_the_moments_of_all_that_it_will_hear
     heard_S = torch.nn.functional.pad(normalize_loudness(voice.samples_CS[0]), (16_000, 16_000))
     power = heard_S.square().mean().item()
     assert told[0].covariance_KK.diagonal().tolist() == pytest.approx([power] * 10, rel=1e-2)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Wav2Vec2Encoder:
+    return build_audio_encoder(ENCODER_CONFIG, seed=0)
+
+
+def _listen(waveform: Waveform, encoder: AudioEncoder) -> SectionFeatures:
+    """Hear 16 kHz mono in short sections."""
+    seconds = Fraction(waveform.num_samples, 16_000)
+    return hear_in_sections(
+        waveform, Fraction(0), seconds, encoder, section_frames=50, context_frames=25
+    )
+
+
+@pytest.mark.parametrize("silent", [(0, 100), (100, 200), (200, 300)])
+def test_a_pause_sounds_as_it_does_in_the_whole(
+    encoder: Wav2Vec2Encoder, silent: tuple[int, int]
+) -> None:
+    voice = _noise(640 * 300)
+    voice.samples_CS[:, 640 * silent[0] : 640 * silent[1]] = 0
+    whole_TLD = encode_speech(voice, encoder).features.rows()
+    rows_TLD = _listen(voice, encoder).rows()
+    assert rows_TLD.isfinite().all()
+    for start in range(0, 300, 50):
+        part = slice(start, start + 50)
+        difference = (rows_TLD[part] - whole_TLD[part]).norm() / whole_TLD[part].norm()
+        assert difference < 0.02  # it is 0.04 and more where each section is normalised by itself
+
+
+def test_a_run_that_goes_on_hears_what_it_would_have_heard(encoder: Wav2Vec2Encoder) -> None:
+    voice = _noise(640 * 240 + 99)
+    spans = [(start, start + 13) for start in range(0, 253, 8)]
+    never_stopped = _listen(voice, encoder)
+    expected = [never_stopped.rows(*span) for span in spans]
+    for first in (1, 5, 6, 7, 29, 31):
+        going_on = _listen(voice, encoder)
+        going_on.rows(0, 1)  # as null audio asks for it
+        for span, rows_TLD in zip(spans[first:], expected[first:], strict=True):
+            assert torch.equal(going_on.rows(*span), rows_TLD)
+
+
+def test_no_more_is_read_than_the_next_section_needs() -> None:
+    class Watched(Waveform):
+        def blocks(self, start: int = 0) -> Iterator[Tensor]:
+            for block_CS in self.samples_CS[:, start:].split(640, dim=1):
+                read.append(block_CS.shape[1])
+                yield block_CS
+
+    read: list[int] = []
+    encoder = LevelEncoder()
+    noise = _noise(640 * 300)
+    features = _listen(Watched(samples_CS=noise.samples_CS, sample_rate=16_000), encoder)
+    assert sum(read) == 640 * 300  # for loudness and moments
+    read.clear()
+    for start in range(0, 300, 10):
+        features.rows(start, min(start + 10, 300))
+        assert sum(read) == 640 * min(start // 50 * 50 + 75, 300)
+    assert max(heard_S.shape[0] for heard_S in encoder.heard) == 640 * 100
+
+
+def test_how_it_was_heard_is_told() -> None:
+    def tell(hearing: Hearing, normalizes_loudness: bool = True) -> str | None:
+        voice, encoder = _noise(640), LevelEncoder()
+        return encode_speech(
+            voice, encoder, normalizes_loudness=normalizes_loudness, hearing=hearing
+        ).origin
+
+    assert tell("whole") == tell("auto") == "whole, at -23 LUFS, by 5b"
+    assert tell("sections") == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"
+    assert tell("whole", False) == "whole, as loud as it is, by 5b"
 
 
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
