@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import folder_paths
+import folder_paths  # noqa: TID251
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_audio_adapter import ApplyAudioAdapter

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import folder_paths
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
@@ -23,6 +20,7 @@ from ..turbotalk_core.video.assemble import (
 )
 from ..turbotalk_core.video.take import Take
 from .convert import waveform_from_audio
+from .files import new_temporary_path
 from .host import HostProgress, check_stop
 from .sockets import CATEGORY, TakeSocket
 from .trim import find_stop, make_trim_inputs
@@ -99,7 +97,7 @@ class AssembleVideo(io.ComfyNode):
         """Encode."""
         stop = find_stop(take, start_frame, num_frames)
         sound = open_sound(take.sound_file) if audio is None else waveform_from_audio(audio)
-        path = Path(folder_paths.get_temp_directory()) / f"turbotalk_{uuid4().hex}.mp4"
+        path = new_temporary_path(".mp4")
         assemble(
             path,
             _watch(take.iterate(start_frame, stop), HostProgress(stop - start_frame)),

@@ -4,9 +4,12 @@ from fractions import Fraction
 
 from comfy_api.latest import io
 
+from ..turbotalk_core.errors import RequestError
+from ..turbotalk_core.geometry import FPS, MAX_FRAMES
 from ..turbotalk_core.request import HEARINGS
+from ..turbotalk_core.trust import is_number
 
-MAX_SECONDS = 400_000.0  # four days and a half: a bound for the widgets
+MAX_SECONDS = MAX_FRAMES / FPS
 
 
 def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
@@ -53,5 +56,19 @@ def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
 
 
 def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fraction | None]:
-    """Give the start and the end that the widgets mean; None for the end of the sound."""
+    """Give the start and the end that the widgets mean; None for the end of the sound.
+
+    Args:
+        start_seconds: of the widget.
+        end_seconds: of the widget.
+
+    Returns:
+        What ``sound.cut`` takes.
+
+    Raises:
+        RequestError: not finite.
+    """
+    for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
+        if not is_number(seconds):  # JSON's NaN passes every bound of a widget
+            raise RequestError(f"got {name} {seconds}; use a finite number of seconds")
     return Fraction(start_seconds), Fraction(end_seconds) if end_seconds else None

@@ -27,10 +27,10 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from torchaudio.functional import resample
 
 from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.audio.moments import find_first_kernel, normalized_by
+from ..turbotalk_core.audio.resample import resample
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
 from ..turbotalk_core.model.speakers import token_regions

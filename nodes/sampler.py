@@ -11,7 +11,7 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..turbotalk_core.errors import TurboTalkError
+from ..turbotalk_core.errors import RequestError, TurboTalkError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
 from ..turbotalk_core.identity import identify
 from ..turbotalk_core.image import References
@@ -27,6 +27,7 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
+from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import Conversation, Speaker, Speech
 from ..turbotalk_core.video.take import Take, open_take
 from .adapter import HostAdapter, find_audio_adapter
@@ -333,7 +334,7 @@ class Sampler(io.ComfyNode):
             sigmas=None if sigmas is None else tuple(sigmas.tolist()),
             uses_apg=apg,
             color_strength=color_strength,
-            max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
+            max_frames=_count_frames(max_seconds),
         )
         adapter = HostAdapter(find_audio_adapter(model))
         show_notes(model, request, cls.hidden.unique_id)
@@ -360,6 +361,12 @@ class Sampler(io.ComfyNode):
                 "weights": fingerprint_networks(networks),
             }
             return io.NodeOutput(_record(request, pictures, speech, models, told))
+
+
+def _count_frames(max_seconds: float) -> int | None:
+    if not is_number(max_seconds):  # JSON's NaN passes every bound of a widget
+        raise RequestError(f"got max_seconds {max_seconds}; use a finite number, 0 for no end")
+    return max(1, round(FPS * max_seconds)) if max_seconds else None
 
 
 def _record(

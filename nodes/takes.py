@@ -14,13 +14,12 @@ from hashlib import blake2b
 from logging import getLogger
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import folder_paths
 from torch import Tensor, nn
 
 from ..turbotalk_core.identity import fingerprint
 from ..turbotalk_core.video.take import Take, delete_take, describe_changes
+from .files import new_temporary_path, output_folder
 
 _log = getLogger(__name__)
 
@@ -42,8 +41,8 @@ def place_take(identity: Mapping[str, str], graph: str) -> Path:
         known, patches are not, so none of another take: a new one in the temporary folder.
     """
     if not graph:
-        return Path(folder_paths.get_temp_directory()) / f"turbotalk_take_{uuid4().hex}"
-    folder = Path(folder_paths.get_output_directory()) / FOLDER
+        return new_temporary_path("_take")
+    folder = output_folder() / FOLDER
     _tidy(folder)
     text = json.dumps(dict(sorted(identity.items())))
     return folder / blake2b(text.encode(), digest_size=10).hexdigest()
@@ -59,7 +58,7 @@ def find_relative(identity: Mapping[str, str]) -> str | None:
         A sentence for people; None where there is no such take.
     """
     found = []
-    for path in (Path(folder_paths.get_output_directory()) / FOLDER).glob("*/take.journal"):
+    for path in (output_folder() / FOLDER).glob("*/take.journal"):
         try:
             take = Take.open(path.parent)
         except OSError:

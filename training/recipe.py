@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from training.engine import EngineSettings, Precision
 from training.guard import GuardSettings
 from turbotalk_core.errors import RecipeError
 
+MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
 FOLDER = Path(__file__).parent / "recipes"
 
 Activations = Literal["keep", "recompute", "offload"]
@@ -313,7 +315,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
                 f"got {override!r} after the recipe; changes have the form key.key=value, for "
                 "example checkpoints.every=50"
             )
-        change: Any = _parse_yaml(value, override)
+        change: Any = parse_yaml(value, override)
         for key in reversed(path.split(".")):
             change = {key: change}
         merged = _merge(merged, change)
@@ -402,7 +404,7 @@ def _read_derived(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     if path in seen:
         raise RecipeError(f"recipe {name} derives from itself; take its base out")
-    data = _parse_yaml(path.read_text(encoding="utf-8"), name)
+    data = parse_yaml(path.read_text(encoding="utf-8"), name)
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {name} is no mapping of keys to values; write key: value")
     base = data.pop("base", None)
@@ -412,11 +414,44 @@ def _read_derived(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_derived(str(beside) if beside.is_file() else base, (*seen, path)), data)
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Read plain YAML, which makes no objects.
+
+    Args:
+        text: of a recipe or a study.
+        where: what this is, for messages.
+
+    Returns:
+        Mappings, lists and plain values.
+
+    Raises:
+        RecipeError: no YAML, or one of more than ``MAX_VALUES`` values: by aliases of aliases a few
+            lines can mean any number.
+    """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        num_values = _count_values(node, {})
+        data = yaml.safe_load(text) if num_values <= MAX_VALUES else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{where} is no YAML ({error}); see training/recipes") from error
+    if num_values > MAX_VALUES:
+        raise RecipeError(
+            f"{where} means {num_values} values, at most {MAX_VALUES} are read; write it without "
+            "aliases (*name)"
+        )
+    return data
+
+
+def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Count what is left when each alias is written out; those that hold themselves never end."""
+    if node is None:
+        return 0
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _merge(under: Any, over: Any) -> Any:

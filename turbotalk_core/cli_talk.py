@@ -22,7 +22,7 @@ from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
 from .audio.encoder import load_audio_encoder
 from .audio.io import open_sound
-from .cli_arguments import DTYPES, find_device, parse_count, parse_size
+from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
 from .geometry import count_frames, fit_size
 from .identity import fingerprint, identify
@@ -39,7 +39,7 @@ from .library import (
 )
 from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
-from .regions import find_masks, fit_regions
+from .regions import find_masks, fit_regions, parse_box
 from .request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
 from .sound import Sound, cut
 from .types import Speaker
@@ -174,10 +174,9 @@ def _open_voice(path: str | Path, arguments: argparse.Namespace) -> Sound:
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
     if text == AUTO:
         return None
-    numbers = text.split(",")
-    if len(numbers) == 4 and all(number.strip().lstrip("-").isdecimal() for number in numbers):
-        x, y, width, height = (int(number) for number in numbers)
-        return x, y, width, height
+    box = parse_box(text)
+    if box is not None:
+        return box
     try:
         pixels_HWC = read_image(text)
     except ImageError as error:
@@ -302,14 +301,14 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--start",
-        type=_parse_seconds,
+        type=parse_seconds,
         default=Fraction(0),
         metavar="SECONDS",
         help="of each sound file, leave out what lies before (0)",
     )
     parser.add_argument(
         "--end",
-        type=_parse_seconds,
+        type=parse_seconds,
         metavar="SECONDS",
         help="of each sound file, leave out what lies after",
     )
@@ -427,12 +426,5 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 def _parse_length(text: str) -> int:
     """Turn seconds into whole frames."""
-    seconds = _parse_seconds(text)
+    seconds = parse_seconds(text)
     return count_frames(seconds.numerator, seconds.denominator)
-
-
-def _parse_seconds(text: str) -> Fraction:
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5") from error

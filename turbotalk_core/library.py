@@ -27,6 +27,7 @@ from .model.text_encoder import encode_prompt
 from .pipeline import Models
 from .prompts import parse_prompts
 from .request import MAX_DISTILLED_STEPS, TalkRequest
+from .trust import is_file, is_folder
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
 STUDENT = "turbotalk_tiny.safetensors"
@@ -106,7 +107,7 @@ def find_model_files(
     if dit is None:
         made = STUDENT if num_steps in (None, 1) else DMD
         is_distilled = num_steps is None or num_steps <= MAX_DISTILLED_STEPS
-        is_there = (folder / "diffusion_models" / made).is_file()
+        is_there = is_file(folder / "diffusion_models" / made)
         dit = made if is_distilled and is_there else TEACHER
     dit_path = _find(folder / "diffusion_models", dit)
     if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
@@ -265,7 +266,7 @@ def _read_prompts(
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.exists():  # a folder may stand for its shards
+    if not (is_file(path) or is_folder(path)):  # a folder may stand for its shards
         files = (p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".pth"))
         present = ", ".join(sorted(files)) or "nothing"
         raise CheckpointError(

@@ -297,15 +297,20 @@ def _check_carry(request: TalkRequest, carry: Carry | None) -> None:
     if carry is None:
         return
     expected = (1, 3, request.num_motion_frames, request.height, request.width)
-    state_S = torch.Generator("cpu").get_state()
-    if tuple(carry.motion_frames_BCTHW.shape) != expected or (
-        carry.noise_state_S.shape != state_S.shape or carry.noise_state_S.dtype != state_S.dtype
-    ):
+    frames_BCTHW = carry.motion_frames_BCTHW
+    if tuple(frames_BCTHW.shape) != expected or frames_BCTHW.dtype != torch.float32:
         raise MismatchError(
-            f"got motion frames of shape {tuple(carry.motion_frames_BCTHW.shape)} and "
-            f"{carry.noise_state_S.numel()} bytes of noise state to go on from; the request needs "
-            f"{expected} and {state_S.numel()}, so begin anew"
+            f"got motion frames of shape {tuple(frames_BCTHW.shape)} and type "
+            f"{frames_BCTHW.dtype} to go on from; the request needs {expected} and "
+            f"{torch.float32}, so begin anew"
         )
+    try:
+        torch.Generator("cpu").set_state(carry.noise_state_S)
+    except (RuntimeError, TypeError) as error:
+        raise MismatchError(
+            f"got {carry.noise_state_S.numel()} values that are no state of the noise to go on "
+            "from; begin anew"
+        ) from error
 
 
 def _hear(

@@ -367,7 +367,10 @@ def test_going_on_is_as_if_it_had_never_stopped(update: Any, num_finished: int) 
     "changes",
     [
         {"motion_frames_BCTHW": torch.zeros(1, 3, 9, HEIGHT, WIDTH)},
+        {"motion_frames_BCTHW": torch.zeros(1, 3, 5, HEIGHT, WIDTH, dtype=torch.float64)},
         {"noise_state_S": torch.zeros(7, dtype=torch.uint8)},
+        {"noise_state_S": torch.Generator("cpu").get_state().float()},
+        {"noise_state_S": torch.full_like(torch.Generator("cpu").get_state(), 255)},
     ],
 )
 def test_what_another_video_handed_on_is_refused(changes: dict[str, Tensor]) -> None:

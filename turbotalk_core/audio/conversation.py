@@ -56,6 +56,7 @@ def encode_conversation(
 
     Raises:
         AudioError: nobody has a voice, or all together is shorter than one video frame.
+        RequestError: hearing is none of ``request.HEARINGS``.
 
     Source: InfiniteTalk, generate_infinitetalk.py, audio_prepare_multi: "para" is nobody following,
         "add" everybody.

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import AudioError
+from ..errors import AudioError, RequestError
 from ..geometry import FPS, SAMPLE_RATE, count_frames, count_samples
 from ..ports import AudioEncoder
-from ..request import Hearing
+from ..request import HEARINGS, Hearing
 from ..sound import Sound, SoundReader, Span
 from ..types import AudioFeatures, SoundMoments, Speech, Waveform
 from .io import to_waveform
@@ -56,6 +56,7 @@ def encode_speech(
 
     Raises:
         AudioError: the audio is shorter than one video frame.
+        RequestError: hearing is none of ``request.HEARINGS``.
     """
     seconds = Fraction(waveform.num_samples, waveform.sample_rate)
     is_whole = hears_whole(seconds, hearing)
@@ -79,7 +80,12 @@ def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
 
     Returns:
         True for at once, which takes memory in proportion to the length; False for in sections.
+
+    Raises:
+        RequestError: a wish that is none of ``request.HEARINGS``.
     """
+    if hearing not in HEARINGS:
+        raise RequestError(f"got hearing {hearing!r}; choose one of {', '.join(HEARINGS)}")
     return hearing == "whole" or (hearing == "auto" and seconds * FPS <= MOST_WHOLE_FRAMES)
 
 

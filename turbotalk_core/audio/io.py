@@ -20,10 +20,18 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
 
-from ..errors import AudioError
-from ..geometry import count_frames
+from ..errors import AudioError, TurboTalkError
+from ..geometry import (
+    FPS,
+    MAX_FRAMES,
+    MAX_SAMPLE_RATE,
+    MAX_SAMPLES,
+    SAMPLE_RATE,
+    count_frames,
+)
 from ..identity import digest_file
 from ..sound import Sound
+from ..trust import check_tables, is_file, media_options
 from ..types import Waveform
 
 
@@ -99,8 +107,8 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
     All of it is decoded once, as only that tells the exact length, and that it can be read.
 
     Args:
-        path: any container and codec that PyAV decodes: wav, mp3, flac, m4a, ogg, opus, or the
-            sound of mp4, mov, mkv, webm.
+        path: any codec that PyAV decodes, in a container of ``trust.CONTAINERS``: wav, mp3, flac,
+            m4a, ogg, opus, or the sound of mp4, mov, mkv, webm, and others.
         end: seconds after which nothing is needed; None for all.
 
     Returns:
@@ -109,7 +117,7 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
 
     Raises:
         AudioError: there is no such file, it is no media file or damaged, it has no audio stream,
-            the stream is empty, or its samples are not finite.
+            the stream is empty or longer than ``MAX_FRAMES``, or its samples are not finite.
     """
     kept, num_samples = None, 0
     for frame in _decode(path):
@@ -123,6 +131,12 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
             num_channels=frame.layout.nb_channels,
             num_samples=num_samples,
         )
+        # Counted while it comes: silence of days fits into a file of kilobytes.
+        if kept.num_frames > MAX_FRAMES:
+            raise AudioError(
+                f"{path} lasts longer than {MAX_FRAMES // FPS} s, which is all that is read; "
+                "export a part of it"
+            )
         if end is not None and num_samples >= (most := max(1, round(end * frame.sample_rate))):
             return replace(kept, num_samples=most)
     assert kept is not None  # of an empty stream there is no block, but an error
@@ -139,26 +153,32 @@ def read_audio(path: str | Path) -> Waveform:
         What ``open_sound`` reads.
 
     Raises:
-        AudioError: as for ``open_sound``.
+        AudioError: as for ``open_sound`` and ``to_waveform``.
     """
-    blocks, sample_rate = [], 0
-    for frame in _decode(path):
-        blocks.append(_read_frame(frame))
-        sample_rate = frame.sample_rate
-    return Waveform(samples_CS=torch.cat(blocks, dim=1), sample_rate=sample_rate)
+    return to_waveform(open_sound(path))
 
 
 def to_waveform(sound: Sound) -> Waveform:
     """Hold all of a sound in memory.
 
     Args:
-        sound: not longer than the memory allows.
+        sound: of at most ``MAX_SAMPLES``, all channels together, at 16 kHz or its own rate.
 
     Returns:
         The sound itself where it is in memory already.
+
+    Raises:
+        AudioError: it is longer.
     """
     if isinstance(sound, Waveform):
         return sound
+    num_all = sound.num_samples * sound.num_channels * max(1, SAMPLE_RATE // sound.sample_rate)
+    if num_all > MAX_SAMPLES:
+        raise AudioError(
+            f"got more than {MAX_SAMPLES} samples, {sound.sample_rate} a second in "
+            f"{sound.num_channels} channels; more is not held in memory, so let it be heard in "
+            "sections, or export a part of it or fewer channels"
+        )
     return Waveform(
         samples_CS=torch.cat(list(sound.blocks()), dim=1), sample_rate=sound.sample_rate
     )
@@ -213,23 +233,28 @@ def from_samples(samples: Tensor, sample_rate: int) -> Waveform:
 @contextmanager
 def _open(path: str | Path) -> Iterator[InputContainer]:
     """Open a local file that has sound; what goes wrong while it is open is told of, too."""
-    if not Path(path).is_file():
+    if not is_file(Path(path)):
         raise AudioError(f"there is no audio file at {path}; give the path of a local file")
     try:
+        with Path(path).open("rb") as file:
+            check_tables(file)
         # A playlist must not make us open a network address, nor a name with a colon a protocol.
         # Titles need not be UTF-8, and nobody asks for them.
         with av.open(
-            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            f"file:{path}", options=media_options("file"), metadata_errors="replace"
         ) as container:
             if not container.streams.audio:
                 raise AudioError(
                     f"{path} has no audio stream; give a recording, or a video with sound"
                 )
             yield container
-    except FFmpegError as error:
+    except TurboTalkError:
+        raise
+    # FFmpeg's errors, and what PyAV stumbles over in damaged files.
+    except (FFmpegError, OSError, ValueError, LookupError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, FFmpegError) else error
         raise AudioError(
-            f"{path} cannot be decoded as audio ({error.strerror}); re-export it as wav, mp3, flac "
-            "or m4a"
+            f"{path} cannot be decoded as audio ({reason}); re-export it as wav, mp3, flac or m4a"
         ) from error
 
 
@@ -239,6 +264,11 @@ def _decode(path: str | Path, start: int = 0) -> Iterator[av.AudioFrame]:
     with _open(path) as container:
         for frame in container.decode(audio=0):
             kinds.add((frame.sample_rate, frame.layout.nb_channels, frame.format.name))
+            if frame.sample_rate > MAX_SAMPLE_RATE:  # a second of it may be gigabytes
+                raise AudioError(
+                    f"{path} claims {frame.sample_rate} Hz; at most {MAX_SAMPLE_RATE} are read, so "
+                    "re-export it at its true rate"
+                )
             if len(kinds) > 1:
                 raise AudioError(
                     f"{path} changes its sample rate, channel count or sample format on the way: "

@@ -17,11 +17,10 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from ..errors import AudioError
-from ..geometry import SAMPLE_RATE
+from ..geometry import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, SAMPLE_RATE
 from ..sound import Sound, SoundReader
 from ..types import Waveform
 
-MIN_SAMPLE_RATE = 1_000  # Hz; below it no speech sound is left
 # An odd rate such as 44101 Hz would need a resampling filter of gigabytes; a ratio this fine drifts
 # by less than a tenth of a video frame per hour.
 MAX_RATIO_DENOMINATOR = 1_000
@@ -113,9 +112,9 @@ def read_mono_16k(sound: Sound) -> Sound:
         One channel at 16 kHz; its samples are those of ``to_mono_16k``, up to rounding.
 
     Raises:
-        AudioError: the sample rate is under 1 kHz.
+        AudioError: the sample rate is under 1 kHz, or above ``MAX_SAMPLE_RATE``.
     """
-    _check_rate(sound.sample_rate)
+    _find_ratio(sound.sample_rate, SAMPLE_RATE)  # refused now, not when it is read
     return Resampled(sound=Mono(sound=sound), sample_rate=SAMPLE_RATE)
 
 
@@ -129,22 +128,34 @@ def to_mono_16k(waveform: Waveform) -> Tensor:
         [S] float32, ceil(16000 * seconds) samples.
 
     Raises:
-        AudioError: the sample rate is under 1 kHz.
+        AudioError: as for ``resample``.
     """
-    _check_rate(waveform.sample_rate)
-    ratio = _find_ratio(waveform.sample_rate, SAMPLE_RATE)
-    return _resample(waveform.samples_CS.mean(dim=0), ratio)
+    return resample(waveform.samples_CS.mean(dim=0), waveform.sample_rate, SAMPLE_RATE)
 
 
-def _check_rate(sample_rate: int) -> None:
-    if sample_rate < MIN_SAMPLE_RATE:
-        raise AudioError(
-            f"got a sample rate of {sample_rate} Hz; speech needs at least {MIN_SAMPLE_RATE} Hz, "
-            "so give the recording at its true rate"
-        )
+def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
+    """Bring sound to another sample rate, all at once.
+
+    Args:
+        samples: [..., S].
+        sample_rate: of the samples, Hz.
+        wanted_rate: Hz.
+
+    Returns:
+        [..., ceil(S * wanted_rate / sample_rate)], but for odd ratios a few samples more or fewer.
+
+    Raises:
+        AudioError: the sample rate is under 1 kHz, or above ``MAX_SAMPLE_RATE``.
+    """
+    return _resample(samples, _find_ratio(sample_rate, wanted_rate))
 
 
 def _find_ratio(sample_rate: int, wanted_rate: int) -> Fraction:
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:  # or the filter may need gigabytes
+        raise AudioError(
+            f"got a sample rate of {sample_rate} Hz; speech needs at least {MIN_SAMPLE_RATE} Hz "
+            f"and at most {MAX_SAMPLE_RATE}, so give the recording at its true rate"
+        )
     return Fraction(sample_rate, wanted_rate).limit_denominator(MAX_RATIO_DENOMINATOR)
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from ..trust import is_file, parse_json
 from .files import reports_disk_errors, sync_folder
 
-MAX_BYTES = 1 << 30  # a week of video makes a tenth of that; more is not ours
+MAX_BYTES = 2**26  # a week of video makes half of that; more is not ours
 
 
 class Journal:
@@ -40,7 +41,7 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         self._length = 0
         with reports_disk_errors(path):
-            if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            if not is_file(path) or path.stat().st_size > MAX_BYTES:
                 return
             lines = path.read_bytes().splitlines(keepends=True)
         for line in lines:
@@ -54,7 +55,7 @@ class Journal:
         """Write a record; when this returns, it is on the disk, whatever happens next.
 
         Args:
-            record: what JSON can hold.
+            record: what JSON can hold, whole numbers of at most twenty digits.
 
         Raises:
             OutputError: the disk refused. The records before are as they were.
@@ -81,7 +82,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     if not line.endswith(b"\n") or checksum != b"%08x" % crc32(text):
         return None
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
+        record = parse_json(text)
+    except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -23,13 +23,17 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av import AudioStream
+from av.container import InputContainer
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import ChunkError, MismatchError, OutputError
+from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
+from ..geometry import MAX_FRAMES
 from ..sound import Sound, pieces
+from ..trust import MAX_PIXELS, is_file, media_options
 from ..types import Carry, FrameChunk, Waveform
 from .assemble import quantize_frames
 from .background import Background
@@ -40,6 +44,7 @@ from .writer import LOSSLESS, open_video
 _JOURNAL = "take.journal"
 _SOUND = "sound.mka"
 _LOCK = "take.lock"
+_SOUND_CODEC, _SAMPLE_BYTES = "pcm_f32le", 4  # floating point, as it is
 _OURS = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors", ".*.part.*")
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
@@ -92,17 +97,17 @@ class Take:
             The take; frames and sound are read when asked for.
 
         Raises:
-            OutputError: the folder holds no take with a finished chunk, or one of its files is
-                missing.
+            OutputError: the folder holds no take with a finished chunk, its journal is damaged, or
+                one of its files is missing or no file of its own.
         """
         path = folder / _JOURNAL
-        if not path.is_file():
+        if not _is_own(path):
             raise OutputError(f"there is no {path}; make the take again")
         take = _read_take(folder, Journal(path).records)
         if not take.chunks:
             raise OutputError(f"{folder} has no finished chunk; make the take again")
         for name in (_SOUND, *(chunk.file for chunk in take.chunks)):
-            if not (folder / name).is_file():
+            if not _is_own(folder / name):
                 raise OutputError(f"{folder / name} is missing; make the take again")
         return take
 
@@ -158,11 +163,13 @@ class Take:
         """Where the original recording lies, exactly as it was given.
 
         Raises:
-            OutputError: it does not lie there any more.
+            OutputError: it does not lie there any more, or is another.
         """
         path = self.folder / _SOUND
-        if not path.is_file():
+        if not _is_own(path):
             raise OutputError(f"{path} is missing; make the take again")
+        with _open_media(path) as container:
+            _find_sound(path, container)
         return path
 
     def read_waveform(self) -> Waveform:
@@ -175,27 +182,69 @@ class Take:
             OutputError: the file cannot be read.
         """
         path = self.folder / _SOUND
-        with reports_disk_errors(path), av.open(str(path)) as container:
-            stream = container.streams.audio[0]
-            parts = [
-                frame.to_ndarray().reshape(-1, stream.channels)
-                for frame in container.decode(stream)
-            ]
+        with _open_media(path) as container:
+            stream = _find_sound(path, container)
+            parts = []
+            room = path.stat().st_size // _SAMPLE_BYTES  # a container may be compressed, too
+            for frame in container.decode(stream):
+                parts.append(frame.to_ndarray().reshape(-1, stream.channels))
+                room -= parts[-1].size
+                if room < 0:
+                    raise OutputError(f"{path} unpacks to more than it is; make the take again")
             samples_CS = torch.from_numpy(np.concatenate(parts).T.copy())
             return Waveform(samples_CS=samples_CS, sample_rate=stream.rate)
 
     def _iterate_chunk(self, chunk: TakeChunk, start: int, stop: int) -> Iterator[Tensor]:
         path = self.folder / chunk.file
-        with reports_disk_errors(path):
-            container = av.open(str(path))
-        with container:
-            frames = islice(container.decode(video=0), start, stop)
+        with _open_media(path) as container:
+            stream = container.streams.video[0]
+            context = stream.codec_context
+            if (context.name, context.height, context.width) != ("ffv1", self.height, self.width):
+                raise OutputError(
+                    f"{path} holds {context.name} of {context.width}x{context.height}, the take is "
+                    f"ffv1 of {self.width}x{self.height}; make the take again"
+                )
+            context.options = {"max_pixels": str(MAX_PIXELS)}
+            frames = islice(container.decode(stream), start, stop)
             for position in range(start, stop, _BATCH):
-                with reports_disk_errors(path):
-                    batch = [frame.to_ndarray(format="rgb24") for frame in islice(frames, _BATCH)]
+                batch = [frame.to_ndarray(format="rgb24") for frame in islice(frames, _BATCH)]
                 if len(batch) != min(_BATCH, stop - position):
                     raise OutputError(f"{path} ends too early; make the take again")
                 yield torch.from_numpy(np.stack(batch))
+
+
+def _is_own(path: Path) -> bool:
+    """Tell whether a file is there; a take never has links, which could lead anywhere."""
+    return is_file(path) and not path.is_symlink()
+
+
+@contextmanager
+def _open_media(path: Path) -> Iterator[InputContainer]:
+    """Open a file of a take, and nothing else that it may name."""
+    try:
+        with (
+            reports_disk_errors(path),
+            av.open(
+                f"file:{path}",
+                format="matroska",
+                options=media_options("file"),
+                metadata_errors="replace",
+            ) as container,
+        ):
+            yield container
+    except TurboTalkError:
+        raise
+    # What PyAV and numpy stumble over in damaged files.
+    except (ValueError, LookupError, RuntimeError, AttributeError) as error:
+        raise OutputError(f"{path} is damaged ({error}); make the take again") from error
+
+
+def _find_sound(path: Path, container: InputContainer) -> AudioStream:
+    stream = container.streams.audio[0]
+    # What the writer writes; another codec could unpack to more than memory holds.
+    if stream.codec_context.name != _SOUND_CODEC:
+        raise OutputError(f"{path} holds {stream.codec_context.name}; make the take again")
+    return stream
 
 
 class TakeWriter:
@@ -417,23 +466,34 @@ def _read_take(folder: Path, records: list[dict[str, Any]]) -> Take:
             )
         take = Take(
             folder=folder,
-            height=int(header["height"]),
-            width=int(header["width"]),
-            length=int(header["length"]),
+            height=header["height"],
+            width=header["width"],
+            length=header["length"],
             chunks=tuple(
-                TakeChunk(file=_name_chunk(index), start=int(span["start"]), stop=int(span["stop"]))
+                TakeChunk(file=_name_chunk(index), start=span["start"], stop=span["stop"])
                 for index, span in enumerate(rest)
             ),
             identity={str(name): str(value) for name, value in header["identity"].items()},
         )
-        edge = 0
-        for chunk in take.chunks:
-            if not chunk.start == edge < chunk.stop <= take.length:
-                raise ValueError(f"{chunk.file} spans [{chunk.start}, {chunk.stop})")
-            edge = chunk.stop
+        _check_numbers(take)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
     return take
+
+
+def _check_numbers(take: Take) -> None:
+    """Refuse, by a ValueError, sizes that cannot be and frames that do not follow each other."""
+    sizes = take.height, take.width, take.length
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError(f"{take.length} frames of {take.width}x{take.height}")
+    if take.height * take.width > MAX_PIXELS or take.length > MAX_FRAMES:
+        raise ValueError(f"{take.length} frames of {take.width}x{take.height}")
+    edge = 0
+    for chunk in take.chunks:
+        is_whole = type(chunk.start) is int and type(chunk.stop) is int
+        if not is_whole or not chunk.start == edge < chunk.stop <= take.length:
+            raise ValueError(f"{chunk.file} spans [{chunk.start}, {chunk.stop})")
+        edge = chunk.stop
 
 
 def _name_chunk(index: int) -> str:
@@ -456,6 +516,8 @@ def _write_carry(folder: Path, carry: Carry) -> None:
 
 def _read_carry(folder: Path, num_chunks: int) -> Carry:
     path = _name_carry(folder, num_chunks)
+    if not _is_own(path):
+        raise OutputError(f"{path} is missing; make the take again")
     with reports_disk_errors(path):
         content = path.read_bytes()
     try:
@@ -495,7 +557,7 @@ def _write_sound(path: Path, waveform: Sound) -> None:
         reports_disk_errors(path),
         av.open(str(part), "w") as container,
     ):
-        stream = container.add_stream("pcm_f32le", rate=rate, layout=layout)
+        stream = container.add_stream(_SOUND_CODEC, rate=rate, layout=layout)
         # a second at a time: one block of the whole recording would outgrow the container's limits
         for index, samples_CS in enumerate(pieces(waveform, rate)):
             interleaved = samples_CS.T.contiguous().numpy().reshape(1, -1)

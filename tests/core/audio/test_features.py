@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import cast
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from turbotalk_core.audio.features import (
 )
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
-from turbotalk_core.errors import AudioError
+from turbotalk_core.errors import AudioError, RequestError
 from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.request import Hearing
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Waveform
@@ -270,6 +271,11 @@ def test_how_it_was_heard_is_told() -> None:
     assert tell("whole") == tell("auto") == "whole, at -23 LUFS, by 5b"
     assert tell("sections") == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"
     assert tell("whole", False) == "whole, as loud as it is, by 5b"
+
+
+def test_another_wish_than_there_are_is_refused() -> None:
+    with pytest.raises(RequestError, match="got hearing 'loudly'; choose one of auto, whole, sec"):
+        encode_speech(_noise(640), LevelEncoder(), hearing=cast(Hearing, "loudly"))
 
 
 @pytest.mark.parametrize("hearing", ["whole", "sections"])

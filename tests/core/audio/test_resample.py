@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.test_sound import Chopped
 from turbotalk_core.audio.io import from_samples
-from turbotalk_core.audio.resample import Resampled, read_mono_16k, to_mono_16k
+from turbotalk_core.audio.resample import Resampled, read_mono_16k, resample, to_mono_16k
 from turbotalk_core.errors import AudioError
 from turbotalk_core.types import Waveform
 
@@ -44,6 +45,15 @@ def test_channels_are_averaged() -> None:
 def test_a_rate_without_speech_is_refused(reduce: Callable[[Waveform], object]) -> None:
     with pytest.raises(AudioError, match="999 Hz"):
         reduce(Waveform(samples_CS=torch.zeros(1, 999), sample_rate=999))
+
+
+@pytest.mark.parametrize("sample_rate", [1, 999, 384_001, 2**31 - 1])
+def test_a_rate_that_no_recorder_has_is_refused(sample_rate: int) -> None:
+    with pytest.raises(AudioError, match=f"{sample_rate} Hz"):
+        resample(torch.zeros(10), sample_rate, 16_000)
+    sound = Chopped(torch.zeros(1, 10), (3,), sample_rate)
+    with pytest.raises(AudioError, match=f"{sample_rate} Hz"):
+        next(Resampled(sound=sound, sample_rate=48_000).blocks())
 
 
 def _noise(num_samples: int, sample_rate: int, channels: int = 1) -> Waveform:

@@ -11,7 +11,7 @@ from turbotalk_core.errors import OutputError
 from turbotalk_core.video import journal as journal_module
 from turbotalk_core.video.journal import Journal
 
-RECORDS = st.lists(st.dictionaries(st.text(), st.integers() | st.text()), max_size=4)
+RECORDS = st.lists(st.dictionaries(st.text(), st.integers(-(2**64), 2**64) | st.text()), max_size=4)
 
 
 @given(RECORDS)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -22,6 +25,7 @@ from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
 from turbotalk_core.video import take as take_module
 from turbotalk_core.video.journal import Journal
 from turbotalk_core.video.take import Take, delete_take, describe_changes, open_take
+from turbotalk_core.video.writer import LOSSLESS, Encoding, open_video
 
 SOUND = Waveform(samples_CS=torch.randn(2, 9_000), sample_rate=22_050)
 SPANS = ((0, 21), (21, 29), (29, 33))
@@ -289,7 +293,7 @@ def test_equal_identities_have_no_changes():
     ("damage", "told"),
     [
         (lambda folder: (folder / "chunk_00000.mkv").unlink(), r"chunk_00000\.mkv is missing"),
-        (lambda folder: (folder / "carry_00001.safetensors").unlink(), "No such file"),
+        (lambda folder: (folder / "carry_00001.safetensors").unlink(), "is missing"),
         (lambda folder: cut(folder / "carry_00001.safetensors", 50), "is damaged"),
     ],
 )
@@ -394,23 +398,132 @@ def write_journal(folder, *records):
 HEADER = {"version": 2, "height": 34, "width": 50, "length": 33, "identity": IDENTITY}
 
 
+def span(start, stop):
+    return {"start": start, "stop": stop}
+
+
 @pytest.mark.parametrize(
     ("records", "told"),
     [
+        ([], "damaged"),
         ([{**HEADER, "version": 99}], "version 99.*version 2"),
         ([{"version": 2}], "damaged.*height"),
         ([HEADER], "no finished chunk"),
-        ([HEADER, {"start": 0, "stop": 34}], "damaged"),
-        ([HEADER, {"start": 5, "stop": 9}], "damaged"),
-        ([HEADER, {"start": 0, "stop": 9}, {"start": 8, "stop": 9}], "damaged"),
-        ([HEADER, {"start": "x", "stop": 9}], "damaged"),
-        ([HEADER, {"start": 0, "stop": 21}], r"sound\.mka is missing"),
+        ([HEADER, span(0, 34)], "damaged"),
+        ([HEADER, span(5, 9)], "damaged"),
+        ([HEADER, span(0, 9), span(8, 9)], "damaged"),
+        ([HEADER, span("x", 9)], "damaged"),
+        ([HEADER, span(0, 0)], "damaged"),
+        ([HEADER, span(0, -1)], "damaged"),
+        ([HEADER, span(0, 21.0)], "damaged"),
+        ([HEADER, span(False, 21)], "damaged"),
+        ([HEADER, span(0, True)], "damaged"),
+        ([HEADER, span(0, 2**63)], "damaged"),
+        ([HEADER, {"start": 0}], "damaged"),
+        ([HEADER, span(0, 21)], r"sound\.mka is missing"),
     ],
 )
 def test_a_journal_that_tells_nonsense(tmp_path, records, told):
     write_journal(tmp_path, *records)
+    (tmp_path / "take.journal").touch()
     with pytest.raises(OutputError, match=told):
         Take.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [{"height": 0}, {"width": -1}, {"height": "34"}, {"height": 34.0}, {"width": None},
+     {"height": 100_000, "width": 100_000}, {"length": 2**40}, {"length": True},
+     {"identity": None}, {"identity": ["seed"]}],
+)  # fmt: skip
+def test_a_size_that_cannot_be_is_damage(tmp_path, size):
+    write_journal(tmp_path, HEADER | size, span(0, 21))
+    with pytest.raises(OutputError, match=r"take\.journal is damaged"):
+        Take.open(tmp_path)
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A take of the same files, to be changed."""
+    return shutil.copytree(made[0], tmp_path / "copy")
+
+
+def test_a_link_is_no_part_of_a_take(copy, made):
+    for name in ("chunk_00001.mkv", "sound.mka", "take.journal"):
+        (copy / name).unlink()
+        (copy / name).symlink_to(made[0] / name)
+        with pytest.raises(OutputError, match=rf"{name}"):
+            Take.open(copy)
+        (copy / name).unlink()
+        shutil.copy(made[0] / name, copy / name)
+        assert Take.open(copy).num_frames == 33
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes")
+@pytest.mark.parametrize("name", ["take.journal", "sound.mka", "chunk_00000.mkv"])
+def test_a_pipe_is_no_part_of_a_take(copy, name):
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(OutputError, match=name):
+        Take.open(copy)
+
+
+def test_a_carry_behind_a_link_is_not_gone_on_with(begun, tmp_path):
+    carry = begun / "carry_00001.safetensors"
+    carry.rename(tmp_path / "elsewhere")
+    carry.symlink_to(tmp_path / "elsewhere")
+    with opened(begun) as writer:
+        (change,) = writer.changes
+        assert "carry_00001.safetensors is missing" in change
+    assert (tmp_path / "elsewhere").exists()
+
+
+def test_a_chunk_of_another_size_or_codec_is_refused(copy):
+    take = Take.open(copy)
+    with open_video(copy / "chunk_00001.mkv", LOSSLESS) as writer:
+        writer.write(noise(8, height=36))
+    with pytest.raises(OutputError, match="holds ffv1 of 50x36, the take is ffv1 of 50x34"):
+        take.read()
+    lossy = Encoding(encoder="libx264", pixel_format="yuv444p")
+    with open_video(copy / "chunk_00001.mkv", lossy) as writer:
+        writer.write(noise(8))
+    with pytest.raises(OutputError, match="holds h264 of 50x34"):
+        take.read()
+
+
+def test_a_chunk_that_is_a_list_of_files_opens_none(copy):
+    (copy / "chunk_00000.mkv").write_text("ffconcat version 1.0\nfile chunk_00001.mkv\n")
+    with pytest.raises(OutputError, match=r"chunk_00000\.mkv"):
+        Take.open(copy).read(0, 1)
+
+
+def test_sound_of_another_codec_is_refused(copy):
+    with av.open(str(copy / "sound.mka"), "w") as container:
+        stream = container.add_stream("flac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 640), dtype=np.int16), format="s16", layout="mono"
+        )
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(OutputError, match=r"sound\.mka holds flac"):
+        Take.open(copy).read_waveform()
+
+
+def test_a_file_without_its_stream_is_damage(copy):
+    sound, chunk = copy / "sound.mka", copy / "chunk_00000.mkv"
+    pictures = chunk.read_bytes()
+    chunk.write_bytes(sound.read_bytes())
+    sound.write_bytes(pictures)
+    for read in (Take.open(copy).read, Take.open(copy).read_waveform):
+        with pytest.raises(OutputError, match="is damaged"):
+            read()
+
+
+def test_sound_that_unpacks_to_more_than_its_file_is_refused(made, monkeypatch):
+    monkeypatch.setattr("turbotalk_core.video.take._SAMPLE_BYTES", 5)
+    with pytest.raises(OutputError, match="unpacks to more than it is"):
+        Take.open(made[0]).read_waveform()
 
 
 def test_a_damaged_chunk(made, tmp_path):
