@@ -32,6 +32,7 @@ from torchaudio.functional import resample
 from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
+from ..turbotalk_core.image import reference_clip
 from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
@@ -152,6 +153,10 @@ class HostCodec:
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Encode frames; see ``ports.VideoCodec``."""
         return self._format.process_in(self._vae.encode(image_from_frames(frames_BCTHW)).float())
+
+    def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
+        """Encode a picture and then grey; see ``ports.VideoCodec``."""
+        return self.encode(reference_clip(picture_BCHW, num_frames))
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode latents; see ``ports.VideoCodec``."""

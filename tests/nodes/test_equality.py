@@ -238,6 +238,8 @@ def test_codec(family, models, part):
         codec = part("nodes.host").HostCodec(models.vae)
         latents = vae.encode(frames)
         assert_close(codec.encode(frames), latents)
+        picture = frames[:, :, 0]
+        assert_close(codec.encode_reference(picture, 9), vae.encode_reference(picture, 9))
         assert_close(codec.decode(latents), vae.decode(latents))
 
 

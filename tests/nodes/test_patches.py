@@ -184,6 +184,10 @@ class TestMemory:
                 push_out()
                 return super().encode(frames_BCTHW)
 
+            def encode_reference(self, picture_BCHW, num_frames):
+                push_out()
+                return super().encode_reference(picture_BCHW, num_frames)
+
             def decode(self, latents_BCFHW):
                 push_out()
                 return super().decode(latents_BCFHW)

@@ -13,6 +13,8 @@ Source of the architecture: Wan 2.1, wan/modules/vae.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -250,9 +252,62 @@ class Encoder(nn.Module):
                 return hidden.new_empty(0, batch, 2 * LATENT_CHANNELS, *size)
         return hidden
 
+    def iter_held(self, first_TBCHW: Tensor, held_TBCHW: Tensor, repeats: int) -> Iterator[Tensor]:
+        """Encode a piece of a clip and then one and the same piece over and over.
+
+        What a stage makes depends on its input and a few frames before it. So when its input has
+        begun to repeat, its output does too, a fixed number of pieces later, and need not be made
+        again. The results are to the bit those of calling this module piece by piece, as every
+        call that is made is one of those.
+
+        Args:
+            first_TBCHW: the piece that the clip begins with.
+            held_TBCHW: the piece that follows, with an even number of frames.
+            repeats: how many times it does.
+
+        Yields:
+            What is complete now, nothing being left out.
+        """
+        stream: Stream = {}
+        stages, counts = self._stages, self._count_distinct(len(held_TBCHW))
+        start = 0
+        for index in range(1 + repeats):
+            hidden_TBCHW = held_TBCHW if index else first_TBCHW
+            for position in range(start, len(stages)):
+                hidden_TBCHW = stages[position](hidden_TBCHW, stream)
+                if not len(hidden_TBCHW):
+                    break
+                if index + 1 == counts[position]:
+                    start, held_TBCHW = position + 1, hidden_TBCHW
+            else:
+                yield hidden_TBCHW
+
     @property
     def _stages(self) -> tuple[nn.Module, ...]:
         return self.conv1, *self.downsamples, *self.middle, self.head
+
+    def _count_distinct(self, length: int) -> list[int | None]:
+        """Count, per stage, the pieces until its outputs repeat; None where they do not.
+
+        Args:
+            length: frames of the piece that is held from the second on.
+
+        Returns:
+            For each stage a number of pieces, or None from the stage on whose outputs alternate.
+        """
+        counts: list[int | None] = []
+        count = 2
+        for stage in self._stages:
+            if isinstance(stage, Downsample) and stage.time_conv is not None:
+                if length % 2:  # one piece completes a pair, the next does not
+                    return counts + [None] * (len(self._stages) - len(counts))
+                count += 1  # for the frame that a pair begins with
+                length //= 2
+            else:
+                convolutions = [m for m in stage.modules() if isinstance(m, CausalConv3d)]
+                count += sum(-(-(m.kernel_size[0] - 1) // length) for m in convolutions)
+            counts.append(count)
+        return counts
 
 
 class Decoder(nn.Module):

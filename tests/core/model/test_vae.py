@@ -1,6 +1,7 @@
 """The codec in any split, and from new weights."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbotalk_core.errors import GeometryError, MismatchError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
+from turbotalk_core.image import reference_clip
 from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.vae_stages import Stream
+from turbotalk_core.model.vae_stages import Encoder, Stream
 from turbotalk_core.ports import VideoCodec
 
 DATA = Path(__file__).parents[2] / "golden" / "data"
@@ -67,6 +69,37 @@ def test_any_split_of_the_frames_encodes_to_the_same(exact_vae: WanVAE, cuts: se
     stream: Stream = {}
     pieces = [exact_vae.encode_stream(piece, stream) for piece in _split(frames, cuts)]
     _assert_near(torch.cat(pieces, 2), exact_vae.encode_stream(frames, {}), 1e-12)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 9, 33, 81, 161])
+def test_a_picture_and_grey_encode_to_the_very_same(vae: WanVAE, num_frames: int) -> None:
+    picture = _draw_frames(1, batch=2)[:, :, 0]
+    latents = vae.encode_reference(picture, num_frames)
+    assert torch.equal(latents, vae.encode(reference_clip(picture, num_frames)))
+
+
+def test_of_a_picture_and_grey_what_repeats_is_encoded_once(vae: WanVAE) -> None:
+    picture = _draw_frames(1)[:, :, 0]
+    whole = _count_frames(vae.encoder, lambda: vae.encode(reference_clip(picture, 81)))
+    assert whole == [81] * 7 + [41] * 3 + [21] * 6
+    # Each convolution of a stage puts off by two frames of its rate what repeats.
+    saving = _count_frames(vae.encoder, lambda: vae.encode_reference(picture, 81))
+    assert saving == [5, 9, 13, 13, 17, 21, 23, 16, 20, 41, 21, 21, 21, 21, 21, 21]
+
+
+def _count_frames(encoder: Encoder, encode: Callable[[], Tensor]) -> list[int]:
+    """Count the frames that each stage is given."""
+    stages = (encoder.conv1, *encoder.downsamples, *encoder.middle, encoder.head)
+    counts = dict.fromkeys(stages, 0)
+
+    def count(stage: nn.Module, given: tuple[Tensor, Stream]) -> None:
+        counts[stage] += len(given[0])
+
+    hooks = [stage.register_forward_pre_hook(count) for stage in stages]
+    encode()
+    for hook in hooks:
+        hook.remove()
+    return list(counts.values())
 
 
 def test_a_stream_keeps_no_more_than_it_needs(vae: WanVAE) -> None:
@@ -167,17 +200,23 @@ def test_whole_clips_keep_no_gradient_and_leave_the_callers_mode_alone() -> None
 def test_other_frame_counts_are_refused(vae: WanVAE, num_frames: int) -> None:
     with pytest.raises(GeometryError, match=f"got {num_frames} frames"):
         vae.encode(_draw_frames(num_frames))
+    with pytest.raises(GeometryError, match=f"got {num_frames} frames"):
+        vae.encode_reference(_draw_frames(1)[:, :, 0], num_frames)
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 16), (16, 20), (7, 8)])
 def test_odd_sizes_are_refused(vae: WanVAE, height: int, width: int) -> None:
     with pytest.raises(GeometryError, match=f"got {width}x{height} frames.*multiples of 8"):
         vae.encode(torch.zeros(1, 3, 1, height, width))
+    with pytest.raises(GeometryError, match=f"got {width}x{height} frames.*multiples of 8"):
+        vae.encode_reference(torch.zeros(1, 3, height, width), 5)
 
 
 def test_other_channels_are_refused(vae: WanVAE) -> None:
     with pytest.raises(MismatchError, match="3 colour channels, got 4"):
         vae.encode(torch.zeros(1, 4, 1, 16, 16))
+    with pytest.raises(MismatchError, match="3 colour channels, got 1"):
+        vae.encode_reference(torch.zeros(1, 1, 16, 16), 5)
 
 
 def test_new_weights_work_and_all_of_them_learn() -> None:
