@@ -19,6 +19,7 @@ help:
 	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make results  measure the runs of the distillation and make docs/results/distillation.md"
+	@echo "make fuzz   damaged files at every door that opens files, a minute each"
 	@echo "make bench-training  seconds and memory of a training step: docs/results/training_speed.md"
 	@echo "make clean  remove what these commands made"
 	@echo
@@ -73,6 +74,26 @@ models-student: models-data
 	  models/diffusion_models/turbotalk_tiny.safetensors
 	cp runs/tiny/exports/one/model_patches/student_adapter.safetensors \
 	  models/model_patches/turbotalk_tiny_student_adapter.safetensors
+	cp runs/tiny/exports/dmd/diffusion_models/student.safetensors \
+	  models/diffusion_models/turbotalk_tiny_dmd.safetensors
+	cp runs/tiny/exports/dmd/model_patches/student_adapter.safetensors \
+	  models/model_patches/turbotalk_tiny_dmd_adapter.safetensors
+
+# --- hostile files: a minute for each door (docs/security.md); `FUZZ=3600` takes an hour ---------
+
+.PHONY: fuzz
+
+FUZZ ?= 60
+DOORS ?= request box prompts model pickle index tokenizer picture sound video take journal carry \
+  chunk take_sound
+
+fuzz: $(VENV)/.dev-ready
+	$(PIP) --editable '.[fuzz]'
+	@mkdir -p out/fuzz; failed=0; for door in $(DOORS); do \
+	  $(PY) -m tests.fuzz "$$door" --seconds $(FUZZ) > "out/fuzz/$$door.log" 2>&1 || failed=1; \
+	  echo "$$door:"; grep -E 'number_of_executed_units|peak_rss|SUMMARY|ERROR|Exception' \
+	    "out/fuzz/$$door.log"; \
+	done; exit $$failed
 
 # --- the evidence: measures what the runs made, and makes docs/results ----------------------------
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import folder_paths
+import folder_paths  # noqa: TID251
 from comfy_api.latest import ComfyExtension, io
 
 from .apply_audio_adapter import ApplyAudioAdapter
@@ -11,6 +11,7 @@ from .encode_speakers import EncodeSpeakers
 from .encode_speech import EncodeSpeech
 from .load_audio_adapter import LoadAudioAdapter
 from .load_audio_encoder import LoadAudioEncoder
+from .prompt_schedule import PromptSchedule
 from .sampler import Sampler
 from .schedule import Schedule
 from .speaker import DescribeSpeaker
@@ -39,6 +40,7 @@ class TurboTalkExtension(ComfyExtension):
             EncodeSpeakers,
             LoadAudioAdapter,
             ApplyAudioAdapter,
+            PromptSchedule,
             Schedule,
             Sampler,
             AssembleVideo,

@@ -29,11 +29,12 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
 
 from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
-from ..turbotalk_core.errors import CheckpointError, MismatchError
+from ..turbotalk_core.errors import CheckpointError, MismatchError, RequestError
 from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
 from ..turbotalk_core.model.rotary import rotate
 from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
 from ..turbotalk_core.model.weights import read_header
+from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import AudioTokens, AudioWindows
 
 # In the host's transformer_options:
@@ -245,6 +246,10 @@ def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
         parent_name, _, last = name.removesuffix(".weight").rpartition(".")
         parent = module.get_submodule(parent_name)
         plain = getattr(parent, last)
+        if not isinstance(plain, nn.Linear):
+            raise CheckpointError(
+                f"the adapter has a scale for {name}, which is no matrix; get the file again"
+            )
         told = json.dumps({"format": FLOAT8_FORMATS[plain.weight.dtype]})
         scaled = operations.Linear(plain.in_features, plain.out_features)
         scaled.load_state_dict(
@@ -274,7 +279,10 @@ def add_audio_adapter(
     Raises:
         MismatchError: a model or a patch of another kind, or an adapter of another size, or a
             model that has an adapter already.
+        RequestError: a strength that is not finite.
     """
+    if not is_number(strength):  # JSON's NaN passes every bound of a widget
+        raise RequestError(f"got strength {strength}; use a finite number, 1 is as trained")
     wan = get_wan(model)
     module = model_patch.model
     if not (hasattr(module, "audio_proj") and hasattr(module, "blocks")):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import folder_paths
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
 from ..turbotalk_core.geometry import count_samples
 from ..turbotalk_core.types import Waveform
-from ..turbotalk_core.video.assemble import CODECS, MAX_CRF, PIXEL_FORMATS, assemble
+from ..turbotalk_core.video.assemble import (
+    CODECS,
+    FRAME_RATES,
+    MAX_CRF,
+    PIXEL_FORMATS,
+    assemble,
+)
 from ..turbotalk_core.video.take import Take
 from .convert import waveform_from_audio
+from .files import new_temporary_path
 from .host import HostProgress, check_stop
 from .sockets import CATEGORY, TakeSocket
 from .trim import find_stop, make_trim_inputs
@@ -65,6 +69,15 @@ class AssembleVideo(io.ComfyNode):
                     tooltip="Other sound for the video, such as the voice with music. Without it "
                     "the take's own is used.",
                 ),
+                io.Combo.Input(
+                    "fps",
+                    options=list(FRAME_RATES),
+                    default="25",
+                    optional=True,
+                    tooltip="Frames per second of the file. The take has 25; for others frames are "
+                    "left out or repeated, each where its time is, and the sound stays.",
+                    advanced=True,
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="For Save Video.")],
         )
@@ -79,11 +92,12 @@ class AssembleVideo(io.ComfyNode):
         start_frame: int,
         num_frames: int,
         audio: dict[str, Any] | None = None,
+        fps: str = "25",
     ) -> io.NodeOutput:
         """Encode."""
         stop = find_stop(take, start_frame, num_frames)
         waveform = take.read_waveform() if audio is None else waveform_from_audio(audio)
-        path = Path(folder_paths.get_temp_directory()) / f"turbotalk_{uuid4().hex}.mp4"
+        path = new_temporary_path(".mp4")
         assemble(
             path,
             _watch(take.iterate(start_frame, stop), HostProgress(stop - start_frame)),
@@ -91,6 +105,7 @@ class AssembleVideo(io.ComfyNode):
             codec=codec,
             crf=crf,
             pixel_format=pixel_format,
+            fps=fps,
         )
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
 

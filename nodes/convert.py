@@ -84,7 +84,7 @@ def pictures_from_host(reference: Tensor | io.Video.Type) -> Sequence[Tensor]:
 class _Excerpt(Sequence[Tensor]):
     """Some of a video's pictures, decoded when they are asked for."""
 
-    def __init__(self, pictures: Sequence[Tensor], kept: range) -> None:
+    def __init__(self, pictures: VideoFrames, kept: range) -> None:
         self._pictures, self._kept = pictures, kept
 
     def __len__(self) -> int:
@@ -92,6 +92,9 @@ class _Excerpt(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._pictures[self._kept[index]]
+
+    def digest(self) -> str:
+        return f"{self._pictures.digest()} {self._kept}"
 
 
 def image_from_frames(frames_BCTHW: Tensor) -> Tensor:

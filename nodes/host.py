@@ -27,9 +27,9 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from torchaudio.functional import resample
 
 from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
+from ..turbotalk_core.audio.io import resample
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
 from ..turbotalk_core.image import reference_clip
@@ -42,6 +42,7 @@ from .convert import frames_from_image, image_from_frames
 
 _log = getLogger(__name__)
 
+PROMPT_START = "turbotalk_start"  # in the options of a CONDITIONING: a video frame
 PREVIEW_SIDE = 512  # pixels, the longer side of a preview
 
 
@@ -272,20 +273,29 @@ def check_stop() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def read_text(conditioning: list[Any] | None) -> Tensor | None:
-    """Give the text embedding of a CONDITIONING.
+def read_texts(
+    conditioning: list[Any] | None,
+) -> tuple[Tensor | None, tuple[tuple[int, Tensor], ...]]:
+    """Give the text embeddings of a CONDITIONING.
 
     Args:
-        conditioning: a prompt; only its first part is used, for the whole video.
+        conditioning: a prompt, or those of Prompt schedule. Of several without a time only the
+            first is used, for the whole video.
 
     Returns:
-        [1, N, D], or None without a prompt.
+        The first embedding [1, N, D], or None without a prompt; and those after it, each with the
+        video frame from which on it holds.
     """
     if conditioning is None:
-        return None
-    if len(conditioning) > 1:
+        return None, ()
+    (first_BND, told), *others = conditioning
+    later = tuple(
+        (options[PROMPT_START], text_BND) for text_BND, options in others if PROMPT_START in options
+    )
+    if PROMPT_START not in told and others:
         _log.warning("the prompt has %d parts; only the first is used", len(conditioning))
-    return conditioning[0][0]
+        return first_BND, ()
+    return first_BND, later
 
 
 def see_with(

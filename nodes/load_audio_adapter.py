@@ -1,11 +1,9 @@
 """Node: an InfiniteTalk audio adapter of any size to a MODEL_PATCH."""
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
 from .adapter import load_audio_adapter
+from .files import find_model, list_models
 from .sockets import CATEGORY
 
 
@@ -24,7 +22,7 @@ class LoadAudioAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=folder_paths.get_filename_list("model_patches"),
+                    options=list_models("model_patches"),
                     tooltip="An InfiniteTalk file in models/model_patches, of the same family as "
                     "the model it will be applied to.",
                 )
@@ -39,5 +37,5 @@ class LoadAudioAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
         """Load the file."""
-        path = Path(folder_paths.get_full_path_or_raise("model_patches", name))
+        path = find_model("model_patches", name)
         return io.NodeOutput(load_audio_adapter(path))

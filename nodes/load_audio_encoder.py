@@ -1,11 +1,9 @@
 """Node: a wav2vec2 file to an AUDIO_ENCODER."""
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
 from ..turbotalk_core.audio.encoder import load_audio_encoder
+from .files import find_model, list_models
 from .host import HostAudioEncoder
 from .sockets import CATEGORY
 
@@ -25,7 +23,7 @@ class LoadAudioEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "audio_encoder_name",
-                    options=folder_paths.get_filename_list("audio_encoders"),
+                    options=list_models("audio_encoders"),
                     tooltip="A wav2vec2 file in models/audio_encoders. It must be the one that the "
                     "audio adapter was trained with: chinese-wav2vec2-base for InfiniteTalk.",
                 )
@@ -41,5 +39,5 @@ class LoadAudioEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, audio_encoder_name: str) -> io.NodeOutput:
         """Load the file."""
-        path = Path(folder_paths.get_full_path_or_raise("audio_encoders", audio_encoder_name))
+        path = find_model("audio_encoders", audio_encoder_name)
         return io.NodeOutput(HostAudioEncoder(load_audio_encoder(path)))

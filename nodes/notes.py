@@ -6,6 +6,7 @@ it came from.
 
 from __future__ import annotations
 
+from html import escape
 from logging import getLogger
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..turbotalk_core.advice import advise
 from ..turbotalk_core.errors import CheckpointError
 from ..turbotalk_core.model.checkpoint import ADAPTER, DIT, CheckpointInfo, inspect
 from ..turbotalk_core.request import TalkRequest
+from ..turbotalk_core.trust import show
 from .adapter import find_audio_adapter
 
 _log = getLogger(__name__)
@@ -45,6 +47,8 @@ def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -
         text = "\n".join(notes) or f"the settings fit {info.path.name}"
     for note in notes:
         _log.warning("%s", note)
+    # The page takes the text for HTML, and a file may have any name.
+    text = "\n".join(escape(show(line), quote=False) for line in text.split("\n"))
     server = getattr(PromptServer, "instance", None)  # none in a program that imports ComfyUI
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)

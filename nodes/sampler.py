@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from logging import getLogger
 from typing import Any
-from uuid import uuid4
 
-import folder_paths
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..turbotalk_core.errors import TurboTalkError
+from ..turbotalk_core.errors import RequestError, TurboTalkError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
+from ..turbotalk_core.identity import identify
 from ..turbotalk_core.image import References
 from ..turbotalk_core.pipeline import Models, count_work, generate, plan_video
 from ..turbotalk_core.regions import find_masks, fit_regions
@@ -28,9 +27,9 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
+from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import Conversation, Speaker, Speech
-from ..turbotalk_core.video.assemble import quantize_frames
-from ..turbotalk_core.video.take import Take, new_take
+from ..turbotalk_core.video.take import Take, open_take
 from .adapter import HostAdapter, find_audio_adapter
 from .convert import pictures_from_host
 from .host import (
@@ -38,11 +37,14 @@ from .host import (
     HostDenoiser,
     HostProgress,
     check_stop,
-    read_text,
+    read_texts,
     see_with,
 )
 from .notes import show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
+from .takes import describe_graph, find_relative, fingerprint_networks, place_take
+
+_log = getLogger(__name__)
 
 SIZES_FROM = ("image", "custom")
 NOT_CONNECTED = object()  # at validation time a connected input is None
@@ -59,7 +61,8 @@ class Sampler(io.ComfyNode):
             display_name="TurboTalk · Sampler (1-4 steps)",
             category=CATEGORY,
             description="Makes the portrait say the speech. The clip grows chunk by chunk in a "
-            "lossless file on disk, so memory does not grow with its length.",
+            "lossless file on disk, so memory does not grow with its length. Stopped in the middle "
+            "by whatever cause, the same work queued again goes on after the last whole chunk.",
             search_aliases=["infinitetalk", "talking head", "avatar", "lip sync", "ksampler"],
             inputs=[
                 io.Model.Input(
@@ -175,7 +178,8 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="The prompt. Without it the model gets no text.",
+                    tooltip="The prompt, or several from Prompt schedule. Without it the model "
+                    "gets no text.",
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -237,7 +241,7 @@ class Sampler(io.ComfyNode):
                     "Take frames.",
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -330,28 +334,49 @@ class Sampler(io.ComfyNode):
             sigmas=None if sigmas is None else tuple(sigmas.tolist()),
             uses_apg=apg,
             color_strength=color_strength,
-            max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
+            max_frames=_count_frames(max_seconds),
         )
         adapter = HostAdapter(find_audio_adapter(model))
         show_notes(model, request, cls.hidden.unique_id)
         image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
         with HostDenoiser(model, request_sigmas(request)) as denoiser:
+            text_BND, later_texts = read_texts(positive)
             models = Models(
                 codec=HostCodec(vae),
                 denoiser=denoiser,
                 adapter=adapter,
-                text_BND=read_text(positive),
-                null_text_BND=read_text(negative),
+                text_BND=text_BND,
+                null_text_BND=read_texts(negative)[0],
                 image_embeds_BND=image_embeds_BND,
                 image_encoder=image_encoder,
+                later_texts=later_texts,
             )
-            return io.NodeOutput(_record(request, pictures, speech, models))
+            networks = (
+                model.model.diffusion_model,
+                find_audio_adapter(model).model,
+                vae.first_stage_model,
+            )
+            told = {
+                "nodes before it": describe_graph(cls.hidden.dynprompt, cls.hidden.unique_id),
+                "weights": fingerprint_networks(networks),
+            }
+            return io.NodeOutput(_record(request, pictures, speech, models, told))
+
+
+def _count_frames(max_seconds: float) -> int | None:
+    if not is_number(max_seconds):  # JSON's NaN passes every bound of a widget
+        raise RequestError(f"got max_seconds {max_seconds}; use a finite number, 0 for no end")
+    return max(1, round(FPS * max_seconds)) if max_seconds else None
 
 
 def _record(
-    request: TalkRequest, pictures: Sequence[Tensor], speech: Speech | Conversation, models: Models
+    request: TalkRequest,
+    pictures: Sequence[Tensor],
+    speech: Speech | Conversation,
+    models: Models,
+    told: dict[str, str],
 ) -> Take:
-    """Generate into a new take in the host's temporary folder; nothing is left of a failure."""
+    """Generate into a take, or go on with the one that was begun for the same work."""
     references = References(pictures, request.height, request.width)
     if isinstance(speech, Conversation):
         speeches = speech.speeches
@@ -359,11 +384,37 @@ def _record(
     else:
         speeches, regions_PHW = (speech,), None
     plan = plan_video(request, speeches)
-    progress = HostProgress(count_work(plan, request, len(references)))
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    folder /= f"turbotalk_take_{uuid4().hex}"
-    with new_take(folder, speech.waveform) as writer:
+    identity = told | identify(
+        request,
+        speeches,
+        pictures,
+        {"regions": regions_PHW, **models.list_told()},
+        told["weights"],
+    )
+    folder = place_take(identity, told["nodes before it"])
+    if not folder.exists() and (note := find_relative(identity)):
+        _log.info("%s", note)
+    with open_take(
+        folder,
+        speech.waveform,
+        height=request.height,
+        width=request.width,
+        length=plan.num_frames,
+        identity=identity,
+    ) as writer:
+        for change in writer.changes:
+            _log.warning("the take %s is begun anew: %s", folder.name, change)
+        num_finished = len(writer.take.chunks)
+        if num_finished:
+            _log.info(
+                "goes on with the take %s, of which %d of %d chunks are finished",
+                folder.name,
+                num_finished,
+                len(plan.chunks),
+            )
+        if writer.take.is_whole:
+            return writer.take
+        progress = HostProgress(count_work(plan, request, len(references), num_finished))
         for finished in generate(
             request,
             references,
@@ -372,8 +423,9 @@ def _record(
             progress=progress,
             check_stop=check_stop,
             regions_PHW=regions_PHW,
+            carry=writer.carry,
         ):
-            writer.write(quantize_frames(finished.frames_BCTHW))
+            writer.write(finished)
     return Take.open(folder)
 
 

@@ -8,12 +8,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..turbotalk_core.errors import ImageError
+from ..turbotalk_core.geometry import MAX_SIDE
 from ..turbotalk_core.types import Speaker
 from .convert import region_from_mask, waveform_from_audio
 from .sockets import CATEGORY, SpeakersSocket
 
 TOGETHER, AFTER = "together", "after previous"
-MAX_SIDE = 16_384  # pixels, as the host's largest picture
 
 
 class DescribeSpeaker(io.ComfyNode):

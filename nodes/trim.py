@@ -2,9 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..turbotalk_core.geometry import MAX_FRAMES
 from ..turbotalk_core.video.take import Take
-
-MAX_FRAMES = 10_000_000  # four days and a half of video: a bound for the widgets
 
 
 def make_trim_inputs(num_frames: int) -> list[io.Int.Input]:

@@ -123,6 +123,10 @@ class ComfyServer:
         """End it."""
         self._stop()
 
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self._process.kill()
+
     def _wait(self) -> None:
         host, port = self.address.split(":")
         deadline = time.monotonic() + START_SECONDS

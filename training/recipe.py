@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from training.engine import EngineSettings, Precision
 from training.guard import GuardSettings
 from turbotalk_core.errors import RecipeError
 
+MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
 FOLDER = Path(__file__).parent / "recipes"
 
 Activations = Literal["keep", "recompute", "offload"]
@@ -180,6 +182,9 @@ class Phase:
         batch: what its updates are made of; null takes the recipe's.
         settings: of the method, by its own names.
         exports: role whose model files are written when the phase ends; null writes none.
+        extrapolation: where that role ends, on the straight line from what it began with (0) to its
+            average (1). With little data per update the average points the right way, but short.
+            Source: ExPO, arXiv 2404.16792 [inferred: there between two stages of alignment].
         ships_with: settings kept in the metadata of these files, named as in a request.
     """
 
@@ -189,6 +194,7 @@ class Phase:
     batch: BatchShape | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     exports: str | None = None
+    extrapolation: Annotated[float, Ge(1)] = 1.0
     ships_with: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -231,7 +237,7 @@ class Recipe:
         """Tell apart recipes whose runs cannot go on with each other's checkpoints.
 
         How a run is spread, how long it is, and when it writes is not part of it, nor are phases
-        that have not begun.
+        that have not begun, nor what is done when the phase ends.
 
         Args:
             phase: number of the one that a run is in.
@@ -245,9 +251,12 @@ class Recipe:
             del plain[key]
         for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
             del plain["engine"][key]
-        for settings in plain["phases"].values():
+        for number, settings in enumerate(plain["phases"].values()):
             for key in ("exports", "ships_with", "steps"):
                 del settings[key]
+            # Of the phase that goes on it decides nothing before the end; 1 leaves all as it is.
+            if number == phase or settings["extrapolation"] == 1:
+                del settings["extrapolation"]
         for name, source in plain["weights"].items():
             plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
@@ -306,7 +315,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
                 f"got {override!r} after the recipe; changes have the form key.key=value, for "
                 "example checkpoints.every=50"
             )
-        change: Any = _parse_yaml(value, override)
+        change: Any = parse_yaml(value, override)
         for key in reversed(path.split(".")):
             change = {key: change}
         merged = _merge(merged, change)
@@ -395,7 +404,7 @@ def _read_derived(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     if path in seen:
         raise RecipeError(f"recipe {name} derives from itself; take its base out")
-    data = _parse_yaml(path.read_text(encoding="utf-8"), name)
+    data = parse_yaml(path.read_text(encoding="utf-8"), name)
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {name} is no mapping of keys to values; write key: value")
     base = data.pop("base", None)
@@ -405,11 +414,44 @@ def _read_derived(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
     return _merge(_read_derived(str(beside) if beside.is_file() else base, (*seen, path)), data)
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Read plain YAML, which makes no objects.
+
+    Args:
+        text: of a recipe or a study.
+        where: what this is, for messages.
+
+    Returns:
+        Mappings, lists and plain values.
+
+    Raises:
+        RecipeError: no YAML, or one of more than ``MAX_VALUES`` values: by aliases of aliases a few
+            lines can mean any number.
+    """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        num_values = _count_values(node, {})
+        data = yaml.safe_load(text) if num_values <= MAX_VALUES else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{where} is no YAML ({error}); see training/recipes") from error
+    if num_values > MAX_VALUES:
+        raise RecipeError(
+            f"{where} means {num_values} values, at most {MAX_VALUES} are read; write it without "
+            "aliases (*name)"
+        )
+    return data
+
+
+def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Count what is left when each alias is written out; those that hold themselves never end."""
+    if node is None:
+        return 0
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _merge(under: Any, over: Any) -> Any:

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from annotated_types import Ge
 
-from training.recipe import Count, Natural, parse
+from training.recipe import Count, Natural, parse, parse_yaml
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.request import Schedule, TalkRequest, Update
 
@@ -250,11 +249,10 @@ def load_study(path: Path) -> Study:
         RecipeError: no such file, an unknown key, a value out of range, or a name that nothing has.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(f"there is no study {path}; give the path of a .yaml file") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is no YAML ({error}); see training/studies") from error
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path} is no mapping of keys to values; write key: value")
     study = parse(Study, data, f"study {path.stem}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .request import CHUNK_FRAMES, MAX_DISTILLED_STEPS, TalkRequest
+from .request import CHUNK_FRAMES, MAX_DISTILLED_STEPS, SCHEDULES, UPDATES, TalkRequest
+from .trust import is_number
 
-STUDENT = "student"
+STUDENT, TEACHER = "student", "teacher"
 MANY_STEPS = 40  # InfiniteTalk: the defaults of its command line
 AUDIO_GUIDANCE = 4.0
 
@@ -28,7 +29,8 @@ def advise(
     Args:
         request: as it will be sampled.
         settings: ``settings`` of ``model.checkpoint.inspect`` of the video transformer's file; None
-            or empty for a file without, which is taken for InfiniteTalk's own.
+            or empty for a file without, which is taken for InfiniteTalk's own. What is no number
+            where a number is needed, or an unknown word, counts as left out.
         has_lora: whether a LoRA is merged in. It may distil steps and guidance, so that nothing is
             said about them.
         adapter_settings: as ``settings``, of the audio adapter's file.
@@ -36,7 +38,8 @@ def advise(
     Returns:
         A sentence each; none where all fits.
     """
-    settings = settings or {}
+    settings = _drop_damage(settings or {})
+    adapter_settings = _drop_damage(adapter_settings or {})
     is_student = settings.get("kind") == STUDENT
     notes = _advise_student(request, settings) if is_student else []
     if not is_student and not has_lora:
@@ -50,13 +53,23 @@ def advise(
             f"chunks have {request.chunk_frames} frames, the model was trained on {longest}: "
             f"towards their ends faces may change, so use at most {longest}"
         )
-    kind, adapter_kind = settings.get("kind"), (adapter_settings or {}).get("kind")
+    kind, adapter_kind = settings.get("kind"), adapter_settings.get("kind")
     if kind is not None and adapter_kind is not None and kind != adapter_kind:
         notes.append(
             f"the audio adapter was trained with a {adapter_kind}, the model is a {kind}: lips "
             f"may miss the voice, so load the {kind}'s own adapter"
         )
     return notes
+
+
+def _drop_damage(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what can be understood; notes are shown to people, and repeat no stranger's words."""
+    words = {"kind": (STUDENT, TEACHER), "schedule": SCHEDULES, "update": UPDATES}
+    return {
+        name: value
+        for name, value in settings.items()
+        if (value in words[name] if name in words else is_number(value))
+    }
 
 
 def _advise_student(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:

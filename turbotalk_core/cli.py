@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -18,13 +17,14 @@ import torch
 from .audio.io import read_audio
 from .bench import FULL_REQUEST, FULL_SIZES, measure, read_sizes, single_chunk
 from .chunking.plan import plan_chunks
-from .cli_arguments import DTYPES, find_device, parse_count, parse_size, run
+from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
 from .cli_talk import add_talk
 from .errors import RequestError
 from .geometry import FPS, count_frames
 from .library import EMBEDDED_MODELS, find_model_files, read_request
 from .model.checkpoint import inspect
 from .request import CHUNK_FRAMES, NUM_MOTION_FRAMES
+from .trust import show
 from .types import ChunkPlan
 
 FULL, TINY = "14b", "tiny"
@@ -74,7 +74,9 @@ def _plan_as_table(plan: ChunkPlan) -> str:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     info = inspect(arguments.file)
-    text = json.dumps(info.to_json(), indent=2) if arguments.json else "\n".join(info.lines())
+    # Metadata may be anybody's words, and a terminal takes some for commands.
+    lines = (show(line) for line in info.lines())
+    text = json.dumps(info.to_json(), indent=2) if arguments.json else "\n".join(lines)
     sys.stdout.write(text + "\n")
 
 
@@ -120,7 +122,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_plan)
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--audio", type=Path, help="sound or video file")
-    length.add_argument("--seconds", type=Fraction, help="length of the voice")
+    length.add_argument("--seconds", type=parse_seconds, help="length of the voice")
     parser.add_argument("--chunk-frames", type=int, default=CHUNK_FRAMES, help="(%(default)s)")
     parser.add_argument(
         "--motion-frames", type=int, default=NUM_MOTION_FRAMES, help="(%(default)s)"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 
 from .errors import TurboTalkError
+from .trust import show
 
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+# As 7.5, or 15/2. Fraction reads 1e999999999 too, and would write it out.
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/0*[1-9][0-9]{0,8})?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -36,7 +41,7 @@ def run(work: Callable[[], object]) -> int:
 
 def refuse(error: TurboTalkError) -> int:
     """Tell on stderr, in one line, why something was refused; returns the exit code."""
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.stderr.write(f"error: {show(' '.join(str(error).split()))}\n")
     return REFUSED
 
 
@@ -89,9 +94,26 @@ def parse_count(text: str) -> int:
     Raises:
         ArgumentTypeError: anything else.
     """
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; give a whole number from 1 on")
     return int(text)
+
+
+def parse_seconds(text: str) -> Fraction:
+    """Read a length of time.
+
+    Args:
+        text: as typed.
+
+    Returns:
+        Seconds, exactly.
+
+    Raises:
+        ArgumentTypeError: anything else.
+    """
+    if not _SECONDS.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5")
+    return Fraction(text)
 
 
 def find_device() -> torch.device:

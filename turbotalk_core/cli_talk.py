@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -21,9 +21,10 @@ from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
 from .audio.encoder import load_audio_encoder
 from .audio.io import read_audio
-from .cli_arguments import DTYPES, find_device, parse_count, parse_size
+from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
-from .geometry import FPS, count_frames, fit_size
+from .geometry import count_frames, fit_size
+from .identity import fingerprint, identify
 from .image import References, read_image
 from .library import (
     AUDIO_ENCODER,
@@ -31,16 +32,18 @@ from .library import (
     VAE,
     ModelFiles,
     find_model_files,
+    iterate_weights,
     load_models,
     read_request,
 )
 from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
-from .regions import find_masks, fit_regions
+from .regions import find_masks, fit_regions, parse_box
 from .request import SCHEDULES, UPDATES, TalkRequest
-from .types import Speaker
-from .video.assemble import assemble, quantize_frames
+from .types import Speaker, Waveform
+from .video.assemble import FRAME_RATES, assemble
 from .video.source import VideoFrames
+from .video.take import delete_take, open_take
 
 TEACACHE = 0.2  # InfiniteTalk's threshold
 SILENT = "-"
@@ -66,22 +69,31 @@ def talk(arguments: argparse.Namespace) -> None:
         tokenizer=arguments.tokenizer,
         image_encoder=arguments.image_encoder,
         loras=arguments.lora,
+        num_steps=arguments.steps,
     )
     pictures = _open_pictures(arguments.image)
     request = _make_request(arguments, read_request(files.dit), pictures[0])
     speakers = _list_speakers(arguments)
     _say_notes(request, files, len(speakers))
-    num_frames = assemble(
-        arguments.out,
+    waveform = mix_voices(speakers)
+    folder = arguments.out.with_name(f"{arguments.out.name}.take")
+    with closing(
         # Nothing in it runs before the output file is known to be writable.
-        _make_frames(request, pictures, speakers, files, arguments),
-        mix_voices(speakers),
-        crf=arguments.crf,
-        metadata={"turbotalk": request.to_json()},
-    )
-    seconds = time.monotonic() - started
+        _make_frames(request, pictures, speakers, files, arguments, waveform, folder)
+    ) as frames:
+        num_frames = assemble(
+            arguments.out,
+            frames,
+            waveform,
+            crf=arguments.crf,
+            fps=arguments.fps,
+            metadata={"turbotalk": request.to_json()},
+        )
+    delete_take(folder)  # only now is nothing lost with it
+    taken = time.monotonic() - started
+    seconds = num_frames / FRAME_RATES[arguments.fps]
     sys.stdout.write(
-        f"{arguments.out}: {num_frames} frames, {num_frames / FPS:.2f} s, made in {seconds:.1f} s\n"
+        f"{arguments.out}: {num_frames} frames, {float(seconds):.2f} s, made in {taken:.1f} s\n"
     )
 
 
@@ -155,10 +167,9 @@ def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
     if text == AUTO:
         return None
-    numbers = text.split(",")
-    if len(numbers) == 4 and all(number.strip().lstrip("-").isdecimal() for number in numbers):
-        x, y, width, height = (int(number) for number in numbers)
-        return x, y, width, height
+    box = parse_box(text)
+    if box is not None:
+        return box
     try:
         pixels_HWC = read_image(text)
     except ImageError as error:
@@ -192,7 +203,10 @@ def _make_frames(
     speakers: Sequence[Speaker],
     files: ModelFiles,
     arguments: argparse.Namespace,
-) -> Iterator[Tensor]:
+    waveform: Waveform,
+    folder: Path,
+) -> Generator[Tensor]:
+    """Go on with what an earlier run left behind, or begin; each chunk lies on disk at once."""
     size = request.height, request.width
     rows, columns = pictures[0].shape[:2]
     masks = find_masks(speakers, (rows, columns))
@@ -213,17 +227,44 @@ def _make_frames(
         negative_prompt=arguments.negative_prompt,
     )
     plan = plan_video(request, conversation.speeches)
-    num_units = count_work(plan, request, len(pictures))
-    with tqdm(total=num_units, unit="call", dynamic_ncols=True) as bar:
-        for finished in generate(
-            request,
-            References(pictures, *size),
-            conversation.speeches,
-            models,
-            progress=_Bar(bar),
-            regions_PHW=regions_PHW,
-        ):
-            yield quantize_frames(finished.frames_BCTHW)
+    identity = identify(
+        request,
+        conversation.speeches,
+        pictures,
+        {"regions": regions_PHW, **models.list_told()},
+        fingerprint(iterate_weights(models)),
+    )
+    with open_take(
+        folder,
+        waveform,
+        height=request.height,
+        width=request.width,
+        length=plan.num_frames,
+        identity=identity,
+    ) as writer:
+        for change in writer.changes:
+            sys.stderr.write(f"note: {folder} is begun anew: {change}\n")
+        finished = writer.take
+        if finished.chunks:
+            sys.stderr.write(
+                f"note: goes on with {folder}, of which {len(finished.chunks)} of "
+                f"{len(plan.chunks)} chunks are finished\n"
+            )
+            yield from finished.iterate()
+        if finished.is_whole:
+            return
+        num_units = count_work(plan, request, len(pictures), len(finished.chunks))
+        with tqdm(total=num_units, unit="call", dynamic_ncols=True) as bar:
+            for made in generate(
+                request,
+                References(pictures, *size),
+                conversation.speeches,
+                models,
+                progress=_Bar(bar),
+                regions_PHW=regions_PHW,
+                carry=writer.carry,
+            ):
+                yield writer.write(made)
 
 
 def add_talk(parser: argparse.ArgumentParser) -> None:
@@ -250,10 +291,19 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="each speaker begins when the one before has ended (default: all at the start)",
     )
-    parser.add_argument("--prompt", help="what the video shows; needs --text-encoder")
+    parser.add_argument(
+        "--prompt",
+        help='what the video shows, or "0-4s: he smiles | 4-9s: he frowns"; needs --text-encoder',
+    )
     parser.add_argument("--negative-prompt", help="what --text-guidance leads away from")
     parser.add_argument("--out", type=Path, required=True, help="the .mp4 to make")
     parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument(
+        "--fps",
+        choices=FRAME_RATES,
+        default="25",
+        help="of the .mp4 (%(default)s); frames are left out or repeated, the sound stays",
+    )
     parser.add_argument("--device", type=torch.device, default=find_device(), help="%(default)s")
     parser.add_argument("--threads", type=parse_count, help="CPU threads of the networks")
     _add_models(parser.add_argument_group("models", "file names in the sub-folders of --models"))
@@ -266,7 +316,7 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
-    group.add_argument("--dit", help="video transformer; default: the embedded one")
+    group.add_argument("--dit", help="video transformer; default: the embedded one for --steps")
     group.add_argument(
         "--adapter", help="audio adapter; default: the one inside --dit, else the embedded one"
     )
@@ -348,8 +398,5 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 def _parse_length(text: str) -> int:
     """Turn seconds into whole frames."""
-    try:
-        seconds = Fraction(text)
-        return count_frames(seconds.numerator, seconds.denominator)
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5") from error
+    seconds = parse_seconds(text)
+    return count_frames(seconds.numerator, seconds.denominator)

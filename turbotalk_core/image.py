@@ -18,7 +18,13 @@ from torch import Tensor
 
 from .errors import ImageError
 from .geometry import SIZE_MULTIPLE, check_size, cover_size
+from .trust import MAX_PIXELS, is_file
 
+# What Pillow may take a file for; it knows others, of which one (EPS) is a program that it runs.
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI",
+    "TGA", "TIFF", "WEBP",
+)  # fmt: skip
 MIN_SIDE = SIZE_MULTIPLE  # pixels; a smaller side has less than one token to show
 
 
@@ -29,23 +35,31 @@ def read_image(path: str | Path) -> Tensor:
     and 16-bit pictures become RGB. Transparency is kept for ``prepare_reference``.
 
     Args:
-        path: any still picture that Pillow opens.
+        path: a picture of one of ``FORMATS``, at most ``MAX_PIXELS``.
 
     Returns:
         [H, W, 3], or [H, W, 4] with alpha, float32 in [0, 1].
 
     Raises:
-        ImageError: missing, damaged, or not a picture.
+        ImageError: missing, damaged, too large, or not a picture.
     """
     try:
-        with Image.open(path) as opened:
+        if not is_file(Path(path)):
+            raise FileNotFoundError("no such file")
+        Image.init()
+        known = [name for name in FORMATS if name in Image.OPEN]
+        with Image.open(path, formats=known) as opened:
+            # A few bytes can claim any size; nothing is decoded yet.
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"{opened.width}x{opened.height} are over {MAX_PIXELS} pixels")
             image = ImageOps.exif_transpose(opened)
-    # Pillow's plugins raise SyntaxError and ValueError for damage, as well as OSError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return torch.from_numpy(_to_pixels(image))
+    except ImageError:
+        raise
+    except Exception as error:  # damage makes Pillow's plugins raise anything
         raise ImageError(
             f"cannot read a picture from {path}: {error}; give a PNG, JPEG or WebP file"
         ) from error
-    return torch.from_numpy(_to_pixels(image))
 
 
 def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
@@ -152,4 +166,6 @@ def _to_pixels(image: Image.Image) -> np.ndarray:
         grey = np.asarray(image).astype(np.float32) / 65535
         return np.repeat(grey[..., None], 3, axis=2)
     mode = "RGBA" if image.has_transparency_data else "RGB"
-    return np.asarray(image.convert(mode)).astype(np.float32) / 255
+    pixels = np.asarray(image.convert(mode)).astype(np.float32)
+    pixels /= 255  # in place: of a large picture one copy is enough
+    return pixels

@@ -7,7 +7,7 @@ whose networks are the host's, do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,20 @@ from .model.checkpoint import (
 from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.text_encoder import encode_prompt
 from .pipeline import Models
-from .request import TalkRequest
+from .prompts import parse_prompts
+from .request import MAX_DISTILLED_STEPS, TalkRequest
+from .trust import is_file, is_folder
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
 STUDENT = "turbotalk_tiny.safetensors"
 TEACHER = "turbotalk_tiny_teacher.safetensors"
 ADAPTER = "turbotalk_tiny_adapter.safetensors"
 STUDENT_ADAPTER = "turbotalk_tiny_student_adapter.safetensors"
+DMD = "turbotalk_tiny_dmd.safetensors"
+DMD_ADAPTER = "turbotalk_tiny_dmd_adapter.safetensors"
 AUDIO_ENCODER = "turbotalk_tiny_wav2vec2.safetensors"
 VAE = "turbotalk_tiny_vae.safetensors"
+_OWN_ADAPTERS = {STUDENT: STUDENT_ADAPTER, DMD: DMD_ADAPTER}  # of the others it is ADAPTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,21 +77,24 @@ def find_model_files(
     tokenizer: str | None = None,
     image_encoder: str | None = None,
     loras: Sequence[tuple[str, float]] = (),
+    num_steps: int | None = None,
 ) -> ModelFiles:
     """Find model files by name in the sub-folders where ComfyUI keeps them.
 
     Args:
         folder: holds diffusion_models, model_patches, audio_encoders, vae, text_encoders,
             clip_vision and loras.
-        dit: video transformer; None takes the embedded student, or the teacher where there is none.
+        dit: video transformer; None takes the embedded one made for ``num_steps``, or the teacher
+            where that is not there.
         adapter: audio adapter; None takes the one merged into the transformer's file, or else the
-            embedded one: the student's for the embedded student, the teacher's for any other.
+            embedded one: a student's own for an embedded student, the teacher's for any other.
         audio_encoder: wav2vec2.
         vae: video VAE.
         text_encoder: umT5, or None.
         tokenizer: beside the text encoder, or None.
         image_encoder: CLIP, or None.
         loras: each with its strength.
+        num_steps: that will be asked for; None is 1. One embedded student is for 1, one for 2 to 4.
 
     Returns:
         Paths that exist.
@@ -97,14 +105,15 @@ def find_model_files(
     texts = folder / "text_encoders"
     is_embedded = dit is None
     if dit is None:
-        has_student = (folder / "diffusion_models" / STUDENT).is_file()
-        dit = STUDENT if has_student else TEACHER
+        made = STUDENT if num_steps in (None, 1) else DMD
+        is_distilled = num_steps is None or num_steps <= MAX_DISTILLED_STEPS
+        is_there = is_file(folder / "diffusion_models" / made)
+        dit = made if is_distilled and is_there else TEACHER
     dit_path = _find(folder / "diffusion_models", dit)
     if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
         adapter_path = dit_path
     else:
-        embedded = STUDENT_ADAPTER if dit == STUDENT else ADAPTER
-        adapter_path = _find(folder / "model_patches", adapter or embedded)
+        adapter_path = _find(folder / "model_patches", adapter or _OWN_ADAPTERS.get(dit, ADAPTER))
     return ModelFiles(
         dit=dit_path,
         adapter=adapter_path,
@@ -176,7 +185,7 @@ def load_models(
         dtype: of the weights of transformer, adapter and text encoder in memory, whatever the files
             hold.
         teacache_threshold: of a request; None runs all blocks in all steps.
-        prompt: what the video shows; None is the null text.
+        prompt: what the video shows, of ``prompts.parse_prompts``; None is the null text.
         negative_prompt: what text guidance leads away from; None is the null text.
 
     Returns:
@@ -188,21 +197,45 @@ def load_models(
         RequestError: a prompt without a text encoder, or a negative one alone.
     """
     # First, because its network is large and gone again when the others come.
-    text_BND, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
+    texts, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
     model, projection = load_dit(files.dit, files.adapter, dtype, files.loras)
     assert projection is not None  # an adapter was given
     return Models(
         codec=load_vae(files.vae).to(device),
         denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
-        text_BND=text_BND,
+        text_BND=texts[0][1] if texts else None,
         null_text_BND=null_text_BND,
         image_encoder=(
             None
             if files.image_encoder is None
             else load_image_encoder(files.image_encoder).to(device)
         ),
+        later_texts=texts[1:],
     )
+
+
+def iterate_weights(models: Models) -> Iterator[tuple[str, Tensor]]:
+    """List the weights of all networks, for ``identity.fingerprint``.
+
+    Args:
+        models: of ``load_models``.
+
+    Yields:
+        Names and weights, in the same order every time.
+    """
+    assert isinstance(models.denoiser, WanDenoiser)
+    assert isinstance(models.adapter, ProjectionAdapter)
+    networks = (
+        models.codec,
+        models.denoiser.model,
+        models.adapter.projection,
+        models.image_encoder,
+    )
+    for number, network in enumerate(networks):
+        if isinstance(network, torch.nn.Module):
+            for name, weight in network.state_dict().items():
+                yield f"{number} {name}", weight
 
 
 def _read_prompts(
@@ -211,26 +244,29 @@ def _read_prompts(
     dtype: torch.dtype,
     prompt: str | None,
     negative_prompt: str | None,
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[tuple[tuple[int, Tensor], ...], Tensor | None]:
     if prompt is None:
         if negative_prompt is not None:
             raise RequestError(
                 "got a negative prompt alone; text guidance leads from it to a prompt, so give both"
             )
-        return None, None
+        return (), None
     if files.text_encoder is None:
         raise RequestError("got a prompt without a text encoder; name the file of one (umT5)")
+    segments = parse_prompts(prompt)
     encoder, tokenizer = load_text_encoder(files.text_encoder, files.tokenizer, dtype)
     torch.nn.Module.to(encoder.model, device)
-    text_BND = encode_prompt(prompt, tokenizer, encoder)
+    texts = tuple(
+        (segment.start, encode_prompt(segment.text, tokenizer, encoder)) for segment in segments
+    )
     if negative_prompt is None:
-        return text_BND, None
-    return text_BND, encode_prompt(negative_prompt, tokenizer, encoder)
+        return texts, None
+    return texts, encode_prompt(negative_prompt, tokenizer, encoder)
 
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
-    if not path.exists():  # a folder may stand for its shards
+    if not (is_file(path) or is_folder(path)):  # a folder may stand for its shards
         files = (p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".pth"))
         present = ", ".join(sorted(files)) or "nothing"
         raise CheckpointError(

@@ -26,7 +26,16 @@ from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls
 from .sampling.sampler import sample
 from .sampling.schedule import request_sigmas
-from .types import AudioFeatures, AudioTokens, Chunk, ChunkPlan, Conditioning, FrameChunk, Speech
+from .types import (
+    AudioFeatures,
+    AudioTokens,
+    Carry,
+    Chunk,
+    ChunkPlan,
+    Conditioning,
+    FrameChunk,
+    Speech,
+)
 
 MASK_CHANNELS = 4  # Wan 2.1 image-to-video: one per video frame of a latent frame
 
@@ -43,6 +52,8 @@ class Models:
         null_text_BND: embedding of the negative prompt, or None for the null text.
         image_embeds_BND: CLIP tokens of the portrait, or None where the model has no image branch.
         image_encoder: makes the CLIP tokens of each picture shown, instead of ``image_embeds_BND``.
+        later_texts: prompts that take the place of ``text_BND``, each with the video frame from
+            which on it holds, in order. A chunk gets what holds in the middle of its new frames.
     """
 
     codec: VideoCodec
@@ -52,6 +63,17 @@ class Models:
     null_text_BND: Tensor | None = None
     image_embeds_BND: Tensor | None = None
     image_encoder: ImageEncoder | None = None
+    later_texts: tuple[tuple[int, Tensor], ...] = ()
+
+    def list_told(self) -> dict[str, Tensor | None]:
+        """List what they were told, by names for people, for ``identity.identify``."""
+        later = {f"prompt from frame {start}": text_BND for start, text_BND in self.later_texts}
+        return {
+            "prompt": self.text_BND,
+            "negative prompt": self.null_text_BND,
+            "clip vision": self.image_embeds_BND,
+            **later,
+        }
 
 
 class NoProgress:
@@ -91,21 +113,25 @@ def plan_video(request: TalkRequest, speech: Speech | Sequence[Speech]) -> Chunk
     return plan(max(lengths))
 
 
-def count_work(plan: ChunkPlan, request: TalkRequest, num_pictures: int = 1) -> int:
+def count_work(
+    plan: ChunkPlan, request: TalkRequest, num_pictures: int = 1, num_finished: int = 0
+) -> int:
     """Count the units that ``generate`` reports: network, encoder and decoder calls.
 
     Args:
         plan: of the video.
         request: gives steps and guidance.
         num_pictures: length of the sequence of reference images; 1 for a portrait.
+        num_finished: chunks that are finished already.
 
     Returns:
         One for each reference image that is shown, and per chunk one to encode the motion frames,
         one per network call and one to decode.
     """
     calls = count_calls(request.guidance_scale, request.audio_guidance_scale)
-    shown = {_pick(chunk, num_pictures) for chunk in plan.chunks}
-    return len(shown) + len(plan.chunks) * (request.num_inference_steps * calls + 2)
+    chunks = plan.chunks[num_finished:]
+    shown = {_pick(chunk, num_pictures) for chunk in chunks}
+    return len(shown) + len(chunks) * (request.num_inference_steps * calls + 2)
 
 
 def generate(
@@ -117,6 +143,7 @@ def generate(
     progress: Progress = _NO_PROGRESS,
     check_stop: CheckStop = never_stop,
     regions_PHW: Tensor | None = None,
+    carry: Carry | None = None,
 ) -> Iterator[FrameChunk]:
     """Make a talking video, one chunk after the other, each handed on before the next begins.
 
@@ -134,14 +161,16 @@ def generate(
         progress: told of each unit of ``count_work``; at the end of a chunk with its last frame.
         check_stop: asked before each network, encoder or decoder call.
         regions_PHW: of several speakers, of ``regions.fit_regions``.
+        carry: what the last finished chunk of the same video handed on; its successors are exactly
+            those of a run that never stopped.
 
     Returns:
-        An iterator of chunks whose frames are float32 on the CPU and tile the video. Work begins
-        when it is first asked.
+        An iterator of chunks whose frames are float32 on the CPU and tile the video, or what is
+        left of it. Work begins when it is first asked.
 
     Raises:
-        MismatchError: a reference image of another size than the request's, or another number of
-            regions than of voices.
+        MismatchError: a reference image of another size than the request's, another number of
+            regions than of voices, or motion frames of another video.
         RequestError: text guidance without a prompt.
     """
     pictures = _as_list(reference_BCHW)
@@ -158,7 +187,8 @@ def generate(
             f"got guidance_scale {request.guidance_scale} without a prompt; give a prompt, or "
             "use 1 (off)"
         )
-    return _generate(request, pictures, speeches, models, progress, check_stop, regions_PHW)
+    _check_carry(request, carry)
+    return _generate(request, pictures, speeches, models, progress, check_stop, regions_PHW, carry)
 
 
 @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop
@@ -170,6 +200,7 @@ def _generate(
     progress: Progress,
     check_stop: CheckStop,
     regions_PHW: Tensor | None,
+    carry: Carry | None,
 ) -> Iterator[FrameChunk]:
     plan = plan_video(request, speeches)
     sigmas = request_sigmas(request)
@@ -185,14 +216,21 @@ def _generate(
     )
     first_BCHW = pictures[0]
     motion_frames_BCTHW = first_BCHW.unsqueeze(2)
+    num_finished = 0
+    if carry is not None:
+        motion_frames_BCTHW, num_finished = carry.motion_frames_BCTHW, carry.num_chunks
+        generator.set_state(carry.noise_state_S)
     conditioning, shown = None, None
-    for chunk in plan.chunks:
+    for chunk in plan.chunks[num_finished:]:
         check_stop()
         picked = _pick(chunk, len(pictures))
         if conditioning is None or picked != shown:
             conditioning, shown = _condition(request, pictures[picked], models, regions_PHW), picked
             progress.advance()
             check_stop()
+        text_BND = _find_text(models, chunk)
+        if conditioning.text_BND is not text_BND:
+            conditioning = replace(conditioning, text_BND=text_BND)
         motion_latents_BCFHW = models.codec.encode(motion_frames_BCTHW)
         progress.advance()
         noise_BCFHW = _draw_noise(request, generator)
@@ -215,10 +253,15 @@ def _generate(
         frames_BCTHW = models.codec.decode(latents_BCFHW).to("cpu", torch.float32)
         # Towards the very first picture in a dubbed video, too, as the reference does.
         frames_BCTHW = match_color(frames_BCTHW, first_BCHW, request.color_strength)
-        finished = keep_frames(frames_BCTHW, chunk)
+        motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
+        carry = Carry(
+            num_chunks=chunk.index + 1,
+            motion_frames_BCTHW=motion_frames_BCTHW,
+            noise_state_S=generator.get_state(),
+        )
+        finished = replace(keep_frames(frames_BCTHW, chunk), carry=carry)
         progress.advance(preview_HWC=_preview(finished))
         yield finished
-        motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
 
 
 def _as_list(one_or_several: _T | Sequence[_T]) -> Sequence[_T]:
@@ -232,6 +275,15 @@ def _pick(chunk: Chunk, num_pictures: int) -> int:
     return min(chunk.start, num_pictures - 1)
 
 
+def _find_text(models: Models, chunk: Chunk) -> Tensor | None:
+    """Choose the text of a chunk; without a prompt it is the negative one's, as for guidance."""
+    if models.text_BND is None:
+        return models.null_text_BND
+    middle = (chunk.keep_start + chunk.keep_stop) // 2
+    held = [text_BND for start, text_BND in models.later_texts if start <= middle]
+    return held[-1] if held else models.text_BND
+
+
 def _check_picture(request: TalkRequest, picture_BCHW: Tensor) -> None:
     expected = (1, 3, request.height, request.width)
     if tuple(picture_BCHW.shape) != expected:
@@ -239,6 +291,26 @@ def _check_picture(request: TalkRequest, picture_BCHW: Tensor) -> None:
             f"got a reference image of shape {tuple(picture_BCHW.shape)}; the request needs "
             f"{expected}, so prepare the image at the request's size"
         )
+
+
+def _check_carry(request: TalkRequest, carry: Carry | None) -> None:
+    if carry is None:
+        return
+    expected = (1, 3, request.num_motion_frames, request.height, request.width)
+    frames_BCTHW = carry.motion_frames_BCTHW
+    if tuple(frames_BCTHW.shape) != expected or frames_BCTHW.dtype != torch.float32:
+        raise MismatchError(
+            f"got motion frames of shape {tuple(frames_BCTHW.shape)} and type "
+            f"{frames_BCTHW.dtype} to go on from; the request needs {expected} and "
+            f"{torch.float32}, so begin anew"
+        )
+    try:
+        torch.Generator("cpu").set_state(carry.noise_state_S)
+    except (RuntimeError, TypeError) as error:
+        raise MismatchError(
+            f"got {carry.noise_state_S.numel()} values that are no state of the noise to go on "
+            "from; begin anew"
+        ) from error
 
 
 def _hear(
@@ -275,7 +347,6 @@ def _condition(
         image_embeds_BND = models.image_encoder(picture_BCHW)
     return Conditioning(
         reference_BCFHW=torch.cat((mask_BCFHW, latents_BCFHW), 1),
-        text_BND=models.null_text_BND if models.text_BND is None else models.text_BND,
         image_embeds_BND=image_embeds_BND,
         regions_PHW=regions_PHW,
     )

@@ -8,6 +8,7 @@ Axes: H height, W width, C channels, P speakers and last the background.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -31,6 +32,23 @@ TINT = 0.35  # of the colour inside a drawn region
 OUTLINES_PER_SIDE = 200  # a side is that many times as long as an outline is thick, in pixels
 LETTERS_PER_SIDE = 20  # and that many times as long as letters are high
 MIN_LETTERS = 9  # pixels; smaller ones cannot be read
+_NUMBER = re.compile(r"[ \t]*-?[0-9]{1,9}[ \t]*")
+
+
+def parse_box(text: str) -> tuple[int, int, int, int] | None:
+    """Read a box as it is typed.
+
+    Args:
+        text: x,y,width,height in pixels, each of at most nine digits.
+
+    Returns:
+        The four numbers; None where the text is something else.
+    """
+    numbers = text.split(",", 4)
+    if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
+        return None
+    x, y, width, height = (int(number) for number in numbers)
+    return x, y, width, height
 
 
 def box_mask(size: tuple[int, int], top: int, left: int, bottom: int, right: int) -> Tensor:

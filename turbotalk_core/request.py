@@ -7,7 +7,6 @@ setting is written once. The same request, weights and inputs give the same fram
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import pairwise
@@ -15,12 +14,16 @@ from typing import Literal, get_args
 
 from .errors import GeometryError, RequestError, ScheduleError
 from .geometry import check_size, count_latent_frames
+from .trust import is_number, parse_json
 
 Schedule = Literal["reference", "distilled"]
 Update = Literal["euler", "renoise"]
 
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 UPDATES: tuple[str, ...] = get_args(Update)
+MAX_CHARACTERS = 100_000  # of a request as JSON; a thousand noise levels are a quarter of it
+MAX_CHUNK_FRAMES = 10_001  # seven minutes at once, far more than any model was trained on
+MIN_SHIFT = 1e-6
 MAX_STEPS = 1000  # the reference's noise levels are 1000 whole timesteps
 MAX_DISTILLED_STEPS = 4  # TurboTalk distils to 4, 3, 2 and 1 steps
 CHUNK_FRAMES = 81  # InfiniteTalk, frame_num
@@ -35,7 +38,7 @@ class TalkRequest:
         num_inference_steps: network evaluations per chunk and guidance branch, 1 to 1000, with
             the distilled schedule 1 to 4.
         schedule: how the noise levels are spaced.
-        shift: flow shift of the schedule, > 0.
+        shift: flow shift of the schedule, > 0, a millionth to a million.
         update: from one noise level to the next along the velocity (euler), or by predicting the
             clean latents and adding fresh noise (renoise).
         seed: of all noise, 0 to 2**64 - 1.
@@ -44,7 +47,7 @@ class TalkRequest:
         guidance_scale: push towards the text, >= 0; 1 is off. Needs a prompt.
         audio_guidance_scale: push towards the voice, >= 0; 1 is off.
         audio_scale: strength of the audio adapter, >= 0; read by whoever joins it to the model.
-        chunk_frames: video frames made by one sampling run, 4n + 1.
+        chunk_frames: video frames made by one sampling run, 4n + 1, at most 10,001.
         num_motion_frames: frames that begin the next chunk, 4m + 1, fewer than chunk_frames.
         normalizes_loudness: bring the voice to -23 LUFS before it is heard; read by whoever
             encodes the speech.
@@ -94,9 +97,10 @@ class TalkRequest:
             _check_integer(name, getattr(self, name), 1)
         check_size(self.height, self.width)
         _check_number("shift", self.shift)
-        if self.shift == 0:
+        if not MIN_SHIFT <= self.shift <= 1 / MIN_SHIFT:  # beyond, rounding leaves no schedule
             raise RequestError(
-                "got shift 0; it must be above 0, and 1 leaves the schedule as it is"
+                f"got shift {self.shift}; it must be above 0, from {MIN_SHIFT} to "
+                f"{1 / MIN_SHIFT:g}, and 1 leaves the schedule as it is"
             )
         for name in ("guidance_scale", "audio_guidance_scale", "audio_scale", "color_strength"):
             _check_number(name, getattr(self, name))
@@ -140,11 +144,16 @@ class TalkRequest:
             The request.
 
         Raises:
-            RequestError: not a JSON object, an unknown setting, or one that is missing.
+            RequestError: not a JSON object, longer than ``MAX_CHARACTERS``, an unknown setting, one
+                that is there twice, or one that is missing.
         """
+        if len(text) > MAX_CHARACTERS:
+            raise RequestError(
+                f"got {len(text)} characters as a request; it has at most {MAX_CHARACTERS}"
+            )
         try:
-            settings = json.loads(text)
-        except json.JSONDecodeError as error:
+            settings = parse_json(text)
+        except ValueError as error:
             raise RequestError(f"the request is no JSON: {error}") from error
         if not isinstance(settings, dict):
             raise RequestError(
@@ -174,7 +183,7 @@ def check_chunk_lengths(chunk_frames: int, num_motion_frames: int) -> None:
         RequestError: a length that is not 4n + 1, or no new frame left in a chunk.
     """
     for name, count in (("chunk_frames", chunk_frames), ("num_motion_frames", num_motion_frames)):
-        _check_integer(name, count, 1)
+        _check_integer(name, count, 1, MAX_CHUNK_FRAMES)
         try:
             count_latent_frames(count)
         except GeometryError as error:
@@ -195,17 +204,13 @@ def check_sigmas(sigmas: Sequence[float]) -> None:
     Raises:
         ScheduleError: not numbers from at most 1, strictly descending, to 0.
     """
-    if not isinstance(sigmas, Sequence) or not all(_is_number(sigma) for sigma in sigmas):
+    if not isinstance(sigmas, Sequence) or not all(is_number(sigma) for sigma in sigmas):
         raise ScheduleError(f"got sigmas {sigmas!r}; they must be a list of numbers in [0, 1]")
     descends = all(after < before for before, after in pairwise(sigmas))
     if len(sigmas) < 2 or sigmas[0] > 1 or sigmas[-1] != 0 or not descends:
         raise ScheduleError(
             f"got sigmas {list(sigmas)}; they must fall strictly from at most 1 to 0, as in [1, 0]"
         )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -221,5 +226,5 @@ def _check_integer(name: str, value: int, low: int, high: int | None = None) -> 
 
 
 def _check_number(name: str, value: float) -> None:
-    if not _is_number(value) or value < 0:
+    if not is_number(value) or value < 0:
         raise RequestError(f"got {name} {value!r}; use a finite number, not negative")

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .errors import AudioError, ChunkError, MismatchError, RequestError
-from .geometry import count_frames, count_latent_frames
+from .geometry import MAX_SAMPLE_RATE, count_frames, count_latent_frames
+from .trust import is_shown
+
+MAX_NAME = 100  # characters of a speaker's name
 
 
 def _check_rank(name: str, tensor: Tensor, axes: str) -> None:
@@ -20,6 +23,10 @@ def _check_rank(name: str, tensor: Tensor, axes: str) -> None:
         raise MismatchError(
             f"{name} must have axes {axes}, got a tensor of shape {tuple(tensor.shape)}"
         )
+
+
+def _is_box(region: tuple[object, ...]) -> bool:
+    return len(region) == 4 and all(type(number) is int for number in region)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +38,8 @@ class Waveform:
         sample_rate: Hz.
 
     Raises:
-        AudioError: no samples, a NaN or infinity, or a rate that is not positive.
+        AudioError: no samples, a NaN or infinity, or a rate that is not positive or above
+            ``MAX_SAMPLE_RATE``.
     """
 
     samples_CS: Tensor
@@ -39,8 +47,11 @@ class Waveform:
 
     def __post_init__(self) -> None:
         _check_rank("samples", self.samples_CS, "CS")
-        if self.sample_rate < 1:
-            raise AudioError(f"got a sample rate of {self.sample_rate} Hz; it must be positive")
+        if not 1 <= self.sample_rate <= MAX_SAMPLE_RATE:
+            raise AudioError(
+                f"got a sample rate of {self.sample_rate} Hz; it must be positive, and at most "
+                f"{MAX_SAMPLE_RATE}"
+            )
         if self.samples_CS.numel() == 0:
             raise AudioError("the audio has no samples; give at least one video frame (40 ms)")
         if not bool(self.samples_CS.isfinite().all()):
@@ -94,7 +105,8 @@ class Speaker:
     """One person in the picture.
 
     Attributes:
-        name: of the person, for people who read messages and the drawn regions; not empty.
+        name: of the person, for people who read messages and the drawn regions; not empty, on one
+            line, at most ``MAX_NAME`` characters.
         waveform: the voice; None for a bystander, who hears encoded silence and so keeps the mouth
             shut.
         follows: begins to speak when the nearest speaker before who has a voice has ended; else,
@@ -104,8 +116,8 @@ class Speaker:
             to ``regions.find_masks``.
 
     Raises:
-        RequestError: no name.
-        MismatchError: a region that is neither a mask nor a box.
+        RequestError: no name, or one that is too long or cannot be drawn on one line.
+        MismatchError: a region that is neither a mask nor a box of whole numbers.
     """
 
     name: str
@@ -116,12 +128,17 @@ class Speaker:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise RequestError("got a speaker without a name; name each, as in Anna")
+        if len(self.name) > MAX_NAME or not is_shown(self.name):
+            raise RequestError(
+                f"got a speaker named {self.name[:MAX_NAME]!r}; a name is one line of at most "
+                f"{MAX_NAME} characters, all of which can be seen"
+            )
         if isinstance(self.region, Tensor):
             _check_rank(f"the region of {self.name}", self.region, "HW")
-        elif self.region is not None and len(self.region) != 4:
+        elif self.region is not None and not _is_box(self.region):
             raise MismatchError(
-                f"got {len(self.region)} numbers as the region of {self.name}; a box has four: "
-                "x, y, width, height"
+                f"got {len(self.region)} numbers as the region of {self.name}; a box has four "
+                "whole ones: x, y, width, height"
             )
 
 
@@ -263,16 +280,39 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Carry:
+    """What a finished chunk hands on: all that the next one needs of those before it.
+
+    Attributes:
+        num_chunks: finished so far, at least 1.
+        motion_frames_BCTHW: the last frames as they were decoded, float32 on the CPU.
+        noise_state_S: of the generator that all noise is drawn from, uint8.
+    """
+
+    num_chunks: int
+    motion_frames_BCTHW: Tensor
+    noise_state_S: Tensor
+
+    def __post_init__(self) -> None:
+        _check_rank("motion frames", self.motion_frames_BCTHW, "BCTHW")
+        _check_rank("the state of the noise", self.noise_state_S, "S")
+        if self.num_chunks < 1:
+            raise ChunkError(f"got {self.num_chunks} finished chunks to go on from; one is needed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrameChunk:
     """Finished frames of one chunk, motion frames already dropped.
 
     Attributes:
         chunk: where they belong.
         frames_BCTHW: [1, 3, keep_stop - keep_start, H, W], float in [-1, 1].
+        carry: what the next chunk begins with; None where nobody asked for it.
     """
 
     chunk: Chunk
     frames_BCTHW: Tensor
+    carry: Carry | None = None
 
     def __post_init__(self) -> None:
         _check_rank("frames", self.frames_BCTHW, "BCTHW")

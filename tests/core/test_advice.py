@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from turbotalk_core.advice import advise
 from turbotalk_core.library import EMBEDDED_MODELS, find_model_files, read_request
@@ -151,3 +153,20 @@ def test_no_note_hides_another() -> None:
 def test_what_ships_fits_itself() -> None:
     dit = find_model_files(EMBEDDED_MODELS).dit
     assert advise(read_request(dit), inspect(dit).settings) == []
+
+
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.none())
+
+
+@given(st.dictionaries(st.sampled_from(sorted(STUDENT)), ANYTHING), st.booleans())
+def test_settings_that_are_damaged_count_as_left_out(
+    damage: dict[str, Any], is_student: bool
+) -> None:
+    base = STUDENT if is_student else {}
+    notes = advise(DISTILLED, base | damage, adapter_settings=damage)
+    assert all(isinstance(note, str) for note in notes)
+
+
+def test_a_damaged_setting_changes_nothing() -> None:
+    damaged = {name: [value] for name, value in STUDENT.items()}
+    assert advise(DISTILLED, damaged) == advise(DISTILLED, {})

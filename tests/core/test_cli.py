@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.core.family import NUM_FRAMES, SHIPPED, refusal
 from turbotalk_core.cli import main
@@ -76,6 +78,40 @@ def test_inspect_says_what_a_file_is(models: Path, capsys: pytest.CaptureFixture
     assert said.startswith(f"{TEACHER}: video transformer")
     assert main(["inspect", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["settings"] == SHIPPED
+
+
+def test_inspect_repeats_no_command_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.safetensors"
+    told = {"turbotalk": json.dumps({"kind": "\x1b]0;owned\x07", "a": "\ud800"}), "b": "\x1b[2J\nc"}
+    save_file({"a": torch.ones(1)}, path, told)
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert r"ships with kind: \x1b]0;owned\x07" in said
+    assert r"metadata b: \x1b[2J\nc" in said
+    assert r"ships with a: \ud800" in said
+    assert "\x1b" not in said
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"] == {"b": "\x1b[2J\nc"}
+    assert main(["inspect", str(tmp_path / "\x1b[2J.safetensors")]) == 2
+    assert r"\x1b[2J" in refusal(capsys)
+
+
+@pytest.mark.parametrize(
+    "seconds", ["1e999999999", "1e-999999999", "1/0", "1/00", "9" * 5_000, "-1", "x"]
+)
+def test_a_length_that_cannot_be_is_refused(
+    seconds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", f"--seconds={seconds}"])
+    assert "give seconds, as in 7.5" in capsys.readouterr().err
+
+
+def test_a_video_of_years_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--seconds", "999999999"]) == 2
+    assert "at most 10000000 are made" in refusal(capsys)
 
 
 def test_inspect_refuses_what_is_no_model(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:

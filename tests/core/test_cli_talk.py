@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from tests.core.family import (
 )
 from turbotalk_core.cli import main
 from turbotalk_core.cli_talk import add_talk
+from turbotalk_core.errors import OutputError
 from turbotalk_core.library import TEACHER
 from turbotalk_core.model.denoiser import WanDenoiser
 from turbotalk_core.request import TalkRequest
@@ -226,7 +227,89 @@ def test_an_interrupt_leaves_no_half_file(
     monkeypatch.setattr(WanDenoiser, "__call__", interrupt)
     assert talk() == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert list(out.parent.iterdir()) == []
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    assert not list(out.parent.glob("*/.*"))
+
+
+@pytest.fixture
+def stop_in_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Let a network call of a chunk, 0 or more, raise; returns what counts the calls since."""
+    call = WanDenoiser.__call__
+
+    def arm(chunk: int) -> list[int]:
+        calls = []
+
+        def stop(self: WanDenoiser, *arguments: Any) -> Tensor:
+            if len(calls) == 2 * chunk:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return call(self, *arguments)
+
+        monkeypatch.setattr(WanDenoiser, "__call__", stop)
+        return calls
+
+    return arm
+
+
+def test_the_same_command_goes_on_after_the_last_whole_chunk(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert talk("--crf", 0) == 0
+    whole = _read(out)[0]
+    out.unlink()
+    stop_in_chunk(1)
+    assert talk("--crf", 0) == 130  # as shells tell of Control-C
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    capsys.readouterr()
+    calls = stop_in_chunk(9)
+    assert talk("--crf", 0) == 0
+    assert len(calls) == 2  # those of the second chunk
+    captured = capsys.readouterr().err
+    assert "talk.mp4.take, of which 1 of 2 chunks are finished" in captured
+    assert "5/5" in captured  # the reference, an encode, two calls, a decode
+    assert np.array_equal(_read(out)[0], whole)
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
+
+
+def test_another_command_begins_anew_and_says_why(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stop_in_chunk(1)
+    talk()
+    calls = stop_in_chunk(9)
+    assert talk("--seed", 4, "--audio-scale", 0.5) == 0
+    assert len(calls) == 4
+    captured = capsys.readouterr().err
+    assert "talk.mp4.take is begun anew: seed was 0 and is 4" in captured
+    assert "talk.mp4.take is begun anew: audio_scale was 1.0 and is 0.5" in captured
+
+
+def test_a_video_that_cannot_be_written_costs_no_chunk(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(
+        _path: Path, frames: Iterable[Tensor], *_arguments: object, **_settings: object
+    ) -> int:
+        assert len(list(frames)) == 2
+        raise OutputError("got 'No space left on device'")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("turbotalk_core.cli_talk.assemble", fail)
+        assert talk() == 2
+    calls = stop_in_chunk(9)
+    assert talk() == 0
+    assert calls == []
+    assert len(_read(out)[0]) == NUM_FRAMES
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
 
 
 def _frames(talk: Talk, out: Path, *arguments: object) -> np.ndarray:
@@ -293,6 +376,8 @@ def test_the_region_says_whose_voice_it_is(converse: Talk, inputs: Path, out: Pa
         (["auto", "20,0,20,60"], "no region for Anna"),
         (["0,0,20,60", "20,0,21,60"], "region of Bob: got a box"),
         (["0,0,20", "20,0,20,60"], "got the region 0,0,20; give x,y,width,height"),
+        (["auto", " --5,0,20,60"], "give x,y,width,height"),
+        (["auto", "9" * 5_000 + ",0,0,0"], "give x,y,width,height"),
         (["-1,0,20,60", "20,0,20,60"], "region of Anna: got a box"),
     ],
 )
@@ -362,6 +447,14 @@ def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert _read(out)[1].teacache_threshold == 0.1
 
 
+def test_another_frame_rate_is_as_long(talk: Talk, out: Path) -> None:
+    assert talk("--fps", "50") == 0
+    frames, request, seconds = _read(out)
+    assert len(frames) == 2 * NUM_FRAMES
+    assert seconds == pytest.approx(NUM_FRAMES / 25, abs=0.08)
+    assert request.max_frames is None
+
+
 @pytest.fixture
 def reading(models: Path) -> None:
     """A text encoder of the family, with a tokenizer inside and one beside it."""
@@ -385,6 +478,16 @@ def test_a_prompt_changes_the_video(talk: Talk, out: Path) -> None:
     assert not np.array_equal(away, guided)
 
 
+@pytest.mark.usefixtures("reading")
+def test_a_prompt_may_change_with_time(talk: Talk, out: Path) -> None:
+    """The second of two chunks begins after 0.52 s."""
+    encoder = ["--text-encoder", "whole.safetensors", "--prompt"]
+    plain = _frames(talk, out, *encoder, "a man speaks")
+    changed = _frames(talk, out, *encoder, "0-0.52s: a man speaks | 0.52s-: a dog")
+    assert np.array_equal(changed[:13], plain[:13])
+    assert not np.array_equal(changed[13:], plain[13:])
+
+
 BARE = ("--prompt", "a", "--text-encoder", "bare.safetensors")
 
 
@@ -394,6 +497,7 @@ BARE = ("--prompt", "a", "--text-encoder", "bare.safetensors")
     [
         (["--prompt", "a man"], "got a prompt without a text encoder"),
         (["--negative-prompt", "a dog"], "got a negative prompt alone"),
+        ([*BARE[2:], "--prompt", "1-2s: a"], "segment 1 begins at 1 s; it must begin at 0 s"),
         (["--text-guidance", "3"], "got guidance_scale 3.0 without a prompt"),
         (BARE, "has no tokenizer inside"),
         (["--prompt", "a", "--text-encoder", "no.safetensors"], "there is bare.safetensors"),

@@ -1,5 +1,6 @@
 """Strides, counts and sizes against plain arithmetic."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -9,13 +10,16 @@ from hypothesis import strategies as st
 from turbotalk_core.errors import GeometryError
 from turbotalk_core.geometry import (
     FPS,
+    MAX_SIDE,
     SIZE_MULTIPLE,
     check_size,
     count_decoded_frames,
     count_frames,
     count_latent_frames,
     count_samples,
+    cover_size,
     fit_size,
+    retime,
 )
 
 RATES = st.integers(8_000, 192_000)
@@ -62,11 +66,25 @@ def test_other_counts_are_refused_with_usable_ones(num_frames: int) -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "named"),
-    [(130, 128, "height 130"), (128, 120, "width 120"), (0, 128, "height 0"), (-16, 16, "-16")],
+    [
+        (130, 128, "height 130"),
+        (128, 120, "width 120"),
+        (0, 128, "height 0"),
+        (-16, 16, "-16"),
+        (MAX_SIDE + 16, 16, f"height {MAX_SIDE + 16}"),
+        (16, 16 * 10**400, "width 1"),
+    ],
 )
 def test_sizes_off_the_grid_are_refused(height: int, width: int, named: str) -> None:
     with pytest.raises(GeometryError, match=f"{named}.*multiples of 16.*use"):
         check_size(height, width)
+
+
+def test_frames_of_more_pixels_than_any_are_refused() -> None:
+    check_size(8192, 8192)
+    check_size(4096, MAX_SIDE)
+    with pytest.raises(GeometryError, match="got 16384x4112; frames have at most"):
+        check_size(4112, MAX_SIDE)
 
 
 @given(height=st.integers(1, 8000), width=st.integers(1, 8000), area=st.integers(1, 4_000_000))
@@ -75,7 +93,8 @@ def test_a_fitted_size_is_taken_and_near(height: int, width: int, area: int) -> 
     check_size(fitted_height, fitted_width)
     scale = (area / (height * width)) ** 0.5
     for fitted, side in ((fitted_height, height), (fitted_width, width)):
-        assert fitted == SIZE_MULTIPLE or abs(fitted - side * scale) <= SIZE_MULTIPLE / 2 + 1e-6
+        wanted = min(side * scale, MAX_SIDE)
+        assert fitted == SIZE_MULTIPLE or abs(fitted - wanted) <= SIZE_MULTIPLE / 2 + 1e-6
 
 
 def test_a_size_that_fits_stays() -> None:
@@ -87,3 +106,36 @@ def test_a_size_that_fits_stays() -> None:
 def test_no_size_fits_nothing(sides: tuple[int, int, int]) -> None:
     with pytest.raises(GeometryError, match="must be positive"):
         fit_size(*sides)
+
+
+@given(
+    st.integers(0, 200_000),
+    st.integers(0, 300),
+    st.fractions(Fraction(1), Fraction(240), max_denominator=1001),
+)
+def test_a_frame_of_another_rate_is_the_one_on_the_screen(
+    start: int, length: int, fps: Fraction
+) -> None:
+    shown = retime(start, start + length, fps)
+    first = math.ceil(start * fps / FPS)
+    for index, frame in enumerate(shown, first):
+        assert 0 <= index / fps - Fraction(frame, FPS) < Fraction(1, FPS)
+        assert start <= frame < start + length
+    middle = start + length // 3
+    assert retime(start, middle, fps) + retime(middle, start + length, fps) == shown
+
+
+@given(st.integers(0, 10**7), st.integers(1, 200_000))
+def test_samples_of_frames_are_rounded_halves_upwards(num_frames: int, sample_rate: int) -> None:
+    assert count_samples(num_frames, sample_rate) == (2 * num_frames * sample_rate + 25) // 50
+    ntsc = Fraction(30_000, 1001)
+    error = count_samples(num_frames, sample_rate, ntsc) - num_frames * sample_rate / ntsc
+    assert abs(error) <= Fraction(1, 2)
+
+
+def test_a_strip_covers_no_video() -> None:
+    assert cover_size(16, 16 * 25, 640, 640) == (640, 16_000)
+    with pytest.raises(GeometryError, match="which it would cover at 640x17600, over 16384; cut"):
+        cover_size(440, 16, 640, 640)
+    with pytest.raises(GeometryError, match="cut it to the shape"):
+        cover_size(2, 2**25, 32, 32)

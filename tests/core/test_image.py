@@ -1,5 +1,6 @@
 """Portraits of every kind come out as the same picture, or with a reason why not."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,44 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     for name in ("text.png", "cut.png", "empty.png", "missing.png", "."):
         with pytest.raises(ImageError, match=r"cannot read a picture from .*give a PNG"):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a" * 300, "pipe", "/dev/zero"])
+def test_what_is_no_file_is_not_opened(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="no such file"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["eps", "psd", "xpm"])
+def test_formats_that_are_programs_or_rare_are_not_opened(tmp_path: Path, suffix: str) -> None:
+    begin = {
+        "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "psd": b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\x20\0\0\0\x20\0\x08\0\3" + bytes(64),
+        "xpm": b'/* XPM */\nstatic char *x[] = {\n"20 20 1 1",\n"a c #ff0000",\n' + b'"aa"\n' * 9,
+    }
+    path = tmp_path / f"picture.{suffix}"
+    path.write_bytes(begin[suffix])
+    with Image.open(path) as opened:
+        assert (opened.format or "").lower() == suffix
+    with pytest.raises(ImageError, match="cannot identify image file"):
+        read_image(path)
+
+
+def test_a_picture_of_more_pixels_than_any_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _two_colours().save(tmp_path / "picture.png")
+    monkeypatch.setattr("turbotalk_core.image.MAX_PIXELS", 40 * 24)
+    assert read_image(tmp_path / "picture.png").shape == (24, 40, 3)
+    monkeypatch.setattr("turbotalk_core.image.MAX_PIXELS", 40 * 24 - 1)
+    with pytest.raises(ImageError, match="40x24 are over 959 pixels"):
+        read_image(tmp_path / "picture.png")
+
+
+def test_a_strip_is_not_enlarged() -> None:
+    with pytest.raises(GeometryError, match="cut it to the shape of the video"):
+        prepare_reference(torch.zeros(16, 16_400, 3), 32, 32)
 
 
 @given(

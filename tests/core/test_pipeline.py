@@ -256,6 +256,24 @@ def test_text_guidance_pushes_towards_the_prompt() -> None:
     torch.testing.assert_close(make(1) - make(6), torch.full_like(make(1), 0.05))
 
 
+def test_a_chunk_is_told_the_prompt_of_its_middle() -> None:
+    """Chunks keep [0, 13), [13, 21), [21, 29), [29, 37): their middles are 6, 17, 25, 33."""
+    first, second, third = (torch.full((1, 2, 3), float(level)) for level in (1, 2, 3))
+    toy = Toy(text_BND=first, later_texts=((17, second), (26, third)))
+    _run(REQUEST, 37, toy)
+    told = [conditioning.text_BND for _, _, conditioning, _ in toy.denoiser.calls]
+    for text, expected in zip(told[::2], (first, second, second, third), strict=True):
+        assert text is expected
+    assert toy.log.count("reference 13") == 1
+    assert list(toy.models.list_told()) == [
+        "prompt",
+        "negative prompt",
+        "clip vision",
+        "prompt from frame 17",
+        "prompt from frame 26",
+    ]
+
+
 @pytest.mark.parametrize("update", ["euler", "renoise"])
 def test_the_same_request_gives_the_same_frames(update: Any) -> None:
     request = replace(REQUEST, update=update)
@@ -319,6 +337,52 @@ def test_a_stop_at_any_point_lets_nothing_later_run(stop_before: int) -> None:
     with pytest.raises(InterruptedError):
         _run(REQUEST, 20, toy, watch)
     assert len(toy.log) == watch.units == stop_before
+
+
+@pytest.mark.parametrize("update", ["euler", "renoise"])
+@pytest.mark.parametrize("num_finished", [1, 2, 3, 4])
+def test_going_on_is_as_if_it_had_never_stopped(update: Any, num_finished: int) -> None:
+    request = replace(REQUEST, update=update, audio_guidance_scale=2.0)
+    whole = Toy()
+    chunks = list(_iterate(request, 37, whole))
+    assert [chunk.carry.num_chunks for chunk in chunks if chunk.carry] == [1, 2, 3, 4]
+    toy, watch = Toy(), Watch()
+    rest = list(
+        generate(
+            request,
+            REFERENCE,
+            _speech(37),
+            toy.models,
+            progress=watch,
+            carry=chunks[num_finished - 1].carry,
+        )
+    )
+    assert [c.chunk for c in rest] == [c.chunk for c in chunks[num_finished:]]
+    for made, expected in zip(rest, chunks[num_finished:], strict=True):
+        assert torch.equal(made.frames_BCTHW, expected.frames_BCTHW)
+    given = [latents for latents, _, _, _ in whole.denoiser.calls[4 * num_finished :]]
+    for call, latents in zip(toy.denoiser.calls, given, strict=True):
+        assert torch.equal(call[0], latents)
+    if rest:  # else there is nothing to do, and nobody would count
+        plan = plan_video(request, _speech(37))
+        assert watch.units == count_work(plan, request, num_finished=num_finished)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"motion_frames_BCTHW": torch.zeros(1, 3, 9, HEIGHT, WIDTH)},
+        {"motion_frames_BCTHW": torch.zeros(1, 3, 5, HEIGHT, WIDTH, dtype=torch.float64)},
+        {"noise_state_S": torch.zeros(7, dtype=torch.uint8)},
+        {"noise_state_S": torch.Generator("cpu").get_state().float()},
+        {"noise_state_S": torch.full_like(torch.Generator("cpu").get_state(), 255)},
+    ],
+)
+def test_what_another_video_handed_on_is_refused(changes: dict[str, Tensor]) -> None:
+    carry = next(_iterate(REQUEST, 29)).carry
+    assert carry is not None
+    with pytest.raises(MismatchError, match="begin anew"):
+        generate(REQUEST, REFERENCE, _speech(29), Toy().models, carry=replace(carry, **changes))
 
 
 def _grey(level: float) -> Tensor:

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from turbotalk_core.errors import ImageError
+from turbotalk_core.errors import ImageError, RequestError
 from turbotalk_core.regions import (
     COLORS,
     box_mask,
@@ -11,6 +13,7 @@ from turbotalk_core.regions import (
     find_masks,
     fit_regions,
     halve_picture,
+    parse_box,
 )
 from turbotalk_core.types import Speaker, Waveform
 
@@ -175,3 +178,53 @@ def test_who_is_silent_is_said() -> None:
 def test_what_cannot_be_is_not_drawn() -> None:
     with pytest.raises(ImageError, match="share"):
         draw_regions(torch.zeros(*SIZE, 3), _speak(BOX, BOX))
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("1,2,30,40", (1, 2, 30, 40)),
+        (" 1 , -2,\t30,40 ", (1, -2, 30, 40)),
+        ("1,2,3\x1c,4", None),
+        ("1,2,3,4\n", None),
+        ("999999999,0,0,0", (999_999_999, 0, 0, 0)),
+        ("1,2,3", None),
+        ("1,2,3,4,5", None),
+        ("--1,2,3,4", None),
+        ("1.0,2,3,4", None),
+        ("1e9,2,3,4", None),
+        ("0x1,2,3,4", None),
+        ("1_0,2,3,4", None),
+        ("\u0661,2,3,4", None),
+        ("1000000000,0,0,0", None),
+        ("9" * 5_000 + ",0,0,0", None),
+        ("," * 10**6, None),
+        ("face.png", None),
+        ("", None),
+    ],
+)
+def test_a_box_is_read_as_it_is_typed(text: str, box: tuple[int, int, int, int] | None) -> None:
+    assert parse_box(text) == box
+
+
+@given(st.text(alphabet="0123456789,- ") | st.text())
+def test_any_text_is_a_box_in_the_picture_or_is_refused(text: str) -> None:
+    box = parse_box(text)
+    if box is None:
+        return
+    speakers = [Speaker(name="Anna", region=box), Speaker(name="Ben", region=(59, 39, 1, 1))]
+    try:
+        masks = find_masks(speakers, SIZE)
+    except ImageError:
+        return
+    assert masks is not None
+    assert masks[0].sum() == box[2] * box[3]
+
+
+@given(st.text(min_size=1, max_size=100))
+def test_any_name_is_drawn_or_refused(name: str) -> None:
+    try:
+        speaker = Speaker(name=name)
+    except RequestError:
+        return
+    assert draw_regions(torch.zeros(30, 40, 3), [speaker]).shape == (30, 40, 3)

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbotalk_core.errors import GeometryError, RequestError, ScheduleError, TurboTalkError
-from turbotalk_core.request import SCHEDULES, UPDATES, TalkRequest, check_chunk_lengths
+from turbotalk_core.geometry import MAX_SIDE
+from turbotalk_core.request import (
+    MAX_CHARACTERS,
+    MAX_CHUNK_FRAMES,
+    SCHEDULES,
+    UPDATES,
+    TalkRequest,
+    check_chunk_lengths,
+)
+from turbotalk_core.sampling.schedule import request_sigmas
 
 REQUEST = TalkRequest(
     num_inference_steps=4,
@@ -75,7 +84,14 @@ def test_settings_with_a_default_may_be_left_out_of_json() -> None:
         ("{}", "lacks height, num_inference_steps, schedule, seed, shift, update, width"),
         ('{"cfg": 1, "seed": 0}', "unknown settings cfg; known are num_inference_steps"),
         (REQUEST.to_json().replace('"seed": 7', '"seed": "7"'), "got seed '7'"),
-        (REQUEST.to_json().replace('"shift": 5.0', '"shift": NaN'), "got shift nan"),
+        (REQUEST.to_json().replace('"shift": 5.0', '"shift": NaN'), "no JSON: it has NaN"),
+        (REQUEST.to_json().replace('"shift": 5.0', '"shift": 1e999'), "no float holds"),
+        (REQUEST.to_json().replace('"seed": 7', '"seed": 7, "seed": 8'), "names 'seed' twice"),
+        (REQUEST.to_json().replace('"seed": 7', '"seed": ' + "9" * 5_000), "20 digits"),
+        (REQUEST.to_json().replace('"seed": 7', '"seed": ' + "[" * 50_000), "nested too deeply"),
+        (REQUEST.to_json().replace('"seed": 7', '"seed": [7]'), "got seed"),
+        (REQUEST.to_json().replace('"seed": 7', '"seed": null'), "got seed None"),
+        (" " * (MAX_CHARACTERS + 1), "got 100001 characters"),
     ],
 )
 def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
@@ -103,6 +119,11 @@ def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
         ("audio_guidance_scale", float("nan")),
         ("audio_scale", "1"),
         ("chunk_frames", 80),
+        ("chunk_frames", MAX_CHUNK_FRAMES + 4),
+        ("shift", 10**400),
+        ("shift", 5e-324),
+        ("shift", 1e7),
+        ("guidance_scale", 10**400),
         ("num_motion_frames", 8),
         ("num_motion_frames", 81),
         ("normalizes_loudness", 1),
@@ -124,14 +145,25 @@ def test_a_setting_out_of_range_is_refused_by_name(name: str, value: Any) -> Non
     assert "use " in told or "choose " in told or "must " in told or "give " in told
 
 
-def test_a_size_off_the_grid_is_refused() -> None:
-    with pytest.raises(GeometryError, match="height 100"):
-        replace(REQUEST, height=100)
+@pytest.mark.parametrize("height", [100, MAX_SIDE + 16, 16 * 10**400])
+def test_a_size_off_the_grid_is_refused(height: int) -> None:
+    with pytest.raises(GeometryError, match=f"height {str(height)[:9]}"):
+        replace(REQUEST, height=height)
 
 
 @pytest.mark.parametrize(
     "sigmas",
-    [(0.0,), (1.0, 0.5), (0.5, 1.0, 0.0), (1.0, 1.0, 0.0), (1.5, 0.0), (1.0, "a"), 1.0, ()],
+    [
+        (1.0, 10**400, 0.0),
+        (0.0,),
+        (1.0, 0.5),
+        (0.5, 1.0, 0.0),
+        (1.0, 1.0, 0.0),
+        (1.5, 0.0),
+        (1.0, "a"),
+        1.0,
+        (),
+    ],
 )
 def test_sigmas_that_cannot_be_sampled_are_refused(sigmas: Any) -> None:
     with pytest.raises(ScheduleError, match="got sigmas"):
@@ -159,3 +191,33 @@ def test_chunk_lengths_are_taken_exactly_when_they_tile(
         assert not tiles
     else:
         assert tiles
+
+
+SETTINGS = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**65), 2**65) | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([field.name for field in fields(TalkRequest)]), SETTINGS, max_size=4
+    )
+)
+def test_any_settings_make_a_request_or_are_refused(changes: dict[str, Any]) -> None:
+    text = json.dumps(json.loads(REQUEST.to_json()) | changes)
+    try:
+        request = TalkRequest.from_json(text)
+    except TurboTalkError:
+        return
+    assert TalkRequest.from_json(request.to_json()) == request
+    sigmas = request_sigmas(request)
+    assert sigmas.isfinite().all()
+    assert sigmas[-1] == 0
+
+
+@given(st.text())
+def test_any_text_is_a_request_or_is_refused(text: str) -> None:
+    with pytest.raises(RequestError):
+        TalkRequest.from_json(text)

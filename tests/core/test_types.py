@@ -1,5 +1,7 @@
 """The values that travel refuse what would break later rooms."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -111,3 +113,44 @@ def test_a_conversation_has_equally_long_speeches() -> None:
     for who, said in ((speakers, speeches), (speakers, speeches[:1]), (speakers[:0], ())):
         with pytest.raises(MismatchError, match="all equally long"):
             Conversation(speakers=who, speeches=said, waveform=waveform)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Anna",
+        "Zoë",
+        "李雷",
+        "Анна",
+        "محمد",
+        "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",
+        "👩\u200d🚀",
+        "../..",
+        "x" * 100,
+    ],
+)
+def test_a_speaker_may_have_any_name_that_can_be_read(name: str) -> None:
+    assert Speaker(name=name).name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\nb", "a\0", "a\x1b[2J", "\u202eannA", "a\u2028b", "\ud800", "x" * 101]
+)
+def test_a_name_that_cannot_be_drawn_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="got a speaker"):
+        Speaker(name=name)
+
+
+@pytest.mark.parametrize(
+    "region", [(1, 2, 3, 4.0), (1, 2, 3, True), ("1", 2, 3, 4), (None,) * 4, (1, 2, 3, 4, 5)]
+)
+def test_a_box_of_other_things_is_refused(region: Any) -> None:
+    with pytest.raises(MismatchError, match="a box has four whole ones"):
+        Speaker(name="Anna", region=region)
+
+
+def test_a_rate_beyond_all_recorders_is_refused() -> None:
+    samples_CS = torch.zeros(1, 5)
+    assert Waveform(samples_CS=samples_CS, sample_rate=384_000).sample_rate == 384_000
+    with pytest.raises(AudioError, match="384001 Hz; it must be positive, and at most 384000"):
+        Waveform(samples_CS=samples_CS, sample_rate=384_001)

@@ -58,6 +58,7 @@ def host(tmp_path_factory):
             model_patcher=importlib.import_module("comfy.model_patcher"),
             ops=importlib.import_module("comfy.ops"),
             sd=importlib.import_module("comfy.sd"),
+            graph=importlib.import_module("comfy_execution.graph"),
             sample=importlib.import_module("comfy.sample"),
             samplers=importlib.import_module("comfy.samplers"),
             compile_nodes=importlib.import_module("comfy_extras.nodes_torch_compile"),
@@ -90,14 +91,21 @@ def errors(part):
 
 @pytest.fixture
 def run_node(host, pack):
-    """Run a node as the host does: ``run_node("TurboTalkSchedule", steps=4, …)``."""
+    """Run a node as the host does: ``run_node("TurboTalkSchedule", steps=4, …)``.
 
-    def run(node_id, **inputs):
+    With ``graph``, a workflow in API format, it is the node "7" of it.
+    """
+
+    def run(node_id, *, graph=None, **inputs):
+        hidden = {host.io.Hidden.unique_id: "7"}
+        if graph is not None:
+            hidden[host.io.Hidden.dynprompt] = host.graph.DynamicPrompt(graph)
         node = host.nodes.NODE_CLASS_MAPPINGS[node_id]
         with torch.inference_mode():
             if hasattr(node, "PREPARE_CLASS_CLONE"):
-                told = {"hidden_inputs": {host.io.Hidden.unique_id: "7"}}
-                output = node.PREPARE_CLASS_CLONE(told).EXECUTE_NORMALIZED(**inputs)
+                output = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden}).EXECUTE_NORMALIZED(
+                    **inputs
+                )
                 return output.result[0]
             return getattr(node(), node.FUNCTION)(**inputs)[0]
 

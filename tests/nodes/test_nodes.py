@@ -1,6 +1,8 @@
 """What the nodes do with good and bad input, one node at a time."""
 
+import os
 import resource
+import time
 
 import av
 import pytest
@@ -117,6 +119,31 @@ class TestSampler:
         assert not torch.equal(plain, prompted)
         assert not torch.equal(prompted, pushed)
 
+    def test_a_prompt_may_change_with_time(self, sample, run_node):
+        """The second of two chunks begins at frame 21."""
+        words = {"a": torch.randn(1, 7, 16), "b": torch.randn(1, 5, 16)}
+
+        class Clip:
+            def tokenize(self, text):
+                return text
+
+            def encode_from_tokens_scheduled(self, tokens):
+                return [[words[tokens], {"pooled_output": None}]]
+
+        schedule = "0-0.84s: a | 0.84s-: b"
+        positive = run_node("TurboTalkPromptSchedule", clip=Clip(), text=schedule)
+        assert [options["turbotalk_start"] for _, options in positive] == [0, 21]
+        assert all("pooled_output" in options for _, options in positive)
+        timed, plain = sample(positive=positive).read(), sample(positive=positive[:1]).read()
+        assert torch.equal(timed[:21], plain[:21])
+        assert not torch.equal(timed[21:], plain[21:])
+
+    def test_a_schedule_that_cannot_be_is_refused_before_running(self, host, pack):
+        node = host.nodes.NODE_CLASS_MAPPINGS["TurboTalkPromptSchedule"]
+        assert node.validate_inputs(text="a man") is True
+        assert node.validate_inputs(text=None) is True
+        assert "must begin at 0 s" in node.validate_inputs(text="1-2s: a man")
+
     def test_colours_are_brought_to_the_picture(self, sample):
         picture = torch.rand(1, 32, 32, 3, generator=torch.Generator().manual_seed(5))
         picture = 0.2 + 0.3 * picture * torch.tensor([1.0, 0.5, 0.0])  # dark, and rather red
@@ -161,7 +188,7 @@ class TestSampler:
         assert torch.equal(white, sample(reference_image=torch.zeros(1, 32, 32, 4)).read())
         assert torch.equal(white, sample(reference_image=torch.ones(1, 32, 32, 1)).read())
 
-    def test_stopping_between_two_calls_leaves_nothing(
+    def test_stopping_between_two_calls_keeps_what_is_finished(
         self, sample, models, host, part, left_behind
     ):
         """The stop button is pressed during the third network call, in the second chunk."""
@@ -180,8 +207,10 @@ class TestSampler:
         with pytest.raises(management.InterruptProcessingException):
             sample(model=model, steps=2)
         assert len(seen) <= 6  # no other call began
-        assert len(seen[-1]) == 1
-        assert left_behind() == []
+        (name,) = left_behind()
+        take = part("turbotalk_core.video.take").Take.open(host.base / "temp" / name)
+        assert [(chunk.start, chunk.stop) for chunk in take.chunks] == [(0, 21)]
+        assert not take.is_whole
 
     def test_a_full_disk_leaves_nothing(self, sample, errors, left_behind):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -221,6 +250,129 @@ class TestSampler:
         }
         answer = node.validate_inputs(**(settings | changes))
         assert (answer is True) if refusal is None else (refusal in answer)
+
+
+def make_graph(**settings):
+    """A workflow whose node "7" is the sampler."""
+    return {
+        "1": {"class_type": "UNETLoader", "inputs": {"unet_name": "a"}},
+        "2": {"class_type": "Patch", "inputs": {"model": ["1", 0], **settings}},
+        "7": {"class_type": "TurboTalkSampler", "inputs": {"model": ["2", 0], "seed": 0}},
+        "8": {"class_type": "After", "inputs": {"take": ["7", 0], "crf": 3}},
+    }
+
+
+class TestGoingOn:
+    @pytest.fixture
+    def count_calls(self, models, host, part):
+        """A MODEL that counts the calls of its network, and stops before a given one."""
+        adapter, management = part("nodes.adapter"), host.model_management
+
+        def make(stop_at=None):
+            seen = []
+
+            class Counting(adapter.AudioAttentionPatch):
+                def __call__(self, arguments):
+                    seen.append(None)
+                    if stop_at is not None and len(seen) == 2 * stop_at:  # two blocks a call
+                        management.interrupt_current_processing(True)
+                    return super().__call__(arguments)
+
+            model = models.bare.clone()
+            model.set_model_patch(Counting(models.patch, 1.0), adapter.PATCH_POINT)
+            return model, lambda: len(seen) // 2
+
+        return make
+
+    def test_the_same_work_goes_on_after_the_last_whole_chunk(
+        self, sample, count_calls, host, caplog
+    ):
+        stopping, _ = count_calls(stop_at=3)
+        with pytest.raises(host.model_management.InterruptProcessingException):
+            sample(model=stopping, steps=2, graph=make_graph(name="stopped"))
+        model, num_calls = count_calls()
+        with caplog.at_level("INFO"):
+            take = sample(model=model, steps=2, graph=make_graph(name="stopped"))
+        assert num_calls() == 2  # of the second chunk
+        assert "of which 1 of 2 chunks are finished" in caplog.text
+        assert host.base / "output" in take.folder.parents
+        model, num_calls = count_calls()
+        whole = sample(model=model, steps=2, graph=make_graph(name="not stopped"))
+        assert num_calls() == 4
+        assert whole.folder != take.folder
+        assert torch.equal(whole.read(), take.read())
+
+    def test_a_whole_take_is_not_made_again(self, sample, count_calls):
+        graph = make_graph(name="twice")
+        first = sample(graph=graph)
+        model, num_calls = count_calls()
+        assert sample(model=model, graph=graph) == first
+        assert num_calls() == 0
+
+    def test_other_work_begins_anew_and_says_why(self, sample, count_calls, host, caplog):
+        stopping, _ = count_calls(stop_at=3)
+        graph = make_graph(name="other")
+        with pytest.raises(host.model_management.InterruptProcessingException):
+            sample(model=stopping, steps=2, graph=graph)
+        with caplog.at_level("INFO"):
+            take = sample(steps=2, seed=9, graph=graph)
+        assert "keeps 21 of 25 frames made before, because seed was 0 and is 9" in caplog.text
+        assert take.is_whole
+
+    def test_takes_of_earlier_sessions_go(self, sample, part, host):
+        takes = part("nodes.takes")
+        old = [sample(graph=make_graph(name=f"old {number}")) for number in range(2)]
+        names = [take.folder.name for take in old]
+        os.utime(old[0].folder / "take.journal", (0, time.time() - takes.KEPT_WHOLE - 60))
+        takes._tidy(host.base / "output" / takes.FOLDER)  # as in this session already
+        assert old[0].folder.exists()
+        takes._tidy.cache_clear()
+        sample(graph=make_graph(name="new"))
+        left = {path.name for path in (host.base / "output" / takes.FOLDER).iterdir()}
+        assert names[0] not in left
+        assert names[1] in left
+
+
+class TestGraph:
+    @pytest.fixture
+    def describe(self, host, part):
+        describe = part("nodes.takes").describe_graph
+        return lambda graph: describe(host.graph.DynamicPrompt(graph), "7")
+
+    def test_only_what_leads_to_the_node_counts(self, describe):
+        graph = make_graph(name="a")
+        described = describe(graph)
+        graph["8"]["inputs"]["crf"] = 40
+        assert describe(graph) == described
+        del graph["8"]
+        assert describe(graph) == described
+
+    def test_numbers_of_nodes_do_not_count(self, describe):
+        graph = make_graph(name="a")
+        renamed = {key: dict(node) for key, node in graph.items()}
+        renamed["31"] = renamed.pop("2")
+        renamed["7"] = graph["7"] | {"inputs": {"model": ["31", 0], "seed": 0}}
+        assert describe(renamed) == describe(graph)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda graph: graph["1"]["inputs"].update(unet_name="b"),
+            lambda graph: graph["2"]["inputs"].update(name="b"),
+            lambda graph: graph["2"].update(class_type="Other"),
+            lambda graph: graph["2"]["inputs"].update(model=["1", 1]),
+            lambda graph: graph["7"]["inputs"].update(model=["1", 0]),
+        ],
+    )
+    def test_whatever_leads_to_the_node_counts(self, describe, change):
+        described = describe(make_graph(name="a"))
+        graph = make_graph(name="a")
+        change(graph)
+        assert describe(graph) != described
+
+    def test_without_a_graph_nothing_is_known(self, describe, part):
+        assert part("nodes.takes").describe_graph(None, "7") == ""
+        assert describe({}) == ""
 
 
 def probe(video):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,3 +160,19 @@ def test_the_sampler_asks(load, sample, shown):
     ((node_id, text),) = shown
     assert node_id == "7"
     assert "audio guidance is 3" in text
+
+
+def test_a_file_cannot_put_words_of_its_own_on_the_page(load, ask, shown, caplog):
+    caplog.set_level(logging.WARNING)
+    words = "<img src=x onerror=alert(1)>"
+    hostile = dict.fromkeys((*STUDENT, *TEACHER, "schedule", "chunk_frames"), words)
+    ask(load(hostile, adapter_settings=hostile), update="euler", num_inference_steps=3)
+    model = load(STUDENT)
+    path = model.cached_patcher_init[1][0]
+    named = Path(path).with_name("<b>\x1b[2J.safetensors")
+    named.write_bytes(Path(path).read_bytes())
+    model.cached_patcher_init = (print, (str(named),))
+    assert ask(model) == []
+    assert shown[1] == ("7", "the settings fit &lt;b&gt;\\x1b[2J.safetensors")
+    assert not any("<" in text for _, text in shown)
+    assert words not in caplog.text

@@ -25,6 +25,7 @@ INPUTS = {
     "TurboTalkEncodeSpeakers": ["audio_encoder", "speakers", "normalize_loudness"],
     "TurboTalkLoadAudioAdapter": ["name"],
     "TurboTalkApplyAudioAdapter": ["model", "model_patch", "strength"],
+    "TurboTalkPromptSchedule": ["clip", "text"],
     "TurboTalkSchedule": ["steps", "shift", "kind"],
     "TurboTalkSampler": [
         "model",
@@ -59,6 +60,7 @@ INPUTS = {
         "start_frame",
         "num_frames",
         "audio",
+        "fps",
     ],
     "TurboTalkTakeFrames": ["take", "start_frame", "num_frames"],
 }
@@ -70,6 +72,7 @@ OUTPUTS = {
     "TurboTalkEncodeSpeakers": ["TURBOTALK_SPEECH"],
     "TurboTalkLoadAudioAdapter": ["MODEL_PATCH"],
     "TurboTalkApplyAudioAdapter": ["MODEL"],
+    "TurboTalkPromptSchedule": ["CONDITIONING"],
     "TurboTalkSchedule": ["SIGMAS"],
     "TurboTalkSampler": ["TURBOTALK_TAKE"],
     "TurboTalkAssembleVideo": ["VIDEO"],

@@ -13,7 +13,13 @@ import pytest
 from PIL import Image
 
 from tests.nodes.workflows import probe, to_prompt
-from tools.comfy_server import ComfyServer, PromptFailed, PromptRefused
+from tools.comfy_server import (
+    ComfyClient,
+    ComfyServer,
+    PromptFailed,
+    PromptRefused,
+    ServerFailed,
+)
 from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.library import STUDENT, find_model_files, read_request
 
@@ -247,21 +253,61 @@ def test_what_only_the_data_can_tell_is_a_node_error(talk, prompt, server):
     assert failed.value.event["data"]["exception_type"].endswith("MismatchError")
 
 
-def test_the_stop_button_leaves_nothing(talk, prompt, server):
+def when_a_chunk_is_shown(do):
+    """An ``on_event`` that does something once, after the first chunk; its preview comes first."""
+    done = []
+
+    def on_event(event):
+        if event["type"] == "preview" and not done:
+            done.append(do())
+
+    return on_event
+
+
+def test_after_the_stop_button_the_same_work_goes_on(talk, prompt, server):
     prompt[SAMPLER]["inputs"]["seed"] = 11
     before = set((server.base / "temp").iterdir())
 
     async def press(client):
-        pressed = []
-
-        def on_event(event):
-            # the preview of the first chunk: its file is about to be written
-            if event["type"] == "preview" and not pressed:
-                pressed.append(asyncio.ensure_future(client.interrupt()))
-
-        await client.run(prompt, on_event)
+        await client.run(
+            prompt, when_a_chunk_is_shown(lambda: asyncio.ensure_future(client.interrupt()))
+        )
 
     with pytest.raises(PromptFailed) as failed:
         talk(press)
     assert failed.value.event["type"] == "execution_interrupted"
     assert set((server.base / "temp").iterdir()) == before
+    run = talk(lambda client: client.run(prompt))
+    assert len(probe(fetch_video(talk, run)).pictures) == math.floor(25 * SECONDS)
+    assert "of which 1 of 2 chunks are finished" in server.log.read_text()
+
+
+def test_a_killed_server_goes_on_when_it_is_back(talk, prompt, host, tmp_path):
+    """What it then makes is what a server makes that nobody killed."""
+    prompt[SAMPLER]["inputs"]["seed"] = 13
+    whole = probe(fetch_video(talk, talk(lambda client: client.run(prompt))))
+    (tmp_path / "input").mkdir()
+    write_inputs(tmp_path / "input")
+
+    async def run(address, on_event=lambda _event: None):
+        async with ComfyClient(address) as client:
+            finished = await client.run(prompt, on_event)
+            (file,) = finished.outputs[SAVE]["images"]
+            return await client.view(file)
+
+    def kill_when_a_chunk_is_finished(_event):
+        for journal in tmp_path.glob("output/*/*/take.journal"):
+            if len(journal.read_text().splitlines()) == 2:  # the first tells what it is made of
+                killed.kill()
+
+    with (
+        ComfyServer(Path(host.nodes.__file__).parent, tmp_path) as killed,
+        pytest.raises((ServerFailed, OSError)),
+    ):
+        asyncio.run(run(killed.address, kill_when_a_chunk_is_finished))
+    with ComfyServer(Path(host.nodes.__file__).parent, tmp_path) as back:
+        video = probe(asyncio.run(run(back.address)))
+        assert "of which 1 of 2 chunks are finished" in back.log.read_text()
+    assert len(video.pictures) == len(whole.pictures)
+    for made, expected in zip(video.pictures, whole.pictures, strict=True):
+        assert (made == expected).all()

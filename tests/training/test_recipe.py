@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,25 @@ def test_changes_of_the_command_line_come_last(folder: Path) -> None:
         ("phases.new.method=dmd", r"phases.new.steps .*Field required"),
         ("engine", "key.key=value"),
         ("engine=[1", "is no YAML"),
+        ("engine=" + "[" * 5_000, "is no YAML"),
+        ("engine=2001-99-99", "is no YAML"),
+        ("engine=!!python/object/apply:os.getcwd []", "is no YAML"),
+        ("engine=&a [*a]", "means inf values"),
     ],
 )
 def test_what_is_wrong_is_named(folder: Path, change: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(str(folder / "child.yaml"), [change])
+
+
+def test_a_few_lines_cannot_mean_terabytes(folder: Path) -> None:
+    lines = ["a: &a [" + "1," * 9 + "]"]
+    lines += [
+        f"{name}: &{name} [" + f"*{before}," * 9 + "]" for before, name in pairwise("abcdefgh")
+    ]
+    (folder / "child.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecipeError, match=r"means \d+ values, at most 100000 are read"):
+        load_recipe(str(folder / "child.yaml"))
 
 
 def test_unknown_names_and_circles_are_refused(folder: Path) -> None:
@@ -108,6 +123,10 @@ def test_the_fingerprint_is_of_what_decides_the_weights(folder: Path) -> None:
     change = "phases.two.settings.warmup_steps=7"
     assert print_of(change) == same
     assert print_of(change, phase=1) != print_of(phase=1) != same
+    # How far a phase goes on at its end decides nothing before, and everything after.
+    change = "phases.dmd.extrapolation=1.5"
+    assert print_of(change) == same
+    assert print_of(change, phase=1) != print_of(phase=1)
 
 
 def test_settings_of_a_role(folder: Path) -> None:

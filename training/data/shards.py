@@ -30,6 +30,7 @@ from torch import Tensor
 from training.data.stage import SKIPPED, Record, read_journals
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
+from turbotalk_core.trust import is_plain_name
 from turbotalk_core.video.files import whole_file
 
 SHARDS = "shards"
@@ -165,9 +166,17 @@ def read_manifest(folder: Path) -> list[Record]:
         Lines of samples that were made, sorted by key.
 
     Raises:
-        OutputError: a shard that is missing or cut short, or a line that is damaged.
+        OutputError: a shard that is missing, cut short or not in the set's own folder, or a line
+            that is damaged.
     """
     records = [record for record in read_journals(folder).values() if SKIPPED not in record]
+    for record in records:
+        parent, _, name = str(record.get(SHARD)).rpartition("/")
+        if parent != SHARDS or not is_plain_name(name):
+            raise OutputError(
+                f"the manifest of {folder} names the shard {record.get(SHARD)!r}, which is no file "
+                f"of its folder {SHARDS}; get the set again"
+            )
     sizes = {record[SHARD]: record for record in records}
     for name, record in sizes.items():
         if not is_whole(folder, record):

@@ -218,7 +218,7 @@ def read_captions(path: Path) -> dict[str, str]:
                 else [json.loads(line) for line in file if line.strip()]
             )
         return {Path(row["file"]).as_posix(): str(row["caption"]).strip() for row in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
         raise RequestError(
             f"cannot read captions from {path} ({type(error).__name__}: {error}); give a CSV with "
             "a head line or a JSONL, each with the columns file and caption"

@@ -204,7 +204,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
         return {"fingerprint": described["fingerprint"], "settings": described["settings"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(
             f"cannot read {path} ({type(error).__name__}), which each command of `python -m "
             "training.data` writes; run the one before (split, filter, precompute) first, or name "
@@ -238,7 +238,7 @@ def read_journals(folder: Path) -> dict[str, Record]:
                 known = records.get(record[KEY], {})
                 if record.get(ATTEMPT, 1) >= known.get(ATTEMPT, 1):
                     records[record[KEY]] = record
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise OutputError(
                     f"line {number} of {path} is damaged ({type(error).__name__}); delete the "
                     "line, and the stage that wrote it will make its item again"

@@ -205,7 +205,7 @@ def read_report(folder: Path) -> Report:
             skips=tuple(Skip(**skip) for skip in plain["skips"]),
             weights=tuple(UsedFile(**file) for file in plain["weights"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OutputError(f"{path} is no report of this version; measure again") from error
 
 

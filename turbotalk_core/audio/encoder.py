@@ -22,6 +22,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, OutputError
+from ..geometry import SAMPLE_RATE
+from ..trust import MAX_LAYERS, is_file, is_number, parse_json, read_tensor_header
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
@@ -59,7 +61,9 @@ class EncoderConfig:
         layer_norm_eps: as in the checkpoint's training.
 
     Raises:
-        MismatchError: the parts do not fit each other, or the kind of norm is unknown.
+        MismatchError: a value of another type, numbers that are not above 0, parts that do not fit
+            each other, a kind of norm that is unknown, more than ``MAX_LAYERS`` layers, or
+            convolutions that need more than a second for one step.
     """
 
     hidden_size: int
@@ -77,6 +81,7 @@ class EncoderConfig:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if self.hidden_size % self.num_attention_heads:
             raise MismatchError(
                 f"{self.num_attention_heads} heads do not divide the width {self.hidden_size}"
@@ -91,6 +96,45 @@ class EncoderConfig:
             raise MismatchError(
                 f'got feat_extract_norm {self.feat_extract_norm!r}; it is "group" or "layer"'
             )
+        if max(self.num_hidden_layers, len(self.conv_dim)) > MAX_LAYERS:
+            raise MismatchError(
+                f"got {self.num_hidden_layers} layers and {len(self.conv_dim)} convolutions; there "
+                f"may be {MAX_LAYERS} of each"
+            )
+        if self.receptive_field > SAMPLE_RATE:
+            raise MismatchError(
+                f"convolutions of widths {self.conv_kernel} and strides {self.conv_stride} see "
+                f"{self.receptive_field} samples at once; more than {SAMPLE_RATE}, a second, is "
+                "no speech"
+            )
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that the convolutions need for one step."""
+        samples = 1
+        for kernel, stride in zip(
+            reversed(self.conv_kernel), reversed(self.conv_stride), strict=True
+        ):
+            samples = (samples - 1) * stride + kernel
+        return samples
+
+    def _check_kinds(self) -> None:
+        """Refuse values of another type, as a stranger's metadata may have them."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                fits = _is_count(value)
+            elif field.type == "tuple[int, ...]":
+                fits = isinstance(value, tuple) and bool(value) and all(map(_is_count, value))
+            elif field.type == "float":
+                fits = is_number(value) and value > 0
+            else:
+                fits = isinstance(value, {"bool": bool, "str": str}[str(field.type)])
+            if not fits:
+                raise MismatchError(
+                    f"got {field.name} {value!r}; it must be of type {field.type}, and numbers "
+                    "above 0"
+                )
 
 
 class Wav2Vec2Encoder:
@@ -133,7 +177,7 @@ class Wav2Vec2Encoder:
         Source: InfiniteTalk, src/audio_analysis/wav2vec2.py (linear interpolation, aligned
         corners, before the feature projection).
         """
-        missing = self._receptive_field() - waveforms_BS.shape[1]
+        missing = self.config.receptive_field - waveforms_BS.shape[1]
         if missing > 0:
             waveforms_BS = F.pad(waveforms_BS, (0, missing))
         weight = next(self.model.parameters())
@@ -173,13 +217,9 @@ class Wav2Vec2Encoder:
         states = self.hidden_states(waveform_S[None], num_frames)
         return torch.stack([state_BTD[0] for state_BTD in states[1:]], dim=1)
 
-    def _receptive_field(self) -> int:
-        samples = 1
-        for kernel, stride in zip(
-            reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True
-        ):
-            samples = (samples - 1) * stride + kernel
-        return samples
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def resample_steps(features_BDT: Tensor, num_frames: int) -> Tensor:
@@ -226,7 +266,7 @@ def load_audio_encoder(path: str | Path) -> Wav2Vec2Encoder:
             model = _make_model(config)
     except KeyError as error:
         raise CheckpointError(f"{path} lacks the tensor {error}; get a complete file") from error
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{path} describes no wav2vec2 that can be built: {error}") from error
     _check_tensors(path, {key: value.shape for key, value in model.state_dict().items()}, weights)
     model.load_state_dict(weights, assign=True)
@@ -281,13 +321,13 @@ def save_audio_encoder(
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(
             f"there is no audio encoder file at {path}; give the path of a wav2vec2 .safetensors"
         )
     try:
+        _, metadata = read_tensor_header(path)
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
             weights = {}
             for name in file.keys():  # noqa: SIM118  (the handle is no mapping)
                 key = name.removeprefix(_PUBLIC_PREFIX)
@@ -297,13 +337,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     if key.endswith(old):
                         key = key.removesuffix(old) + new
                 weights[key] = file.get_tensor(name).float()
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as safetensors: {error}; download it again"
         ) from error
     try:
-        overrides = json.loads(metadata.get(CONFIG_KEY, "{}"))
-    except json.JSONDecodeError as error:
+        overrides = parse_json(metadata.get(CONFIG_KEY, "{}"))
+    except ValueError as error:
         raise CheckpointError(
             f"the metadata entry {CONFIG_KEY!r} of {path} is no JSON: {error}"
         ) from error
@@ -353,7 +393,14 @@ def _infer_config(weights: Mapping[str, Tensor], overrides: Mapping[str, Any]) -
             f"the strides of {num_convs} convolutions cannot be told from their shapes; add "
             f'conv_stride to the metadata entry "{CONFIG_KEY}"'
         )
-    return EncoderConfig(**{**inferred, **overrides})
+    config = EncoderConfig(**{**inferred, **overrides})
+    layers = config.num_hidden_layers, len(config.conv_dim)
+    if layers != (inferred["num_hidden_layers"], num_convs):
+        raise ValueError(
+            f'its metadata entry "{CONFIG_KEY}" tells of {layers[0]} layers and {layers[1]} '
+            f"convolutions, there are {inferred['num_hidden_layers']} and {num_convs}"
+        )
+    return config
 
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:

@@ -20,11 +20,11 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
 
-from ..errors import AudioError
-from ..geometry import SAMPLE_RATE
+from ..errors import AudioError, TurboTalkError
+from ..geometry import MAX_SAMPLE_RATE, MAX_SAMPLES, MIN_SAMPLE_RATE, SAMPLE_RATE
+from ..trust import check_tables, is_file, media_options
 from ..types import Waveform
 
-MIN_SAMPLE_RATE = 1_000  # Hz; below it no speech sound is left
 # An odd rate such as 44101 Hz would need a resampling filter of gigabytes; a ratio this fine drifts
 # by less than a tenth of a video frame per hour.
 MAX_RATIO_DENOMINATOR = 1_000
@@ -34,8 +34,8 @@ def read_audio(path: str | Path) -> Waveform:
     """Decode the first audio stream of a local file.
 
     Args:
-        path: any container and codec that PyAV decodes: wav, mp3, flac, m4a, ogg, opus, or the
-            sound of mp4, mov, mkv, webm.
+        path: any codec that PyAV decodes, in a container of ``trust.CONTAINERS``: wav, mp3, flac,
+            m4a, ogg, opus, or the sound of mp4, mov, mkv, webm, and others.
 
     Returns:
         All channels at the file's own rate. Padding that the encoder added in front or behind is
@@ -43,10 +43,21 @@ def read_audio(path: str | Path) -> Waveform:
 
     Raises:
         AudioError: there is no such file, it is no media file or damaged, it has no audio stream,
-            the stream is empty, or its samples are not finite.
+            the stream is empty or longer than ``MAX_SAMPLES``, or its samples are not finite.
     """
+    blocks = []
+    room = MAX_SAMPLES
     with _open(path) as container:
-        blocks = [_decode_frame(frame) for frame in container.decode(audio=0)]
+        for frame in container.decode(audio=0):
+            block = _decode_frame(frame)
+            # Counted while it comes: silence of days fits into a file of kilobytes.
+            room -= block.samples_CS.numel() * max(1, SAMPLE_RATE // block.sample_rate)
+            if room < 0:
+                raise AudioError(
+                    f"{path} has more than {MAX_SAMPLES} samples, {block.sample_rate} a second in "
+                    f"{block.samples_CS.shape[0]} channels; export a part of it, or fewer channels"
+                )
+            blocks.append(block)
     if not blocks:
         raise AudioError(f"the audio stream of {path} is empty; give at least 40 ms of sound")
     layouts = {(block.sample_rate, block.samples_CS.shape[0]) for block in blocks}
@@ -119,11 +130,6 @@ def to_mono_16k(waveform: Waveform) -> Tensor:
     Raises:
         AudioError: the sample rate is under 1 kHz.
     """
-    if waveform.sample_rate < MIN_SAMPLE_RATE:
-        raise AudioError(
-            f"got a sample rate of {waveform.sample_rate} Hz; speech needs at least "
-            f"{MIN_SAMPLE_RATE} Hz, so give the recording at its true rate"
-        )
     return resample(waveform.samples_CS.mean(dim=0), waveform.sample_rate, SAMPLE_RATE)
 
 
@@ -137,7 +143,15 @@ def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
 
     Returns:
         [..., ceil(S * wanted_rate / sample_rate)], but for odd ratios a few samples more or fewer.
+
+    Raises:
+        AudioError: the sample rate is under 1 kHz, or above ``MAX_SAMPLE_RATE``.
     """
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:  # or the filter may need gigabytes
+        raise AudioError(
+            f"got a sample rate of {sample_rate} Hz; speech needs at least {MIN_SAMPLE_RATE} Hz "
+            f"and at most {MAX_SAMPLE_RATE}, so give the recording at its true rate"
+        )
     ratio = Fraction(sample_rate, wanted_rate).limit_denominator(MAX_RATIO_DENOMINATOR)
     return AF.resample(samples, ratio.numerator, ratio.denominator)
 
@@ -145,23 +159,28 @@ def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
 @contextmanager
 def _open(path: str | Path) -> Iterator[InputContainer]:
     """Open a local file that has sound; what goes wrong while it is open is told of, too."""
-    if not Path(path).is_file():
+    if not is_file(Path(path)):
         raise AudioError(f"there is no audio file at {path}; give the path of a local file")
     try:
+        with Path(path).open("rb") as file:
+            check_tables(file)
         # A playlist must not make us open a network address, nor a name with a colon a protocol.
         # Titles need not be UTF-8, and nobody asks for them.
         with av.open(
-            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+            f"file:{path}", options=media_options("file"), metadata_errors="replace"
         ) as container:
             if not container.streams.audio:
                 raise AudioError(
                     f"{path} has no audio stream; give a recording, or a video with sound"
                 )
             yield container
-    except FFmpegError as error:
+    except TurboTalkError:
+        raise
+    # FFmpeg's errors, and what PyAV stumbles over in damaged files.
+    except (FFmpegError, OSError, ValueError, LookupError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, FFmpegError) else error
         raise AudioError(
-            f"{path} cannot be decoded as audio ({error.strerror}); re-export it as wav, mp3, flac "
-            "or m4a"
+            f"{path} cannot be decoded as audio ({reason}); re-export it as wav, mp3, flac or m4a"
         ) from error
 
 

@@ -6,6 +6,7 @@ Goes in: how many frames the voice covers. Comes out: the plan of all chunks.
 from __future__ import annotations
 
 from ..errors import ChunkError
+from ..geometry import MAX_FRAMES
 from ..request import CHUNK_FRAMES, NUM_MOTION_FRAMES, check_chunk_lengths
 from ..types import Chunk, ChunkPlan
 
@@ -21,7 +22,7 @@ def plan_chunks(
     that length; what lies beyond the video is made from the silence after the voice and dropped.
 
     Args:
-        num_frames: frames of the finished video, at least 1.
+        num_frames: frames of the finished video, 1 to ``MAX_FRAMES``.
         chunk_frames: frames made by one sampling run, 4n + 1.
         num_motion_frames: frames that a later chunk is given, 4m + 1, fewer than chunk_frames.
 
@@ -29,13 +30,16 @@ def plan_chunks(
         Chunks whose kept frames tile [0, num_frames).
 
     Raises:
-        ChunkError: no frames to make.
+        ChunkError: no frames to make, or too many.
         RequestError: chunk or motion lengths that cannot be.
 
     Source: InfiniteTalk, wan/multitalk.py, the chunk loop of generate_infinitetalk.
     """
-    if num_frames < 1:
-        raise ChunkError(f"got {num_frames} frames to make; at least one (40 ms) is needed")
+    if not 1 <= num_frames <= MAX_FRAMES:
+        raise ChunkError(
+            f"got {num_frames} frames to make; at least one (40 ms) is needed, and at most "
+            f"{MAX_FRAMES} are made"
+        )
     check_chunk_lengths(chunk_frames, num_motion_frames)
     chunks: list[Chunk] = []
     kept = 0

@@ -9,17 +9,18 @@ settings a file ships with. What is written is safetensors, in float16.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, MismatchError, OutputError
+from ..errors import CheckpointError, MismatchError, OutputError, TurboTalkError
 from ..geometry import LATENT_CHANNELS
+from ..trust import MAX_LAYERS, parse_json, read_small
 from .audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
 from .image_encoder import ImageEncoder, build_image_encoder
 from .lora import merge_lora
@@ -72,6 +73,7 @@ _LAYERS = {  # what the names of a kind's layers begin with
     TEXT_ENCODER: ("encoder.block.", "blocks."),
     IMAGE_ENCODER: ("vision_model.encoder.layers.", "visual.transformer."),
 }
+_Module = TypeVar("_Module", bound=nn.Module)
 _REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 of mask, 16 of reference latents
 
 
@@ -186,24 +188,27 @@ def _describe(header: WeightHeader) -> CheckpointInfo:
         if _ADAPTER_MARK in shapes:
             sizes |= _size_audio(shapes, metadata, path, heads="audio heads")
     elif kind == ADAPTER:
-        width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path)[0]
-        sizes = {"video width": width, "layers": _count_layers(shapes, kind)}
+        width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path, 2)[0]
+        sizes = {"video width": width, "layers": _count_layers(shapes, kind, path)}
         sizes |= _size_audio(shapes, metadata, path, heads="heads")
     elif kind == VAE:
-        sizes = {"width": _shape(shapes, "decoder.head.0.gamma", path)[0]}
+        sizes = {"width": _shape(shapes, "decoder.head.0.gamma", path, 4)[0]}
     elif kind == AUDIO_ENCODER:
         key = next(key for key in shapes if key.endswith("feature_projection.projection.weight"))
-        sizes = {"width": shapes[key][0], "layers": _count_layers(shapes, kind)}
+        width = _shape(shapes, key, path, 2)[0]
+        sizes = {"width": width, "layers": _count_layers(shapes, kind, path)}
     elif kind == TEXT_ENCODER:
         key = "shared.weight" if "shared.weight" in shapes else "token_embedding.weight"
-        vocabulary, width = _shape(shapes, key, path)
-        sizes = {"width": width, "layers": _count_layers(shapes, kind), "vocabulary": vocabulary}
+        vocabulary, width = _shape(shapes, key, path, 2)
+        num_layers = _count_layers(shapes, kind, path)
+        sizes = {"width": width, "layers": num_layers, "vocabulary": vocabulary}
     elif kind == IMAGE_ENCODER:
         key = next(key for key in shapes if key.endswith(("fc1.weight", "to_qkv.weight")))
-        sizes = {"width": shapes[key][1], "layers": _count_layers(shapes, kind)}
+        width = _shape(shapes, key, path, 2)[1]
+        sizes = {"width": width, "layers": _count_layers(shapes, kind, path)}
     elif kind == LORA:
         downs = (".lora_down.weight", ".lora_A.weight")
-        ranks = [shape[0] for key, shape in shapes.items() if key.endswith(downs)]
+        ranks = [shape[0] for key, shape in shapes.items() if key.endswith(downs) and shape]
         sizes = {"rank": max(ranks), "layers": len(ranks)} if ranks else {}
     return CheckpointInfo(
         path=path,
@@ -226,7 +231,7 @@ def _size_audio(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], path: Path, heads: str
 ) -> dict[str, int]:
     config = _infer_projection(shapes, path)
-    width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path)[0]
+    width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path, 2)[0]
     return {
         heads: _adapter_heads(width, metadata, path),
         "audio values per frame": config.frame_width,
@@ -243,7 +248,7 @@ def _find_speakers(
     The released files for one and for several speakers have the same names and shapes, so only
     what they are called tells them apart: InfiniteTalk's own by their folder.
     """
-    width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path)[0]
+    width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path, 2)[0]
     if width // _adapter_heads(width, metadata, path) % 2:
         return "one: several need audio heads of an even width, to rotate voices apart"
     called = f"{path.absolute().parent.name}/{path.name}".lower()
@@ -324,8 +329,7 @@ def load_dit(
             audio_heads=_adapter_heads(config.dim, audio_header.metadata, audio_header.path),
             audio_token_dim=projection_config.token_dim,
         )
-        with torch.device("meta"):
-            projection = AudioProjection(projection_config)
+        projection = _build(lambda: AudioProjection(projection_config), audio_header.path.name)
         names = [name for name in weights if name.startswith(PROJECTION_PREFIX)]
         _assign(
             projection,
@@ -334,8 +338,7 @@ def load_dit(
         )
     for lora_path, strength in loras:
         merge_lora(weights, read_weights(_read_kind(lora_path, LORA), torch.float32), strength)
-    with torch.device("meta"):
-        model = WanModel(config)
+    model = _build(lambda: WanModel(config), source)
     _assign(model, weights, source)
     return model, projection
 
@@ -354,8 +357,12 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
     """
     header = _read_kind(path, VAE)
-    vae = WanVAE(_shape(header.shapes, "decoder.head.0.gamma", header.path)[0])
-    _assign(vae, read_weights(header, dtype), header.path.name)
+    weights = read_weights(header, dtype)
+    width = _shape(header.shapes, "decoder.head.0.gamma", header.path, 4)[0]
+    # First without memory: a file may claim a width whose other weights it does not have.
+    _check_fits(_build(lambda: WanVAE(width), header.path.name), weights, header.path.name)
+    vae = WanVAE(width)
+    _assign(vae, weights, header.path.name)
     return vae
 
 
@@ -375,6 +382,7 @@ def load_text_encoder(
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind, or no
             tokenizer.
+        MismatchError: a tokenizer of more tokens than the encoder has.
     """
     header = _read_kind(path, TEXT_ENCODER)
     if tokenizer_path is None and TOKENIZER not in header.tensors:
@@ -388,7 +396,14 @@ def load_text_encoder(
         model = bytes(weights[TOKENIZER].to(torch.uint8).numpy())
     else:
         model = _read_bytes(tokenizer_path)
-    return build_text_encoder(weights), build_tokenizer(model)
+    encoder, tokenizer = build_text_encoder(weights), build_tokenizer(model)
+    vocabulary = encoder.model.config.vocab_size
+    if tokenizer.num_pieces > vocabulary:
+        raise MismatchError(
+            f"the tokenizer knows {tokenizer.num_pieces} tokens, {header.path.name} has "
+            f"{vocabulary}; give the tokenizer that belongs to it"
+        )
+    return encoder, tokenizer
 
 
 def load_image_encoder(path: Path) -> ImageEncoder:
@@ -469,9 +484,11 @@ def _is_audio(key: str) -> bool:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_small(Path(path))
     except OSError as error:
         raise CheckpointError(f"cannot read {path} ({error.strerror}); name another") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no tokenizer: {error}; name another") from error
 
 
 def _read_kind(path: Path, kind: str) -> WeightHeader:
@@ -486,8 +503,8 @@ def _read_kind(path: Path, kind: str) -> WeightHeader:
 
 
 def _check_fit(header: WeightHeader, config: WanConfig, adapter: WeightHeader) -> None:
-    width = _shape(adapter.shapes, "blocks.0.audio_cross_attn.proj.weight", adapter.path)[0]
-    num_layers = _count_layers(adapter.shapes, ADAPTER)
+    width = _shape(adapter.shapes, "blocks.0.audio_cross_attn.proj.weight", adapter.path, 2)[0]
+    num_layers = _count_layers(adapter.shapes, ADAPTER, adapter.path)
     if (width, num_layers) != (config.dim, config.num_layers):
         raise MismatchError(
             f"{adapter.path.name} is for a transformer of width {width} and {num_layers} layers, "
@@ -496,53 +513,71 @@ def _check_fit(header: WeightHeader, config: WanConfig, adapter: WeightHeader) -
         )
 
 
-def _shape(shapes: Mapping[str, tuple[int, ...]], key: str, path: Path) -> tuple[int, ...]:
+def _shape(
+    shapes: Mapping[str, tuple[int, ...]], key: str, path: Path, num_axes: int
+) -> tuple[int, ...]:
     if key not in shapes:
         raise CheckpointError(f"{Path(path).name} lacks {key}; the file is incomplete")
+    if len(shapes[key]) != num_axes:
+        raise CheckpointError(
+            f"{Path(path).name} has {key} of shape {shapes[key]}, which must have {num_axes} axes; "
+            "the file is damaged or of a model that TurboTalk does not know"
+        )
     return shapes[key]
 
 
-def _count_layers(shapes: Mapping[str, Any], kind: str) -> int:
+def _count_layers(shapes: Mapping[str, Any], kind: str, path: Path) -> int:
     indices = {
         key.removeprefix(prefix).split(".")[0]
         for prefix in _LAYERS[kind]
         for key in shapes
         if key.startswith(prefix)
     }
+    if len(indices) > MAX_LAYERS:
+        raise CheckpointError(
+            f"{Path(path).name} has {len(indices)} layers, at most {MAX_LAYERS} are read; the file "
+            "is damaged or of a model that TurboTalk does not know"
+        )
     return len(indices)
 
 
 def _infer_dit(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], path: Path
 ) -> WanConfig:
-    dim = _shape(shapes, "head.modulation", path)[-1]
+    dim = _shape(shapes, "head.modulation", path, 3)[2]
     told = _parse_json(metadata.get("config", "{}"), path).get("transformer", {})
     if not isinstance(told, dict):
         raise CheckpointError(
             f"the metadata of {Path(path).name} describes the transformer as {told!r}; it must be "
             "a JSON object"
         )
-    image = shapes.get("img_emb.proj.0.bias")
+    image = "img_emb.proj.0.bias"
     return WanConfig(
         dim=dim,
-        ffn_dim=_shape(shapes, "blocks.0.ffn.0.weight", path)[0],
+        ffn_dim=_shape(shapes, "blocks.0.ffn.0.weight", path, 2)[0],
         num_heads=_read_heads(told, "num_heads", dim, path),
-        num_layers=_count_layers(shapes, DIT),
-        in_channels=_shape(shapes, "patch_embedding.weight", path)[1],
-        text_dim=_shape(shapes, "text_embedding.0.weight", path)[1],
-        frequency_dim=_shape(shapes, "time_embedding.0.weight", path)[1],
-        image_dim=image[0] if image else None,
+        num_layers=_count_layers(shapes, DIT, path),
+        in_channels=_shape(shapes, "patch_embedding.weight", path, 5)[1],
+        text_dim=_shape(shapes, "text_embedding.0.weight", path, 2)[1],
+        frequency_dim=_shape(shapes, "time_embedding.0.weight", path, 2)[1],
+        image_dim=_shape(shapes, image, path, 1)[0] if image in shapes else None,
         audio_heads=None,
     )
 
 
 def _infer_projection(shapes: Mapping[str, tuple[int, ...]], path: Path) -> AudioAdapterConfig:
-    hidden, first = _shape(shapes, "audio_proj.proj1.weight", path)
-    token_dim = _shape(shapes, "audio_proj.norm.weight", path)[0]
+    hidden, first = _shape(shapes, "audio_proj.proj1.weight", path, 2)
+    token_dim = _shape(shapes, "audio_proj.norm.weight", path, 1)[0]
+    last = _shape(shapes, "audio_proj.proj3.weight", path, 2)[0]
+    if first % FIRST_WINDOW or last % token_dim:
+        raise CheckpointError(
+            f"{Path(path).name} projects {first} values to {last}; the first must be a multiple of "
+            f"{FIRST_WINDOW} frames, the second of {token_dim}-wide tokens: the file is damaged"
+        )
     return AudioAdapterConfig(
         frame_width=first // FIRST_WINDOW,
         hidden_dim=hidden,
-        num_tokens=_shape(shapes, "audio_proj.proj3.weight", path)[0] // token_dim,
+        num_tokens=last // token_dim,
         token_dim=token_dim,
     )
 
@@ -564,7 +599,7 @@ def _read_heads(told: Mapping[str, Any], name: str, width: int, path: Path) -> i
 
 def _parse_json(text: str, path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
         raise CheckpointError(
             f"the metadata of {Path(path).name} is not JSON ({error}); save the file again"
@@ -574,8 +609,22 @@ def _parse_json(text: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Give a module its weights, all of them, and complain of any that are left or wrong."""
+def _build(make: Callable[[], _Module], source: str) -> _Module:
+    """Make a network without memory for its weights, which are the file's."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except TurboTalkError:
+        raise
+    except (RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{source} describes no network that can be built ({error}); the file is damaged or of "
+            "a model that TurboTalk does not know"
+        ) from error
+
+
+def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Complain of tensors that are missing, left over or of another shape than a module's."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in tensors]
     extra = [key for key in tensors if key not in wanted]
@@ -586,6 +635,11 @@ def _assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> No
             f"unknown, {len(wrong)} of another shape (first: {(missing + extra + wrong)[0]}); "
             "the file is damaged or of a model that TurboTalk does not know"
         )
+
+
+def _assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Give a module its weights, all of them."""
+    _check_fits(module, tensors, source)
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False).eval()
 

@@ -10,6 +10,7 @@ Source: Radford et al., CLIP (2021); Wan 2.1, wan/modules/clip.py.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -18,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..trust import MAX_LAYERS
 
 PREFIX = "visual."
 HEAD_WIDTH = 80  # ViT-H: 1280 / 16
+MAX_SIDE = 2048  # pixels of the square picture; ViT-H sees 224
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP: of its training images, in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNUSED = ("post_norm.", "head")
@@ -83,7 +86,7 @@ class ImageEncoder(nn.Module):
         num_patches: int,
     ) -> None:
         super().__init__()
-        self.side = patch * round(num_patches**0.5)
+        self.side = patch * math.isqrt(num_patches)
         self.patch_embedding = nn.Conv2d(3, dim, patch, stride=patch, bias=False)
         self.cls_embedding = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embedding = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
@@ -143,20 +146,30 @@ def build_image_encoder(
         if any(name.startswith("vision_model.") for name in weights):
             weights = _spell(weights)
         dim, _, patch, _ = weights["patch_embedding.weight"].shape
-        last = max(int(name.split(".")[1]) for name in weights if name.startswith("transformer."))
+        blocks = {int(name.split(".")[1]) for name in weights if name.startswith("transformer.")}
+        last = len(blocks) - 1
+        num_patches = weights["pos_embedding"].shape[1] - 1
+        side = patch * math.isqrt(num_patches)
+        heads = num_heads or dim // HEAD_WIDTH
+        if heads < 1 or dim % heads:
+            raise ValueError(f"{heads} attention heads do not divide its width of {dim}")
+        if last not in blocks or last > MAX_LAYERS:
+            raise ValueError(f"its blocks are not numbered from 0 to at most {MAX_LAYERS}")
+        if num_patches != math.isqrt(num_patches) ** 2 or not 0 < side <= MAX_SIDE:
+            raise ValueError(f"{num_patches} patches of {patch} pixels make no square picture")
         with torch.device("meta"):
             encoder = ImageEncoder(
                 dim=dim,
                 mlp_dim=weights["transformer.0.mlp.0.weight"].shape[0],
-                num_heads=num_heads or dim // HEAD_WIDTH,
+                num_heads=heads,
                 num_layers=last,
                 patch=patch,
-                num_patches=weights["pos_embedding"].shape[1] - 1,
+                num_patches=num_patches,
             )
         unused = (*_UNUSED, f"transformer.{last}.")
         used = {name: t.float() for name, t in weights.items() if not name.startswith(unused)}
         encoder.load_state_dict(used, assign=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"this is no complete CLIP image encoder ({error}); get Wan 2.1's own, "
             "models_clip_open-clip-xlm-roberta-large-vit-huge-14, or ComfyUI's clip_vision_h"

@@ -9,7 +9,9 @@ Source: Hu et al., LoRA (2021), section 4.1; the spellings are those of public W
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from logging import getLogger
 
 from torch import Tensor
@@ -52,17 +54,18 @@ def merge_lora(
     """
     num_merged = 0
     unknown = []
-    for key, change in _list_changes(lora, follows_reference):
+    for key, shape, make_change in _list_changes(lora, follows_reference):
         if key not in weights:
             unknown.append(key)
             continue
         weight = weights[key]
-        if change.numel() != weight.numel() or change.shape[0] != weight.shape[0]:
+        # Before the product is made: two narrow matrices can make one larger than the memory.
+        if math.prod(shape) != weight.numel() or shape[:1] != weight.shape[:1]:
             raise MismatchError(
-                f"the LoRA changes {key} by {tuple(change.shape)}, the model has it as "
+                f"the LoRA changes {key} by {shape}, the model has it as "
                 f"{tuple(weight.shape)}; use a LoRA made for this model"
             )
-        changed = weight.float() + strength * change.to(weight.device).view_as(weight)
+        changed = weight.float() + strength * make_change().to(weight.device).view_as(weight)
         weights[key] = changed.to(weight.dtype)
         num_merged += 1
     if unknown and not num_merged:
@@ -81,23 +84,26 @@ def merge_lora(
 
 def _list_changes(
     lora: Mapping[str, Tensor], follows_reference: bool
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of each changed weight with its change, [out, in] or as stored, in float32."""
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
+    """Yield each changed weight's name, the change's shape, and what makes it, in float32."""
     is_lora = False
     for key, tensor in lora.items():
         for suffix, target in WHOLE.items():
             if key.endswith(suffix):
                 is_lora = True
-                yield _name(key, suffix) + target, tensor.float()
+                yield _name(key, suffix) + target, tuple(tensor.shape), tensor.float
         for down, up in UP_OF_DOWN.items():
             if key.endswith(down):
                 is_lora = True
                 if follows_reference and down == ".lora_A.weight":
                     continue
                 module = key.removesuffix(down)
+                pair = _pair_up(lora, module, up, tensor)
+                scale = 1.0 if follows_reference else _scale(lora, module, tensor.shape[0])
                 yield (
                     _name(key, down) + ".weight",
-                    _multiply(lora, module, up, tensor, follows_reference),
+                    (pair[0].shape[0], pair[1].shape[1]),
+                    partial(_multiply, *pair, scale),
                 )
             if key.endswith(up) and key.removesuffix(up) + down not in lora:
                 raise CheckpointError(f"the LoRA has {key} without its other half; get it complete")
@@ -108,15 +114,35 @@ def _list_changes(
         )
 
 
-def _multiply(
-    lora: Mapping[str, Tensor], module: str, up: str, down_tensor: Tensor, follows_reference: bool
-) -> Tensor:
+def _pair_up(
+    lora: Mapping[str, Tensor], module: str, up: str, down_tensor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give up [out, rank] and down [rank, in] of a module."""
     if module + up not in lora:
         raise CheckpointError(f"the LoRA lacks {module + up}; get it complete")
-    rank = down_tensor.shape[0]
+    up_tensor = lora[module + up]
+    shapes = tuple(up_tensor.shape), tuple(down_tensor.shape)
+    if min(map(len, shapes)) < 2 or math.prod(shapes[0][1:]) != shapes[1][0]:
+        raise CheckpointError(
+            f"the LoRA's pair for {module} has the shapes {shapes[0]} and {shapes[1]}, which do "
+            "not multiply; get it complete"
+        )
+    return up_tensor.flatten(1), down_tensor.flatten(1)
+
+
+def _scale(lora: Mapping[str, Tensor], module: str, rank: int) -> float:
     alpha = lora.get(f"{module}.alpha")
-    scale = 1.0 if alpha is None or follows_reference else alpha.item() / rank
-    return scale * (lora[module + up].float().flatten(1) @ down_tensor.float().flatten(1))
+    if alpha is None:
+        return 1.0
+    if alpha.numel() != 1:
+        raise CheckpointError(
+            f"the LoRA has {module}.alpha of shape {tuple(alpha.shape)}; it must be one number"
+        )
+    return alpha.item() / rank
+
+
+def _multiply(up_ON: Tensor, down_NI: Tensor, scale: float) -> Tensor:
+    return scale * (up_ON.float() @ down_NI.float())
 
 
 def _name(key: str, suffix: str) -> str:

@@ -74,6 +74,11 @@ class Tokenizer:
         """Wrap a model; ``build_tokenizer`` makes one."""
         self._processor = processor
 
+    @property
+    def num_pieces(self) -> int:
+        """Tokens that it knows: one more than the largest number it gives."""
+        return self._processor.get_piece_size()
+
     def __call__(self, prompt: str) -> Tensor:
         """Cut a prompt into tokens.
 
@@ -101,7 +106,7 @@ def build_tokenizer(model: bytes) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        CheckpointError: the bytes are no SentencePiece model.
+        CheckpointError: the bytes are no SentencePiece model, or one without an end mark.
     """
     # Imported when used, as transformers is.
     from sentencepiece import SentencePieceProcessor
@@ -111,7 +116,7 @@ def build_tokenizer(model: bytes) -> Tokenizer:
         processor.LoadFromSerializedProto(model)
     except RuntimeError:
         processor = None
-    if processor is None or not processor.get_piece_size():
+    if processor is None or not 0 <= processor.eos_id() < processor.get_piece_size():
         raise CheckpointError(
             "this is no SentencePiece tokenizer; get spiece.model of google/umt5-xxl, which Wan "
             "2.1 ships in its folder of that name"
@@ -170,7 +175,7 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
         with torch.device("meta"):
             model = UMT5EncoderModel(config)
         model.load_state_dict(spelt, assign=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"this is no complete umT5 text encoder ({error}); get Wan 2.1's own, "
             "models_t5_umt5-xxl-enc-bf16, or ComfyUI's umt5_xxl_fp16"

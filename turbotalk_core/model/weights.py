@@ -8,9 +8,7 @@ two questions; ``checkpoint`` answers the second.
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,7 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TurboTalkError
+from ..trust import is_file, is_folder, is_plain_name, parse_json, read_small, read_tensor_header
+from .pickles import load_pickle
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -39,8 +39,10 @@ _DTYPES = {  # torch's to safetensors' names
     torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 # A stored weight times its scale is the weight. Spellings: ComfyUI's and kijai's, ComfyUI's since
 # its mixed quantisation, optimum-quanto's (whose weight itself is spelled ``weight._data``).
@@ -157,6 +159,12 @@ def read_header(path: Path) -> WeightHeader:
                 break
         else:
             weights[name.removesuffix(_DATA)] = tensor
+    empty = [name for name, tensor in weights.items() if not tensor.numel]
+    if empty:
+        raise CheckpointError(
+            f"{path.name} has {len(empty)} tensors without values (first: {empty[0]}); the file is "
+            "damaged: download it again"
+        )
     orphans = [scale.name for name, scale in scales.items() if name not in weights]
     if orphans:
         raise CheckpointError(
@@ -198,6 +206,12 @@ def read_weights(header: WeightHeader, dtype: torch.dtype) -> dict[str, Tensor]:
             f"{weight.dtype} {weight.shape} with a scale of {scale.shape}; use an fp16, bf16, fp8 "
             "or fp8-scaled file with one scale per weight or per row"
         )
+    unknown = {stored.dtype for stored in header.tensors.values()} - set(_DTYPES.values())
+    if unknown:
+        raise CheckpointError(
+            f"{header.path.name} has tensors of type {', '.join(sorted(unknown))}, which TurboTalk "
+            "does not read; use an fp16, bf16, fp8 or fp8-scaled file"
+        )
     weights: dict[str, Tensor] = {}
     with ExitStack() as stack:
         read = {file: stack.enter_context(_open_tensors(file)) for file in header.files}
@@ -213,7 +227,7 @@ def read_weights(header: WeightHeader, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _list_files(path: Path) -> tuple[Path, ...]:
     folder = path.parent
-    if path.is_dir():
+    if is_folder(path):
         indexes = sorted(path.glob(f"*{_INDEX}"))
         if len(indexes) != 1:
             raise CheckpointError(
@@ -231,7 +245,7 @@ def _list_files(path: Path) -> tuple[Path, ...]:
         ]
     else:
         names = [path.name]
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_file(folder / name)]
     if missing == [path.name]:
         raise CheckpointError(f"there is no model file {path}")
     if missing:
@@ -243,17 +257,16 @@ def _list_files(path: Path) -> tuple[Path, ...]:
 
 
 def _read_index(path: Path) -> list[str]:
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"there is no model file {path}")
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
-        is_plain = all(Path(name).name == name for name in names)
+        names = set(parse_json(read_small(path))["weight_map"].values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path.name} is no index of shards ({type(error).__name__}: {error}); download it "
             "again"
         ) from error
-    if not names or not is_plain:
+    if not names or not all(is_plain_name(name) for name in names):
         raise CheckpointError(
             f"{path.name} names {len(names)} shards; it must name files of its own folder: "
             "download it again"
@@ -266,14 +279,12 @@ def _is_pickle(file: Path) -> bool:
 
 
 def _read_safetensors(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
-    # Through numpy, which maps files larger than the memory; through torch that is refused.
-    with _blame(file, "safetensors"), safe_open(file, framework="np") as reader:
-        tensors = []
-        for name in reader.keys():  # noqa: SIM118 (the reader is no mapping)
-            part = reader.get_slice(name)
-            shape = tuple(part.get_shape())
-            tensors.append(StoredTensor(file=file, name=name, shape=shape, dtype=part.get_dtype()))
-        return tensors, dict(reader.metadata() or {})
+    with _blame(file, "safetensors file"):
+        entries, metadata = read_tensor_header(file)
+    return [
+        StoredTensor(file=file, name=name, shape=entry.shape, dtype=entry.dtype)
+        for name, entry in entries.items()
+    ], metadata
 
 
 def _read_pickle(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
@@ -290,18 +301,8 @@ def _read_pickle(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
 
 
 def _load_pickle(file: Path) -> Mapping[str, Tensor]:
-    """Map a pickle of tensors; their data are read when they are used."""
-    with _blame(file, "pickle of tensors"):
-        # Nothing but tensors and containers is unpickled, so a file cannot run anything.
-        tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
-    ):
-        raise CheckpointError(
-            f"{file.name} is not a readable pickle of tensors by name; download it again, or take "
-            "the safetensors file of the same model"
-        )
-    return tensors
+    with _blame(file, "pickle of tensors by name"):
+        return load_pickle(file)
 
 
 @contextmanager
@@ -309,10 +310,15 @@ def _open_tensors(file: Path) -> Iterator[Callable[[str], Tensor]]:
     if _is_pickle(file):
         yield _load_pickle(file).__getitem__
         return
-    with _blame(file, "safetensors"):
+    with _blame(file, "safetensors file"):
         reader: Any = safe_open(file, framework="pt")
     with reader:
-        yield reader.get_tensor
+
+        def read(name: str) -> Tensor:
+            with _blame(file, "safetensors file"):
+                return reader.get_tensor(name)
+
+        yield read
 
 
 @contextmanager
@@ -320,7 +326,9 @@ def _blame(file: Path, what: str) -> Iterator[None]:
     """Turn a reader's error into one that names the file."""
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
+    except TurboTalkError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "allocate memory" in reason:
             raise CheckpointError(
@@ -334,5 +342,5 @@ def _blame(file: Path, what: str) -> Iterator[None]:
             ) from error
         instead = ", or take the safetensors file of the same model" if _is_pickle(file) else ""
         raise CheckpointError(
-            f"{file.name} is not a readable {what} file ({reason}); download it again{instead}"
+            f"{file.name} is not a readable {what} ({reason}); download it again{instead}"
         ) from error

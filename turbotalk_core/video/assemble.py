@@ -5,20 +5,34 @@ Axes: T frames, H height, W width, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..errors import RequestError
+from ..geometry import FPS, retime
 from ..types import Waveform
+from .background import Background
 from .writer import Encoding, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")
 _ENCODERS = {"h264": ("libx264", None), "h265": ("libx265", "hvc1")}  # Apple players ask for hvc1
 CODECS = tuple(_ENCODERS)
 MAX_CRF = 51  # x264 and x265, 8 bit
+# By what people call them; those of television in the US are not whole.
+FRAME_RATES = {
+    "25": Fraction(25),
+    "24": Fraction(24),
+    "23.976": Fraction(24_000, 1001),
+    "29.97": Fraction(30_000, 1001),
+    "30": Fraction(30),
+    "50": Fraction(50),
+    "59.94": Fraction(60_000, 1001),
+    "60": Fraction(60),
+}
 
 
 def quantize_frames(frames_BCTHW: Tensor) -> Tensor:
@@ -43,11 +57,13 @@ def assemble(
     crf: int = 18,
     pixel_format: str = "yuv420p",
     metadata: Mapping[str, str] | None = None,
+    fps: str = "25",
 ) -> int:
     """Write a video; frames are encoded as they come, so memory does not grow with length.
 
     The sound is the given one at its own rate, as AAC, cut or continued with silence to the length
-    of the frames. Whatever is raised, here or by the frames, leaves no file behind.
+    of the frames. Another frame rate leaves frames out or repeats them, each where its time is, and
+    the sound as it is. Whatever is raised, here or by the frames, leaves no file behind.
 
     Args:
         path: the ``.mp4`` to make; an older one is replaced when the new one is whole.
@@ -57,6 +73,7 @@ def assemble(
         crf: constant rate factor, 0 (best) to ``MAX_CRF``; 18 is visually lossless.
         pixel_format: one of ``PIXEL_FORMATS``; yuv420p plays everywhere.
         metadata: container tags.
+        fps: frames per second of the file, one of ``FRAME_RATES``; what is given has 25.
 
     Returns:
         The number of frames written.
@@ -74,14 +91,37 @@ def assemble(
         raise RequestError(
             f"got pixel format {pixel_format!r}; choose one of {', '.join(PIXEL_FORMATS)}"
         )
+    if fps not in FRAME_RATES:
+        raise RequestError(f"got fps {fps!r}; choose one of {', '.join(FRAME_RATES)}")
     if not 0 <= crf <= MAX_CRF:
         raise RequestError(f"got crf {crf}; it must lie in 0 to {MAX_CRF}, 18 is a good one")
     encoder, tag = _ENCODERS[codec]
     options = {"crf": str(crf)}
     if codec == "h265":
         options["x265-params"] = "log-level=error"  # it writes to stderr by itself
-    encoding = Encoding(encoder=encoder, pixel_format=pixel_format, options=options, tag=tag)
-    with open_video(path, encoding, waveform=waveform, metadata=metadata) as writer:
-        for frames_THWC in frames:
-            writer.write(frames_THWC)
+    encoding = Encoding(
+        encoder=encoder,
+        pixel_format=pixel_format,
+        options=options,
+        tag=tag,
+        fps=FRAME_RATES[fps],
+    )
+    with (
+        open_video(path, encoding, waveform=waveform, metadata=metadata) as writer,
+        Background() as background,
+    ):
+        for frames_THWC in _retime_batches(frames, encoding.fps):
+            background.do(writer.write, frames_THWC)
     return writer.num_frames
+
+
+def _retime_batches(frames: Iterable[Tensor], fps: Fraction) -> Iterator[Tensor]:
+    start = 0
+    for frames_THWC in frames:
+        stop = start + frames_THWC.shape[0]
+        shown = retime(start, stop, fps)
+        if fps == FPS:
+            yield frames_THWC
+        elif shown:
+            yield frames_THWC[torch.tensor(shown) - start]
+        start = stop

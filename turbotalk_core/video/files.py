@@ -5,6 +5,7 @@ Separate because takes and finished videos need exactly the same promise.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,24 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield part
         with reports_disk_errors(path):
+            with part.open("rb+") as file:  # else a power cut may leave the name without the bytes
+                os.fsync(file.fileno())
             part.replace(path)
+            sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut, where the system can promise it.
+
+    Args:
+        folder: in which files were made or renamed.
+    """
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
 
-from ..errors import ImageError
-from ..geometry import FPS, count_frames
+from ..errors import ImageError, TurboTalkError
+from ..geometry import FPS, MAX_FRAMES, count_frames
+from ..trust import MAX_PIXELS, check_tables, is_file, media_options
 
 _ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
 _QUARTER = 90  # degrees
+_BLOCK = 1 << 20  # bytes read at a time
 
 
 class VideoFrames(Sequence[Tensor]):
@@ -45,16 +48,18 @@ class VideoFrames(Sequence[Tensor]):
         """Read the times of all frames; nothing is decoded yet.
 
         Args:
-            source: any container and codec that PyAV decodes; a file is opened anew for each
-                picture, and must stay where it is.
+            source: any codec that PyAV decodes, in a container of ``trust.CONTAINERS``; a file is
+                opened anew for each picture, and must stay where it is.
             follows_reference: give every frame of the file, whatever its rate, as InfiniteTalk
                 does.
 
         Raises:
-            ImageError: there is no such file, it is no media file or damaged, or shows nothing.
+            ImageError: there is no such file, it is no media file or damaged, it shows nothing, or
+                would last longer than ``MAX_FRAMES``.
         """
         self._source = source
         self._name = "the video" if isinstance(source, BytesIO) else str(source)
+        self._check_tables()
         with self._open() as container:
             stream = container.streams.video[0]
             packets = sorted(
@@ -63,7 +68,7 @@ class VideoFrames(Sequence[Tensor]):
                 if packet.pts is not None and not packet.is_discard
             )
             time_base, rate = stream.time_base, stream.average_rate
-        if not packets or time_base is None:
+        if not packets or not time_base:
             raise ImageError(f"{self._name} shows no picture; give a video of at least one frame")
         self._times = [pts for pts, _ in packets]
         self.first_second = self._times[0] * time_base
@@ -74,6 +79,11 @@ class VideoFrames(Sequence[Tensor]):
         self._length = max(1, count_frames(seconds.numerator, seconds.denominator))
         if follows_reference:
             self._length = len(self._times)
+        if self._length > MAX_FRAMES:
+            raise ImageError(
+                f"{self._name} claims to last {float(seconds):.0f} s; at most "
+                f"{MAX_FRAMES // FPS} s are read, so cut it or export it again"
+            )
 
     def __len__(self) -> int:
         """Count the pictures."""
@@ -98,6 +108,29 @@ class VideoFrames(Sequence[Tensor]):
         if self._last is None or self._last[0] != pts:
             self._last = pts, self._decode(pts)
         return self._last[1]
+
+    def digest(self) -> str:
+        """Tell the file apart by all of its bytes, which decide all pictures.
+
+        Returns:
+            Hexadecimal digits.
+
+        Raises:
+            ImageError: the file is gone.
+        """
+        hashed = blake2b(f"{self._length} {self._ticks_per_frame}".encode(), digest_size=16)
+        if isinstance(self._source, BytesIO):
+            hashed.update(self._source.getbuffer())
+            return hashed.hexdigest()
+        try:
+            with self._source.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    hashed.update(block)
+        except OSError as error:
+            raise ImageError(
+                f"cannot read {self._name}: {error.strerror}; give the path of a local file"
+            ) from error
+        return hashed.hexdigest()
 
     def play(self, start: int, stop: int) -> Iterator[Tensor]:
         """Decode pictures in turn, in one pass: far faster than asking for each.
@@ -161,10 +194,23 @@ class VideoFrames(Sequence[Tensor]):
             raise ImageError(f"{self._name} is damaged; export it again")
         return _to_pixels(nearest)
 
+    def _check_tables(self) -> None:
+        source = self._source
+        try:
+            if isinstance(source, BytesIO):
+                check_tables(source)
+            elif is_file(source):
+                with source.open("rb") as file:
+                    check_tables(file)
+        except (OSError, ValueError) as error:
+            raise ImageError(
+                f"cannot read a video from {self._name}: {error}; export it again"
+            ) from error
+
     @contextmanager
     def _open(self) -> Iterator[InputContainer]:
         source = self._source
-        if isinstance(source, Path) and not source.is_file():
+        if isinstance(source, Path) and not is_file(source):
             raise ImageError(f"there is no video at {source}; give the path of a local file")
         # A playlist on disk must not make us open a network address, one in memory nothing at all.
         if isinstance(source, BytesIO):
@@ -174,19 +220,26 @@ class VideoFrames(Sequence[Tensor]):
             file, protocols = f"file:{source}", "file"
         try:
             # Titles need not be UTF-8, and nobody asks for them.
-            with av.open(
-                file, "r", options={"protocol_whitelist": protocols}, metadata_errors="replace"
-            ) as container:
+            options = media_options(protocols)
+            with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 if not container.streams.video:
                     raise ImageError(f"{self._name} has sound alone; give a video with a picture")
+                context = container.streams.video[0].codec_context
+                if context is None:
+                    raise ImageError(f"{self._name} is in a format that cannot be decoded")
+                context.options = {"max_pixels": options["max_pixels"]}  # of the decoder, too
                 yield container
-        except FFmpegError as error:
+        except TurboTalkError:
+            raise
+        # FFmpeg's errors, and what PyAV stumbles over in damaged files.
+        except (FFmpegError, ValueError, LookupError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, FFmpegError) else error
             raise ImageError(
-                f"cannot read a video from {self._name}: {error.strerror}; give an mp4, mov, mkv "
-                "or webm file"
+                f"cannot read a video from {self._name}: {reason}; give an mp4, mov, mkv or webm "
+                f"file of at most {MAX_PIXELS} pixels a frame"
             ) from error
 
 
 def _to_pixels(frame: av.VideoFrame) -> Tensor:
-    pixels_HWC = torch.from_numpy(frame.to_ndarray(format="rgb24")).float() / 255
+    pixels_HWC = torch.from_numpy(frame.to_ndarray(format="rgb24")).float().div_(255)
     return pixels_HWC.rot90(round(frame.rotation / _QUARTER))

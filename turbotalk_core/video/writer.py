@@ -51,12 +51,14 @@ class Encoding:
         pixel_format: FFmpeg's name of the pixel format.
         options: the encoder's own options.
         tag: four characters that name the codec in the file, where players are picky.
+        fps: of the frames as they are written.
     """
 
     encoder: str
     pixel_format: str
     options: Mapping[str, str] = field(default_factory=dict)
     tag: str | None = None
+    fps: Fraction = Fraction(FPS)
 
     @property
     def is_rgb(self) -> bool:
@@ -198,7 +200,9 @@ class VideoWriter:
         encoding = self._encoding
         video = cast(
             VideoStream,
-            self._container.add_stream(encoding.encoder, rate=FPS, options=dict(encoding.options)),
+            self._container.add_stream(
+                encoding.encoder, rate=encoding.fps, options=dict(encoding.options)
+            ),
         )
         video.width, video.height, video.pix_fmt = width, height, encoding.pixel_format
         if encoding.tag is not None:
@@ -229,7 +233,7 @@ class VideoWriter:
                 dst_colorspace=Colorspace.ITU709,
                 dst_color_range=ColorRange.MPEG,
             )
-        frame.pts, frame.time_base = self._num_frames, Fraction(1, FPS)
+        frame.pts, frame.time_base = self._num_frames, 1 / self._encoding.fps
         self._container.mux(self._video.encode(frame))
         self._num_frames += 1
 
@@ -238,7 +242,8 @@ class VideoWriter:
         if self._waveform is None:
             return
         rate = self._waveform.sample_rate
-        start, stop = self._num_samples, count_samples(self._num_frames, rate)
+        start = self._num_samples
+        stop = count_samples(self._num_frames, rate, self._encoding.fps)
         if start == stop:
             return
         samples_CS = self._waveform.samples_CS[:, start:stop]

@@ -199,6 +199,25 @@ def test_wrong_and_unknown_tensors_are_named(file: Path) -> None:
         ({"config": '{"num_attention_heads": 2, "hidden_size": 32}'}, "wrong shape"),
         ({"config": '{"num_attention_heads": 2, "feat_extract_norm": "batch"}'}, "batch"),
         ({"config": '{"num_attention_heads": 2, "conv_stride": [5, 2]}'}, "conv"),
+        ({"config": '{"num_attention_heads": 0}'}, "got num_attention_heads 0"),
+        ({"config": '{"num_attention_heads": "2"}'}, "got num_attention_heads '2'"),
+        ({"config": '{"num_attention_heads": true}'}, "got num_attention_heads True"),
+        (
+            {"config": '{"num_attention_heads": 2, "num_hidden_layers": 999999999}'},
+            "at most|layers",
+        ),
+        ({"config": '{"num_attention_heads": 2, "num_hidden_layers": 3}'}, "tells of 3 layers"),
+        (
+            {"config": '{"num_attention_heads": 2, "conv_stride": [1000000,1,1,1,1,1,1]}'},
+            "a second",
+        ),
+        ({"config": '{"num_attention_heads": 2, "conv_stride": [5,2,2,2,2,2,0]}'}, "conv_stride"),
+        ({"config": '{"num_attention_heads": 2, "conv_stride": []}'}, "conv_stride"),
+        ({"config": '{"num_attention_heads": 2, "layer_norm_eps": -1}'}, "layer_norm_eps"),
+        ({"config": '{"num_attention_heads": 2, "layer_norm_eps": NaN}'}, "NaN"),
+        ({"config": '{"num_attention_heads": 2, "conv_bias": "no"}'}, "conv_bias"),
+        ({"config": '{"a": ' * 100_000}, "nested too deeply"),
+        ({"config": "9" * 5_000}, "20 digits"),
     ],
 )
 def test_geometry_that_cannot_be_is_refused(
@@ -234,6 +253,29 @@ def test_what_is_no_encoder_file_is_refused(file: Path) -> None:
     save_file({"decoder.conv1.weight": torch.zeros(2)}, file)
     with pytest.raises(CheckpointError, match="is not a wav2vec2"):
         load_audio_encoder(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("encoder.layer_norm.weight", ()),
+        ("encoder.layer_norm.weight", (0,)),
+        ("feature_extractor.conv_layers.0.conv.weight", (8,)),
+        ("encoder.pos_conv_embed.conv.parametrizations.weight.original1", (16, 32, 8)),
+        ("encoder.pos_conv_embed.conv.parametrizations.weight.original1", (16,)),
+        ("encoder.layers.0.feed_forward.intermediate_dense.weight", ()),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(file: Path, key: str, shape: tuple[int, ...]) -> None:
+    save_file(_shapes(ENCODER_CONFIG) | {key: torch.zeros(shape)}, file, HEADS)
+    with pytest.raises(CheckpointError, match="encoder"):
+        load_audio_encoder(file)
+
+
+@pytest.mark.parametrize("name", ["a\0.safetensors", "a" * 300, "."])
+def test_a_name_that_cannot_be_is_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="no audio encoder file"):
+        load_audio_encoder(tmp_path / name)
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbotalk_core.audio.io import from_samples, read_audio, read_first_second, to_mono_16k
+from turbotalk_core.audio.io import (
+    from_samples,
+    read_audio,
+    read_first_second,
+    resample,
+    to_mono_16k,
+)
 from turbotalk_core.errors import AudioError
 from turbotalk_core.types import Waveform
 
@@ -154,7 +160,7 @@ _PLAYLIST = (
         ("noise.bin", np.random.default_rng(0).bytes(4_000), "cannot be decoded|no audio stream"),
         ("list.m3u8", _PLAYLIST.encode(), "cannot be decoded|no audio stream"),
         ("header.wav", _wav_bytes(b"", code=1, bits=16), "cannot be decoded|is empty"),
-        ("text.txt", b"hello " * 100, "no audio stream"),
+        ("text.txt", b"hello " * 100, "cannot be decoded|no audio stream"),
         ("nan.wav", _wav_bytes(struct.pack("<f", math.nan) * 800, code=3, bits=32), "NaN"),
         ("inf.wav", _wav_bytes(struct.pack("<f", math.inf) * 800, code=3, bits=32), "infinite"),
         ("s64.wav", _wav_bytes(b"\1" * 8 * 800, code=1, bits=64), "s64"),
@@ -166,6 +172,56 @@ def test_what_is_no_sound_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioError, match=message):
         read_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.wav", "list.m3u8", "list.mpd"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile other.wav\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nother.wav\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:other.wav\n#EXT-X-ENDLIST\n",
+    ],
+)
+def test_a_list_of_other_files_opens_none_of_them(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "other.wav").write_bytes(_wav_bytes(b"\1\0" * 640, code=1, bits=16))
+    assert read_audio(tmp_path / "other.wav").samples_CS.shape == (1, 640)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(AudioError):
+        read_audio(tmp_path / name)
+
+
+def test_sound_without_an_end_is_not_read_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turbotalk_core.audio.io.MAX_SAMPLES", 44_100 * 2)
+    _write(tmp_path / "a.wav", "pcm_s16le", "s16")
+    assert read_audio(tmp_path / "a.wav").samples_CS.numel() == 44_100 * 2
+    _write(tmp_path / "b.wav", "pcm_s16le", "s16", layout="2.1")
+    with pytest.raises(AudioError, match=r"more than 88200 samples, 44100 a second in 3 channels"):
+        read_audio(tmp_path / "b.wav")
+
+
+def test_samples_count_as_many_as_they_become_at_16_khz(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turbotalk_core.audio.io.MAX_SAMPLES", 15_999)
+    _write(tmp_path / "a.wav", "pcm_s16le", "s16", sample_rate=4_000, layout="mono")
+    with pytest.raises(AudioError, match="4000 a second in 1 channels"):
+        read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("sample_rate", [384_001, 2**31 - 1])
+def test_a_rate_that_no_recorder_has_is_refused(tmp_path: Path, sample_rate: int) -> None:
+    data = bytearray(_wav_bytes(b"\1\0" * 640, code=1, bits=16))
+    data[24:28] = struct.pack("<I", sample_rate)
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(AudioError, match=f"{sample_rate} Hz|cannot be decoded"):
+        read_audio(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match=f"{sample_rate} Hz"):
+        from_samples(torch.zeros(10), sample_rate)
+    with pytest.raises(AudioError, match=f"{sample_rate} Hz"):
+        resample(torch.zeros(10), sample_rate, 16_000)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "pcm_s16le"), ("a.mov", "pcm_s16le")])
@@ -212,7 +268,10 @@ def test_a_silent_film_is_refused(tmp_path: Path) -> None:
         read_audio(tmp_path / "a.mp4")
 
 
-@pytest.mark.parametrize("path", ["missing.wav", "https://127.0.0.1:9/a.wav", ".", ""])
+@pytest.mark.parametrize(
+    "path",
+    ["missing.wav", "https://127.0.0.1:9/a.wav", ".", "", "a\0b.wav", "a" * 300, "/dev/zero"],
+)
 def test_what_is_no_local_file_is_refused(path: str) -> None:
     with pytest.raises(AudioError, match="no audio file at"):
         read_audio(path)

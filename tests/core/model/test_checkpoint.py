@@ -36,6 +36,7 @@ from turbotalk_core.model.checkpoint import (
 )
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.trust import MAX_LAYERS
 
 CONFIG = WanConfig(
     dim=24,
@@ -319,6 +320,24 @@ def test_another_kind_of_file_is_named(dit_path: Path, adapter_path: Path, vae_p
         load_dit(dit_path, dit_path)
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors is: audio adapter"):
         load_dit(adapter_path)
+
+
+def test_a_network_of_more_layers_than_any_is_not_built(
+    tmp_path: Path, dit_path: Path, adapter_path: Path
+) -> None:
+    for path in (dit_path, adapter_path):
+        extra = {f"blocks.{index}.x": torch.ones(1) for index in range(2, MAX_LAYERS + 1)}
+        _rewrite(path, lambda tensors, extra=extra: tensors | extra)
+        with pytest.raises(CheckpointError, match=r"has 1001 layers, at most 1000 are read"):
+            inspect(path)
+
+
+@pytest.mark.parametrize("key", ["turbotalk", "config"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": ' * 100_000, "9" * 5_000, '{"a": NaN}'])
+def test_metadata_that_cannot_be_are_refused(dit_path: Path, key: str, text: str) -> None:
+    _rewrite(dit_path, metadata={key: text})
+    with pytest.raises(CheckpointError, match=r"metadata of dit\.safetensors is not"):
+        load_dit(dit_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -52,6 +52,28 @@ def test_a_missing_tensor_is_refused(weights: dict[str, Tensor], name: str) -> N
         build_image_encoder(weights, 4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"visual.transformer.999999999.norm1.bias": (32,)}, "not numbered from 0"),
+        ({"visual.transformer.-1.norm1.bias": (32,)}, "not numbered from 0"),
+        ({"visual.transformer.x.norm1.bias": (32,)}, "invalid literal"),
+        ({"visual.pos_embedding": (1, 256, 32)}, "255 patches of 14 pixels make no square"),
+        ({"visual.pos_embedding": (32,)}, "index out of range"),
+        ({"visual.pos_embedding": (1, 1, 32)}, "0 patches of 14"),
+        ({"visual.pos_embedding": (1, 1 + 147**2, 32)}, "21609 patches of 14 pixels"),  # 2058 wide
+        ({"visual.patch_embedding.weight": (31, 3, 14, 14)}, "do not divide its width of 31"),
+        ({"visual.patch_embedding.weight": (32, 3)}, "not enough values"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(
+    weights: dict[str, Tensor], changes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    weights |= {name: torch.zeros(shape) for name, shape in changes.items()}
+    with pytest.raises(CheckpointError, match=f"no complete CLIP image encoder.*{message}"):
+        build_image_encoder(weights, 4)
+
+
 def test_the_files_of_hugging_face_give_the_states_before_the_last_block() -> None:
     config = CLIPVisionConfig(
         hidden_size=32,

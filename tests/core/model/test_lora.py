@@ -80,9 +80,17 @@ def test_what_the_model_lacks_is_told(caplog: pytest.LogCaptureFixture) -> None:
         ({"a.weight": (6, 4)}, CheckpointError, "no changes of weights"),
         ({}, CheckpointError, "no changes of weights"),
         ({"a.diff": (6, 5)}, MismatchError, r"a.weight by \(6, 5\).*as \(6, 4\)"),
+        ({"a.lora_A.weight": (1, 10**6), "a.lora_B.weight": (10**6, 1)}, MismatchError,
+         r"a.weight by \(1000000, 1000000\)"),
+        ({"a.lora_A.weight": (2, 4), "a.lora_B.weight": (6, 3)}, CheckpointError, "not multiply"),
+        ({"a.lora_A.weight": (2,), "a.lora_B.weight": (6, 2)}, CheckpointError, "not multiply"),
+        ({"a.lora_A.weight": (), "a.lora_B.weight": (6, 2)}, CheckpointError, "not multiply"),
+        ({"a.lora_A.weight": (2, 4), "a.lora_B.weight": (6, 2), "a.alpha": (2,)}, CheckpointError,
+         "must be one number"),
+        ({"a.diff": ()}, MismatchError, r"a.weight by \(\)"),
         ({"b.diff": (6, 4)}, MismatchError, "none of the 1 weights.*b.weight"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_lora_for_this_model_is_refused(
     lora: dict[str, tuple[int, ...]], kind: type[Exception], message: str
 ) -> None:

@@ -1,14 +1,18 @@
 """The text encoder's file: both spellings, and what is missing; and prompts cut into tokens."""
 
+import io
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
-from safetensors.torch import load_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.core.family import save_text_encoder, train_tokenizer
-from turbotalk_core.errors import CheckpointError
+from turbotalk_core.errors import CheckpointError, MismatchError
 from turbotalk_core.model.checkpoint import load_text_encoder
 from turbotalk_core.model.text_encoder import (
     MAX_TOKENS,
@@ -95,6 +99,54 @@ def test_what_a_browser_shows_alike_is_alike(tokenizer: Tokenizer, same: str) ->
 def test_what_is_no_tokenizer_is_refused(damaged: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"no SentencePiece tokenizer; get spiece\.model"):
         build_tokenizer(damaged)
+
+
+def test_a_tokenizer_without_an_end_mark_is_refused() -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a man speaks", "a dog"] * 4),
+        model_writer=model,
+        vocab_size=20,
+        eos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(CheckpointError, match="no SentencePiece tokenizer"):
+        build_tokenizer(model.getvalue())
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_tokenizer_or_refused(data: bytes) -> None:
+    try:
+        tokenizer = build_tokenizer(data)
+    except CheckpointError:
+        return
+    assert tokenizer("a man").shape[0] == 1
+
+
+def test_a_tokenizer_of_more_tokens_than_the_encoder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "text_encoders"
+    save_text_encoder(folder, dim=8)
+    weights = load_file(folder / "bare.safetensors")
+    weights["shared.weight"] = weights["shared.weight"][:5].clone()
+    save_file(weights, folder / "small.safetensors")
+    with pytest.raises(MismatchError, match=r"knows 20 tokens, small\.safetensors has 5"):
+        load_text_encoder(folder / "small.safetensors", folder / "spiece.model")
+
+
+def test_a_tokenizer_file_that_cannot_be_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "text_encoders"
+    save_text_encoder(folder, dim=8)
+    with (folder / "large").open("wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    for name, message in (
+        ("large", "is no tokenizer: it has more than"),
+        ("a\0b", "cannot read"),
+        ("a" * 300, "cannot read"),
+        (".", "cannot read"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load_text_encoder(folder / "bare.safetensors", folder / name)
 
 
 def test_a_prompt_alone_is_as_in_a_padded_batch(

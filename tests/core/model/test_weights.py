@@ -13,6 +13,7 @@ from torch import Tensor
 
 from turbotalk_core.errors import CheckpointError
 from turbotalk_core.model.weights import PREFIXES, read_header, read_weights
+from turbotalk_core.trust import MAX_TEXT
 
 TENSORS = {
     "a.weight": torch.tensor([[1.5, -2.0], [0.25, 8.0]]),
@@ -102,15 +103,35 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         ("{", "is no index of shards"),
         ("[]", "is no index of shards"),
         ('{"weight_map": []}', "is no index of shards"),
-        ('{"weight_map": {"a": 1}}', "is no index of shards"),
+        ('{"weight_map": ' + '{"a": ' * 100_000, "is no index of shards.*nested"),
+        ('{"weight_map": {"a": "b", "a": "c"}}', "is no index of shards.*twice"),
+        ('{"weight_map": {"a": ["b"]}}', "is no index of shards"),
         ('{"weight_map": {}}', "names 0 shards"),
+        ('{"weight_map": {"a": 1}}', "files of its own folder"),
         ('{"weight_map": {"a": "../b.safetensors"}}', "files of its own folder"),
+        ('{"weight_map": {"a": ".."}}', "files of its own folder"),
+        ('{"weight_map": {"a": "b/../../c"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "/c"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "C:c"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "b\\\\c"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "NUL.safetensors"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "b\\u0000"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "b\\u202e"}}', "files of its own folder"),
+        ('{"weight_map": {"a": "\\uff0e\\uff0e\\uff0fb"}}', "files of its own folder"),
     ],
 )
 def test_a_damaged_index_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(text)
     with pytest.raises(CheckpointError, match=rf"{path.name} .*{message}"):
+        read_header(path)
+
+
+def test_an_index_larger_than_any_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    with path.open("wb") as file:
+        file.truncate(MAX_TEXT + 1)  # a hole, which takes no room on the disk
+    with pytest.raises(CheckpointError, match=r"is no index of shards .*more than"):
         read_header(path)
 
 
@@ -123,7 +144,17 @@ def test_a_folder_must_have_one_index(tmp_path: Path) -> None:
         read_header(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["gone.safetensors", "gone.pth", "gone.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gone.safetensors",
+        "gone.pth",
+        "gone.safetensors.index.json",
+        "x" * 300 + ".safetensors",
+        "x" * 300 + ".safetensors.index.json",
+        "a\0.safetensors",
+    ],
+)
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"there is no model file .*{name}"):
         read_header(tmp_path / name)
@@ -295,3 +326,36 @@ def test_a_gguf_file_is_sent_to_comfyui(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(CheckpointError, match=r"model-Q8_0\.gguf is a GGUF file, .* ComfyUI"):
         read_header(path)
+
+
+def _write(path: Path, header: dict[str, object], data: bytes) -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [2**62, 0], [0]])
+def test_weights_without_values_are_refused_whatever_size_they_claim(
+    tmp_path: Path, shape: list[int]
+) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    path = _write(tmp_path / "empty.safetensors", {"a.weight": entry}, b"")
+    with pytest.raises(CheckpointError, match=r"1 tensors without values \(first: a\.weight"):
+        read_header(path)
+
+
+def test_marks_may_be_empty(tmp_path: Path) -> None:
+    path = tmp_path / "marked.safetensors"
+    save_file({"scaled_fp8": torch.empty(0), "a.weight": torch.ones(1)}, path)
+    _assert_equal(_read(path), {"a.weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize(("dtype", "num_bytes"), [("F4", 4), ("F6_E2M3", 6), ("C64", 64)])
+def test_types_that_are_no_weights_are_told_and_not_read(
+    tmp_path: Path, dtype: str, num_bytes: int
+) -> None:
+    entry = {"dtype": dtype, "shape": [8], "data_offsets": [0, num_bytes]}
+    path = _write(tmp_path / "odd.safetensors", {"a.weight": entry}, bytes(num_bytes))
+    assert read_header(path).dtypes == {dtype: 1}
+    with pytest.raises(CheckpointError, match=rf"odd\.safetensors has tensors of type {dtype}"):
+        _read(path)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from turbotalk_core.errors import RequestError
 from turbotalk_core.types import Waveform
-from turbotalk_core.video.assemble import assemble, quantize_frames
+from turbotalk_core.video.assemble import FRAME_RATES, assemble, quantize_frames
 
 
 def moving_picture(num_frames=30, height=48, width=32):
@@ -102,6 +102,7 @@ def test_an_error_of_the_frames_passes_through_and_leaves_nothing(tmp_path):
     ("settings", "message"),
     [
         ({"codec": "vp9"}, "vp9.*h264, h265"),
+        ({"fps": "12"}, "got fps '12'; choose one of 25, 24"),
         ({"crf": 52}, "52.*0 to 51"),
         ({"crf": -1}, "-1"),
         ({"pixel_format": "rgb24"}, "rgb24.*yuv420p"),
@@ -126,3 +127,20 @@ def test_quantizing_clips_and_orders_the_axes():
     frames_THWC = quantize_frames(frames_BCTHW)
     assert frames_THWC.shape == (4, 5, 6, 3)
     assert frames_THWC[0, 0, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize(("fps", "num_frames"), [("24", 29), ("29.97", 36), ("50", 60), ("60", 72)])
+def test_another_frame_rate_shows_each_frame_at_its_time(tmp_path, fps, num_frames):
+    path = tmp_path / "a.mp4"
+    grey = torch.arange(30, dtype=torch.uint8).mul(8).view(-1, 1, 1, 1).expand(-1, 32, 32, 3)
+    sound = noise(1.2)
+    assert assemble(path, grey.split(7), sound, crf=1, fps=fps) == num_frames
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == FRAME_RATES[fps]
+        seconds = [(f.time, f.to_ndarray(format="rgb24").mean()) for f in container.decode(video=0)]
+    assert len(seconds) == num_frames
+    for time, level in seconds:
+        assert level / 8 == pytest.approx(int(time * 25 + 1e-6), abs=0.5)
+    with av.open(str(path)) as container:
+        samples = sum(frame.samples for frame in container.decode(audio=0))
+    assert samples / sound.sample_rate == pytest.approx(num_frames / FRAME_RATES[fps], abs=0.07)

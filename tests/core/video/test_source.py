@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbotalk_core.errors import ImageError
-from turbotalk_core.geometry import FPS
+from turbotalk_core.geometry import FPS, MAX_FRAMES
 from turbotalk_core.video.source import VideoFrames
 from turbotalk_core.video.writer import Encoding, open_video
 
@@ -219,6 +219,46 @@ def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
     local = playlist % str(tmp_path / "talk.ts").encode()
     with pytest.raises(ImageError):
         VideoFrames(BytesIO(local))
+
+
+def test_a_list_of_other_files_opens_none_of_them(tmp_path: Path) -> None:
+    _make(tmp_path / "talk.ts", [512 * number for number in range(20)])
+    assert len(VideoFrames(tmp_path / "talk.ts")) == 20
+    for name, content in (
+        ("list.mp4", "ffconcat version 1.0\nfile talk.ts\n"),
+        ("list.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ntalk.ts\n#EXT-X-ENDLIST\n"),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ImageError):
+            VideoFrames(tmp_path / name)
+
+
+def test_a_film_of_years_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mkv"
+    _make(path, [0, 512 * (MAX_FRAMES - 2)])
+    assert len(VideoFrames(path)) == MAX_FRAMES - 1
+    _make(path, [0, 512 * 2 * MAX_FRAMES])
+    with pytest.raises(ImageError, match="claims to last 800000 s; at most 400000 s"):
+        VideoFrames(path)
+
+
+def test_frames_larger_than_any_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in ("mp4", "mkv", "ts"):
+        path = tmp_path / f"talk.{suffix}"
+        _make(path, [512 * number for number in range(20)])  # of 48x32 pixels
+        monkeypatch.setattr("turbotalk_core.trust.MAX_PIXELS", 2 * 48 * 32)  # decoders take margins
+        assert VideoFrames(path)[1].shape == (32, 48, 3)
+        monkeypatch.setattr("turbotalk_core.trust.MAX_PIXELS", 48 * 32 - 1)
+        with pytest.raises(ImageError, match="cannot read a video"):
+            VideoFrames(path)[1]
+
+
+@pytest.mark.parametrize("name", ["a\0b.mp4", "a" * 300])
+def test_a_name_that_cannot_be_is_no_video(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ImageError, match="no video at"):
+        VideoFrames(tmp_path / name)
 
 
 def test_damage_is_told_or_passed_over(tmp_path: Path) -> None:

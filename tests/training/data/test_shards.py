@@ -115,6 +115,18 @@ class TestDamage:
         with pytest.raises(OutputError, match=r"cannot read weight_HW of a"):
             ShardReader(tmp_path).read(record, "weight_HW")
 
+    @pytest.mark.parametrize(
+        "name",
+        ["../a.safetensors", "a.safetensors", "/a", "shards/../../a", "shards/..", "shards/a/b",
+         "shards/", "shards\\a", "shards/a\0", "shards/C:a", "shards/NUL", "shards/\u202ea", None,
+         3],
+    )  # fmt: skip
+    def test_a_manifest_names_no_file_of_another_folder(self, tmp_path: Path, name: Any) -> None:
+        (record,) = write(tmp_path, {"a": make_sample(0)})
+        Journal(tmp_path, Work()).append([record | {"key": "b", "shard": name}])
+        with pytest.raises(OutputError, match="which is no file of its folder shards"):
+            read_manifest(tmp_path)
+
     def test_a_shard_of_other_samples_is_named(self, tmp_path: Path) -> None:
         (record,) = write(tmp_path, {"a": make_sample(0)})
         write_shard(tmp_path, "00-of-01-000000", [make_sample(0, num_latents=4)])
