@@ -13,7 +13,7 @@ Source of the architecture: Wan 2.1, wan/modules/vae.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import GeometryError, MismatchError
 from ..geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .frugal import call_frugally
 
 # Wan 2.1, wan/modules/vae.py: statistics that the DiT's latents are normalised with.
 LATENT_MEAN = (
@@ -256,11 +257,20 @@ class Decoder(nn.Module):
         self.upsamples = nn.Sequential(*stages)
         self.head = _make_head(dim, 3)
 
-    def forward(self, latents_BTCHW: Tensor, stream: Stream) -> Tensor:  # noqa: D102
-        hidden = self.conv1(latents_BTCHW, stream)
-        for stage in (*self.middle, *self.upsamples):
-            hidden = stage(hidden, stream)
-        return self.head[2](self.head[1](self.head[0](hidden)), stream)
+    def forward(self, latents_BTCHW: Tensor, stream: Stream, *, is_frugal: bool = False) -> Tensor:
+        """Decode the next latents of a clip; frugally no stage sees two frames at a time."""
+        stages = (self.conv1, *self.middle, *self.upsamples)
+        return self._finish(latents_BTCHW, stages, stream, is_frugal)
+
+    def _finish(
+        self, hidden_BTCHW: Tensor, stages: Sequence[nn.Module], stream: Stream, is_frugal: bool
+    ) -> Tensor:
+        for index, stage in enumerate(stages):
+            if is_frugal and hidden_BTCHW.shape[1] > 1:
+                frames = hidden_BTCHW.split(1, 1)
+                return torch.cat([self._finish(f, stages[index:], stream, True) for f in frames], 1)
+            hidden_BTCHW = stage(hidden_BTCHW, stream)
+        return self.head[2](self.head[1](self.head[0](hidden_BTCHW)), stream)
 
 
 class WanVAE(nn.Module):
@@ -268,11 +278,16 @@ class WanVAE(nn.Module):
 
     Args:
         dim: channels at full resolution: 96 in the public file.
+
+    Attributes:
+        dim: the same.
+        is_frugal: work on one frame at a time: less memory, more time, the same up to rounding.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
+        self.is_frugal = False
         self.encoder = Encoder(dim)
         self.conv1 = CausalConv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, (1, 1, 1))
         self.conv2 = CausalConv3d(LATENT_CHANNELS, LATENT_CHANNELS, (1, 1, 1))
@@ -349,7 +364,7 @@ class WanVAE(nn.Module):
         """
         stream = {} if stream is None else stream
         hidden = self.conv2(raw_BCFHW.transpose(1, 2), stream)
-        return self.decoder(hidden, stream).transpose(1, 2)
+        return self.decoder(hidden, stream, is_frugal=self.is_frugal).transpose(1, 2)
 
     def encode_stream(self, frames_BCTHW: Tensor, stream: Stream) -> Tensor:
         """Encode the next frames of a clip, any number of them.
@@ -399,12 +414,14 @@ class WanVAE(nn.Module):
                 f"got {width}x{height} frames; both sides must be multiples of {SPATIAL_STRIDE}"
             )
         count_latent_frames(num_frames)
-        stream: Stream = {}
-        frames_BCTHW = frames_BCTHW.to(self._placement)
-        first, *later = frames_BCTHW.split(
-            [1] + [8] * ((num_frames - 1) // 8) + ([4] if (num_frames - 1) % 8 else []), 2
-        )
-        return torch.cat([self.encode_stream(piece, stream) for piece in (first, *later)], 2)
+
+        def call() -> Tensor:
+            stream: Stream = {}
+            stops = range(1, num_frames, 1 if self.is_frugal else 8)
+            pieces = frames_BCTHW.to(self._placement).tensor_split(tuple(stops), 2)
+            return torch.cat([self.encode_stream(piece, stream) for piece in pieces], 2)
+
+        return call_frugally(self, call, "the video VAE")
 
     @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop
     def iter_decode(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
@@ -417,12 +434,14 @@ class WanVAE(nn.Module):
             Frames [B, 3, t, H, W] in [-1, 1], in order; 4F - 3 in all.
         """
         stream: Stream = {}
-        for piece in latents_BCFHW.to(self._placement).split(2, 2):
+        for piece in latents_BCFHW.to(self._placement).split(1 if self.is_frugal else 2, 2):
             yield self.decode_stream(piece, stream)
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode the normalised latents of a whole clip to frames [B, 3, 4F - 3, H, W]."""
-        return torch.cat(list(self.iter_decode(latents_BCFHW)), 2)
+        return call_frugally(
+            self, lambda: torch.cat(list(self.iter_decode(latents_BCFHW)), 2), "the video VAE"
+        )
 
     @property
     def _placement(self) -> Tensor:
