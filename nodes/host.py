@@ -61,6 +61,7 @@ class HostDenoiser:
         self._model = model
         self._wan = get_wan(model)
         self._sigmas = sigmas
+        self._offloads = False  # as much of the weights as the host can, since memory ran out
 
     def __enter__(self) -> HostDenoiser:
         """Tell the model and its patches that sampling begins."""
@@ -85,13 +86,35 @@ class HostDenoiser:
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
         """Predict the velocity; see ``ports.Denoiser``."""
+        try:
+            return self._predict(latents_BCFHW, sigma, conditioning, tokens)
+        except Exception as error:
+            if self._offloads or not comfy.model_management.is_oom(error):
+                raise
+        # Not in the block above, where the error still holds what lay in memory when it was raised.
+        self._offloads = True
+        comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+        _log.warning(
+            "memory ran out in the video model, whose weights from now on come from main memory "
+            "when they are needed: that takes more time"
+        )
+        return self._predict(latents_BCFHW, sigma, conditioning, tokens)
+
+    def _predict(
+        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
+    ) -> Tensor:
         # One voice, and so the null voice too, is heard in the whole picture.
         regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
         device = self._model.load_device
         cond = {"uuid": uuid4(), "model_conds": self._make_conds(conditioning)}
         # The VAE may have pushed the model out of memory since the last call.
         network, _, _ = comfy.sampler_helpers.prepare_sampling(
-            self._model, latents_BCFHW.shape, {"positive": [cond]}, self._options
+            self._model,
+            latents_BCFHW.shape,
+            {"positive": [cond]},
+            self._options,
+            force_offload=self._offloads,
         )
         options = create_model_options_clone(self._options)
         options["transformer_options"][TOKENS_KEY] = tokens.tokens_FND[None].to(device)

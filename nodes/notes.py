@@ -47,12 +47,22 @@ def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -
         text = "\n".join(notes) or f"the settings fit {info.path.name}"
     for note in notes:
         _log.warning("%s", note)
+    show_text(text, node_id)
+    return notes
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """Write on a node of the page, which keeps the text until its next run.
+
+    Args:
+        text: any, of whatever origin.
+        node_id: of the node; None where there is none.
+    """
     # The page takes the text for HTML, and a file may have any name.
     text = "\n".join(escape(show(line), quote=False) for line in text.split("\n"))
     server = getattr(PromptServer, "instance", None)  # none in a program that imports ComfyUI
     if server is not None and node_id is not None:
         server.send_progress_text(text, node_id)
-    return notes
 
 
 def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:

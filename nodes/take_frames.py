@@ -1,11 +1,21 @@
 """Node: frames of a take to IMAGE."""
 
-from comfy_api.latest import io
+from logging import getLogger
 
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..turbotalk_core.errors import RequestError
 from ..turbotalk_core.video.take import Take
 from .convert import image_from_bytes
+from .notes import show_text
 from .sockets import CATEGORY, TakeSocket
 from .trim import find_stop, make_trim_inputs
+
+_log = getLogger(__name__)
+_GB = 1e9  # bytes
 
 
 class TakeFrames(io.ComfyNode):
@@ -19,17 +29,58 @@ class TakeFrames(io.ComfyNode):
             display_name="TurboTalk · Take frames",
             category=CATEGORY,
             description="Reads frames of a take into memory, for upscalers and other packs. "
-            "832x480 needs 4.8 MB a frame: read long takes in parts.",
+            "832x480 needs 4.8 MB a frame: read long takes in parts. The node says what it takes.",
             search_aliases=["images", "frames", "infinitetalk"],
             inputs=[
                 TakeSocket.Input("take", tooltip="From the TurboTalk sampler."),
                 *make_trim_inputs(num_frames=81),
             ],
             outputs=[io.Image.Output(display_name="images", tooltip="The frames, lossless.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, take: Take, start_frame: int, num_frames: int) -> io.NodeOutput:
         """Read."""
         stop = find_stop(take, start_frame, num_frames)
-        return io.NodeOutput(image_from_bytes(take.read(start_frame, stop)))
+        if start_frame < stop:  # else the take refuses
+            show_text(_weigh(take, stop - start_frame), cls.hidden.unique_id)
+        return io.NodeOutput(_read(take, start_frame, stop))
+
+
+def _weigh(take: Take, num_frames: int) -> str:
+    """Say how much memory frames take; refuse those that do not fit.
+
+    Args:
+        take: that they are of.
+        num_frames: how many.
+
+    Returns:
+        A sentence for people, which is also logged.
+
+    Raises:
+        RequestError: more frames than main memory has room for.
+    """
+    frame_bytes = take.height * take.width * 3 * torch.float32.itemsize
+    wanted = num_frames * frame_bytes
+    room = comfy.model_management.get_free_memory(torch.device("cpu"))
+    frames = f"{num_frames} frames of {take.width}x{take.height} as images"
+    if wanted > room:
+        raise RequestError(
+            f"{frames} take {wanted / _GB:.2f} GB of memory, and {room / _GB:.2f} GB are free; "
+            f"read at most {int(room // frame_bytes)} frames at a time with start_frame and "
+            "num_frames, or make the video with Assemble video, which never holds them all"
+        )
+    text = f"{frames} take {wanted / _GB:.2f} GB of memory"
+    _log.warning("%s", text)
+    return text
+
+
+def _read(take: Take, start: int, stop: int) -> Tensor:
+    """Read frames batch by batch, so that little more is taken than was said."""
+    images_THWC = torch.empty(max(0, stop - start), take.height, take.width, 3)
+    first = 0
+    for frames_THWC in take.iterate(start, stop):
+        images_THWC[first : first + len(frames_THWC)] = image_from_bytes(frames_THWC)
+        first += len(frames_THWC)
+    return images_THWC

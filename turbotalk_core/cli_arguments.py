@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import torch
 
-from .errors import TurboTalkError
+from .errors import OutOfMemoryError, TurboTalkError
 from .trust import show
 
 REFUSED = 2
@@ -33,6 +33,14 @@ def run(work: Callable[[], object]) -> int:
         work()
     except TurboTalkError as error:
         return refuse(error)
+    except torch.OutOfMemoryError as error:  # of weights that are brought to the device
+        told = str(error).split("\n")[0]
+        return refuse(
+            OutOfMemoryError(
+                f"memory ran out ({told}); close what else uses the device, or use weights of a "
+                "smaller dtype, a smaller size, or another device"
+            )
+        )
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return INTERRUPTED

@@ -1,8 +1,10 @@
 """The errors this project raises on purpose.
 
 Every message says what was got, what is allowed and what to do. Each kind also inherits from the
-builtin it specialises, so callers may catch either.
+builtin it specialises, or from torch's, so callers may catch either.
 """
+
+import torch
 
 
 class TurboTalkError(Exception):
@@ -39,6 +41,10 @@ class CheckpointError(TurboTalkError, ValueError):
 
 class MismatchError(TurboTalkError, ValueError):
     """Two models, or a model and its input, that do not fit each other."""
+
+
+class OutOfMemoryError(TurboTalkError, torch.OutOfMemoryError):
+    """Work that a device has too little memory for, also in the ways that need less."""
 
 
 class OutputError(TurboTalkError, OSError):

@@ -19,8 +19,9 @@ from .audio.windows import drop_silence, hold_last_row, mirror_end, null_windows
 from .chunking.color import match_color
 from .chunking.plan import plan_chunks
 from .chunking.stitch import keep_frames
-from .errors import MismatchError, RequestError
+from .errors import MismatchError, OutOfMemoryError, RequestError
 from .geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .model.frugal import is_shortage
 from .ports import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
 from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls
@@ -172,6 +173,7 @@ def generate(
         MismatchError: a reference image of another size than the request's, another number of
             regions than of voices, or motion frames of another video.
         RequestError: text guidance without a prompt.
+        OutOfMemoryError: the device has too little memory; chunks that were handed on stay good.
     """
     pictures = _as_list(reference_BCHW)
     speeches = _as_list(speech)
@@ -188,7 +190,28 @@ def generate(
             "use 1 (off)"
         )
     _check_carry(request, carry)
-    return _generate(request, pictures, speeches, models, progress, check_stop, regions_PHW, carry)
+    return _advise(
+        request,
+        _generate(request, pictures, speeches, models, progress, check_stop, regions_PHW, carry),
+    )
+
+
+def _advise(request: TalkRequest, chunks: Iterator[FrameChunk]) -> Iterator[FrameChunk]:
+    """Say what to do where memory does not suffice."""
+    try:
+        yield from chunks
+        return
+    except RuntimeError as error:
+        if not is_shortage(error):
+            raise
+        told = str(error).split("\n")[0]
+    # Not in the block above, so that nobody who gets this holds what lay in memory then.
+    raise OutOfMemoryError(
+        f"memory ran out at {request.width}x{request.height} with chunks of "
+        f"{request.chunk_frames} frames, also in the ways that need less ({told}). Close what else "
+        "uses the device and run the same again, which goes on after the last finished chunk; or "
+        "begin anew with a smaller size, fewer chunk_frames, or weights of a smaller dtype"
+    )
 
 
 @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from av import VideoStream
+from av.error import ExternalError
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -30,7 +32,9 @@ from turbotalk_core.cli_talk import add_talk
 from turbotalk_core.errors import OutputError
 from turbotalk_core.library import TEACHER
 from turbotalk_core.model.denoiser import WanDenoiser
+from turbotalk_core.model.wan import WanModel
 from turbotalk_core.request import TalkRequest
+from turbotalk_core.video.writer import VideoWriter
 
 Talk = Callable[..., int]
 
@@ -315,6 +319,116 @@ def test_a_video_that_cannot_be_written_costs_no_chunk(
     assert calls == []
     assert len(_read(out)[0]) == NUM_FRAMES
     assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
+
+
+@pytest.fixture
+def run_short(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    """Let memory run out from a call of the network on; returns what counts the calls since."""
+    forward = WanModel.forward
+
+    def arm(first: int, *, is_hopeless: bool = False) -> list[int]:
+        calls: list[int] = []
+
+        def run(self: WanModel, *arguments: Any, **named: Any) -> Tensor:
+            calls.append(1)
+            if len(calls) > first and (is_hopeless or not self.is_frugal):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return forward(self, *arguments, **named)
+
+        monkeypatch.setattr(WanModel, "forward", run)
+        return calls
+
+    return arm
+
+
+def test_where_memory_is_short_it_does_the_same_in_pieces(
+    talk: Talk,
+    out: Path,
+    run_short: Callable[..., list[int]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = _frames(talk, out)
+    calls = run_short(1)
+    frames = _frames(talk, out)
+    assert len(calls) == 4 + 1
+    assert np.abs(frames.astype(int) - whole).max() <= 2  # rounding, then H.264's colours
+    assert caplog.text.count("memory ran out in the video transformer") == 1
+
+
+def test_where_memory_does_not_suffice_the_same_command_goes_on_later(
+    talk: Talk,
+    out: Path,
+    run_short: Callable[..., list[int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = _frames(talk, out)
+    out.unlink()
+    capsys.readouterr()
+    calls = run_short(2, is_hopeless=True)
+    assert talk("--crf", 0) == 2
+    assert len(calls) == 4  # the first chunk's two, one, and that once more
+    told = refusal(capsys)
+    assert "memory ran out at 32x32 with chunks of 13 frames" in told
+    assert "goes on after the last finished chunk" in told
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    calls = run_short(99)
+    assert np.array_equal(_frames(talk, out), whole)
+    assert len(calls) == 2
+    assert "of which 1 of 2 chunks are finished" in capsys.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_refused(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> WanModel:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nOf the allocated memory 1 GiB")
+
+    monkeypatch.setattr(WanModel, "to", fail)
+    assert talk() == 2
+    assert "memory ran out (CUDA out of memory.); close what else" in refusal(capsys)
+
+
+def test_a_folder_that_is_read_only_is_refused_before_the_work(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    read_only: Callable[[Path], AbstractContextManager[None]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls = stop_in_chunk(9)
+    with read_only(out.parent):
+        assert talk() == 2
+    assert "Permission denied" in refusal(capsys)
+    assert calls == []
+    assert list(out.parent.iterdir()) == []
+
+
+def test_an_encoder_that_dies_costs_no_chunk(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The video's own, in its thread, at the second chunk; that of the take goes on."""
+    whole = _frames(talk, out)
+    out.unlink()
+    capsys.readouterr()
+    encode = VideoWriter._encode_frame
+
+    def die(self: VideoWriter, frame_HWC: Tensor) -> None:
+        if not self._encoding.is_rgb and self.num_frames == 13:
+            raise ExternalError(-1, "Generic error in an external library")
+        encode(self, frame_HWC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VideoWriter, "_encode_frame", die)
+        assert talk("--crf", 0) == 2
+    assert "external library" in refusal(capsys)
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    calls = stop_in_chunk(9)
+    assert np.array_equal(_frames(talk, out), whole)
+    assert calls == []  # both chunks were finished
 
 
 def _frames(talk: Talk, out: Path, *arguments: object) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbotalk_core.chunking.plan import plan_chunks
-from turbotalk_core.errors import MismatchError, RequestError
+from turbotalk_core.errors import MismatchError, OutOfMemoryError, RequestError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
 from turbotalk_core.image import reference_clip
 from turbotalk_core.pipeline import Models, count_work, generate, plan_video
@@ -337,6 +337,43 @@ def test_a_stop_at_any_point_lets_nothing_later_run(stop_before: int) -> None:
     with pytest.raises(InterruptedError):
         _run(REQUEST, 20, toy, watch)
     assert len(toy.log) == watch.units == stop_before
+
+
+@pytest.mark.parametrize("part", ["denoiser", "codec"])
+def test_where_memory_does_not_suffice_it_says_what_to_do(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second chunk; the first is handed on."""
+    toy = Toy()
+
+    def fail(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    iterator = _iterate(REQUEST, 29, toy)
+    first = next(iterator)
+    broken, method = {"denoiser": (Denoiser, "__call__"), "codec": (Codec, "decode")}[part]
+    monkeypatch.setattr(broken, method, fail)
+    with pytest.raises(OutOfMemoryError) as refused:
+        next(iterator)
+    for told in ("16x32", "13 frames", "Tried to allocate", "run the same again", "chunk_frames"):
+        assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+    # Whoever holds the error does not hold what lay in memory.
+    assert refused.value.__cause__ is refused.value.__context__ is None
+    monkeypatch.undo()
+    rest = generate(REQUEST, REFERENCE, _speech(29), Toy().models, carry=first.carry)
+    frames_BCTHW = torch.cat([chunk.frames_BCTHW for chunk in (first, *rest)], 2)
+    assert torch.equal(frames_BCTHW, _run(REQUEST, 29))
+
+
+def test_other_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Tensor:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(Denoiser, "__call__", fail)
+    with pytest.raises(RuntimeError, match="shapes") as raised:
+        _run(REQUEST, 13)
+    assert type(raised.value) is RuntimeError
 
 
 @pytest.mark.parametrize("update", ["euler", "renoise"])

@@ -282,6 +282,26 @@ def test_after_the_stop_button_the_same_work_goes_on(talk, prompt, server):
     assert "of which 1 of 2 chunks are finished" in server.log.read_text()
 
 
+def test_the_same_take_queued_twice_is_made_once(talk, prompt, server):
+    """By two clients at the same time, who want other files of it."""
+    prompt[SAMPLER]["inputs"]["seed"] = 14
+    other = json.loads(json.dumps(prompt))
+    other[ASSEMBLE]["inputs"]["crf"] = 45
+    takes = server.base / "output" / "turbotalk_takes"
+    before = set(takes.iterdir()) if takes.exists() else set()
+
+    async def run(client, wanted):
+        async with ComfyClient(server.address) as another:
+            return await asyncio.gather(client.run(prompt), another.run(wanted))
+
+    first, second = talk(lambda client: run(client, other))
+    assert len(set(takes.iterdir()) - before) == 1
+    assert (SAMPLER in first.cached) + (SAMPLER in second.cached) == 1
+    videos = [fetch_video(talk, run) for run in (first, second)]
+    assert [len(probe(video).pictures) for video in videos] == 2 * [math.floor(25 * SECONDS)]
+    assert len(videos[0]) > len(videos[1])
+
+
 def test_a_killed_server_goes_on_when_it_is_back(talk, prompt, host, tmp_path):
     """What it then makes is what a server makes that nobody killed."""
     prompt[SAMPLER]["inputs"]["seed"] = 13

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
 from ..errors import MismatchError
 from ..types import AudioTokens, AudioWindows, Conditioning
 from .audio_adapter import AudioProjection
+from .frugal import call_frugally
 from .teacache import TeaCache
 from .wan import WanModel
 
@@ -45,26 +48,35 @@ class WanDenoiser:
                 "the picture"
             )
         device = self.model.patch_embedding.weight.device
-        velocity = self.model(
-            latents_BCFHW.to(device),
-            torch.full((latents_BCFHW.shape[0],), 1000.0 * sigma, device=device),
-            conditioning.reference_BCFHW.to(device),
-            text_BND=_move(conditioning.text_BND, device),
-            image_embeds_BND=_move(conditioning.image_embeds_BND, device),
-            audio_BFND=tokens.tokens_FND.unsqueeze(0),
-            audio_scale=self.audio_scale,
-            regions_PHW=regions_PHW,
-            cache=self._find_cache(latents_BCFHW, sigma, conditioning, tokens),
-        )
-        return velocity.to(latents_BCFHW.device)
+        kind = self._find_cache(latents_BCFHW, sigma, conditioning, tokens)
+
+        def call() -> Tensor:
+            cache = copy(self._caches.get(kind))  # a call that fails leaves no trace in it
+            velocity = self.model(
+                latents_BCFHW.to(device),
+                torch.full((latents_BCFHW.shape[0],), 1000.0 * sigma, device=device),
+                conditioning.reference_BCFHW.to(device),
+                text_BND=_move(conditioning.text_BND, device),
+                image_embeds_BND=_move(conditioning.image_embeds_BND, device),
+                audio_BFND=tokens.tokens_FND.unsqueeze(0),
+                audio_scale=self.audio_scale,
+                regions_PHW=regions_PHW,
+                cache=cache,
+            )
+            if cache is not None:
+                self._caches[kind] = cache
+            return velocity.to(latents_BCFHW.device)
+
+        return call_frugally(self.model, call, "the video transformer")
 
     def _find_cache(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
-    ) -> TeaCache | None:
-        if self.teacache_threshold is None:
-            return None
+    ) -> tuple[int, int]:
+        """Find the cache of a kind of call, or make it where there are caches; returns the kind."""
         # Text and voice are the same objects through all steps of a chunk, and tell kinds apart.
         kind = (id(conditioning.text_BND), id(tokens))
+        if self.teacache_threshold is None:
+            return kind
         if sigma != self._last_sigma:
             self._asked.clear()
         if sigma > self._last_sigma or kind in self._asked:  # the noise is back: another chunk
@@ -75,7 +87,7 @@ class WanDenoiser:
         if kind not in self._caches:
             num_cells = latents_BCFHW.shape[3] * latents_BCFHW.shape[4]
             self._caches[kind] = TeaCache(self.teacache_threshold, num_cells)
-        return self._caches[kind]
+        return kind
 
 
 def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:

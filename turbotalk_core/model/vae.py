@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import GeometryError, MismatchError
 from ..geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .frugal import call_frugally
 from .vae_stages import (
     CausalConv3d,
     Decoder,
@@ -39,6 +40,7 @@ LATENT_STD = (
 
 ENCODED_FRAMES = 2  # at a time, after the first: more take more memory and gain no speed
 DECODED_LATENTS = 1  # likewise
+NAME = "the video VAE"
 
 
 class WanVAE(nn.Module):
@@ -46,11 +48,16 @@ class WanVAE(nn.Module):
 
     Args:
         dim: channels at full resolution: 96 in the public file.
+
+    Attributes:
+        dim: the same.
+        is_frugal: work on one frame at a time: less memory, more time, the same up to rounding.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
+        self.is_frugal = False
         self.encoder = Encoder(dim)
         self.conv1 = CausalConv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, (1, 1, 1))
         self.conv2 = CausalConv3d(LATENT_CHANNELS, LATENT_CHANNELS, (1, 1, 1))
@@ -125,7 +132,7 @@ class WanVAE(nn.Module):
         """
         stream = {} if stream is None else stream
         hidden = self.conv2(time_first(raw_BCFHW), stream)
-        return self.decoder(hidden, stream).permute(1, 2, 0, 3, 4)
+        return self.decoder(hidden, stream, is_frugal=self.is_frugal).permute(1, 2, 0, 3, 4)
 
     def encode_stream(self, frames_BCTHW: Tensor, stream: Stream) -> Tensor:
         """Encode the next frames of a clip, any number of them.
@@ -168,11 +175,14 @@ class WanVAE(nn.Module):
             MismatchError: not three channels.
         """
         self._check(frames_BCTHW, frames_BCTHW.shape[2])
-        stream: Stream = {}
-        first_BCTHW, *later = frames_BCTHW.to(self._placement).tensor_split(
-            tuple(range(1, frames_BCTHW.shape[2], ENCODED_FRAMES)), 2
-        )
-        return torch.cat([self.encode_stream(piece, stream) for piece in (first_BCTHW, *later)], 2)
+
+        def call() -> Tensor:
+            stream: Stream = {}
+            stops = range(1, frames_BCTHW.shape[2], 1 if self.is_frugal else ENCODED_FRAMES)
+            pieces = frames_BCTHW.to(self._placement).tensor_split(tuple(stops), 2)
+            return torch.cat([self.encode_stream(piece, stream) for piece in pieces], 2)
+
+        return call_frugally(self, call, NAME)
 
     @torch.no_grad()
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
@@ -194,11 +204,20 @@ class WanVAE(nn.Module):
         """
         picture_BCTHW = picture_BCHW.unsqueeze(2).to(self._placement)
         self._check(picture_BCTHW, num_frames)
-        grey_BCTHW = torch.zeros_like(picture_BCTHW).expand(-1, -1, ENCODED_FRAMES, -1, -1)
-        pieces = self.encoder.iter_held(
-            time_first(picture_BCTHW), time_first(grey_BCTHW), (num_frames - 1) // ENCODED_FRAMES
-        )
-        return torch.cat([self._normalize(self._read(piece)[0]) for piece in pieces], 2)
+
+        def call() -> Tensor:
+            grey_BCTHW = torch.zeros_like(picture_BCTHW)
+            if self.is_frugal:  # frame by frame, of which no stage gets the pairs that repeat
+                clip = (picture_BCTHW, grey_BCTHW.expand(-1, -1, num_frames - 1, -1, -1))
+                return self.encode(torch.cat(clip, 2))
+            pieces = self.encoder.iter_held(
+                time_first(picture_BCTHW),
+                time_first(grey_BCTHW.expand(-1, -1, ENCODED_FRAMES, -1, -1)),
+                (num_frames - 1) // ENCODED_FRAMES,
+            )
+            return torch.cat([self._normalize(self._read(piece)[0]) for piece in pieces], 2)
+
+        return call_frugally(self, call, NAME)
 
     @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop
     def iter_decode(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
@@ -216,7 +235,9 @@ class WanVAE(nn.Module):
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode the normalised latents of a whole clip to frames [B, 3, 4F - 3, H, W]."""
-        return torch.cat(list(self.iter_decode(latents_BCFHW)), 2)
+        return call_frugally(
+            self, lambda: torch.cat(list(self.iter_decode(latents_BCFHW)), 2), NAME
+        )
 
     @staticmethod
     def _check(frames_BCTHW: Tensor, num_frames: int) -> None:

@@ -13,7 +13,7 @@ Source of the architecture: Wan 2.1, wan/modules/vae.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -331,8 +331,18 @@ class Decoder(nn.Module):
         self.upsamples = nn.Sequential(*stages)
         self.head = _make_head(dim, 3)
 
-    def forward(self, latents_TBCHW: Tensor, stream: Stream) -> Tensor:  # noqa: D102
-        hidden = self.conv1(latents_TBCHW, stream)
-        for stage in (*self.middle, *self.upsamples, self.head):
-            hidden = stage(hidden, stream)
-        return hidden
+    def forward(self, latents_TBCHW: Tensor, stream: Stream, *, is_frugal: bool = False) -> Tensor:
+        """Decode the next latents of a clip; frugally no stage sees two frames at a time."""
+        stages = (self.conv1, *self.middle, *self.upsamples, self.head)
+        return _finish(latents_TBCHW, stages, stream, is_frugal)
+
+
+def _finish(
+    hidden_TBCHW: Tensor, stages: Sequence[nn.Module], stream: Stream, is_frugal: bool
+) -> Tensor:
+    for index, stage in enumerate(stages):
+        if is_frugal and len(hidden_TBCHW) > 1:
+            frames = hidden_TBCHW.split(1)
+            return torch.cat([_finish(frame, stages[index:], stream, True) for frame in frames])
+        hidden_TBCHW = stage(hidden_TBCHW, stream)
+    return hidden_TBCHW

@@ -11,6 +11,7 @@ Source: Wan 2.1, wan/modules/model.py; InfiniteTalk, wan/modules/multitalk_model
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,15 +106,30 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(dim, eps)
 
     def forward(
-        self, hidden_BND: Tensor, table: RotaryTable, regions_PN: Tensor | None = None
+        self,
+        hidden_BND: Tensor,
+        table: RotaryTable,
+        regions_PN: Tensor | None = None,
+        num_pieces: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend, and with regions also measure each token's likeness to them, [B, P, N]."""
         heads = (self.num_heads, -1)
-        q = rotate(self.norm_q(self.q(hidden_BND)).unflatten(2, heads), table)
-        k = rotate(self.norm_k(self.k(hidden_BND)).unflatten(2, heads), table)
+        likeness: list[Tensor] = []
+
+        def make_keys(hidden: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+            return rotate(self.norm_k(self.k(hidden)).unflatten(2, heads), (cosine, sine))
+
+        def attend(hidden: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+            q = rotate(self.norm_q(self.q(hidden)).unflatten(2, heads), (cosine, sine))
+            if regions_PN is not None:
+                likeness.append(measure_likeness(q, k, regions_PN))
+            return self.o(_attend(q, k, v))
+
+        inputs = (hidden_BND, *(angle.unsqueeze(0) for angle in table))
+        k = _in_pieces(make_keys, num_pieces, *inputs)
         v = self.v(hidden_BND).unflatten(2, heads)
-        likeness = None if regions_PN is None else measure_likeness(q, k, regions_PN)
-        return self.o(_attend(q, k, v)), likeness
+        attended = _in_pieces(attend, num_pieces, *inputs)
+        return attended, torch.cat(likeness, 2) if likeness else None
 
 
 class CrossAttention(nn.Module):
@@ -142,6 +158,14 @@ class CrossAttention(nn.Module):
             k = self.norm_k_img(self.k_img(image_BND)).unflatten(2, heads)
             attended = attended + _attend(q, k, self.v_img(image_BND).unflatten(2, heads))
         return self.o(attended)
+
+
+def _in_pieces(call: Callable[..., Tensor], num_pieces: int, *tensors: Tensor) -> Tensor:
+    """Do with equal parts of the second axis, one after the other, what is done to each token."""
+    if num_pieces == 1:
+        return call(*tensors)
+    pieces = zip(*(tensor.tensor_split(num_pieces, 1) for tensor in tensors), strict=True)
+    return torch.cat([call(*piece) for piece in pieces], 1)
 
 
 def _attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
@@ -184,26 +208,39 @@ class Block(nn.Module):
         audio_BFND: Tensor | None,
         audio_scale: float,
         regions_PN: Tensor | None,
+        num_pieces: int = 1,
     ) -> Tensor:
         dtype = hidden_BND.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.modulation.float() + modulation_B6D
         ).split(1, 1)
-        normed = layer_norm(hidden_BND, self.norm1).float() * (1 + scale1) + shift1
-        attended, likeness_BPN = self.self_attn(normed.to(dtype), table, regions_PN)
-        hidden_BND = (hidden_BND.float() + attended.float() * gate1).to(dtype)
-        hidden_BND = hidden_BND + self.cross_attn(
-            layer_norm(hidden_BND, self.norm3), text_BND, image_BND
-        )
+
+        def modulate(hidden: Tensor) -> Tensor:
+            return (layer_norm(hidden, self.norm1).float() * (1 + scale1) + shift1).to(dtype)
+
+        def look(hidden: Tensor, attended: Tensor) -> Tensor:
+            hidden = (hidden.float() + attended.float() * gate1).to(dtype)
+            return hidden + self.cross_attn(layer_norm(hidden, self.norm3), text_BND, image_BND)
+
+        def listen(hidden: Tensor, audio: Tensor, *angles: Tensor) -> Tensor:
+            places = (angles, keys) if angles else None
+            heard = self.audio_cross_attn(layer_norm(hidden, self.norm_x), audio, places)
+            return hidden + audio_scale * heard
+
+        def think(hidden: Tensor) -> Tensor:
+            normed = layer_norm(hidden, self.norm2).float() * (1 + scale2) + shift2
+            return (hidden.float() + self.ffn(normed.to(dtype)).float() * gate2).to(dtype)
+
+        normed = _in_pieces(modulate, num_pieces, hidden_BND)
+        attended, likeness_BPN = self.self_attn(normed, table, regions_PN, num_pieces)
+        hidden_BND = _in_pieces(look, num_pieces, hidden_BND, attended)
         if audio_BFND is not None:
-            attention = self.audio_cross_attn
-            places = None
+            angles, keys = (), None
             if likeness_BPN is not None:
-                places = speaker_tables(likeness_BPN, audio_BFND.shape[2], attention.head_dim)
-            heard = attention(layer_norm(hidden_BND, self.norm_x), audio_BFND, places)
-            hidden_BND = hidden_BND + audio_scale * heard
-        normed = layer_norm(hidden_BND, self.norm2).float() * (1 + scale2) + shift2
-        return (hidden_BND.float() + self.ffn(normed.to(dtype)).float() * gate2).to(dtype)
+                head_dim = self.audio_cross_attn.head_dim
+                angles, keys = speaker_tables(likeness_BPN, audio_BFND.shape[2], head_dim)
+            hidden_BND = _in_pieces(listen, num_pieces, hidden_BND, audio_BFND, *angles)
+        return _in_pieces(think, num_pieces, hidden_BND)
 
 
 class Head(nn.Module):
@@ -248,12 +285,15 @@ class WanModel(nn.Module):
     Attributes:
         config: its sizes.
         uses_checkpointing: recompute each block in the backward pass instead of storing it.
+        is_frugal: work through one latent frame's tokens after the other, each attending to those
+            of all: less memory, more time, the same result up to rounding.
     """
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.config = config
         self.uses_checkpointing = False
+        self.is_frugal = False
         dim = config.dim
         self.patch_embedding = nn.Conv3d(
             config.in_channels, dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH)
@@ -349,23 +389,28 @@ class WanModel(nn.Module):
         if audio is not None and regions_PHW is not None:
             _check_regions(regions_PHW, latents_BCFHW, audio)
             regions = token_regions(regions_PHW.to(hidden.device))
+        num_pieces = grid[0] if self.is_frugal else 1
+
+        def finish(hidden: Tensor) -> Tensor:
+            head = _in_pieces(lambda piece: self.head(piece, time_BD), num_pieces, hidden)
+            return self._unpatchify(head, grid)
+
         if cache is not None and not cache.is_due(modulation):
             assert cache.added is not None  # the first steps are always due
-            return self._unpatchify(self.head(hidden + cache.added, time_BD), grid)
+            return finish(hidden + cache.added)
         before = None if cache is None else hidden  # kept for it alone
         for number, block in enumerate(self.blocks):
-            inputs = (hidden, modulation, table, text, image, audio, audio_scale, regions)
+            told = (modulation, table, text, image, audio, audio_scale, regions, num_pieces)
             if self.uses_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, *inputs, use_reentrant=False)
+                hidden = checkpoint(block, hidden, *told, use_reentrant=False)
             else:
-                hidden = block(*inputs)
+                hidden = block(hidden, *told)
+            assert isinstance(hidden, Tensor)
             if hidden_after is not None:
-                assert isinstance(hidden, Tensor)
                 hidden_after[number] = hidden
         if cache is not None and before is not None:
-            assert isinstance(hidden, Tensor)
             cache.keep(hidden - before)
-        return self._unpatchify(self.head(hidden, time_BD), grid)
+        return finish(hidden)
 
     def _check(
         self,

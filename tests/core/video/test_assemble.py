@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from turbotalk_core.errors import RequestError
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.assemble import FRAME_RATES, assemble, quantize_frames
+from turbotalk_core.video.writer import VideoWriter
 
 
 def moving_picture(num_frames=30, height=48, width=32):
@@ -96,6 +97,29 @@ def test_an_error_of_the_frames_passes_through_and_leaves_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="frames of my own"):
         assemble(tmp_path / "a.mp4", batches(), noise(1.2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_encoder_that_dies_ends_the_work_and_leaves_nothing(tmp_path, monkeypatch):
+    """In its thread; the older file stays."""
+    write, asked = VideoWriter.write, []
+    (tmp_path / "a.mp4").write_text("older")
+
+    def die(self, frames_THWC):
+        if self.num_frames == 10:
+            raise MemoryError
+        write(self, frames_THWC)
+
+    def batches():
+        for batch in moving_picture(60).split(10):
+            asked.append(1)
+            yield batch
+
+    monkeypatch.setattr(VideoWriter, "write", die)
+    with pytest.raises(MemoryError):
+        assemble(tmp_path / "a.mp4", batches(), noise(2.4))
+    assert len(asked) == 3  # the third was made while the second was lost
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert (tmp_path / "a.mp4").read_text() == "older"
 
 
 @pytest.mark.parametrize(
