@@ -73,6 +73,10 @@ models-student: models-data
 	  models/diffusion_models/turbotalk_tiny.safetensors
 	cp runs/tiny/exports/one/model_patches/student_adapter.safetensors \
 	  models/model_patches/turbotalk_tiny_student_adapter.safetensors
+	cp runs/tiny/exports/dmd/diffusion_models/student.safetensors \
+	  models/diffusion_models/turbotalk_tiny_dmd.safetensors
+	cp runs/tiny/exports/dmd/model_patches/student_adapter.safetensors \
+	  models/model_patches/turbotalk_tiny_dmd_adapter.safetensors
 
 # --- the evidence: measures what the runs made, and makes docs/results ----------------------------
 

@@ -1,9 +1,9 @@
-"""What every training loop here shares: learning-rate schedule, weight averaging, seeding."""
+"""What every training loop here shares: the learning rate, weights averaged and extrapolated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,24 @@ class Ema:
         """Overwrite the module's weights with the average."""
         for name, weight in module.named_parameters():
             weight.copy_(self.weights[name])
+
+
+def extrapolate(
+    begin: Mapping[str, Tensor], end: Mapping[str, Tensor], factor: float
+) -> dict[str, Tensor]:
+    """Go on along the straight line that training went.
+
+    Args:
+        begin: weights before.
+        end: weights after, in float32, with the same names.
+        factor: 1 gives ``end``, 2 goes as far again.
+
+    Returns:
+        begin + factor (end - begin), in float32.
+
+    Source: ExPO, arXiv 2404.16792.
+    """
+    return {name: begin[name].float().lerp(weight, factor) for name, weight in end.items()}
 
 
 class Muon(torch.optim.Optimizer):

@@ -93,8 +93,9 @@ def make_methods(recipe: Recipe) -> list[Method]:
         As many methods as the recipe has phases.
 
     Raises:
-        RecipeError: no phase, an unknown method, settings that it refuses, or a role to export
-            that is no talking model which the phase trains.
+        RecipeError: no phase, an unknown method, settings that it refuses, a role to export that is
+            no talking model which the phase trains, or one to extrapolate that is not trained in
+            full.
     """
     if not recipe.phases:
         raise RecipeError("got a recipe without phases; see training/recipes for some with")
@@ -118,6 +119,13 @@ def make_methods(recipe: Recipe) -> list[Method]:
                 f"phase {name} exports {phase.exports!r}; it must be a role that it trains and "
                 f"that makes videos: {', '.join(trained)}, or null"
             )
+        if phase.extrapolation > 1:
+            trains = None if phase.exports is None else roles[phase.exports].learning.trains
+            if trains != "full":
+                raise RecipeError(
+                    f"phase {name} extrapolates by {phase.extrapolation:g}, which is for a role "
+                    f"that it exports and trains in full; got {phase.exports}, trained {trains}"
+                )
     return methods
 
 

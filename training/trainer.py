@@ -24,7 +24,7 @@ from training.draws import Draws
 from training.engine import Engine, EngineSettings, autocast
 from training.guard import Guard
 from training.log import append_log, trim_log
-from training.optimization import cosine_factor
+from training.optimization import cosine_factor, extrapolate
 from training.recipe import Phase, RateSchedule, Recipe
 from training.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError
@@ -208,10 +208,14 @@ class Trainer:
                 self._checkpoints.save(self.state, self.engines)
 
     def _end(self, number: int) -> None:
+        phase = self._phases[number][1]
         for role, spec in self.methods[number].roles().items():
             if spec.learning.trains != "frozen":
                 weights = self.engines[role].export()
                 if ranks.rank() == 0:
+                    if role == phase.exports and phase.extrapolation > 1:
+                        begin = self.builder.build(number, role).state_dict()
+                        weights = extrapolate(begin, weights, phase.extrapolation)
                     self.builder.end(number, role, weights)
         if ranks.rank() == 0 and self._end_phase is not None:
             self._end_phase(number)

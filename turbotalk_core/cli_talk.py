@@ -70,6 +70,7 @@ def talk(arguments: argparse.Namespace) -> None:
         tokenizer=arguments.tokenizer,
         image_encoder=arguments.image_encoder,
         loras=arguments.lora,
+        num_steps=arguments.steps,
     )
     pictures = _open_pictures(arguments.image)
     request = _make_request(arguments, read_request(files.dit), pictures[0])
@@ -317,7 +318,7 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
 
 def _add_models(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
-    group.add_argument("--dit", help="video transformer; default: the embedded one")
+    group.add_argument("--dit", help="video transformer; default: the embedded one for --steps")
     group.add_argument(
         "--adapter", help="audio adapter; default: the one inside --dit, else the embedded one"
     )

@@ -26,15 +26,18 @@ from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.text_encoder import encode_prompt
 from .pipeline import Models
 from .prompts import parse_prompts
-from .request import TalkRequest
+from .request import MAX_DISTILLED_STEPS, TalkRequest
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
 STUDENT = "turbotalk_tiny.safetensors"
 TEACHER = "turbotalk_tiny_teacher.safetensors"
 ADAPTER = "turbotalk_tiny_adapter.safetensors"
 STUDENT_ADAPTER = "turbotalk_tiny_student_adapter.safetensors"
+DMD = "turbotalk_tiny_dmd.safetensors"
+DMD_ADAPTER = "turbotalk_tiny_dmd_adapter.safetensors"
 AUDIO_ENCODER = "turbotalk_tiny_wav2vec2.safetensors"
 VAE = "turbotalk_tiny_vae.safetensors"
+_OWN_ADAPTERS = {STUDENT: STUDENT_ADAPTER, DMD: DMD_ADAPTER}  # of the others it is ADAPTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,21 +76,24 @@ def find_model_files(
     tokenizer: str | None = None,
     image_encoder: str | None = None,
     loras: Sequence[tuple[str, float]] = (),
+    num_steps: int | None = None,
 ) -> ModelFiles:
     """Find model files by name in the sub-folders where ComfyUI keeps them.
 
     Args:
         folder: holds diffusion_models, model_patches, audio_encoders, vae, text_encoders,
             clip_vision and loras.
-        dit: video transformer; None takes the embedded student, or the teacher where there is none.
+        dit: video transformer; None takes the embedded one made for ``num_steps``, or the teacher
+            where that is not there.
         adapter: audio adapter; None takes the one merged into the transformer's file, or else the
-            embedded one: the student's for the embedded student, the teacher's for any other.
+            embedded one: a student's own for an embedded student, the teacher's for any other.
         audio_encoder: wav2vec2.
         vae: video VAE.
         text_encoder: umT5, or None.
         tokenizer: beside the text encoder, or None.
         image_encoder: CLIP, or None.
         loras: each with its strength.
+        num_steps: that will be asked for; None is 1. One embedded student is for 1, one for 2 to 4.
 
     Returns:
         Paths that exist.
@@ -98,14 +104,15 @@ def find_model_files(
     texts = folder / "text_encoders"
     is_embedded = dit is None
     if dit is None:
-        has_student = (folder / "diffusion_models" / STUDENT).is_file()
-        dit = STUDENT if has_student else TEACHER
+        made = STUDENT if num_steps in (None, 1) else DMD
+        is_distilled = num_steps is None or num_steps <= MAX_DISTILLED_STEPS
+        is_there = (folder / "diffusion_models" / made).is_file()
+        dit = made if is_distilled and is_there else TEACHER
     dit_path = _find(folder / "diffusion_models", dit)
     if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
         adapter_path = dit_path
     else:
-        embedded = STUDENT_ADAPTER if dit == STUDENT else ADAPTER
-        adapter_path = _find(folder / "model_patches", adapter or embedded)
+        adapter_path = _find(folder / "model_patches", adapter or _OWN_ADAPTERS.get(dit, ADAPTER))
     return ModelFiles(
         dit=dit_path,
         adapter=adapter_path,

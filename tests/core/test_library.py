@@ -12,6 +12,8 @@ from tests.core.family import CONFIG
 from turbotalk_core.errors import CheckpointError
 from turbotalk_core.library import (
     ADAPTER,
+    DMD,
+    DMD_ADAPTER,
     STUDENT,
     STUDENT_ADAPTER,
     TEACHER,
@@ -32,6 +34,14 @@ def test_the_student_is_taken_where_there_is_one(models: Path, tmp_path: Path) -
         (tmp_path / folder / name).touch()
     files = find_model_files(tmp_path)
     assert (files.dit.name, files.adapter.name) == (STUDENT, STUDENT_ADAPTER)
+    assert find_model_files(tmp_path, num_steps=1) == files
+    assert find_model_files(tmp_path, num_steps=2).dit.name == TEACHER
+    for folder, name in (("diffusion_models", DMD), ("model_patches", DMD_ADAPTER)):
+        (tmp_path / folder / name).touch()
+    for num_steps in (2, 4):
+        files = find_model_files(tmp_path, num_steps=num_steps)
+        assert (files.dit.name, files.adapter.name) == (DMD, DMD_ADAPTER)
+    assert find_model_files(tmp_path, num_steps=5).dit.name == TEACHER
     # Each has learnt with its own adapter.
     assert find_model_files(tmp_path, dit=TEACHER).adapter.name == ADAPTER
 

@@ -108,6 +108,10 @@ def test_the_fingerprint_is_of_what_decides_the_weights(folder: Path) -> None:
     change = "phases.two.settings.warmup_steps=7"
     assert print_of(change) == same
     assert print_of(change, phase=1) != print_of(phase=1) != same
+    # How far a phase goes on at its end decides nothing before, and everything after.
+    change = "phases.dmd.extrapolation=1.5"
+    assert print_of(change) == same
+    assert print_of(change, phase=1) != print_of(phase=1)
 
 
 def test_settings_of_a_role(folder: Path) -> None:

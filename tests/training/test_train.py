@@ -92,12 +92,29 @@ def test_another_recipe_in_the_same_folder_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("phases.one.settings.student.trains=lora", "got student, trained lora"),
+        ("phases.one.exports=null", "got None, trained None"),
+    ],
+)
+def test_only_what_is_exported_and_trained_in_full_is_extrapolated(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], change: str, told: str
+) -> None:
+    assert _run(recipe_path, change, "phases.one.extrapolation=1.5") == train.REFUSED
+    error = capsys.readouterr().err
+    assert "phase one extrapolates by 1.5" in error
+    assert told in error
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ("phases.one.settings.num_step=2", "the nearest key is num_steps"),
         ("phases.one.settings.student.learning_rat=2", "nearest key is student.learning_rate"),
         ("phases.one.method=gan", "got the method gan; there are flow_matching, dmd, adversarial"),
         ("phases.one.exports=discriminator", "it must be a role that it trains"),
+        ("phases.one.extrapolation=0.5", "greater than or equal to 1"),
         ("weights.student=null", "neither a role of the phase before nor named"),
         ("weights.student.video.dim=25", "the width must be a multiple of the heads"),
         ("weights.student.video.dims=24", "the nearest key is dim"),

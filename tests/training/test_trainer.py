@@ -101,6 +101,30 @@ def test_a_phase_begins_where_the_last_one_ended(whole: Path, tmp_path: Path) ->
         assert torch.equal(weight, ends[f"first/generator/{name}"])
 
 
+def test_an_exported_role_may_go_on_where_its_average_points(whole: Path, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    first = replace(recipe.phases["first"], exports="generator", extrapolation=1.5)
+    extended = replace(recipe, phases={"first": first})
+    run = make_trainer(tmp_path, extended)
+    run.run()
+    mine, plain = _read_ends(tmp_path), _read_ends(whole)
+    begin = run.builder.build(0, "generator").state_dict()
+    for name, weight in begin.items():
+        place = f"first/generator/{name}"
+        torch.testing.assert_close(mine[place], weight + 1.5 * (plain[place] - weight))
+        assert not torch.equal(mine[place], plain[place])
+    critic = {place for place in mine if place.startswith("first/critic/")}
+    assert critic
+    assert all(torch.equal(mine[place], plain[place]) for place in critic)
+    # It decides nothing before the phase ends: a run that has ended ends again, further on.
+    further = replace(extended, phases={"first": replace(first, extrapolation=2.0)})
+    make_trainer(tmp_path, further).run()
+    again = _read_ends(tmp_path)
+    for name, weight in begin.items():
+        place = f"first/generator/{name}"
+        torch.testing.assert_close(again[place], weight + 2 * (plain[place] - weight))
+
+
 def test_what_a_role_begins_with_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"reference of phase first begins with 'somebody'"):
         make_trainer(tmp_path, method=ToyMethod(reference="somebody")).run()
