@@ -39,13 +39,14 @@ from .host import (
     read_texts,
     see_with,
 )
-from .notes import show_notes
+from .notes import ships_anchored, show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 from .takes import describe_graph, find_relative, fingerprint_networks, place_take
 
 _log = getLogger(__name__)
 
 SIZES_FROM = ("image", "custom")
+ANCHORS = ("auto", "on", "off")
 NOT_CONNECTED = object()  # at validation time a connected input is None
 
 
@@ -232,6 +233,16 @@ class Sampler(io.ComfyNode):
                     tooltip="Instead of clip_vision_output: looks at the portrait by itself, or at "
                     "each frame of a video to dub. For models with an image branch.",
                 ),
+                io.Combo.Input(
+                    "anchor",
+                    options=list(ANCHORS),
+                    default="auto",
+                    optional=True,
+                    tooltip="Show each later chunk the portrait in the place of its first motion "
+                    "frame, so that looks do not drift in long videos. auto: where the model's "
+                    "file says that it was measured so. With other models heads may leap.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 TakeSocket.Output(
@@ -313,6 +324,7 @@ class Sampler(io.ComfyNode):
         color_strength: float = 0.0,
         max_seconds: float = 0.0,
         clip_vision: Any = None,
+        anchor: str = "auto",
     ) -> io.NodeOutput:
         """Sample."""
         pictures = pictures_from_host(reference_image)
@@ -334,6 +346,7 @@ class Sampler(io.ComfyNode):
             uses_apg=apg,
             color_strength=color_strength,
             max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
+            anchors_chunks=ships_anchored(model) if anchor == "auto" else anchor == "on",
         )
         adapter = HostAdapter(find_audio_adapter(model))
         show_notes(model, request, cls.hidden.unique_id)

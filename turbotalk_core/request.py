@@ -59,6 +59,9 @@ class TalkRequest:
         teacache_threshold: leave network blocks out where they would change little, the more the
             higher: InfiniteTalk has 0.2 for 40 steps; None never does. Read by whoever builds the
             denoiser.
+        anchors_chunks: put the reference image in the place of the first motion latent of each
+            later chunk, so that looks do not drift, with a model that goes along with the leap.
+            Does nothing with 1 motion frame, from which alone movement goes on.
 
     Raises:
         RequestError: a setting outside its range.
@@ -85,6 +88,7 @@ class TalkRequest:
     max_frames: int | None = None
     follows_reference: bool = False
     teacache_threshold: float | None = None
+    anchors_chunks: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -102,7 +106,7 @@ class TalkRequest:
             _check_number(name, getattr(self, name))
         if self.color_strength > 1:
             raise RequestError(f"got color_strength {self.color_strength}; use 0 (off) to 1")
-        for name in ("normalizes_loudness", "uses_apg", "follows_reference"):
+        for name in ("normalizes_loudness", "uses_apg", "follows_reference", "anchors_chunks"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"got {name} {getattr(self, name)!r}; it must be true or false")
         if self.teacache_threshold is not None:

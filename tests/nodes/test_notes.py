@@ -159,3 +159,12 @@ def test_the_sampler_asks(load, sample, shown):
     ((node_id, text),) = shown
     assert node_id == "7"
     assert "audio guidance is 3" in text
+
+
+@pytest.mark.parametrize("anchors", [False, True])
+def test_the_sampler_anchors_what_ships_anchored(load, sample, anchors):
+    model = load(STUDENT | {"anchors_chunks": anchors})
+    automatic = sample(model=model).read()
+    assert torch.equal(sample(model=model, anchor="on").read(), automatic) == anchors
+    model.cached_patcher_init = None
+    assert torch.equal(sample(model=model, anchor="off").read(), automatic) != anchors
