@@ -89,6 +89,12 @@ def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
     return info if info.kind == kind else None
 
 
+def ships_anchored(model: ModelPatcher) -> bool:
+    """Tell whether a MODEL's file says that its chunks want an anchor; not where none is known."""
+    info = find_info(model)
+    return info is not None and info.settings.get("anchors_chunks") is True
+
+
 def has_lora(model: ModelPatcher) -> bool:
     """Tell whether a LoRA was put on a MODEL, into its weights or beside them."""
     return bool(model.patches) or model.get_injections("bypass_lora") is not None

@@ -34,13 +34,14 @@ from .adapter import HostAdapter, find_audio_adapter
 from .codec import HostCodec
 from .convert import pictures_from_host
 from .host import HostDenoiser, HostProgress, check_stop, read_texts, see_with
-from .notes import show_notes
+from .notes import ships_anchored, show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 from .takes import describe_graph, find_relative, fingerprint_networks, place_take
 
 _log = getLogger(__name__)
 
 SIZES_FROM = ("image", "custom")
+ANCHORS = ("auto", "on", "off")
 NOT_CONNECTED = object()  # at validation time a connected input is None
 
 
@@ -227,6 +228,16 @@ class Sampler(io.ComfyNode):
                     tooltip="Instead of clip_vision_output: looks at the portrait by itself, or at "
                     "each frame of a video to dub. For models with an image branch.",
                 ),
+                io.Combo.Input(
+                    "anchor",
+                    options=list(ANCHORS),
+                    default="auto",
+                    optional=True,
+                    tooltip="Show each later chunk the portrait in the place of its first motion "
+                    "frame, so that looks do not drift in long videos. auto: where the model's "
+                    "file says that it was measured so. With other models heads may leap.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 TakeSocket.Output(
@@ -308,6 +319,7 @@ class Sampler(io.ComfyNode):
         color_strength: float = 0.0,
         max_seconds: float = 0.0,
         clip_vision: Any = None,
+        anchor: str = "auto",
     ) -> io.NodeOutput:
         """Sample."""
         pictures = pictures_from_host(reference_image)
@@ -329,6 +341,7 @@ class Sampler(io.ComfyNode):
             uses_apg=apg,
             color_strength=color_strength,
             max_frames=_count_frames(max_seconds),
+            anchors_chunks=ships_anchored(model) if anchor == "auto" else anchor == "on",
         )
         adapter = HostAdapter(find_audio_adapter(model))
         show_notes(model, request, cls.hidden.unique_id)

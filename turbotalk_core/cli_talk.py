@@ -135,6 +135,7 @@ def _make_request(
         "audio_guidance_scale": arguments.audio_guidance,
         "chunk_frames": arguments.chunk_frames,
         "num_motion_frames": arguments.motion_frames,
+        "anchors_chunks": arguments.anchor,
     }
     return replace(
         shipped,
@@ -380,6 +381,12 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--audio-scale", type=float, default=1.0, help="adapter strength (1)")
     group.add_argument("--chunk-frames", type=int, help="4n + 1")
     group.add_argument("--motion-frames", type=int, help="4m + 1")
+    group.add_argument(
+        "--anchor",
+        action=argparse.BooleanOptionalAction,
+        help="show each later chunk the image in the place of its first motion frame, so that "
+        "looks do not drift",
+    )
     group.add_argument(
         "--loudness",
         action=argparse.BooleanOptionalAction,

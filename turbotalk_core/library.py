@@ -156,6 +156,7 @@ def read_request(dit: Path) -> TalkRequest:
         "width": settings.get("width", 640),
         "chunk_frames": settings.get("chunk_frames", 81),
         "num_motion_frames": settings.get("num_motion_frames", 9),
+        "anchors_chunks": settings.get("anchors_chunks", False),
     }
     try:
         return TalkRequest(seed=0, **shipped)

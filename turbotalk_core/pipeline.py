@@ -18,7 +18,7 @@ from torch import Tensor
 from .audio.windows import drop_silence, hold_last_row, mirror_end, null_windows, take_windows
 from .chunking.color import match_color
 from .chunking.plan import plan_chunks
-from .chunking.stitch import keep_frames
+from .chunking.stitch import join_frames, keep_frames
 from .errors import MismatchError, OutOfMemoryError, RequestError
 from .geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from .model.frugal import is_shortage
@@ -255,6 +255,8 @@ def _generate(
         if conditioning.text_BND is not text_BND:
             conditioning = replace(conditioning, text_BND=text_BND)
         motion_latents_BCFHW = models.codec.encode(motion_frames_BCTHW)
+        if request.anchors_chunks and motion_latents_BCFHW.shape[2] > 1:
+            motion_latents_BCFHW = _anchor(motion_latents_BCFHW, conditioning)
         progress.advance()
         noise_BCFHW = _draw_noise(request, generator)
         if request.follows_reference and chunk.index > 0:
@@ -276,6 +278,8 @@ def _generate(
         frames_BCTHW = models.codec.decode(latents_BCFHW).to("cpu", torch.float32)
         # Towards the very first picture in a dubbed video, too, as the reference does.
         frames_BCTHW = match_color(frames_BCTHW, first_BCHW, request.color_strength)
+        if chunk.index > 0 and not request.follows_reference:
+            frames_BCTHW = join_frames(frames_BCTHW, motion_frames_BCTHW)
         motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
         carry = Carry(
             num_chunks=chunk.index + 1,
@@ -373,6 +377,15 @@ def _condition(
         image_embeds_BND=image_embeds_BND,
         regions_PHW=regions_PHW,
     )
+
+
+def _anchor(motion_latents_BCFHW: Tensor, conditioning: Conditioning) -> Tensor:
+    """Put the latents of the reference image in the place of the first motion latents.
+
+    The other motion latents follow from frames before them, as they would without an anchor.
+    """
+    image_BCFHW = conditioning.reference_BCFHW[:, MASK_CHANNELS:, :1].to(motion_latents_BCFHW)
+    return torch.cat((image_BCFHW, motion_latents_BCFHW[:, :, 1:]), 2)
 
 
 def _draw_noise(request: TalkRequest, generator: torch.Generator) -> Tensor:

@@ -67,6 +67,9 @@ class TalkRequest:
         hearing: whether the audio encoder hears the voice at once (whole), which takes memory in
             proportion to its length, or in sections; auto is whole up to five minutes. Read by
             whoever encodes the speech.
+        anchors_chunks: put the reference image in the place of the first motion latent of each
+            later chunk, so that looks do not drift, with a model that goes along with the leap.
+            Does nothing with 1 motion frame, from which alone movement goes on.
 
     Raises:
         RequestError: a setting outside its range.
@@ -94,6 +97,7 @@ class TalkRequest:
     follows_reference: bool = False
     teacache_threshold: float | None = None
     hearing: Hearing = "auto"
+    anchors_chunks: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -113,7 +117,7 @@ class TalkRequest:
             _check_number(name, getattr(self, name))
         if self.color_strength > 1:
             raise RequestError(f"got color_strength {self.color_strength}; use 0 (off) to 1")
-        for name in ("normalizes_loudness", "uses_apg", "follows_reference"):
+        for name in ("normalizes_loudness", "uses_apg", "follows_reference", "anchors_chunks"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"got {name} {getattr(self, name)!r}; it must be true or false")
         if self.teacache_threshold is not None:

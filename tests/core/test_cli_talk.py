@@ -555,6 +555,14 @@ def test_a_film_without_pictures_is_refused(
     assert "voice.wav has sound alone" in refusal(capsys)
 
 
+def test_an_anchor_is_for_later_chunks(talk: Talk, out: Path) -> None:
+    plain, anchored = _frames(talk, out), _frames(talk, out, "--anchor")
+    assert _read(out)[1].anchors_chunks
+    assert np.array_equal(anchored[:13], plain[:13])
+    assert not np.array_equal(anchored[13:], plain[13:])
+    assert np.array_equal(_frames(talk, out, "--no-anchor"), plain)
+
+
 def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert talk("--apg", "--color-strength", 0.5, "--max-seconds", 0.3, "--teacache") == 0
     frames, request, seconds = _read(out)

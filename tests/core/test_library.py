@@ -14,6 +14,7 @@ from turbotalk_core.library import (
     ADAPTER,
     DMD,
     DMD_ADAPTER,
+    EMBEDDED_MODELS,
     STUDENT,
     STUDENT_ADAPTER,
     TEACHER,
@@ -67,6 +68,13 @@ def test_a_file_without_settings_gets_those_of_the_reference(tmp_path: Path) -> 
     assert (request.num_inference_steps, request.schedule, request.shift) == (40, "reference", 7)
     assert (request.update, request.audio_guidance_scale) == ("euler", 4)
     assert (request.chunk_frames, request.num_motion_frames) == (81, 9)
+    assert not request.anchors_chunks
+
+
+def test_the_embedded_students_are_anchored() -> None:
+    folder = EMBEDDED_MODELS / "diffusion_models"
+    shipped = {name: read_request(folder / name).anchors_chunks for name in (STUDENT, DMD, TEACHER)}
+    assert shipped == {STUDENT: True, DMD: True, TEACHER: False}
 
 
 def test_shipped_settings_out_of_range_blame_the_file(tmp_path: Path) -> None:

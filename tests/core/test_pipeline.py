@@ -376,10 +376,53 @@ def test_other_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(raised.value) is RuntimeError
 
 
+def _lose(toy: Toy) -> Toy:
+    """A codec that gives back less than it was given: each encoding darkens by 0.1."""
+    encode = toy.codec.encode
+    toy.codec.encode = lambda frames_BCTHW: encode(frames_BCTHW) - 0.1  # type: ignore[method-assign]
+    return toy
+
+
+def test_what_the_codec_loses_makes_no_seam() -> None:
+    """The toy's new frames rise by 0.04 in four; its motion frames are given back darker."""
+    steps = []
+    for follows in (False, True):
+        request = replace(REQUEST, follows_reference=follows)
+        frames_T = _run(request, 21, _lose(Toy())).mean((0, 1, 3, 4))
+        steps.append(frames_T[13] - frames_T[12])
+    torch.testing.assert_close(steps[1], torch.tensor(0.04), atol=1e-5, rtol=0)
+    torch.testing.assert_close(steps[0], torch.tensor(0.04 + 0.1), atol=1e-5, rtol=0)
+
+
+def test_an_anchored_chunk_begins_with_its_reference_image() -> None:
+    pictures = [_grey(-t / 64) for t in range(40)]
+    plain, anchored = Toy(), Toy()
+    request = replace(REQUEST, anchors_chunks=True)
+    for toy, asked in ((plain, REQUEST), (anchored, request)):
+        chunks = list(generate(asked, pictures, _speech(29), toy.models))
+    frames_BCTHW = torch.cat([chunk.frames_BCTHW for chunk in chunks], 2)
+    assert anchored.log == plain.log  # it costs nothing
+    for chunk, frame in enumerate((0, 8, 16)):
+        latents, _, conditioning, _ = anchored.denoiser.calls[2 * chunk]
+        assert torch.equal(latents[:, :, 0], conditioning.reference_BCFHW[:, 4:, 0])
+        assert latents[:, 0, 0].eq(-frame / 64).all()
+        if chunk > 0:
+            shown = frames_BCTHW[:, :, 8 * chunk + 1 : 8 * chunk + 5]
+            torch.testing.assert_close(latents[:, 0, 1], F.avg_pool3d(shown, (4, 8, 8))[:, 0, 0])
+
+
+def test_a_single_motion_frame_is_not_anchored() -> None:
+    request = replace(REQUEST, num_motion_frames=1)
+    assert torch.equal(_run(replace(request, anchors_chunks=True), 29), _run(request, 29))
+
+
+@pytest.mark.parametrize("anchors", [False, True])
 @pytest.mark.parametrize("update", ["euler", "renoise"])
 @pytest.mark.parametrize("num_finished", [1, 2, 3, 4])
-def test_going_on_is_as_if_it_had_never_stopped(update: Any, num_finished: int) -> None:
-    request = replace(REQUEST, update=update, audio_guidance_scale=2.0)
+def test_going_on_is_as_if_it_had_never_stopped(
+    update: Any, num_finished: int, anchors: bool
+) -> None:
+    request = replace(REQUEST, update=update, audio_guidance_scale=2.0, anchors_chunks=anchors)
     whole = Toy()
     chunks = list(_iterate(request, 37, whole))
     assert [chunk.carry.num_chunks for chunk in chunks if chunk.carry] == [1, 2, 3, 4]

@@ -132,6 +132,7 @@ def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
         ("normalizes_loudness", 1),
         ("sigmas", (1.0, 0.0)),
         ("uses_apg", 1),
+        ("anchors_chunks", 1),
         ("color_strength", -0.1),
         ("color_strength", 1.1),
         ("max_frames", 0),

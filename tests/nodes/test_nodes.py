@@ -215,6 +215,13 @@ class TestSampler:
         plain, projected = (sample(apg=apg, audio_guidance=4.0).read() for apg in (False, True))
         assert not torch.equal(plain, projected)
 
+    def test_an_anchor_is_for_later_chunks(self, sample):
+        chosen = [sample(anchor=anchor).read() for anchor in ("off", "on", "auto")]
+        plain, anchored, automatic = chosen
+        assert torch.equal(anchored[:13], plain[:13])
+        assert not torch.equal(anchored[13:], plain[13:])
+        assert torch.equal(automatic, plain)  # the model's file does not ask for it
+
     @pytest.mark.parametrize(
         ("seconds", "num_frames"), [(0, 25), (0.01, 1), (0.28, 7), (0.92, 23), (60.0, 25)]
     )

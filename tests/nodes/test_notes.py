@@ -176,3 +176,12 @@ def test_a_file_cannot_put_words_of_its_own_on_the_page(load, ask, shown, caplog
     assert shown[1] == ("7", "the settings fit &lt;b&gt;\\x1b[2J.safetensors")
     assert not any("<" in text for _, text in shown)
     assert words not in caplog.text
+
+
+@pytest.mark.parametrize("anchors", [False, True])
+def test_the_sampler_anchors_what_ships_anchored(load, sample, anchors):
+    model = load(STUDENT | {"anchors_chunks": anchors})
+    automatic = sample(model=model).read()
+    assert torch.equal(sample(model=model, anchor="on").read(), automatic) == anchors
+    model.cached_patcher_init = None
+    assert torch.equal(sample(model=model, anchor="off").read(), automatic) != anchors

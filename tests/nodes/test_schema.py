@@ -65,6 +65,7 @@ INPUTS = {
         "color_strength",
         "max_seconds",
         "clip_vision",
+        "anchor",
     ],
     "TurboTalkAssembleVideo": [
         "take",

@@ -1,0 +1,452 @@
+"""Does a long video stay as it began? Seams, colours, lips and memory over many chunks.
+
+    python -m training.long --chunks 100 --json FILE --markdown FILE
+    python -m training.long --chunks 20 --model teacher --json FILE
+
+In: a number of chunks. Out: a report as JSON, a page, a strip of pictures. Separate because it
+looks at one long video as it is made, and keeps little of it; other evaluations look at short ones.
+
+Axes: C channels, T video frames, H height, W width, S audio samples, K chunks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from training.data.mouth import estimate_aperture, mouth_curve, sync
+from training.data.speech import draw_speech
+from training.data.synthetic import SAMPLES_PER_FRAME, film
+from training.evaluate import DITS, SPLIT, load_family
+from training.hardware import name_cpu
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.errors import RequestError, TurboTalkError
+from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
+from turbotalk_core.pipeline import generate
+from turbotalk_core.types import FrameChunk, Waveform
+from turbotalk_core.video.assemble import quantize_frames
+
+NUM_PICTURES = 9  # of a strip
+TEN = 10  # chunks at either end that are compared
+MINUTE = 60 * FPS  # video frames
+WATCHED = (3, 10, 50, 100, 200)  # chunks after which the memory is read
+CALIBRATION_FRAMES = 81  # of the avatar, from which the still region is known
+BLACK = 1.0  # what is added to pixels in [-1, 1], so that black is 0 and shares mean something
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LongScores:
+    """What a long video shows.
+
+    Attributes:
+        num_chunks: that it was made of.
+        num_frames: of the video.
+        seam_ratio: median change of a pixel from the last frame of a chunk to the first of the
+            next, in the median change from frame to frame inside chunks.
+        worst_seam_ratio: of the seam that shows most.
+        latent_step_ratio: the same as ``seam_ratio`` where inside a chunk a latent frame begins. A
+            seam is such a place, too: what a frame of four changes most stands at its beginning.
+        colour_drift: largest change of a channel's mean in still regions from the first minute to
+            the last, as a share of the first. Still is what rests in the avatar's own render.
+        contrast_drift: the same of its standard deviation over the region's pixels.
+        first_sync: sync correlation of the first ten chunks.
+        last_sync: of the last ten.
+        syncs: of each ten chunks that follow each other, from the first on.
+        resident_bytes: memory of the process after some chunks; empty where the system does not
+            tell it.
+        seconds_per_chunk: median, of the first ten chunks and of the last ten.
+    """
+
+    num_chunks: int
+    num_frames: int
+    seam_ratio: float
+    worst_seam_ratio: float
+    latent_step_ratio: float
+    colour_drift: float
+    contrast_drift: float
+    first_sync: float
+    last_sync: float
+    syncs: list[float]
+    resident_bytes: dict[int, int]
+    seconds_per_chunk: tuple[float, float]
+
+
+def watch(
+    chunks: Iterable[FrameChunk],
+    still_mask_HW: Tensor,
+    aperture_T: Tensor,
+    look: Callable[[int, Tensor], None] = lambda *_: None,
+) -> LongScores:
+    """Measure a video while it is made.
+
+    Args:
+        chunks: of ``generate``, at least two.
+        still_mask_HW: True where nothing should move.
+        aperture_T: the true mouth, a value per frame.
+        look: shown the number of each chunk from 0 and its frames, uint8 [T, H, W, C].
+
+    Returns:
+        Its scores.
+
+    Raises:
+        RequestError: a single chunk, no still region, or nothing that moves.
+    """
+    if not bool(still_mask_HW.any()):
+        raise RequestError("the avatar has no region that stands still; choose another seed")
+    seams: list[float] = []
+    steps: list[float] = []
+    latent_steps: list[float] = []
+    # Numbers, not tensors: each small tensor that stayed would lie in the hole that the frames of a
+    # chunk leave in memory, and those of the next would not fit into it.
+    means: list[list[float]] = []  # [T, C]
+    spreads: list[list[float]] = []
+    syncs: list[float] = []
+    last: deque[tuple[int, Tensor]] = deque(maxlen=TEN)
+    seconds: list[float] = []
+    resident: dict[int, int] = {}
+    previous_CHW = None
+    started = time.perf_counter()
+    for made in chunks:
+        seconds.append(time.perf_counter() - started)
+        bytes_THWC = quantize_frames(made.frames_BCTHW)
+        frames_CTHW = bytes_THWC.permute(3, 0, 1, 2).float() / 127.5 - 1
+        if previous_CHW is not None:
+            seams.append(float((frames_CTHW[:, 0] - previous_CHW).abs().mean()))
+        inside = frames_CTHW.diff(dim=1).abs().mean((0, 2, 3)).tolist()
+        steps += inside
+        position = made.chunk.keep_start - made.chunk.start  # of the chunk's first frame shown
+        latent_steps += inside[-position % TEMPORAL_STRIDE :: TEMPORAL_STRIDE]
+        look(len(seconds) - 1, bytes_THWC)
+        previous_CHW = frames_CTHW[:, -1]
+        still_TCN = frames_CTHW[:, :, still_mask_HW].transpose(0, 1)
+        means += still_TCN.mean(2).tolist()
+        spreads += still_TCN.std(2).tolist()
+        last.append((made.chunk.keep_start, bytes_THWC))
+        number = len(seconds)
+        if number % TEN == 0:
+            syncs.append(_read_sync(last, aperture_T))
+        if number in WATCHED and (now := _read_resident_bytes()) is not None:
+            resident[number] = now
+        started = time.perf_counter()
+    if not seams:
+        raise RequestError("got a single chunk; a long video has at least two")
+    usual = median(steps)
+    if usual == 0:
+        raise RequestError("nothing moves from frame to frame; is the network trained?")
+    last_sync = _read_sync(last, aperture_T)
+    first_sync = syncs[0] if syncs else last_sync
+    return LongScores(
+        num_chunks=len(seconds),
+        num_frames=len(means),
+        seam_ratio=median(seams) / usual,
+        worst_seam_ratio=max(seams) / usual,
+        latent_step_ratio=median(latent_steps) / usual,
+        colour_drift=_measure_drift(torch.tensor(means) + BLACK),
+        contrast_drift=_measure_drift(torch.tensor(spreads)),
+        first_sync=first_sync,
+        last_sync=last_sync,
+        syncs=syncs,
+        resident_bytes=resident,
+        seconds_per_chunk=(median(seconds[:TEN]), median(seconds[-TEN:])),
+    )
+
+
+def _measure_drift(values_TC: Tensor) -> float:
+    """Compare the last minute with the first, or the last half where there are not two."""
+    length = min(MINUTE, values_TC.shape[0] // 2)
+    begin_C, end_C = values_TC[:length].mean(0), values_TC[-length:].mean(0)
+    return float(((end_C - begin_C).abs() / begin_C.clamp_min(1e-3)).max())
+
+
+def _read_sync(kept: Iterable[tuple[int, Tensor]], aperture_T: Tensor) -> float:
+    starts, pictures = zip(*kept, strict=True)
+    frames_CTHW = torch.cat(pictures).permute(3, 0, 1, 2) / 127.5 - 1
+    start = starts[0]
+    true_T = aperture_T[start : start + frames_CTHW.shape[1]]
+    return sync(estimate_aperture(frames_CTHW), true_T)[0]
+
+
+def _read_resident_bytes() -> int | None:
+    """Read how much memory this process holds, where Linux tells it."""
+    path = Path("/proc/self/statm")
+    if not path.is_file():
+        return None
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What a score must not exceed.
+
+    Attributes:
+        text: what is claimed.
+        value: that was measured.
+        most: that is allowed.
+    """
+
+    text: str
+    value: float
+    most: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it stays within."""
+        return self.value <= self.most
+
+
+def list_bounds(scores: LongScores) -> list[Bound]:
+    """Say what a long video must keep to.
+
+    Args:
+        scores: of ``watch``.
+
+    Returns:
+        What is claimed, with what was measured.
+    """
+    sync_lost = scores.first_sync - scores.last_sync
+    bounds = [
+        Bound(
+            text="The step across a seam is at most 1.25 times the usual step inside a chunk",
+            value=scores.seam_ratio,
+            most=1.25,
+        ),
+        Bound(
+            text="Colours of still regions drift by at most 2 %",
+            value=scores.colour_drift,
+            most=0.02,
+        ),
+        Bound(
+            text="Contrast of still regions drifts by at most 2 %",
+            value=scores.contrast_drift,
+            most=0.02,
+        ),
+        Bound(
+            text="The last ten chunks lose at most 0.02 of the first ten's sync correlation",
+            value=sync_lost,
+            most=0.02,
+        ),
+    ]
+    # Until twice ten chunks the frames of the last ten, from which the mouth is read, fill memory.
+    watched = [number for number in scores.resident_bytes if number >= 2 * TEN]
+    if len(watched) > 1:
+        grown = scores.resident_bytes[watched[-1]] - scores.resident_bytes[watched[0]]
+        per_hundred = grown / (watched[-1] - watched[0]) * 100 / 1e6
+        bounds.append(
+            Bound(
+                text="Memory grows by at most 1 MB per 100 chunks after the first 50",
+                value=per_hundred,
+                most=1.0,
+            )
+        )
+    return bounds
+
+
+def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
+    """Tell reports to people, a column each.
+
+    Args:
+        reports: as the command line writes them, of one or several models.
+        command: that made the first.
+
+    Returns:
+        Markdown.
+    """
+    scores = [report["scores"] for report in reports]
+
+    def row(title: str, cells: Iterable[str]) -> str:
+        return f"| {title} | {' | '.join(cells)} |"
+
+    claims = [bound["text"] for bound in reports[0]["bounds"]]
+    watched = sorted({int(number) for score in scores for number in score["resident_bytes"]})
+    lines = [
+        "# Long videos from the embedded models",
+        "",
+        "One video each of a held-out avatar that says held-out speech, made by "
+        "`python -m training.long`. The usual step is the median change from a frame to the next "
+        "inside chunks; most of the picture rests, so it is small. Speed and memory are those of "
+        f"{reports[0]['settings']['cpu']}, threads: {reports[0]['settings']['threads']}.",
+        "",
+        row("", (_name(report["settings"]) for report in reports)),
+        "|---" * (1 + len(reports)) + "|",
+        row("chunks, minutes", (_tell_length(score) for score in scores)),
+        *(
+            row(text, (_tell_bound(text, report["bounds"]) for report in reports))
+            for text in claims
+        ),
+        row("worst seam, in usual steps", (f"{score['worst_seam_ratio']:.2f}" for score in scores)),
+        row(
+            "step to the beginning of a latent frame inside chunks, in usual steps",
+            (f"{score['latent_step_ratio']:.2f}" for score in scores),
+        ),
+        row(
+            "sync correlation, first and last ten chunks",
+            (f"{score['first_sync']:.3f}, {score['last_sync']:.3f}" for score in scores),
+        ),
+        row(
+            "the same of the worst ten between",
+            (f"{min(score['syncs'], default=score['first_sync']):.3f}" for score in scores),
+        ),
+        row(
+            "seconds per chunk, first and last ten",
+            ("{:.2f}, {:.2f}".format(*score["seconds_per_chunk"]) for score in scores),
+        ),
+        *(
+            row(
+                f"memory of the process after {number} chunks, MB",
+                (_tell_bytes(score["resident_bytes"], number) for score in scores),
+            )
+            for number in watched
+        ),
+        "",
+        "What remains, why, and what was tried is in [ADR 11](../adr/0011-seams-and-drift.md).",
+        "",
+        f"    {command}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _name(settings: Mapping[str, Any]) -> str:
+    ways = [
+        f"{settings['model']}, steps: {settings['steps']}, seed {settings['seed']}",
+        *(["as the reference goes on"] if settings["follows_reference"] else []),
+        *(["anchored"] if settings["anchors_chunks"] else []),
+        *([f"colours {settings['color_strength']:g}"] if settings["color_strength"] else []),
+    ]
+    return ", ".join(ways)
+
+
+def _tell_length(score: Mapping[str, Any]) -> str:
+    return f"{score['num_chunks']}, {score['num_frames'] / FPS / 60:.1f}"
+
+
+def _tell_bound(text: str, bounds: Iterable[Mapping[str, Any]]) -> str:
+    for bound in bounds:
+        if bound["text"] == text:
+            return f"{bound['value']:.3f} **{'holds' if bound['holds'] else 'does not hold'}**"
+    return ""
+
+
+def _tell_bytes(resident: Mapping[Any, int], number: int) -> str:
+    held = resident.get(number, resident.get(str(number)))  # keys of JSON are strings
+    return "" if held is None else f"{held / 1e6:.0f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line.
+
+    Args:
+        argv: arguments; None takes those of the program.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m training.long", description=__doc__)
+    parser.add_argument("--chunks", type=int, default=100, help="(%(default)s)")
+    parser.add_argument("--weights", type=Path, default=Path("models"), help="models folder")
+    parser.add_argument("--model", choices=tuple(DITS), default="student")
+    parser.add_argument("--dit", type=Path, help="video transformer to take instead")
+    parser.add_argument("--adapter", type=Path, help="its audio adapter")
+    parser.add_argument("--steps", type=int, help="network calls per chunk; default: as shipped")
+    parser.add_argument("--seed", type=int, default=1, help="of avatar, speech and noise")
+    parser.add_argument("--color-strength", type=float, default=0.0, help="of the colour match")
+    parser.add_argument(
+        "--anchor", action=argparse.BooleanOptionalAction, help="default: as shipped"
+    )
+    parser.add_argument(
+        "--follow-reference",
+        action="store_true",
+        help="go on from chunk to chunk as the reference does",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    parser.add_argument("--json", type=Path, required=True, help="report for programs")
+    parser.add_argument("--markdown", type=Path, help="page for people")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="an earlier report to show on the page, too; again for each",
+    )
+    parser.add_argument(
+        "--pictures", type=Path, help="strip of first frames of chunks, a .png or .webp"
+    )
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    try:
+        report, pictures = _run(arguments)
+    except TurboTalkError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    text = json.dumps(report, indent=1) + "\n"
+    arguments.json.write_text(text, encoding="utf-8")
+    if arguments.pictures is not None:
+        Image.fromarray(torch.cat(pictures, 1).numpy()).save(arguments.pictures)
+    if arguments.markdown is not None:
+        command = " ".join(("python -m training.long", *(sys.argv[1:] if argv is None else argv)))
+        reports = [json.loads(text), *(json.loads(path.read_text()) for path in arguments.beside)]
+        arguments.markdown.write_text(to_page(reports, command), encoding="utf-8")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:
+    shipped, models, encoder = load_family(
+        arguments.weights, arguments.model, arguments.dit, arguments.adapter
+    )
+    request = replace(
+        shipped,
+        seed=arguments.seed,
+        color_strength=arguments.color_strength,
+        follows_reference=arguments.follow_reference,
+        num_inference_steps=arguments.steps or shipped.num_inference_steps,
+        anchors_chunks=shipped.anchors_chunks if arguments.anchor is None else arguments.anchor,
+    )
+    if arguments.chunks < 2:
+        raise RequestError(f"got {arguments.chunks} chunks; a long video has at least two")
+    new_frames = request.chunk_frames - request.num_motion_frames
+    num_frames = request.chunk_frames + (arguments.chunks - 1) * new_frames
+    speech_S = draw_speech(SPLIT, arguments.seed, num_frames / FPS)
+    shown = min(CALIBRATION_FRAMES, num_frames) * SAMPLES_PER_FRAME
+    avatar, reference_CHW = film(SPLIT, arguments.seed, speech_S[:shown])
+    waveform = Waveform(samples_CS=speech_S.unsqueeze(0), sample_rate=SAMPLE_RATE)
+    chunks = generate(request, reference_CHW.unsqueeze(0), encode_speech(waveform, encoder), models)
+    bar = tqdm(chunks, total=arguments.chunks, unit="chunk", mininterval=10)
+    chosen = torch.linspace(0, arguments.chunks - 1, NUM_PICTURES).round().long().tolist()
+    pictures: list[Tensor] = []
+
+    def look(number: int, bytes_THWC: Tensor) -> None:
+        if number in chosen:
+            pictures.append(bytes_THWC[0].clone())
+
+    scores = watch(bar, avatar.still_mask_HW, mouth_curve(speech_S).aperture_T, look)
+    settings = {
+        "model": arguments.model if arguments.dit is None else arguments.dit.stem,
+        "steps": request.num_inference_steps,
+        "seed": request.seed,
+        "color_strength": request.color_strength,
+        "anchors_chunks": request.anchors_chunks,
+        "follows_reference": request.follows_reference,
+        "cpu": name_cpu(),
+        "threads": arguments.threads,
+    }
+    bounds = [asdict(bound) | {"holds": bound.holds} for bound in list_bounds(scores)]
+    return {"settings": settings, "scores": asdict(scores), "bounds": bounds}, pictures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
