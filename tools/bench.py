@@ -29,6 +29,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
@@ -41,6 +42,7 @@ from turbotalk_core.geometry import FPS
 from turbotalk_core.library import VAE, ModelFiles, load_models
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.speed import Way, time_ours, time_reference
+from turbotalk_core.trust import read_tensor_header
 
 WATCHED = (3, 10, 50, 100, 200)  # chunks after which memory is read
 POLL_SECONDS = 0.05
@@ -135,7 +137,7 @@ def compare(
 def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None]:
     """ComfyUI's InfiniteTalk node, sampler and VAE for each chunk, as its own workflow has them."""
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
-    adapter = run_node(host, "ModelPatchLoader", name=RELEASED_SIZES)
+    (adapter,) = host.model_patch_nodes.ModelPatchLoader().load_model_patch(RELEASED_SIZES)
     vae = run_node(host, "VAELoader", vae_name=VAE)
     sound = {"waveform": scene.silence.unsqueeze(0), "sample_rate": SAMPLE_RATE}
 
@@ -169,7 +171,7 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
                 frames = made if frames is None else torch.cat((frames, made[trim:]))
         if frames is None or frames.shape[0] != scene.num_frames:
             raise RuntimeError(f"the host made another number of frames than {scene.num_frames}")
-        video = run_node(host, "CreateVideo", images=frames, fps=float(FPS), audio=sound)
+        (video,) = host.video_nodes.CreateVideo.execute(frames, float(FPS), sound).result
         video.save_to(str(host.base / "output" / f"native_{seed}.mp4"))
 
     return make
@@ -231,9 +233,10 @@ def _prepare_core(
 ) -> Callable[[int], None]:
     """The core alone, as the command line uses it, or as the reference would."""
     models_folder = host.base / "models"
+    dit = models_folder / "diffusion_models" / RELEASED_SIZES
     files = ModelFiles(
-        dit=models_folder / "diffusion_models" / RELEASED_SIZES,
-        adapter=models_folder / "model_patches" / RELEASED_SIZES,
+        dit=dit,
+        adapter=_cut_adapter(models_folder / "model_patches" / RELEASED_SIZES, dit),
         audio_encoder=Path(),
         vae=PACK / "models" / "vae" / VAE,
     )
@@ -258,6 +261,20 @@ def _prepare_core(
         way(models, replace(request, seed=seed), speech, picture_BCHW, cpu)
 
     return make
+
+
+def _cut_adapter(path: Path, dit: Path) -> Path:
+    """Leave out the blocks that the transformer has not: the host wants them, the core does not."""
+    num_layers = len({name.split(".")[1] for name in load_file(dit) if name.startswith("blocks.")})
+    _, metadata = read_tensor_header(path)
+    kept = {
+        name: tensor
+        for name, tensor in load_file(path).items()
+        if not name.startswith("blocks.") or int(name.split(".")[1]) < num_layers
+    }
+    cut = path.with_name(f"cut_{path.name}")
+    save_file(kept, cut, metadata)
+    return cut
 
 
 def _draw(seed: int, *shape: int) -> Tensor:
