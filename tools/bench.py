@@ -95,35 +95,31 @@ class Scene:
 
 
 def compare(
-    comfyui: Path, scene: Scene, *, rounds: int, sizes: dict[str, int]
+    host: SimpleNamespace, pack: ModuleType, scene: Scene, *, rounds: int
 ) -> dict[str, dict[str, Any]]:
     """Let all arms make the same video in turns, in this process.
 
     Args:
-        comfyui: checkout of the host.
+        host: of ``import_host``, with a family of ``write_released_sizes``.
+        pack: of ``load_pack``.
         scene: what they make.
         rounds: of which the median counts; one before them pays for what is set up once.
-        sizes: of the transformer, for ``write_released_sizes``.
 
     Returns:
         For each arm the seconds of each round, their median, and frames per second.
     """
-    with TemporaryDirectory() as folder:
-        host = import_host(comfyui, Path(folder))
-        pack = load_pack(host)
-        write_released_sizes(host.base / "models", **sizes)
-        arms = {
-            "host_native": _prepare_native(host, scene),
-            "our_nodes": _prepare_nodes(host, pack, scene),
-            "core": _prepare_core(host, scene, time_ours),
-            "reference_way": _prepare_core(host, scene, time_reference),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in arms}
-        for number in range(1 + rounds):
-            for name, make in arms.items():
-                started = time.perf_counter()
-                make(number)
-                seconds[name].append(time.perf_counter() - started)
+    arms = {
+        "host_native": _prepare_native(host, scene),
+        "our_nodes": _prepare_nodes(host, pack, scene),
+        "core": _prepare_core(host, scene, time_ours),
+        "reference_way": _prepare_core(host, scene, time_reference),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(1 + rounds):
+        for name, make in arms.items():
+            started = time.perf_counter()
+            make(number)
+            seconds[name].append(time.perf_counter() - started)
     return {
         name: {
             "all_seconds": taken[1:],
@@ -372,6 +368,13 @@ def _read_resident(process_id: int) -> int | None:
 # --- the report ---------------------------------------------------------------------------------
 
 
+def _compare_in_host(scene: Scene, rounds: int) -> dict[str, dict[str, Any]]:
+    with TemporaryDirectory() as folder:
+        host = import_host(find_host(), Path(folder))
+        write_released_sizes(host.base / "models", **LIKE_THE_STUDENT)
+        return compare(host, load_pack(host), scene, rounds=rounds)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line.
 
@@ -406,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "core": json.loads(told.stdout),
         "talk": watch_talk(arguments.chunks, arguments.threads),
         "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
-        "arms": compare(find_host(), scene, rounds=arguments.rounds, sizes=LIKE_THE_STUDENT),
+        "arms": _compare_in_host(scene, arguments.rounds),
     }
     arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     page = to_page(report)
