@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
+from ..turbotalk_core.audio.io import open_sound
 from ..turbotalk_core.geometry import count_samples
-from ..turbotalk_core.types import Waveform
+from ..turbotalk_core.sound import Sound, Span
 from ..turbotalk_core.video.assemble import (
     CODECS,
     FRAME_RATES,
@@ -96,12 +96,12 @@ class AssembleVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         """Encode."""
         stop = find_stop(take, start_frame, num_frames)
-        waveform = take.read_waveform() if audio is None else waveform_from_audio(audio)
+        sound = open_sound(take.sound_file) if audio is None else waveform_from_audio(audio)
         path = new_temporary_path(".mp4")
         assemble(
             path,
             _watch(take.iterate(start_frame, stop), HostProgress(stop - start_frame)),
-            _skip(waveform, start_frame),
+            _skip(sound, start_frame),
             codec=codec,
             crf=crf,
             pixel_format=pixel_format,
@@ -117,9 +117,9 @@ def _watch(frames: Iterator[Tensor], progress: HostProgress) -> Iterator[Tensor]
         progress.advance(len(frames_THWC))
 
 
-def _skip(waveform: Waveform, num_frames: int) -> Waveform | None:
+def _skip(sound: Sound, num_frames: int) -> Sound | None:
     """Leave out the sound of the first frames; None where nothing is left."""
-    start = count_samples(num_frames, waveform.sample_rate)
-    if start >= waveform.samples_CS.shape[1]:
+    start = count_samples(num_frames, sound.sample_rate)
+    if start >= sound.num_samples:
         return None
-    return replace(waveform, samples_CS=waveform.samples_CS[:, start:])
+    return Span(sound=sound, start=start, num_samples=sound.num_samples - start)

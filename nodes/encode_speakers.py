@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..turbotalk_core.audio.conversation import encode_conversation
+from ..turbotalk_core.request import Hearing
+from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
+from .hearing import find_span, make_hearing_inputs
 from .host import hear_with
 from .sockets import CATEGORY, SpeakersSocket, SpeechSocket
 
@@ -38,6 +42,7 @@ class EncodeSpeakers(io.ComfyNode):
                     "trained. The sound of the video keeps the voices as loud as they are.",
                     advanced=True,
                 ),
+                *make_hearing_inputs("each voice"),
             ],
             outputs=[
                 SpeechSocket.Output(
@@ -49,10 +54,25 @@ class EncodeSpeakers(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, audio_encoder: Any, speakers: tuple[Speaker, ...], normalize_loudness: bool
+        cls,
+        audio_encoder: Any,
+        speakers: tuple[Speaker, ...],
+        normalize_loudness: bool,
+        hearing: Hearing = "auto",
+        start_seconds: float = 0.0,
+        end_seconds: float = 0.0,
     ) -> io.NodeOutput:
         """Hear the conversation."""
+        span = find_span(start_seconds, end_seconds)
         conversation = encode_conversation(
-            speakers, hear_with(audio_encoder), normalizes_loudness=normalize_loudness
+            [
+                speaker
+                if speaker.waveform is None
+                else replace(speaker, waveform=cut(speaker.waveform, *span))
+                for speaker in speakers
+            ],
+            hear_with(audio_encoder),
+            normalizes_loudness=normalize_loudness,
+            hearing=hearing,
         )
         return io.NodeOutput(conversation)

@@ -5,7 +5,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..turbotalk_core.audio.features import encode_speech
+from ..turbotalk_core.request import Hearing
+from ..turbotalk_core.sound import cut
 from .convert import waveform_from_audio
+from .hearing import find_span, make_hearing_inputs
 from .host import hear_with
 from .sockets import CATEGORY, SpeechSocket
 
@@ -40,6 +43,7 @@ class EncodeSpeech(io.ComfyNode):
                     "trained. The sound of the video is never changed.",
                     advanced=True,
                 ),
+                *make_hearing_inputs("the voice"),
             ],
             outputs=[
                 SpeechSocket.Output(
@@ -50,12 +54,19 @@ class EncodeSpeech(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, audio_encoder: Any, audio: dict[str, Any], normalize_loudness: bool
+        cls,
+        audio_encoder: Any,
+        audio: dict[str, Any],
+        normalize_loudness: bool,
+        hearing: Hearing = "auto",
+        start_seconds: float = 0.0,
+        end_seconds: float = 0.0,
     ) -> io.NodeOutput:
         """Hear the voice."""
         speech = encode_speech(
-            waveform_from_audio(audio),
+            cut(waveform_from_audio(audio), *find_span(start_seconds, end_seconds)),
             hear_with(audio_encoder),
             normalizes_loudness=normalize_loudness,
+            hearing=hearing,
         )
         return io.NodeOutput(speech)

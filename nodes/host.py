@@ -29,15 +29,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
-from ..turbotalk_core.audio.io import resample
+from ..turbotalk_core.audio.moments import find_first_kernel, normalized_by
+from ..turbotalk_core.audio.resample import resample
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
 from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
-from ..turbotalk_core.types import AudioTokens, Conditioning
+from ..turbotalk_core.types import AudioTokens, Conditioning, SoundMoments
 from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
 from .convert import frames_from_image, image_from_frames
+from .takes import fingerprint_networks
 
 _log = getLogger(__name__)
 
@@ -178,10 +180,21 @@ class HostAudioEncoder:
             offload_device=comfy.model_management.text_encoder_offload_device(),
         )
 
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+    @property
+    def first_kernel(self) -> tuple[int, int] | None:
+        """What it normalises over time; see ``ports.AudioEncoder``."""
+        return self._encoder.first_kernel
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return self._encoder.fingerprint()
+
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
         """Hear a waveform; see ``ports.AudioEncoder``."""
         comfy.model_management.load_model_gpu(self._patcher)
-        return self._encoder.encode(waveform_S, num_frames).cpu()
+        return self._encoder.encode(waveform_S, num_frames, moments).cpu()
 
     def encode_audio(self, audio: Tensor, sample_rate: int) -> dict[str, Any]:
         """Hear an AUDIO as the host's AudioEncoderEncode asks for it.
@@ -214,11 +227,24 @@ class NativeAudioEncoder:
         """
         self._encoder = encoder
 
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+    @property
+    def first_kernel(self) -> tuple[int, int] | None:
+        """What it normalises over time; see ``ports.AudioEncoder``."""
+        return find_first_kernel(self._encoder.model.feature_extractor.conv_layers[0])
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return fingerprint_networks([self._encoder.model])
+
+    @torch.no_grad()
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
         """Hear a waveform; see ``ports.AudioEncoder``."""
         comfy.model_management.load_model_gpu(self._encoder.patcher)
         model = self._encoder.model
-        features_BTD = model.feature_extractor(waveform_S[None].to(self._encoder.load_device))
+        with normalized_by(model.feature_extractor.conv_layers[0], moments):
+            features_BTD = model.feature_extractor(waveform_S[None].to(self._encoder.load_device))
         features_BTD = resample_steps(features_BTD.transpose(1, 2), num_frames).transpose(1, 2)
         _, states = model.encoder(model.feature_projection(features_BTD))
         return torch.stack([state_BTD[0] for state_BTD in states[1:]], dim=1).float().cpu()

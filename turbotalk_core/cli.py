@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .audio.io import read_audio
+from .audio.io import open_sound
 from .bench import (
     FULL_REQUEST,
     FULL_SIZES,
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> None:
     if arguments.audio is not None:
-        num_frames = read_audio(arguments.audio).num_frames
+        num_frames = open_sound(arguments.audio).num_frames
     else:
         num_frames = count_frames(arguments.seconds.numerator, arguments.seconds.denominator)
     plan = plan_chunks(num_frames, arguments.chunk_frames, arguments.motion_frames)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
 from .audio.encoder import load_audio_encoder
-from .audio.io import read_audio
+from .audio.io import open_sound
 from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
 from .geometry import count_frames, fit_size
@@ -39,8 +40,9 @@ from .library import (
 from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
 from .regions import find_masks, fit_regions, parse_box
-from .request import SCHEDULES, UPDATES, TalkRequest
-from .types import Speaker, Waveform
+from .request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
+from .sound import Sound, cut
+from .types import Speaker
 from .video.assemble import FRAME_RATES, assemble
 from .video.source import VideoFrames
 from .video.take import delete_take, open_take
@@ -146,22 +148,27 @@ def _make_request(
         color_strength=arguments.color_strength,
         max_frames=arguments.max_seconds,
         teacache_threshold=arguments.teacache,
+        hearing=arguments.hearing,
         **{name: value for name, value in chosen.items() if value is not None},
     )
 
 
 def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
     if arguments.audio is not None:
-        return [Speaker(name="the speaker", waveform=read_audio(arguments.audio))]
+        return [Speaker(name="the speaker", waveform=_open_voice(arguments.audio, arguments))]
     return [
         Speaker(
             name=name,
-            waveform=None if audio == SILENT else read_audio(audio),
+            waveform=None if audio == SILENT else _open_voice(audio, arguments),
             follows=arguments.turns,
             region=_read_region(region),
         )
         for name, audio, region in arguments.speaker
     ]
+
+
+def _open_voice(path: str | Path, arguments: argparse.Namespace) -> Sound:
+    return cut(open_sound(path, arguments.end), arguments.start, arguments.end)
 
 
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
@@ -203,7 +210,7 @@ def _make_frames(
     speakers: Sequence[Speaker],
     files: ModelFiles,
     arguments: argparse.Namespace,
-    waveform: Waveform,
+    waveform: Sound,
     folder: Path,
 ) -> Generator[Tensor]:
     """Go on with what an earlier run left behind, or begin; each chunk lies on disk at once."""
@@ -216,6 +223,7 @@ def _make_frames(
         speakers,
         load_audio_encoder(files.audio_encoder),
         normalizes_loudness=request.normalizes_loudness,
+        hearing=request.hearing,
     )
     models = load_models(
         files,
@@ -292,6 +300,19 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
         help="each speaker begins when the one before has ended (default: all at the start)",
     )
     parser.add_argument(
+        "--start",
+        type=parse_seconds,
+        default=Fraction(0),
+        metavar="SECONDS",
+        help="of each sound file, leave out what lies before (0)",
+    )
+    parser.add_argument(
+        "--end",
+        type=parse_seconds,
+        metavar="SECONDS",
+        help="of each sound file, leave out what lies after",
+    )
+    parser.add_argument(
         "--prompt",
         help='what the video shows, or "0-4s: he smiles | 4-9s: he frowns"; needs --text-encoder',
     )
@@ -364,6 +385,13 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="bring the voice to -23 LUFS before it is heard; the video keeps the original",
+    )
+    group.add_argument(
+        "--hearing",
+        choices=HEARINGS,
+        default="auto",
+        help="let the audio encoder hear a voice whole, which takes memory in proportion to its "
+        "length, or in sections; auto: whole up to five minutes (%(default)s)",
     )
     group.add_argument(
         "--text-guidance", type=float, default=1.0, help="push towards the prompt, 1 is off (1)"

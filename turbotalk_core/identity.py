@@ -2,9 +2,7 @@
 
 Goes in: a request, what the networks hear and see, and the networks. Comes out: names and values
 that travel as JSON. Separate because both the command line and the host ask whether an unfinished
-take is of the video that is wanted.
-
-Axes: T frames.
+take is of the video that is wanted, and below all rooms because rooms name what only they know.
 """
 
 from __future__ import annotations
@@ -13,24 +11,27 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from hashlib import blake2b
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .request import TalkRequest
+from .sound import Sound, Span
 from .types import Speech
 
 _DIGEST_BYTES = 16
+_BLOCK = 1 << 20  # bytes of a file read at a time
 SAMPLES_PER_WEIGHT = 64  # values that stand for a weight: a 14B model is known in a second
 
 
 @runtime_checkable
 class Digested(Protocol):
-    """Pictures that know a shorter way to tell what they are than to be all decoded."""
+    """Pictures or a sound that know a shorter way to tell what they are than to be all decoded."""
 
     def digest(self) -> str:
-        """Tell all pictures apart from others."""
+        """Tell them apart from all others."""
         ...
 
 
@@ -54,16 +55,17 @@ def identify(
         Settings as they are, of everything else digests.
     """
     settings = {field.name: json.dumps(getattr(request, field.name)) for field in fields(request)}
-    voices = [
-        f"{digest(voice.features.features_TLD, voice.waveform.samples_CS)} "
-        f"{voice.waveform.sample_rate}"
+    # Not the features themselves: of hours of sound they are never all there.
+    heard = [
+        digest(voice.features.rows()) if voice.origin is None else voice.origin
         for voice in speeches
     ]
     shown = pictures.digest() if isinstance(pictures, Digested) else digest(*pictures)
     given = {name: digest(tensor) for name, tensor in tensors.items() if tensor is not None}
     return {
         **settings,
-        "voice": ", ".join(voices),
+        "hearing": "; ".join(heard),  # what the setting comes to
+        "voice": ", ".join(digest_sound(voice.waveform) for voice in speeches),
         "picture": shown,
         "weights": weights,
         **given,
@@ -84,6 +86,49 @@ def digest(*tensors: Tensor) -> str:
         hashed.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = tensor.detach().to("cpu").contiguous().flatten()
         hashed.update(flat.view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
+
+
+def digest_sound(sound: Sound) -> str:
+    """Tell sounds apart by all of their samples, or a file by all of its bytes, which are fewer.
+
+    Args:
+        sound: of any length; memory is that of one block.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    hashed = blake2b(digest_size=_DIGEST_BYTES)
+    hashed.update(f"{sound.sample_rate} {sound.num_channels} {sound.num_samples}".encode())
+    source, spans = sound, []
+    while isinstance(source, Span):
+        spans.append((source.start, source.num_samples))
+        source = source.sound
+    if isinstance(source, Digested):
+        hashed.update(f"{spans} {source.digest()}".encode())
+    else:
+        for block_CS in sound.blocks():
+            # Sample by sample, all channels of each: so blocks of any lengths give the same.
+            hashed.update(block_CS.T.contiguous().numpy().data)
+    return hashed.hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Tell files apart by all of their bytes.
+
+    Args:
+        path: of a file.
+
+    Returns:
+        Hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    hashed = blake2b(digest_size=_DIGEST_BYTES)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            hashed.update(block)
     return hashed.hexdigest()
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .audio.windows import hold_last_row, mirror_end, null_windows, take_windows
+from .audio.windows import drop_silence, hold_last_row, mirror_end, null_windows, take_windows
 from .chunking.color import match_color
 from .chunking.plan import plan_chunks
 from .chunking.stitch import keep_frames
@@ -27,12 +27,12 @@ from .sampling.guidance import Guidance, count_calls
 from .sampling.sampler import sample
 from .sampling.schedule import request_sigmas
 from .types import (
-    AudioFeatures,
     AudioTokens,
     Carry,
     Chunk,
     ChunkPlan,
     Conditioning,
+    FeatureRows,
     FrameChunk,
     Speech,
 )
@@ -322,11 +322,11 @@ def _hear(
 ) -> AudioTokens:
     """Make the tokens of all voices for one chunk, one speaker's after the other's."""
 
-    def hear(features: AudioFeatures) -> Tensor:
+    def hear(features: FeatureRows) -> Tensor:
         if request.follows_reference and chunk is plan.chunks[-1]:
             features = mirror_end(features, chunk.stop)
         elif request.follows_reference:
-            features = replace(features, features_TLD=features.features_TLD[: features.num_frames])
+            features = drop_silence(features)
         return adapter(take_windows(hold_last_row(features, chunk.stop), chunk)).tokens_FND
 
     tokens = [hear(speech.features) for speech in speeches]

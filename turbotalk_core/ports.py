@@ -9,14 +9,31 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .types import AudioTokens, AudioWindows, Conditioning
+from .types import AudioTokens, AudioWindows, Conditioning, SoundMoments
 
 
 class AudioEncoder(Protocol):
     """Hears a waveform."""
 
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
-        """Turn 16 kHz mono samples into one row of hidden states per video frame, [T, L, D]."""
+    @property
+    def first_kernel(self) -> tuple[int, int] | None:
+        """Width and stride, in samples, of the stretches whose moments it normalises by.
+
+        None for an encoder to which a part sounds the same whatever lies around it.
+        """
+        ...
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart from all others, in hexadecimal digits."""
+        ...
+
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
+        """Turn 16 kHz mono samples into one row of hidden states per video frame, [T, L, D].
+
+        Where the samples are a part of a sound, moments are those of all of it.
+        """
         ...
 
 

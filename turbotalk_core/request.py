@@ -18,9 +18,11 @@ from .trust import is_number, parse_json
 
 Schedule = Literal["reference", "distilled"]
 Update = Literal["euler", "renoise"]
+Hearing = Literal["auto", "whole", "sections"]
 
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 UPDATES: tuple[str, ...] = get_args(Update)
+HEARINGS: tuple[str, ...] = get_args(Hearing)
 MAX_CHARACTERS = 100_000  # of a request as JSON; a thousand noise levels are a quarter of it
 MAX_CHUNK_FRAMES = 10_001  # seven minutes at once, far more than any model was trained on
 MIN_SHIFT = 1e-6
@@ -62,6 +64,9 @@ class TalkRequest:
         teacache_threshold: leave network blocks out where they would change little, the more the
             higher: InfiniteTalk has 0.2 for 40 steps; None never does. Read by whoever builds the
             denoiser.
+        hearing: whether the audio encoder hears the voice at once (whole), which takes memory in
+            proportion to its length, or in sections; auto is whole up to five minutes. Read by
+            whoever encodes the speech.
 
     Raises:
         RequestError: a setting outside its range.
@@ -88,10 +93,12 @@ class TalkRequest:
     max_frames: int | None = None
     follows_reference: bool = False
     teacache_threshold: float | None = None
+    hearing: Hearing = "auto"
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("update", self.update, UPDATES)
+        _check_choice("hearing", self.hearing, HEARINGS)
         _check_integer("seed", self.seed, 0, 2**64 - 1)
         for name in ("height", "width"):
             _check_integer(name, getattr(self, name), 1)

@@ -1,18 +1,22 @@
 """The values that travel between rooms; each checks its own shape.
 
 Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
-K window length, L encoder layers, N tokens per latent frame (or text tokens), D feature width,
-P speakers and last the background.
+K window length (or samples of a stretch), L encoder layers, N tokens per latent frame (or text
+tokens), D feature width, P speakers and last the background.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from .errors import AudioError, ChunkError, MismatchError, RequestError
 from .geometry import MAX_SAMPLE_RATE, count_frames, count_latent_frames
+from .sound import BLOCK_SAMPLES, Sound
 from .trust import is_shown
 
 MAX_NAME = 100  # characters of a speaker's name
@@ -31,7 +35,7 @@ def _is_box(region: tuple[object, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waveform:
-    """Sound as it was recorded.
+    """Sound as it was recorded, in memory; a ``Sound``.
 
     Attributes:
         samples_CS: float32 in [-1, 1], at least one channel and one sample.
@@ -54,25 +58,58 @@ class Waveform:
             )
         if self.samples_CS.numel() == 0:
             raise AudioError("the audio has no samples; give at least one video frame (40 ms)")
-        if not bool(self.samples_CS.isfinite().all()):
+        # A NaN comes through as both; and unlike isfinite it takes no memory.
+        if not all(map(math.isfinite, map(float, self.samples_CS.aminmax()))):
             raise AudioError(
                 "the audio holds NaN or infinite samples; re-export it from its editor"
             )
 
     @property
+    def num_channels(self) -> int:
+        """Channels."""
+        return self.samples_CS.shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """Length in samples per channel."""
+        return self.samples_CS.shape[1]
+
+    @property
     def num_frames(self) -> int:
         """Whole video frames that this sound covers."""
-        return count_frames(self.samples_CS.shape[1], self.sample_rate)
+        return count_frames(self.num_samples, self.sample_rate)
 
     @property
     def seconds(self) -> float:
         """Length in seconds."""
-        return self.samples_CS.shape[1] / self.sample_rate
+        return self.num_samples / self.sample_rate
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Read from a sample on, without copying; see ``Sound``."""
+        yield from self.samples_CS[:, start:].split(BLOCK_SAMPLES, dim=1)
+
+
+class FeatureRows(Protocol):
+    """Audio features that give the rows asked for, whether they lie in memory or are made then."""
+
+    @property
+    def num_frames(self) -> int:
+        """Video frames that the sound itself covers, at least one."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, at least one for each of these frames."""
+        ...
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Give the rows [start, stop), [T, L, D]; all that follow where stop is None."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFeatures:
-    """What the audio encoder heard, one row per video frame.
+    """What the audio encoder heard, one row per video frame, in memory; ``FeatureRows``.
 
     Attributes:
         features_TLD: encoder hidden states; rows past ``num_frames`` hold encoded silence, so that
@@ -91,13 +128,47 @@ class AudioFeatures:
                 "video frames; at least one frame (40 ms of audio) and a row for each is needed"
             )
 
+    @property
+    def num_rows(self) -> int:
+        """Rows, those of silence included."""
+        return self.features_TLD.shape[0]
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Give the rows [start, stop); see ``FeatureRows``."""
+        return self.features_TLD[start:stop]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoundMoments:
+    """What an audio encoder that is given a part of a sound has to know of the whole.
+
+    Attributes:
+        mean_K: of all stretches of K samples, one every few samples; float64, on the CPU.
+        covariance_KK: of the same; float64, on the CPU.
+    """
+
+    mean_K: Tensor
+    covariance_KK: Tensor
+
+    def __post_init__(self) -> None:
+        _check_rank("mean", self.mean_K, "K")
+        _check_rank("covariance", self.covariance_KK, "KK")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """A voice, ready to drive a face: what the encoder heard and the untouched original."""
+    """A voice, ready to drive a face.
 
-    features: AudioFeatures
-    waveform: Waveform
+    Attributes:
+        features: what the encoder heard.
+        waveform: the untouched original.
+        origin: all that decides the features besides the waveform, in words: with equal words and
+            waveforms go equal features. None where nobody knows.
+    """
+
+    features: FeatureRows
+    waveform: Sound
+    origin: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +192,7 @@ class Speaker:
     """
 
     name: str
-    waveform: Waveform | None = None
+    waveform: Sound | None = None
     follows: bool = False
     region: Tensor | tuple[int, int, int, int] | None = None
 
@@ -157,7 +228,7 @@ class Conversation:
 
     speakers: tuple[Speaker, ...]
     speeches: tuple[Speech, ...]
-    waveform: Waveform
+    waveform: Sound
 
     def __post_init__(self) -> None:
         lengths = [speech.features.num_frames for speech in self.speeches]

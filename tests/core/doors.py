@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save
 from tests.core.family import CONFIG, ENCODER_CONFIG, SHIPPED, build_dit, train_tokenizer
 from turbotalk_core.advice import advise
 from turbotalk_core.audio.encoder import build_audio_encoder, load_audio_encoder, save_audio_encoder
-from turbotalk_core.audio.io import read_audio, read_first_second, to_mono_16k
+from turbotalk_core.audio.io import read_audio, read_first_second
+from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
 from turbotalk_core.image import prepare_reference, read_image
 from turbotalk_core.library import read_request
@@ -247,7 +248,9 @@ def open_take_sound(data: bytes) -> None:
         folder = Path(name) / "take"
         _make_take(folder)
         (folder / "sound.mka").write_bytes(data)
-        assert Take.open(folder).read_waveform()
+        take = Take.open(folder)
+        assert take.read_waveform()
+        assert read_audio(take.sound_file)
 
 
 # --- files that are taken -----------------------------------------------------------------------

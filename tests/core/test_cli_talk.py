@@ -24,6 +24,7 @@ from tests.core.family import (
     save_image_encoder,
     save_text_encoder,
 )
+from turbotalk_core.audio.encoder import Wav2Vec2Encoder
 from turbotalk_core.cli import main
 from turbotalk_core.cli_talk import add_talk
 from turbotalk_core.errors import OutputError
@@ -251,21 +252,23 @@ def stop_in_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]
     return arm
 
 
+@pytest.mark.parametrize("hearing", ["whole", "sections"])
 def test_the_same_command_goes_on_after_the_last_whole_chunk(
     talk: Talk,
     out: Path,
     stop_in_chunk: Callable[[int], list[int]],
     capsys: pytest.CaptureFixture[str],
+    hearing: str,
 ) -> None:
-    assert talk("--crf", 0) == 0
+    assert talk("--crf", 0, "--hearing", hearing) == 0
     whole = _read(out)[0]
     out.unlink()
     stop_in_chunk(1)
-    assert talk("--crf", 0) == 130  # as shells tell of Control-C
+    assert talk("--crf", 0, "--hearing", hearing) == 130  # as shells tell of Control-C
     assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
     capsys.readouterr()
     calls = stop_in_chunk(9)
-    assert talk("--crf", 0) == 0
+    assert talk("--crf", 0, "--hearing", hearing) == 0
     assert len(calls) == 2  # those of the second chunk
     captured = capsys.readouterr().err
     assert "talk.mp4.take, of which 1 of 2 chunks are finished" in captured
@@ -283,9 +286,11 @@ def test_another_command_begins_anew_and_says_why(
     stop_in_chunk(1)
     talk()
     calls = stop_in_chunk(9)
-    assert talk("--seed", 4, "--audio-scale", 0.5) == 0
+    assert talk("--seed", 4, "--audio-scale", 0.5, "--end", 0.8, "--hearing", "sections") == 0
     assert len(calls) == 4
     captured = capsys.readouterr().err
+    assert "talk.mp4.take is begun anew: voice is another" in captured
+    assert "talk.mp4.take is begun anew: hearing is another" in captured
     assert "talk.mp4.take is begun anew: seed was 0 and is 4" in captured
     assert "talk.mp4.take is begun anew: audio_scale was 1.0 and is 0.5" in captured
 
@@ -445,6 +450,41 @@ def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert seconds == pytest.approx(7 / 25, abs=0.08)
     assert talk("--teacache", 0.1) == 0
     assert _read(out)[1].teacache_threshold == 0.1
+
+
+def test_a_part_of_a_recording_is_said(talk: Talk, out: Path) -> None:
+    assert talk("--start", 0.2, "--end", 0.61, "--crf", 0) == 0
+    frames, _, seconds = _read(out)
+    assert len(frames) == 10
+    assert seconds == pytest.approx(10 / 25, abs=0.08)
+    assert len(_frames(talk, out, "--end", 99)) == NUM_FRAMES
+
+
+def test_a_part_that_is_not_there_is_refused(
+    talk: Talk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk("--start", 0.9) == 2
+    assert re.search(r"nothing is left of 0\.81\d* s of sound from 0\.9 s", refusal(capsys))
+    assert talk("--end", 0) == 2
+    assert "from 0 s to 0 s" in refusal(capsys)
+
+
+def test_a_voice_can_be_heard_in_sections(
+    talk: Talk, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    encode = Wav2Vec2Encoder.encode
+
+    def watch(self: Wav2Vec2Encoder, waveform_S: Tensor, *arguments: Any) -> Tensor:
+        heard.append((waveform_S.shape[0], *arguments))
+        return encode(self, waveform_S, *arguments)
+
+    monkeypatch.setattr(Wav2Vec2Encoder, "encode", watch)
+    assert len(_frames(talk, out, "--hearing", "sections")) == NUM_FRAMES
+    assert _read(out)[1].hearing == "sections"
+    # The second chunk reaches into the tail of silence.
+    assert [arguments[:2] for arguments in heard] == [(20 * 640, 20), (45 * 640, 45)]
+    assert all(moments is not None for _, _, moments in heard)
 
 
 def test_another_frame_rate_is_as_long(talk: Talk, out: Path) -> None:

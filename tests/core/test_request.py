@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from turbotalk_core.errors import GeometryError, RequestError, ScheduleError, TurboTalkError
 from turbotalk_core.geometry import MAX_SIDE
 from turbotalk_core.request import (
+    HEARINGS,
     MAX_CHARACTERS,
     MAX_CHUNK_FRAMES,
     SCHEDULES,
@@ -48,6 +49,7 @@ def requests(draw: st.DrawFn) -> TalkRequest:
         schedule=draw(st.sampled_from(SCHEDULES)),  # pyright: ignore[reportArgumentType]
         shift=draw(st.floats(1e-3, 100)),
         update=draw(st.sampled_from(UPDATES)),  # pyright: ignore[reportArgumentType]
+        hearing=draw(st.sampled_from(HEARINGS)),  # pyright: ignore[reportArgumentType]
         seed=draw(st.integers(0, 2**64 - 1)),
         height=16 * draw(st.integers(1, 100)),
         width=16 * draw(st.integers(1, 100)),
@@ -108,6 +110,7 @@ def test_json_that_is_no_request_is_refused(text: str, message: str) -> None:
         ("num_inference_steps", True),
         ("schedule", "karras"),
         ("update", "heun"),
+        ("hearing", "windows"),
         ("shift", 0),
         ("shift", -1.0),
         ("shift", float("inf")),

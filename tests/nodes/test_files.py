@@ -103,6 +103,15 @@ def test_numbers_that_pass_every_bound_of_a_widget_are_refused(
             sample(**{name: number})
     with pytest.raises(errors.ScheduleError, match="shift"):
         run_node("TurboTalkSchedule", steps=2, shift=number, kind="distilled")
+    for name in ("start_seconds", "end_seconds"):
+        with pytest.raises(errors.RequestError, match=name):
+            run_node(
+                "TurboTalkEncodeSpeech",
+                audio_encoder=models.audio_encoder,
+                audio={"waveform": torch.zeros(1, 1, 640), "sample_rate": 16_000},
+                normalize_loudness=True,
+                **{name: number},
+            )
 
 
 def test_sound_of_a_rate_that_no_recorder_has_is_refused(run_node, errors, models, host):

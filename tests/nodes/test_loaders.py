@@ -65,13 +65,25 @@ def test_the_hosts_audio_encoder_in_our_node(host, pack, run_node, tmp_path):
     heard = [
         run_node(
             "TurboTalkEncodeSpeech", audio_encoder=encoder, audio=audio, normalize_loudness=True
-        ).features.features_TLD
+        ).features.rows()
         for encoder in (native, ours)
     ]
     assert heard[0].shape == heard[1].shape == (50 + 25, 2, 32)
     assert heard[1].std() > 0.1
     # the host computes in float16 here
     assert (heard[0] - heard[1]).abs().max() < 0.02 * heard[1].abs().max()
+    in_sections = [
+        run_node(
+            "TurboTalkEncodeSpeech",
+            audio_encoder=encoder,
+            audio=audio,
+            normalize_loudness=True,
+            hearing="sections",
+        ).features.rows(0, 50)
+        for encoder in (native, ours)
+    ]
+    for ours_TLD in in_sections:  # one section of whole frames
+        assert (ours_TLD - heard[1][:50]).abs().max() < 0.02 * heard[1].abs().max()
 
 
 def test_an_encoder_that_is_no_wav2vec2(run_node, errors):

@@ -51,7 +51,43 @@ class TestEncodeSpeech:
             normalize_loudness=True,
         )
         assert speech.features.num_frames == num_frames
-        assert speech.features.features_TLD.isfinite().all()
+        assert speech.features.rows().isfinite().all()
+
+    def test_a_part_of_the_voice_in_sections(self, models, run_node):
+        samples = torch.randn(1, 2, 48_000, generator=torch.Generator().manual_seed(5))
+        inputs = {
+            "audio_encoder": models.audio_encoder,
+            "audio": {"waveform": samples, "sample_rate": 16_000},
+            "normalize_loudness": True,
+        }
+        speech = run_node(
+            "TurboTalkEncodeSpeech",
+            **inputs,
+            hearing="sections",
+            start_seconds=0.5,
+            end_seconds=2.7,
+        )
+        assert torch.equal(
+            torch.cat(list(speech.waveform.blocks()), 1), samples[0, :, 8_000:43_200]
+        )
+        inputs["audio"]["waveform"] = samples[:, :, 8_000:43_200]
+        whole = run_node("TurboTalkEncodeSpeech", **inputs, hearing="whole")
+        assert speech.features.num_frames == whole.features.num_frames == 55
+        # So short, and of whole frames, it is one section.
+        torch.testing.assert_close(
+            speech.features.rows(0, 55), whole.features.rows(0, 55), rtol=1e-4, atol=1e-4
+        )
+        assert speech.features.rows().shape == whole.features.rows().shape
+
+    def test_nothing_is_left_of_the_voice(self, models, run_node, errors):
+        with pytest.raises(errors.AudioError, match="nothing is left of 1 s of sound from 1 s"):
+            run_node(
+                "TurboTalkEncodeSpeech",
+                audio_encoder=models.audio_encoder,
+                audio={"waveform": torch.zeros(1, 1, 16_000), "sample_rate": 16_000},
+                normalize_loudness=True,
+                start_seconds=1.0,
+            )
 
     @pytest.mark.parametrize(
         ("waveform", "message"),
@@ -78,6 +114,24 @@ class TestSampler:
         assert (take.num_frames, take.height, take.width) == (25, 32, 32)
         assert [(chunk.start, chunk.stop) for chunk in take.chunks] == [(0, 21), (21, 25)]
         assert torch.equal(take.read_waveform().samples_CS, speech.waveform.samples_CS)
+
+    def test_a_voice_that_is_heard_while_it_is_said(self, sample, models, run_node):
+        samples = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(3))
+        whole, sections = (
+            sample(
+                speech=run_node(
+                    "TurboTalkEncodeSpeech",
+                    audio_encoder=models.audio_encoder,
+                    audio={"waveform": samples, "sample_rate": 16_000},
+                    normalize_loudness=True,
+                    hearing=hearing,
+                )
+            ).read()
+            for hearing in ("whole", "sections")
+        )
+        assert whole.shape == sections.shape
+        # So short, and of whole frames, the voice is one section; only the tail sounds otherwise.
+        assert (whole[:20].int() - sections[:20].int()).abs().max() <= 1
 
     def test_the_seed_decides(self, sample):
         first, again, other = (sample(seed=seed).read() for seed in (1, 1, 2))

@@ -9,7 +9,14 @@ import pytest
 
 INPUTS = {
     "TurboTalkLoadAudioEncoder": ["audio_encoder_name"],
-    "TurboTalkEncodeSpeech": ["audio_encoder", "audio", "normalize_loudness"],
+    "TurboTalkEncodeSpeech": [
+        "audio_encoder",
+        "audio",
+        "normalize_loudness",
+        "hearing",
+        "start_seconds",
+        "end_seconds",
+    ],
     "TurboTalkSpeaker": [
         "name",
         "starts",
@@ -22,7 +29,14 @@ INPUTS = {
         "speakers",
     ],
     "TurboTalkSpeakersPreview": ["reference_image", "speakers"],
-    "TurboTalkEncodeSpeakers": ["audio_encoder", "speakers", "normalize_loudness"],
+    "TurboTalkEncodeSpeakers": [
+        "audio_encoder",
+        "speakers",
+        "normalize_loudness",
+        "hearing",
+        "start_seconds",
+        "end_seconds",
+    ],
     "TurboTalkLoadAudioAdapter": ["name"],
     "TurboTalkApplyAudioAdapter": ["model", "model_patch", "strength"],
     "TurboTalkPromptSchedule": ["clip", "text"],

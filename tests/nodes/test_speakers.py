@@ -53,6 +53,10 @@ def hear(models, run_node):
     return run
 
 
+def read(sound):
+    return torch.cat(list(sound.blocks()), 1)
+
+
 @pytest.fixture
 def hear_one(models, run_node):
     """Run Encode speech and give its features."""
@@ -63,7 +67,7 @@ def hear_one(models, run_node):
             audio_encoder=models.audio_encoder,
             audio={"waveform": waveform, "sample_rate": RATE},
             normalize_loudness=True,
-        ).features.features_TLD
+        ).features.rows()
 
     return run
 
@@ -127,7 +131,7 @@ class TestEncodeSpeakers:
         assert [speech.features.num_frames for speech in conversation.speeches] == [25, 25]
         mix = long["waveform"][0].clone()
         mix[:, :8000] += short["waveform"][0]
-        assert torch.allclose(conversation.waveform.samples_CS, mix, atol=1e-6)
+        assert torch.allclose(read(conversation.waveform), mix, atol=1e-6)
 
     def test_one_after_the_other(self, introduce, hear):
         first, second = voice(0.4, seed=1), voice(0.8, seed=2)
@@ -140,13 +144,34 @@ class TestEncodeSpeakers:
         )
         assert [speech.features.num_frames for speech in conversation.speeches] == [30, 30, 30]
         one_after_the_other = torch.cat((first["waveform"][0], second["waveform"][0]), 1)
-        assert torch.allclose(conversation.waveform.samples_CS, one_after_the_other, atol=1e-6)
+        assert torch.allclose(read(conversation.waveform), one_after_the_other, atol=1e-6)
 
     def test_who_does_not_speak_hears_silence(self, introduce, hear, hear_one):
         conversation = hear(introduce(("Anna", {"audio": voice()}), ("Carl", {})))
-        anna, carl = (speech.features.features_TLD for speech in conversation.speeches)
+        anna, carl = (speech.features.rows() for speech in conversation.speeches)
         assert torch.equal(carl, hear_one(torch.zeros(1, 1, RATE)))
         assert torch.equal(anna, hear_one(voice()["waveform"]))
+
+    def test_a_part_of_each_voice_in_sections(self, introduce, models, run_node):
+        first, second = voice(0.8, seed=1), voice(1.0, seed=2)
+        conversation = run_node(
+            "TurboTalkEncodeSpeakers",
+            audio_encoder=models.audio_encoder,
+            speakers=introduce(
+                ("Anna", {"audio": first}),
+                ("Carl", {}),
+                ("Ben", {"audio": second, "starts": "after previous"}),
+            ),
+            normalize_loudness=True,
+            hearing="sections",
+            start_seconds=0.2,
+            end_seconds=0.7,
+        )
+        assert [speech.features.num_frames for speech in conversation.speeches] == [25, 25, 25]
+        parts = [sound["waveform"][0, :, 3_200:11_200] for sound in (first, second)]
+        assert torch.allclose(read(conversation.waveform), torch.cat(parts, 1), atol=1e-6)
+        for speech in conversation.speeches:
+            assert speech.features.rows().shape[0] == 25 + 25
 
     def test_somebody_has_to_speak(self, introduce, hear, errors):
         with pytest.raises(errors.AudioError, match="none has a voice"):
@@ -157,7 +182,7 @@ class TestEncodeSpeakers:
         for normalized, plain in zip(
             hear(speakers).speeches, hear(speakers, False).speeches, strict=True
         ):
-            assert not torch.equal(normalized.features.features_TLD, plain.features.features_TLD)
+            assert not torch.equal(normalized.features.rows(), plain.features.rows())
 
 
 class TestPreview:
@@ -218,7 +243,7 @@ class TestSampler:
         assert (take.num_frames, take.height, take.width) == (30, 32, 48)
         sound = take.read_waveform()
         assert (sound.sample_rate, sound.samples_CS.shape) == (48_000, (2, 57_600))
-        assert torch.equal(sound.samples_CS, conversation.waveform.samples_CS)
+        assert torch.equal(sound.samples_CS, read(conversation.waveform))
         # halves, drawn as boxes, left first
         halves = [{"mask": mask((1, 30), (1, 22))}, {"mask": mask((1, 30), (25, 46))}]
         drawn = [(name, inputs | half) for (name, inputs), half in zip(people, halves, strict=True)]

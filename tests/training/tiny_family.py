@@ -16,6 +16,7 @@ from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.model.wan import WanModel
+from turbotalk_core.types import SoundMoments
 
 SIZE = 48
 
@@ -23,7 +24,14 @@ SIZE = 48
 class LoudnessEncoder:
     """Hears how loud each frame is, in two layers of three."""
 
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+    first_kernel = None
+
+    def fingerprint(self) -> str:
+        return "5b"
+
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
         loudness_T1 = waveform_S[: 640 * num_frames].view(num_frames, 640).abs().mean(1)
         return loudness_T1.view(-1, 1, 1).expand(-1, 2, 3)
 

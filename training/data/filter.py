@@ -46,7 +46,7 @@ from training.data.stage import (
     read_settings,
     summarize,
 )
-from turbotalk_core.audio.io import to_mono_16k
+from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import SAMPLE_RATE
 

@@ -51,7 +51,7 @@ from training.data.stage import (
 )
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
-from turbotalk_core.audio.io import to_mono_16k
+from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import MismatchError, RequestError
 from turbotalk_core.model.checkpoint import load_image_encoder, load_text_encoder, load_vae
 from turbotalk_core.model.text_encoder import encode_prompt
@@ -267,7 +267,7 @@ def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
     later_CFHW = encoders.codec.encode(later_CTHW.unsqueeze(0))[0]
     grey_CTHW = first_CTHW.new_zeros(3, length - 1, *first_CTHW.shape[2:])
     reference_CFHW = encoders.codec.encode(torch.cat((first_CTHW, grey_CTHW), 1).unsqueeze(0))[0]
-    voices = [encode_speech(voice, encoders.audio).features.features_TLD for voice in shot.voices]
+    voices = [encode_speech(voice, encoders.audio).features.rows() for voice in shot.voices]
     sounds = [to_mono_16k(voice).clamp(-1, 1) for voice in shot.voices]
     image = text = None
     if encoders.image is not None:

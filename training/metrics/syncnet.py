@@ -24,7 +24,7 @@ from training.data.footage import cut_sound, read_sound
 from training.data.scores import MOST_SHIFT, FaceDetector, SyncJudge
 from training.metrics.clips import Clip, check_features
 from training.metrics.faces import cut_faces
-from turbotalk_core.audio.io import to_mono_16k
+from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import CheckpointError, GeometryError
 from turbotalk_core.geometry import SAMPLE_RATE, count_samples
 

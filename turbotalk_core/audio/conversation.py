@@ -8,10 +8,11 @@ Axes: C channels, S audio samples.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +21,22 @@ from torch import Tensor
 from ..errors import AudioError
 from ..geometry import SAMPLE_RATE
 from ..ports import AudioEncoder
-from ..types import Conversation, Speaker, Speech, Waveform
-from .features import hear, to_encoder_input
-from .io import resample
+from ..request import Hearing
+from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
+from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform
+from .features import describe_hearing, hear, hear_in_sections, hears_whole, to_encoder_input
+from .io import to_waveform
+from .resample import Resampled
 
 _SILENCE = Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE)
 
 
 def encode_conversation(
-    speakers: Sequence[Speaker], encoder: AudioEncoder, *, normalizes_loudness: bool = True
+    speakers: Sequence[Speaker],
+    encoder: AudioEncoder,
+    *,
+    normalizes_loudness: bool = True,
+    hearing: Hearing = "auto",
 ) -> Conversation:
     """Hear each speaker through the whole conversation, silences included.
 
@@ -40,6 +48,7 @@ def encode_conversation(
         speakers: in the order in which they follow each other.
         encoder: hears 16 kHz mono.
         normalizes_loudness: bring each voice to -23 LUFS before it is heard, as InfiniteTalk does.
+        hearing: at once or in sections; see ``features.hears_whole``.
 
     Returns:
         One speech per speaker, as long as until the last has ended, and the mix of
@@ -47,32 +56,42 @@ def encode_conversation(
 
     Raises:
         AudioError: nobody has a voice, or all together is shorter than one video frame.
+        RequestError: hearing is none of ``request.HEARINGS``.
 
     Source: InfiniteTalk, generate_infinitetalk.py, audio_prepare_multi: "para" is nobody following,
         "add" everybody.
     """
     starts, end = _take_turns(speakers)
-    heard = [
-        torch.zeros(1)
-        if speaker.waveform is None
-        else _lay(to_encoder_input(speaker.waveform, normalizes_loudness), start * SAMPLE_RATE)
-        for speaker, start in zip(speakers, starts, strict=True)
-    ]
-    longest = max(waveform_S.shape[0] for waveform_S in heard)
-    speeches = [
+    sounds = [speaker.waveform or _SILENCE for speaker in speakers]
+    features: list[FeatureRows]
+    is_whole = hears_whole(end, hearing)
+    if is_whole:
+        heard = [
+            _lay(to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE)
+            for sound, start in zip(sounds, starts, strict=True)
+        ]
+        longest = max(waveform_S.shape[0] for waveform_S in heard)
+        # Equally long to the sample: the encoder spreads its rows over all that it is given.
+        features = [hear(_lay(waveform_S, 0, longest), end, encoder) for waveform_S in heard]
+    else:
+        features = [
+            hear_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
+            for sound, start in zip(sounds, starts, strict=True)
+        ]
+    origin = describe_hearing(encoder, is_whole, normalizes_loudness)
+    speeches = tuple(
         Speech(
-            # Equally long to the sample: the encoder spreads its rows over all that it is given.
-            features=hear(_lay(waveform_S, 0, longest), end, encoder),
-            waveform=_span(speaker.waveform or _SILENCE, start, end),
+            features=rows,
+            waveform=_lay_sound(sound, start, end),
+            # Loudness is that of the voice without the silence around it.
+            origin=f"{origin}, {sound.num_samples} samples from {start} s on",
         )
-        for speaker, waveform_S, start in zip(speakers, heard, starts, strict=True)
-    ]
-    return Conversation(
-        speakers=tuple(speakers), speeches=tuple(speeches), waveform=mix_voices(speakers)
+        for rows, sound, start in zip(features, sounds, starts, strict=True)
     )
+    return Conversation(speakers=tuple(speakers), speeches=speeches, waveform=mix_voices(speakers))
 
 
-def mix_voices(speakers: Sequence[Speaker]) -> Waveform:
+def mix_voices(speakers: Sequence[Speaker]) -> Sound:
     """Let all voices sound as they follow each other, each as loud as it was recorded.
 
     Args:
@@ -81,39 +100,87 @@ def mix_voices(speakers: Sequence[Speaker]) -> Waveform:
     Returns:
         The sound of the video, in the highest of their sample rates and channel counts (one channel
         goes to all, several to the first), scaled down as a whole where together they exceed full
-        scale. A lone voice is not touched.
+        scale. A lone voice is not touched. Several are mixed whenever the mix is read, and once
+        before the first time, to find how loud it gets.
 
     Raises:
         AudioError: nobody has a voice.
     """
     starts, end = _take_turns(speakers)
     voices = [
-        _span(speaker.waveform, start, end)
+        _lay_sound(speaker.waveform, start, end)
         for speaker, start in zip(speakers, starts, strict=True)
         if speaker.waveform is not None
     ]
+    if len(voices) == 1:
+        return voices[0]
     rate = max(voice.sample_rate for voice in voices)
-    num_channels = max(voice.samples_CS.shape[0] for voice in voices)
-    sounds = [resample(voice.samples_CS, voice.sample_rate, rate) for voice in voices]
-    mix_CS = torch.zeros(num_channels, max(sound_CS.shape[1] for sound_CS in sounds))
-    for sound_CS in sounds:
-        num_filled = num_channels if sound_CS.shape[0] == 1 else sound_CS.shape[0]
-        mix_CS[:num_filled, : sound_CS.shape[1]] += sound_CS
-    # Peaks of lossy formats may exceed 1 slightly, which is not the mix's doing.
-    limit = max(1.0, *(sound_CS.abs().max().item() for sound_CS in sounds))
-    peak = mix_CS.abs().max().item()
-    return Waveform(samples_CS=mix_CS * limit / peak if peak > limit else mix_CS, sample_rate=rate)
+    return _Mix(sounds=tuple(Resampled(sound=voice, sample_rate=rate) for voice in voices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mix:
+    """Sounds of one sample rate, added while they are read; a ``Sound``.
+
+    Attributes:
+        sounds: two or more, that all begin at the start.
+    """
+
+    sounds: tuple[Sound, ...]
+
+    @property
+    def sample_rate(self) -> int:
+        return self.sounds[0].sample_rate
+
+    @property
+    def num_channels(self) -> int:
+        return max(sound.num_channels for sound in self.sounds)
+
+    @property
+    def num_samples(self) -> int:
+        return max(sound.num_samples for sound in self.sounds)
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        limit, peak = self._loudest
+        for *_, mix_CS in self._read(start):
+            yield mix_CS * limit / peak if peak > limit else mix_CS
+
+    @cached_property
+    def _loudest(self) -> tuple[float, float]:
+        """How loud the mix may get, and how loud it would."""
+        limit, peak = 1.0, 0.0
+        for *parts, mix_CS in self._read():
+            # Peaks of lossy formats may exceed 1 slightly, which is not the mix's doing.
+            limit = max(limit, *(_find_peak(part_CS) for part_CS in parts))
+            peak = max(peak, _find_peak(mix_CS))
+        return limit, peak
+
+    def _read(self, start: int = 0) -> Iterator[list[Tensor]]:
+        """Yield a block of each sound, and at last of their sum."""
+        readers = [SoundReader(sound) for sound in self.sounds]
+        for begin in range(start, self.num_samples, BLOCK_SAMPLES):
+            stop = min(begin + BLOCK_SAMPLES, self.num_samples)
+            parts = [reader.read(begin, stop) for reader in readers]
+            mix_CS = torch.zeros(self.num_channels, stop - begin)
+            for part_CS in parts:
+                num_filled = self.num_channels if part_CS.shape[0] == 1 else part_CS.shape[0]
+                mix_CS[:num_filled] += part_CS
+            yield [*parts, mix_CS]
+
+
+def _find_peak(samples_CS: Tensor) -> float:
+    return samples_CS.abs().max().item()
 
 
 def _take_turns(speakers: Sequence[Speaker]) -> tuple[list[Fraction], Fraction]:
     """Find when each speaker begins and when all have ended, in seconds."""
     starts, ends = [], [Fraction(0)]
     for speaker in speakers:
-        start = ends[-1] if speaker.follows else Fraction(0)
-        starts.append(start)
+        speaks_later = speaker.follows and speaker.waveform is not None
+        starts.append(ends[-1] if speaks_later else Fraction(0))
         if speaker.waveform is not None:
-            seconds = Fraction(speaker.waveform.samples_CS.shape[1], speaker.waveform.sample_rate)
-            ends.append(start + seconds)
+            seconds = Fraction(speaker.waveform.num_samples, speaker.waveform.sample_rate)
+            ends.append(starts[-1] + seconds)
     if len(ends) == 1:
         raise AudioError(
             f"got {len(speakers)} speakers of whom none has a voice; give at least one a recording"
@@ -127,8 +194,10 @@ def _lay(samples: Tensor, start: Fraction | int, length: int = 0) -> Tensor:
     return F.pad(samples, (before, max(0, length - before - samples.shape[-1])))
 
 
-def _span(waveform: Waveform, start: Fraction, end: Fraction) -> Waveform:
+def _lay_sound(sound: Sound, start: Fraction, end: Fraction) -> Sound:
     """Let a sound begin at a time and last to the end, in seconds."""
-    rate = waveform.sample_rate
-    samples_CS = _lay(waveform.samples_CS, start * rate, math.ceil(end * rate))
-    return replace(waveform, samples_CS=samples_CS)
+    before = round(start * sound.sample_rate)
+    num_samples = max(before + sound.num_samples, ceil(end * sound.sample_rate))
+    if (before, num_samples) == (0, sound.num_samples):
+        return sound
+    return Span(sound=sound, start=-before, num_samples=num_samples)

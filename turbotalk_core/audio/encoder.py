@@ -23,7 +23,10 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, OutputError
 from ..geometry import SAMPLE_RATE
+from ..identity import fingerprint
 from ..trust import MAX_LAYERS, is_file, is_number, parse_json, read_tensor_header
+from ..types import SoundMoments
+from .moments import find_first_kernel, normalized_by
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
@@ -160,6 +163,15 @@ class Wav2Vec2Encoder:
         """Transformer layers, L: what ``encode`` returns per row."""
         return self.config.num_hidden_layers
 
+    @property
+    def first_kernel(self) -> tuple[int, int] | None:
+        """What it normalises over time; see ``ports.AudioEncoder``."""
+        return find_first_kernel(self._first_layer)
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return fingerprint(self.model.state_dict().items())
+
     def hidden_states(self, waveforms_BS: Tensor, num_frames: int | None) -> list[Tensor]:
         """Run the network and keep what every layer says; differentiable.
 
@@ -196,12 +208,15 @@ class Wav2Vec2Encoder:
         return [*output.hidden_states[:-1], output.last_hidden_state]
 
     @torch.no_grad()
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
         """Turn 16 kHz mono samples into one row of hidden states per video frame.
 
         Args:
             waveform_S: samples, any length from 1 on.
             num_frames: rows wanted, T.
+            moments: of the whole sound, where the samples are a part of it.
 
         Returns:
             [T, L, D], float32, on the network's device; the transformer's input is left out.
@@ -214,8 +229,13 @@ class Wav2Vec2Encoder:
                 f"got samples of shape {tuple(waveform_S.shape)} and {num_frames} frames; the "
                 "encoder takes mono samples [S], at least one, and makes at least one frame"
             )
-        states = self.hidden_states(waveform_S[None], num_frames)
+        with normalized_by(self._first_layer, moments):
+            states = self.hidden_states(waveform_S[None], num_frames)
         return torch.stack([state_BTD[0] for state_BTD in states[1:]], dim=1)
+
+    @property
+    def _first_layer(self) -> nn.Module:
+        return self.model.feature_extractor.conv_layers[0]
 
 
 def _is_count(value: object) -> bool:

@@ -1,7 +1,7 @@
 """From a voice to what the encoder hears per video frame.
 
-Goes in: a waveform and an encoder. Comes out: ``Speech``. Separate because it alone decides how
-the end of the audio sounds to the model.
+Goes in: a sound of any length and an encoder. Comes out: ``Speech``. Separate because it alone
+decides how much the encoder hears at once, and how the end of the audio sounds to the model.
 
 Axes: S audio samples, T video frames, L encoder layers, D feature width.
 """
@@ -9,41 +9,100 @@ Axes: S audio samples, T video frames, L encoder layers, D feature width.
 from __future__ import annotations
 
 from fractions import Fraction
+from math import ceil
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import AudioError
-from ..geometry import SAMPLE_RATE, count_frames, count_samples
+from ..errors import AudioError, RequestError
+from ..geometry import FPS, SAMPLE_RATE, count_frames, count_samples
 from ..ports import AudioEncoder
-from ..types import AudioFeatures, Speech, Waveform
-from .io import to_mono_16k
-from .loudness import normalize_loudness
+from ..request import HEARINGS, Hearing
+from ..sound import Sound, SoundReader, Span
+from ..types import AudioFeatures, SoundMoments, Speech, Waveform
+from .io import to_waveform
+from .loudness import TARGET_LUFS, LoudnessMeter, find_gain, normalize_loudness
+from .moments import MomentsMeter
+from .resample import read_mono_16k, to_mono_16k
 
 SILENCE_TAIL_FRAMES = 25  # one second: longer than any window reaches past the end
 TAIL_CONTEXT_FRAMES = 250  # ten seconds of voice tell the encoder what falls silent
 
+# docs/numerics.md, "Long sounds", has the measurements behind these three.
+MOST_WHOLE_FRAMES = 5 * 60 * FPS  # five minutes; wav2vec2-base takes 5 GB for that
+SECTION_FRAMES = 1_000  # 40 seconds
+CONTEXT_FRAMES = 250  # 10 seconds on each side
+_KEPT_SECTIONS = 2  # a chunk may lie across an edge
+
 
 def encode_speech(
-    waveform: Waveform, encoder: AudioEncoder, *, normalizes_loudness: bool = True
+    waveform: Sound,
+    encoder: AudioEncoder,
+    *,
+    normalizes_loudness: bool = True,
+    hearing: Hearing = "auto",
 ) -> Speech:
     """Hear a voice from its first sample to its last.
 
     Args:
-        waveform: the voice, any rate and channel count; silence is valid.
+        waveform: the voice, any rate, channel count and length; silence is valid.
         encoder: hears 16 kHz mono.
         normalizes_loudness: bring the voice to -23 LUFS first, as InfiniteTalk does.
+        hearing: at once, as InfiniteTalk does, or in sections; see ``hears_whole``.
 
     Returns:
-        The features of ``hear``, and the untouched waveform.
+        The features of ``hear`` or ``hear_in_sections``, and the untouched waveform.
 
     Raises:
         AudioError: the audio is shorter than one video frame.
+        RequestError: hearing is none of ``request.HEARINGS``.
     """
-    seconds = Fraction(waveform.samples_CS.shape[1], waveform.sample_rate)
-    waveform_S = to_encoder_input(waveform, normalizes_loudness)
-    return Speech(features=hear(waveform_S, seconds, encoder), waveform=waveform)
+    seconds = Fraction(waveform.num_samples, waveform.sample_rate)
+    is_whole = hears_whole(seconds, hearing)
+    if is_whole:
+        waveform_S = to_encoder_input(to_waveform(waveform), normalizes_loudness)
+        features = hear(waveform_S, seconds, encoder)
+    else:
+        features = hear_in_sections(
+            waveform, Fraction(0), seconds, encoder, normalizes_loudness=normalizes_loudness
+        )
+    origin = describe_hearing(encoder, is_whole, normalizes_loudness)
+    return Speech(features=features, waveform=waveform, origin=origin)
+
+
+def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
+    """Decide how a sound is heard.
+
+    Args:
+        seconds: its length.
+        hearing: the wish; auto is whole up to ``MOST_WHOLE_FRAMES``.
+
+    Returns:
+        True for at once, which takes memory in proportion to the length; False for in sections.
+
+    Raises:
+        RequestError: a wish that is none of ``request.HEARINGS``.
+    """
+    if hearing not in HEARINGS:
+        raise RequestError(f"got hearing {hearing!r}; choose one of {', '.join(HEARINGS)}")
+    return hearing == "whole" or (hearing == "auto" and seconds * FPS <= MOST_WHOLE_FRAMES)
+
+
+def describe_hearing(encoder: AudioEncoder, is_whole: bool, normalizes_loudness: bool) -> str:
+    """Put in words all that decides the features of a sound but the sound.
+
+    Args:
+        encoder: that hears it.
+        is_whole: whether at once; else in sections.
+        normalizes_loudness: whether its level is changed before.
+
+    Returns:
+        For ``Speech.origin``.
+    """
+    how = "whole" if is_whole else f"in sections of {SECTION_FRAMES} and {CONTEXT_FRAMES} around"
+    loudness = f"at {TARGET_LUFS:g} LUFS" if normalizes_loudness else "as loud as it is"
+    return f"{how}, {loudness}, by {encoder.fingerprint()}"
 
 
 def to_encoder_input(waveform: Waveform, normalizes_loudness: bool) -> Tensor:
@@ -77,15 +136,150 @@ def hear(waveform_S: Tensor, seconds: Fraction, encoder: AudioEncoder) -> AudioF
     Raises:
         AudioError: the sound is shorter than one video frame.
     """
+    num_frames = _count_frames(seconds)
+    inside_TLD = encoder.encode(waveform_S, num_frames)
+    tail_TLD = _encode_silence_after(waveform_S, num_frames, encoder)
+    return AudioFeatures(features_TLD=torch.cat([inside_TLD, tail_TLD]), num_frames=num_frames)
+
+
+def hear_in_sections(
+    sound: Sound,
+    start: Fraction,
+    end: Fraction,
+    encoder: AudioEncoder,
+    *,
+    normalizes_loudness: bool = True,
+    section_frames: int = SECTION_FRAMES,
+    context_frames: int = CONTEXT_FRAMES,
+) -> SectionFeatures:
+    """Prepare to encode a sound of any length, section by section; memory is that of a few.
+
+    The sound is read once here, for its loudness and its moments, and once more as rows are asked
+    for.
+
+    Args:
+        sound: the voice.
+        start: seconds of silence before it.
+        end: seconds when all is over; silence where the voice is over before.
+        encoder: hears 16 kHz mono.
+        normalizes_loudness: bring the voice to -23 LUFS.
+        section_frames: length of a section, video frames.
+        context_frames: heard with it on each side, not fewer than ``TAIL_CONTEXT_FRAMES``, or the
+            end is read twice.
+
+    Returns:
+        As many rows as ``hear`` gives for the same sound.
+
+    Raises:
+        AudioError: all is shorter than one video frame.
+    """
+    num_frames = _count_frames(end)
+    mono = read_mono_16k(sound)
+    loudness = LoudnessMeter()
+    moments = None if encoder.first_kernel is None else MomentsMeter(*encoder.first_kernel)
+    for block_CS in mono.blocks():
+        if normalizes_loudness:
+            loudness.add(block_CS[0])
+        if moments is not None:
+            moments.add(block_CS[0])
+    gain = find_gain(loudness.measure()) or 1.0
+    num_samples = ceil(end * SAMPLE_RATE)
+    return SectionFeatures(
+        Span(sound=mono, start=-round(start * SAMPLE_RATE), num_samples=num_samples),
+        num_frames,
+        encoder,
+        gain=gain,
+        moments=None if moments is None else moments.measure(num_samples, gain),
+        section_frames=section_frames,
+        context_frames=context_frames,
+    )
+
+
+class SectionFeatures:
+    """Features of a sound of any length, encoded when they are asked for; ``FeatureRows``.
+
+    Sections begin at multiples of their length, counted from the start of the sound. Each is heard
+    with what lies around it, by an encoder that is told the moments of all. So what a row is
+    depends on nothing but its number. Rows of the last two sections are kept; to ask for earlier
+    ones reads the sound anew.
+    """
+
+    def __init__(
+        self,
+        sound: Sound,
+        num_frames: int,
+        encoder: AudioEncoder,
+        *,
+        gain: float,
+        moments: SoundMoments | None,
+        section_frames: int,
+        context_frames: int,
+    ) -> None:
+        """Encode nothing yet; see ``hear_in_sections``.
+
+        Args:
+            sound: 16 kHz mono.
+            num_frames: video frames that it covers.
+            encoder: hears it.
+            gain: to hear it with.
+            moments: of the sound with its gain.
+            section_frames: length of a section.
+            context_frames: heard with it on each side.
+        """
+        self.num_frames = num_frames
+        self._section, self._context = section_frames, context_frames
+        self._reader = SoundReader(sound)
+        self._encoder = encoder
+        self._gain = gain
+        self._moments = moments
+        self._kept: dict[int, Tensor] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, those of silence included."""
+        return self.num_frames + SILENCE_TAIL_FRAMES
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Give the rows [start, stop), encoding what is not kept; see ``FeatureRows``."""
+        stop = self.num_rows if stop is None else min(stop, self.num_rows)
+        parts = []
+        while start < stop:
+            # The tail counts as a section of its own.
+            is_tail = start >= self.num_frames
+            begin = self.num_frames if is_tail else start // self._section * self._section
+            parts.append(self._give(begin)[start - begin : stop - begin])
+            start += parts[-1].shape[0]
+        return torch.cat(parts)
+
+    def _give(self, begin: int) -> Tensor:
+        if begin not in self._kept:
+            if len(self._kept) == _KEPT_SECTIONS:
+                del self._kept[next(iter(self._kept))]
+            self._kept[begin] = self._encode(begin)
+        return self._kept[begin]
+
+    def _encode(self, begin: int) -> Tensor:
+        if begin == self.num_frames:
+            end, start, stop = self.num_rows, begin - TAIL_CONTEXT_FRAMES, self.num_rows
+        else:
+            end = min(begin + self._section, self.num_frames)
+            start, stop = begin - self._context, min(end + self._context, self.num_frames)
+        start = max(0, start)
+        samples_CS = self._reader.read(
+            *(count_samples(edge, SAMPLE_RATE) for edge in (start, stop))
+        )
+        rows_TLD = self._encoder.encode(samples_CS[0] * self._gain, stop - start, self._moments)
+        return rows_TLD[begin - start : end - start]
+
+
+def _count_frames(seconds: Fraction) -> int:
     num_frames = count_frames(seconds.numerator, seconds.denominator)
     if num_frames < 1:
         raise AudioError(
             f"got {1000 * float(seconds):.3g} ms of audio; at least one video frame (40 ms) is "
             "needed, so give a longer recording"
         )
-    inside_TLD = encoder.encode(waveform_S, num_frames)
-    tail_TLD = _encode_silence_after(waveform_S, num_frames, encoder)
-    return AudioFeatures(features_TLD=torch.cat([inside_TLD, tail_TLD]), num_frames=num_frames)
+    return num_frames
 
 
 def _encode_silence_after(waveform_S: Tensor, num_frames: int, encoder: AudioEncoder) -> Tensor:

@@ -1,7 +1,7 @@
-"""Sound from files and from memory, and its reduction to what the encoder takes.
+"""Sound from files and from memory.
 
-Goes in: a path, or samples of any type. Comes out: ``Waveform``, or 16 kHz mono samples. Separate
-because it is the only file of this room that decodes media.
+Goes in: a path, or samples of any type. Comes out: a ``Sound`` that is decoded whenever it is read,
+or a ``Waveform`` in memory. Separate because it is the only file of this room that decodes media.
 
 Axes: C channels, S audio samples.
 """
@@ -10,32 +10,106 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import torch
-import torchaudio.functional as AF
 from av.container import InputContainer
 from av.error import FFmpegError
 from torch import Tensor
 
 from ..errors import AudioError, TurboTalkError
-from ..geometry import MAX_SAMPLE_RATE, MAX_SAMPLES, MIN_SAMPLE_RATE, SAMPLE_RATE
+from ..geometry import (
+    FPS,
+    MAX_FRAMES,
+    MAX_SAMPLE_RATE,
+    MAX_SAMPLES,
+    SAMPLE_RATE,
+    count_frames,
+)
+from ..identity import digest_file
+from ..sound import Sound
 from ..trust import check_tables, is_file, media_options
 from ..types import Waveform
 
-# An odd rate such as 44101 Hz would need a resampling filter of gigabytes; a ratio this fine drifts
-# by less than a tenth of a video frame per hour.
-MAX_RATIO_DENOMINATOR = 1_000
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSound:
+    """The sound of a file, decoded anew each time it is read; a ``Sound``, made by ``open_sound``.
+
+    Attributes:
+        path: any file that ``open_sound`` takes.
+        sample_rate: Hz.
+        num_channels: as in the file.
+        num_samples: per channel; what follows in the file is not read.
+    """
+
+    path: Path
+    sample_rate: int
+    num_channels: int
+    num_samples: int
+
+    @property
+    def num_frames(self) -> int:
+        """Whole video frames that this sound covers."""
+        return count_frames(self.num_samples, self.sample_rate)
+
+    def digest(self) -> str:
+        """Tell the sound apart by all bytes of the file and by what is read of it.
+
+        Returns:
+            A few words.
+
+        Raises:
+            AudioError: the file is gone.
+        """
+        try:
+            content = digest_file(self.path)
+        except OSError as error:
+            raise AudioError(
+                f"cannot read {self.path}: {error.strerror}; give the path of a local file"
+            ) from error
+        return f"{content} {self.sample_rate} {self.num_channels} {self.num_samples}"
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Read from a sample on; see ``Sound``.
+
+        To skip is quicker than to read, yet it decodes all that lies before: only so are the
+        samples of every format exactly those of a reading from the beginning.
+
+        Args:
+            start: first sample wanted.
+
+        Yields:
+            [C, S].
+
+        Raises:
+            AudioError: the file is not any more what it was when it was opened.
+        """
+        if (position := start) >= self.num_samples:
+            return
+        for frame in _decode(self.path, start):
+            samples_CS = _read_frame(frame)[:, : self.num_samples - position]
+            if (frame.sample_rate, samples_CS.shape[0]) != (self.sample_rate, self.num_channels):
+                break
+            position += samples_CS.shape[1]
+            yield samples_CS
+            if position == self.num_samples:
+                return
+        raise AudioError(f"{self.path} changed while it was in use; start again")
 
 
-def read_audio(path: str | Path) -> Waveform:
-    """Decode the first audio stream of a local file.
+def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
+    """Find out what the first audio stream of a local file holds; nothing of it is kept.
+
+    All of it is decoded once, as only that tells the exact length, and that it can be read.
 
     Args:
         path: any codec that PyAV decodes, in a container of ``trust.CONTAINERS``: wav, mp3, flac,
             m4a, ogg, opus, or the sound of mp4, mov, mkv, webm, and others.
+        end: seconds after which nothing is needed; None for all.
 
     Returns:
         All channels at the file's own rate. Padding that the encoder added in front or behind is
@@ -43,32 +117,70 @@ def read_audio(path: str | Path) -> Waveform:
 
     Raises:
         AudioError: there is no such file, it is no media file or damaged, it has no audio stream,
-            the stream is empty or longer than ``MAX_SAMPLES``, or its samples are not finite.
+            the stream is empty or longer than ``MAX_FRAMES``, or its samples are not finite.
     """
-    blocks = []
-    room = MAX_SAMPLES
-    with _open(path) as container:
-        for frame in container.decode(audio=0):
-            block = _decode_frame(frame)
-            # Counted while it comes: silence of days fits into a file of kilobytes.
-            room -= block.samples_CS.numel() * max(1, SAMPLE_RATE // block.sample_rate)
-            if room < 0:
-                raise AudioError(
-                    f"{path} has more than {MAX_SAMPLES} samples, {block.sample_rate} a second in "
-                    f"{block.samples_CS.shape[0]} channels; export a part of it, or fewer channels"
-                )
-            blocks.append(block)
-    if not blocks:
-        raise AudioError(f"the audio stream of {path} is empty; give at least 40 ms of sound")
-    layouts = {(block.sample_rate, block.samples_CS.shape[0]) for block in blocks}
-    if len(layouts) > 1:
+    kept, num_samples = None, 0
+    for frame in _decode(path):
+        # Whole numbers are always finite; the first block tells whether they can be read.
+        if kept is None or frame.format.name.startswith(("flt", "dbl")):
+            Waveform(samples_CS=_read_frame(frame), sample_rate=frame.sample_rate)
+        num_samples += frame.samples
+        kept = FileSound(
+            path=Path(path),
+            sample_rate=frame.sample_rate,
+            num_channels=frame.layout.nb_channels,
+            num_samples=num_samples,
+        )
+        # Counted while it comes: silence of days fits into a file of kilobytes.
+        if kept.num_frames > MAX_FRAMES:
+            raise AudioError(
+                f"{path} lasts longer than {MAX_FRAMES // FPS} s, which is all that is read; "
+                "export a part of it"
+            )
+        if end is not None and num_samples >= (most := max(1, round(end * frame.sample_rate))):
+            return replace(kept, num_samples=most)
+    assert kept is not None  # of an empty stream there is no block, but an error
+    return kept
+
+
+def read_audio(path: str | Path) -> Waveform:
+    """Decode the first audio stream of a local file into memory.
+
+    Args:
+        path: as for ``open_sound``.
+
+    Returns:
+        What ``open_sound`` reads.
+
+    Raises:
+        AudioError: as for ``open_sound`` and ``to_waveform``.
+    """
+    return to_waveform(open_sound(path))
+
+
+def to_waveform(sound: Sound) -> Waveform:
+    """Hold all of a sound in memory.
+
+    Args:
+        sound: of at most ``MAX_SAMPLES``, all channels together, at 16 kHz or its own rate.
+
+    Returns:
+        The sound itself where it is in memory already.
+
+    Raises:
+        AudioError: it is longer.
+    """
+    if isinstance(sound, Waveform):
+        return sound
+    num_all = sound.num_samples * sound.num_channels * max(1, SAMPLE_RATE // sound.sample_rate)
+    if num_all > MAX_SAMPLES:
         raise AudioError(
-            f"{path} changes its sample rate or channel count on the way: (Hz, channels) are "
-            f"{sorted(layouts)}; re-export it with one of them"
+            f"got more than {MAX_SAMPLES} samples, {sound.sample_rate} a second in "
+            f"{sound.num_channels} channels; more is not held in memory, so let it be heard in "
+            "sections, or export a part of it or fewer channels"
         )
     return Waveform(
-        samples_CS=torch.cat([block.samples_CS for block in blocks], dim=1),
-        sample_rate=blocks[0].sample_rate,
+        samples_CS=torch.cat(list(sound.blocks()), dim=1), sample_rate=sound.sample_rate
     )
 
 
@@ -76,10 +188,10 @@ def read_first_second(path: str | Path) -> Fraction:
     """Tell when the sound of a file begins, by the file's own clock; a video's rarely differs.
 
     Args:
-        path: as for ``read_audio``.
+        path: as for ``open_sound``.
 
     Returns:
-        Seconds, of the first sample that ``read_audio`` gives; 0 where the file does not say.
+        Seconds, of the first sample that ``open_sound`` reads; 0 where the file does not say.
 
     Raises:
         AudioError: the file is missing or damaged, or has no audio stream.
@@ -118,44 +230,6 @@ def from_samples(samples: Tensor, sample_rate: int) -> Waveform:
     return Waveform(samples_CS=_to_float(samples), sample_rate=sample_rate)
 
 
-def to_mono_16k(waveform: Waveform) -> Tensor:
-    """Average the channels and resample to the encoder's 16 kHz.
-
-    Args:
-        waveform: any rate from 1 kHz on, any channel count.
-
-    Returns:
-        [S] float32, ceil(16000 * seconds) samples.
-
-    Raises:
-        AudioError: the sample rate is under 1 kHz.
-    """
-    return resample(waveform.samples_CS.mean(dim=0), waveform.sample_rate, SAMPLE_RATE)
-
-
-def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
-    """Bring sound to another sample rate.
-
-    Args:
-        samples: [..., S].
-        sample_rate: of the samples, Hz.
-        wanted_rate: Hz.
-
-    Returns:
-        [..., ceil(S * wanted_rate / sample_rate)], but for odd ratios a few samples more or fewer.
-
-    Raises:
-        AudioError: the sample rate is under 1 kHz, or above ``MAX_SAMPLE_RATE``.
-    """
-    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:  # or the filter may need gigabytes
-        raise AudioError(
-            f"got a sample rate of {sample_rate} Hz; speech needs at least {MIN_SAMPLE_RATE} Hz "
-            f"and at most {MAX_SAMPLE_RATE}, so give the recording at its true rate"
-        )
-    ratio = Fraction(sample_rate, wanted_rate).limit_denominator(MAX_RATIO_DENOMINATOR)
-    return AF.resample(samples, ratio.numerator, ratio.denominator)
-
-
 @contextmanager
 def _open(path: str | Path) -> Iterator[InputContainer]:
     """Open a local file that has sound; what goes wrong while it is open is told of, too."""
@@ -184,7 +258,44 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
         ) from error
 
 
-def _decode_frame(frame: av.AudioFrame) -> Waveform:
+def _decode(path: str | Path, start: int = 0) -> Iterator[av.AudioFrame]:
+    """Decode from a sample on, about a second at a time; at least one, and all of one kind."""
+    fifo, kinds, position = av.AudioFifo(), set(), 0
+    with _open(path) as container:
+        for frame in container.decode(audio=0):
+            kinds.add((frame.sample_rate, frame.layout.nb_channels, frame.format.name))
+            if frame.sample_rate > MAX_SAMPLE_RATE:  # a second of it may be gigabytes
+                raise AudioError(
+                    f"{path} claims {frame.sample_rate} Hz; at most {MAX_SAMPLE_RATE} are read, so "
+                    "re-export it at its true rate"
+                )
+            if len(kinds) > 1:
+                raise AudioError(
+                    f"{path} changes its sample rate, channel count or sample format on the way: "
+                    f"they are {sorted(kinds)}; re-export it with one of them"
+                )
+            skipped = start - position
+            position += frame.samples
+            if position <= start:
+                continue
+            frame.pts = None  # or the queue would insist on times without a gap
+            fifo.write(frame)
+            if skipped > 0:
+                fifo.read(skipped)
+            if fifo.samples >= frame.sample_rate:
+                yield from _empty(fifo)
+        yield from _empty(fifo)
+    if not kinds:
+        raise AudioError(f"the audio stream of {path} is empty; give at least 40 ms of sound")
+
+
+def _empty(fifo: av.AudioFifo) -> Iterator[av.AudioFrame]:
+    if fifo.samples and (frame := fifo.read()) is not None:
+        yield frame
+
+
+def _read_frame(frame: av.AudioFrame) -> Tensor:
+    """Take over the samples of a frame, float32 [C, S]."""
     try:
         samples = torch.from_numpy(frame.to_ndarray())
     except ValueError as error:
@@ -194,7 +305,7 @@ def _decode_frame(frame: av.AudioFrame) -> Waveform:
         ) from error
     if not frame.format.is_planar:  # one row of interleaved channels
         samples = samples.reshape(-1, frame.layout.nb_channels).T
-    return Waveform(samples_CS=_to_float(samples), sample_rate=frame.sample_rate)
+    return _to_float(samples)
 
 
 def _to_float(samples: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Loudness of speech, brought to what the audio encoder was used to in training.
 
-Goes in: mono samples. Comes out: the same samples times one gain. Separate because it is the only
-file that needs pyloudnorm.
+Goes in: mono samples, whole or block by block. Comes out: the same samples times one gain, or the
+loudness. Separate because it is the only file that needs pyloudnorm.
 
 Axes: S audio samples.
 """
@@ -10,12 +10,107 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from torch import Tensor
 
 from ..geometry import SAMPLE_RATE
 
 TARGET_LUFS = -23.0  # InfiniteTalk, loudness_norm; also the level of EBU R 128
-GATING_BLOCK_SECONDS = 0.4  # ITU-R BS.1770-4: loudness is not defined for less
+
+# ITU-R BS.1770-4: annex 1 for the two filters, here as gain (dB), quality and frequency (Hz) of a
+# second-order shelf and a high pass; annex 1, equations 1 to 7 for the gates.
+_SHELF = (4.0, 1 / math.sqrt(2), 1500.0)
+_HIGH_PASS = (0.0, 0.5, 38.0)
+_OFFSET_LUFS = -0.691
+_ABSOLUTE_GATE_LUFS = -70.0
+_RELATIVE_GATE_LU = -10.0
+GATING_BLOCK_SECONDS = 0.4  # loudness is not defined for less
+_STEP = 0.25  # of a gating block, from each to the next
+
+
+class LoudnessMeter:
+    """Measures the integrated loudness of a mono sound that comes in blocks of any length.
+
+    It holds one gating block of the sound, and of what was before 10 numbers per second. The result
+    is bit for bit that of the whole sound at once.
+
+    Source: ITU-R BS.1770-4.
+    """
+
+    def __init__(self, sample_rate: int = SAMPLE_RATE) -> None:
+        """Start with nothing.
+
+        Args:
+            sample_rate: Hz.
+        """
+        # Imported when used: it brings in SciPy, which takes a second.
+        from pyloudnorm.iirfilter import IIRfilter
+
+        self._sample_rate = sample_rate
+        self._filters = [
+            (stage.b, stage.a)
+            for stage in (
+                IIRfilter(*_SHELF, sample_rate, "high_shelf"),
+                IIRfilter(*_HIGH_PASS, sample_rate, "high_pass"),
+            )
+        ]
+        self._states = [np.zeros(2), np.zeros(2)]
+        self._weighted = np.zeros(0)  # filtered, from the next gating block on
+        self._start = self._num_samples = 0  # sample number of its first, and of the end
+        self._powers: list[float] = []  # of the gating blocks
+
+    def add(self, samples_S: Tensor) -> None:
+        """Take the next samples.
+
+        Args:
+            samples_S: mono, any number of them.
+        """
+        from scipy.signal import lfilter
+
+        weighted = samples_S.detach().double().cpu().numpy()
+        for index, (b, a) in enumerate(self._filters):
+            weighted, self._states[index] = lfilter(b, a, weighted, zi=self._states[index])
+        self._weighted = np.concatenate((self._weighted, weighted))
+        self._num_samples += samples_S.shape[0]
+        while self._find(len(self._powers))[1] <= self._num_samples:
+            self._powers.append(self._measure(len(self._powers)))
+        passed = max(0, self._find(len(self._powers))[0] - self._start)
+        self._weighted, self._start = self._weighted[passed:].copy(), self._start + passed
+
+    def measure(self) -> float | None:
+        """Tell the loudness of all samples so far.
+
+        Returns:
+            LUFS; None for silence and sounds under 0.4 s, which have none.
+        """
+        if self._num_samples < GATING_BLOCK_SECONDS * self._sample_rate:
+            return None
+        powers = list(self._powers)
+        steps = (self._num_samples / self._sample_rate - GATING_BLOCK_SECONDS) / (
+            GATING_BLOCK_SECONDS * _STEP
+        )
+        if round(steps) + 1 > len(powers):  # more than half of a step is left over
+            powers.append(self._measure(len(powers)))
+        heard = np.array(powers)
+        with np.errstate(divide="ignore"):
+            levels = _OFFSET_LUFS + 10 * np.log10(heard)
+        is_loud = levels >= _ABSOLUTE_GATE_LUFS
+        if not is_loud.any():
+            return None
+        gate = _OFFSET_LUFS + 10 * np.log10(heard[is_loud].mean()) + _RELATIVE_GATE_LU
+        is_loud &= levels > gate
+        return float(_OFFSET_LUFS + 10 * np.log10(heard[is_loud].mean()))
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """Tell where a gating block starts and stops, in samples."""
+        start = GATING_BLOCK_SECONDS * (index * _STEP) * self._sample_rate
+        stop = GATING_BLOCK_SECONDS * (index * _STEP + 1) * self._sample_rate
+        return int(start), int(stop)
+
+    def _measure(self, index: int) -> float:
+        start, stop = (edge - self._start for edge in self._find(index))
+        power = np.square(self._weighted[start:stop]).sum()
+        return power * (1 / (GATING_BLOCK_SECONDS * self._sample_rate))
 
 
 def normalize_loudness(
@@ -36,8 +131,21 @@ def normalize_loudness(
 
     Source: ITU-R BS.1770-4; InfiniteTalk, generate_infinitetalk.py, loudness_norm.
     """
-    lufs = measure_loudness(waveform_S, sample_rate)
-    return waveform_S if lufs is None else waveform_S * 10 ** ((target_lufs - lufs) / 20)
+    gain = find_gain(measure_loudness(waveform_S, sample_rate), target_lufs)
+    return waveform_S if gain is None else waveform_S * gain
+
+
+def find_gain(lufs: float | None, target_lufs: float = TARGET_LUFS) -> float | None:
+    """Find the gain from one loudness to another.
+
+    Args:
+        lufs: of the sound, LUFS; None for what has none.
+        target_lufs: wanted.
+
+    Returns:
+        A factor; None where the sound shall stay as it is.
+    """
+    return None if lufs is None else 10 ** ((target_lufs - lufs) / 20)
 
 
 def measure_loudness(waveform_S: Tensor, sample_rate: int = SAMPLE_RATE) -> float | None:
@@ -52,11 +160,6 @@ def measure_loudness(waveform_S: Tensor, sample_rate: int = SAMPLE_RATE) -> floa
 
     Source: ITU-R BS.1770-4.
     """
-    # Imported when used: it brings in SciPy, which takes a second.
-    from pyloudnorm import Meter
-
-    if waveform_S.shape[0] < GATING_BLOCK_SECONDS * sample_rate:
-        return None
-    meter = Meter(sample_rate, block_size=GATING_BLOCK_SECONDS)
-    lufs = meter.integrated_loudness(waveform_S.detach().double().cpu().numpy())
-    return float(lufs) if math.isfinite(lufs) else None
+    meter = LoudnessMeter(sample_rate)
+    meter.add(waveform_S)
+    return meter.measure()

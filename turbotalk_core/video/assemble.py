@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import RequestError
 from ..geometry import FPS, retime
-from ..types import Waveform
+from ..sound import Sound
 from .background import Background
 from .writer import Encoding, open_video
 
@@ -51,7 +51,7 @@ def quantize_frames(frames_BCTHW: Tensor) -> Tensor:
 def assemble(
     path: Path,
     frames: Iterable[Tensor],
-    waveform: Waveform | None,
+    waveform: Sound | None,
     *,
     codec: str = "h264",
     crf: int = 18,
@@ -61,9 +61,10 @@ def assemble(
 ) -> int:
     """Write a video; frames are encoded as they come, so memory does not grow with length.
 
-    The sound is the given one at its own rate, as AAC, cut or continued with silence to the length
-    of the frames. Another frame rate leaves frames out or repeats them, each where its time is, and
-    the sound as it is. Whatever is raised, here or by the frames, leaves no file behind.
+    The sound is read along with them: the given one at its own rate, as AAC, cut or continued with
+    silence to the length of the frames. Another frame rate leaves frames out or repeats them, each
+    where its time is, and the sound as it is. Whatever is raised, here or by the frames, leaves no
+    file behind.
 
     Args:
         path: the ``.mp4`` to make; an older one is replaced when the new one is whole.

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ..errors import ImageError, TurboTalkError
 from ..geometry import FPS, MAX_FRAMES, count_frames
+from ..identity import digest_file
 from ..trust import MAX_PIXELS, check_tables, is_file, media_options
 
 _ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
 _QUARTER = 90  # degrees
-_BLOCK = 1 << 20  # bytes read at a time
 
 
 class VideoFrames(Sequence[Tensor]):
@@ -123,9 +123,7 @@ class VideoFrames(Sequence[Tensor]):
             hashed.update(self._source.getbuffer())
             return hashed.hexdigest()
         try:
-            with self._source.open("rb") as file:
-                while block := file.read(_BLOCK):
-                    hashed.update(block)
+            hashed.update(digest_file(self._source).encode())
         except OSError as error:
             raise ImageError(
                 f"cannot read {self._name}: {error.strerror}; give the path of a local file"

@@ -23,6 +23,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av import AudioStream
 from av.container import InputContainer
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
+from ..sound import Sound, pieces
 from ..trust import MAX_PIXELS, is_file, media_options
 from ..types import Carry, FrameChunk, Waveform
 from .assemble import quantize_frames
@@ -156,8 +158,22 @@ class Take:
         """
         return torch.cat(list(self.iterate(start, stop)))
 
+    @property
+    def sound_file(self) -> Path:
+        """Where the original recording lies, exactly as it was given.
+
+        Raises:
+            OutputError: it does not lie there any more, or is another.
+        """
+        path = self.folder / _SOUND
+        if not _is_own(path):
+            raise OutputError(f"{path} is missing; make the take again")
+        with _open_media(path) as container:
+            _find_sound(path, container)
+        return path
+
     def read_waveform(self) -> Waveform:
-        """Read the original recording, exactly as it was given.
+        """Read the original recording into memory, exactly as it was given.
 
         Returns:
             The sound of the take; it may be longer than the frames by less than one frame.
@@ -167,10 +183,7 @@ class Take:
         """
         path = self.folder / _SOUND
         with _open_media(path) as container:
-            stream = container.streams.audio[0]
-            # What the writer writes; another codec could unpack to more than memory holds.
-            if stream.codec_context.name != _SOUND_CODEC:
-                raise OutputError(f"{path} holds {stream.codec_context.name}; make the take again")
+            stream = _find_sound(path, container)
             parts = []
             room = path.stat().st_size // _SAMPLE_BYTES  # a container may be compressed, too
             for frame in container.decode(stream):
@@ -224,6 +237,14 @@ def _open_media(path: Path) -> Iterator[InputContainer]:
     # What PyAV and numpy stumble over in damaged files.
     except (ValueError, LookupError, RuntimeError, AttributeError) as error:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
+
+
+def _find_sound(path: Path, container: InputContainer) -> AudioStream:
+    stream = container.streams.audio[0]
+    # What the writer writes; another codec could unpack to more than memory holds.
+    if stream.codec_context.name != _SOUND_CODEC:
+        raise OutputError(f"{path} holds {stream.codec_context.name}; make the take again")
+    return stream
 
 
 class TakeWriter:
@@ -301,7 +322,7 @@ class TakeWriter:
 @contextmanager
 def open_take(
     folder: Path,
-    waveform: Waveform,
+    waveform: Sound,
     *,
     height: int,
     width: int,
@@ -526,9 +547,9 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _write_sound(path: Path, waveform: Waveform) -> None:
+def _write_sound(path: Path, waveform: Sound) -> None:
     rate = waveform.sample_rate
-    num_channels = waveform.samples_CS.shape[0]
+    num_channels = waveform.num_channels
     # "7C": seven channels, of which nobody says which loudspeaker is which
     layout = {1: "mono", 2: "stereo"}.get(num_channels, f"{num_channels}C")
     with (
@@ -538,7 +559,7 @@ def _write_sound(path: Path, waveform: Waveform) -> None:
     ):
         stream = container.add_stream(_SOUND_CODEC, rate=rate, layout=layout)
         # a second at a time: one block of the whole recording would outgrow the container's limits
-        for index, samples_CS in enumerate(waveform.samples_CS.float().split(rate, dim=1)):
+        for index, samples_CS in enumerate(pieces(waveform, rate)):
             interleaved = samples_CS.T.contiguous().numpy().reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, index * rate, Fraction(1, rate)

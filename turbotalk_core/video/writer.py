@@ -1,8 +1,8 @@
 """One video file in the making: frames go in batch by batch, the sound follows them.
 
-Goes in: uint8 frames and a waveform of any rate and channel count. Comes out: a file whose video
-and sound are equally long, whole or not there at all. Separate from its users so that lossless
-takes and finished videos share one encoder.
+Goes in: uint8 frames and a sound of any rate and channel count, read as the frames come. Comes out:
+a file whose video and sound are equally long, whole or not there at all. Separate from its users so
+that lossless takes and finished videos share one encoder.
 
 Axes: T frames, H height, W width, C channels, S samples.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from logging import getLogger
 from pathlib import Path
@@ -24,11 +24,10 @@ from av.container import OutputContainer
 from av.error import FFmpegError
 from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..errors import GeometryError
 from ..geometry import FPS, count_samples
-from ..types import Waveform
+from ..sound import Sound, SoundReader, pieces
 from .files import reports_disk_errors, whole_file
 
 _log = getLogger(__name__)
@@ -74,7 +73,7 @@ def open_video(
     path: Path,
     encoding: Encoding,
     *,
-    waveform: Waveform | None = None,
+    waveform: Sound | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Iterator[VideoWriter]:
     """Make a video file: whole when the block ends well, gone when anything is raised in it.
@@ -119,7 +118,7 @@ class VideoWriter:
         path: Path,
         container: OutputContainer,
         encoding: Encoding,
-        waveform: Waveform | None,
+        waveform: Sound | None,
     ) -> None:
         """Prepare; streams are opened by the first frames, which bring the size.
 
@@ -133,6 +132,7 @@ class VideoWriter:
         self._container = container
         self._encoding = encoding
         self._waveform = None if waveform is None else _fit_to_aac(waveform)
+        self._reader = None if self._waveform is None else SoundReader(self._waveform)
         self._video: VideoStream
         self._sound: AudioStream
         self._size: tuple[int, int] | None = None
@@ -215,7 +215,7 @@ class VideoWriter:
             video.codec_context.color_range = ColorRange.MPEG
         self._video = video
         if self._waveform is not None:
-            num_channels, rate = self._waveform.samples_CS.shape[0], self._waveform.sample_rate
+            num_channels, rate = self._waveform.num_channels, self._waveform.sample_rate
             sound = self._container.add_stream("aac", rate=rate, layout=_AAC_LAYOUTS[num_channels])
             self._sound = cast(AudioStream, sound)
             self._sound.bit_rate = num_channels * min(
@@ -239,15 +239,14 @@ class VideoWriter:
 
     def _encode_sound(self) -> None:
         """Bring the sound to where the frames are; a file interleaves the two."""
-        if self._waveform is None:
+        if self._waveform is None or self._reader is None:
             return
         rate = self._waveform.sample_rate
         start = self._num_samples
         stop = count_samples(self._num_frames, rate, self._encoding.fps)
         if start == stop:
             return
-        samples_CS = self._waveform.samples_CS[:, start:stop]
-        samples_CS = pad(samples_CS, (0, stop - start - samples_CS.shape[1]))
+        samples_CS = self._reader.read(start, stop)
         frame = av.AudioFrame.from_ndarray(
             samples_CS.contiguous().numpy(),
             format="fltp",
@@ -258,31 +257,62 @@ class VideoWriter:
         self._num_samples = stop
 
 
-def _fit_to_aac(waveform: Waveform) -> Waveform:
+def _fit_to_aac(sound: Sound) -> Sound:
     """Return the sound as it is, or what comes nearest where AAC cannot hold it."""
-    num_channels, rate = waveform.samples_CS.shape[0], waveform.sample_rate
+    num_channels, rate = sound.num_channels, sound.sample_rate
     if num_channels in _AAC_LAYOUTS and rate in _AAC_RATES:
-        return waveform
-    if num_channels not in _AAC_LAYOUTS:  # nobody knows which loudspeaker is which
-        waveform = replace(waveform, samples_CS=waveform.samples_CS.mean(dim=0, keepdim=True))
-    layout = _AAC_LAYOUTS[waveform.samples_CS.shape[0]]
+        return sound
     fitting = next((known for known in _AAC_RATES if known >= rate), _AAC_RATES[-1])
+    fitted = _Fitted(sound=sound, sample_rate=fitting)
     _log.warning(
         "AAC cannot hold %d channels at %d Hz; the video gets %s at %d Hz instead",
         num_channels,
         rate,
-        layout,
+        _AAC_LAYOUTS[fitted.num_channels],
         fitting,
     )
-    # FFmpeg's resampler: its filter stays short for odd rates such as 44101 Hz
-    resampler = av.AudioResampler(format="fltp", layout=layout, rate=fitting)
-    frames = []
-    for index, samples_CS in enumerate(waveform.samples_CS.split(rate, dim=1)):
-        frame = av.AudioFrame.from_ndarray(
-            samples_CS.contiguous().numpy(), format="fltp", layout=layout
-        )
-        frame.sample_rate, frame.pts, frame.time_base = rate, index * rate, Fraction(1, rate)
-        frames += resampler.resample(frame)
-    frames += resampler.resample(None)
-    samples_CS = torch.cat([torch.from_numpy(frame.to_ndarray()) for frame in frames], dim=1)
-    return Waveform(samples_CS=samples_CS, sample_rate=fitting)
+    return fitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fitted:
+    """A sound as AAC can hold it, converted while it is read; a ``Sound``.
+
+    FFmpeg's resampler keeps its filter short for odd rates such as 44101 Hz. It works from the
+    beginning on, and may end a few samples early or late.
+    """
+
+    sound: Sound
+    sample_rate: int
+
+    @property
+    def num_channels(self) -> int:
+        # of more channels nobody knows which loudspeaker is which
+        return self.sound.num_channels if self.sound.num_channels in _AAC_LAYOUTS else 1
+
+    @property
+    def num_samples(self) -> int:
+        return -(-self.sound.num_samples * self.sample_rate // self.sound.sample_rate)
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        position = 0
+        for block_CS in self._convert():
+            first, last = max(0, start - position), max(0, self.num_samples - position)
+            position += block_CS.shape[1]
+            yield block_CS[:, first:last]
+        yield torch.zeros(self.num_channels, max(0, self.num_samples - max(start, position)))
+
+    def _convert(self) -> Iterator[Tensor]:
+        rate, layout = self.sound.sample_rate, _AAC_LAYOUTS[self.num_channels]
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=self.sample_rate)
+        for index, samples_CS in enumerate(pieces(self.sound, rate)):
+            if samples_CS.shape[0] != self.num_channels:
+                samples_CS = samples_CS.mean(dim=0, keepdim=True)
+            frame = av.AudioFrame.from_ndarray(
+                samples_CS.contiguous().numpy(), format="fltp", layout=layout
+            )
+            frame.sample_rate, frame.pts, frame.time_base = rate, index * rate, Fraction(1, rate)
+            for resampled in resampler.resample(frame):
+                yield torch.from_numpy(resampled.to_ndarray())
+        for resampled in resampler.resample(None):
+            yield torch.from_numpy(resampled.to_ndarray())

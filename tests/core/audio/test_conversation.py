@@ -1,5 +1,7 @@
 """Who speaks when, told by an encoder that writes down what it hears."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -9,11 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbotalk_core.audio.conversation import encode_conversation
+from turbotalk_core.audio.conversation import encode_conversation, mix_voices
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError
-from turbotalk_core.types import Conversation, Speaker, Waveform
+from turbotalk_core.geometry import count_frames
+from turbotalk_core.request import Hearing
+from turbotalk_core.sound import Sound
+from turbotalk_core.types import Conversation, SoundMoments, Speaker, Waveform
 
 RATE = 16_000
 
@@ -21,10 +26,17 @@ RATE = 16_000
 class Listener:
     """Hears in each video frame the mean square of its 640 samples, and remembers all it heard."""
 
+    first_kernel = None
+
     def __init__(self) -> None:
         self.heard: list[Tensor] = []
 
-    def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+    def fingerprint(self) -> str:
+        return "5b"
+
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
         self.heard.append(waveform_S)
         padded_S = torch.nn.functional.pad(waveform_S, (0, 640))[: 640 * num_frames]
         return padded_S.reshape(num_frames, 640).square().mean(dim=1)[:, None, None]
@@ -40,6 +52,11 @@ def _talk(*speakers: Speaker) -> tuple[Conversation, list[Tensor]]:
     listener = Listener()
     conversation = encode_conversation(speakers, listener, normalizes_loudness=False)
     return conversation, listener.heard[::2]  # after each voice the listener hears its end
+
+
+def _read(sound: Sound) -> Tensor:
+    """All samples of a sound."""
+    return torch.cat(list(sound.blocks()), dim=1)
 
 
 def _anna(seconds: float, follows: bool = False) -> Speaker:
@@ -59,9 +76,9 @@ def test_a_lone_speaker_is_heard_as_speech_is(
     conversation = encode_conversation([speaker], Listener(), normalizes_loudness=normalizes)
     speech = encode_speech(waveform, Listener(), normalizes_loudness=normalizes)
     (ours,) = conversation.speeches
-    assert torch.equal(ours.features.features_TLD, speech.features.features_TLD)
+    assert torch.equal(ours.features.rows(), speech.features.rows())
     assert ours.features.num_frames == speech.features.num_frames
-    assert torch.equal(conversation.waveform.samples_CS, waveform.samples_CS)
+    assert torch.equal(_read(conversation.waveform), waveform.samples_CS)
     assert conversation.waveform.sample_rate == sample_rate
 
 
@@ -76,10 +93,10 @@ def test_a_follower_begins_with_the_sample_after_the_last() -> None:
     assert not heard[0][16_123:].any()
     assert not heard[1][:16_123].any()
     assert torch.equal(heard[1][16_123:], second.samples_CS[0])
-    assert torch.equal(conversation.waveform.samples_CS[0], heard[0] + heard[1])
+    assert torch.equal(_read(conversation.waveform)[0], heard[0] + heard[1])
     for speech in conversation.speeches:
         assert speech.features.num_frames == total // 640
-        assert speech.waveform.samples_CS.shape == (1, total)
+        assert _read(speech.waveform).shape == (1, total)
 
 
 def test_who_does_not_follow_speaks_at_once() -> None:
@@ -87,7 +104,7 @@ def test_who_does_not_follow_speaks_at_once() -> None:
     assert [waveform_S.shape[0] for waveform_S in heard] == [16_000, 16_000]
     assert heard[1][:6_400].any()
     assert not heard[1][6_400:].any()
-    assert torch.equal(conversation.waveform.samples_CS[0], heard[0] + heard[1])
+    assert torch.equal(_read(conversation.waveform)[0], heard[0] + heard[1])
 
 
 def test_a_bystander_hears_silence_and_takes_no_turn() -> None:
@@ -97,18 +114,20 @@ def test_a_bystander_hears_silence_and_takes_no_turn() -> None:
     assert not heard[1].any()
     assert not heard[2][:8_000].any()
     assert heard[2][8_000:].any()
-    assert not conversation.speeches[1].waveform.samples_CS.any()
+    assert not _read(conversation.speeches[1].waveform).any()
     assert conversation.speakers[1] is carl
 
 
 def test_silence_is_heard_not_made_up() -> None:
     # An encoder for which silence is anything but zeros.
     class Offset(Listener):
-        def encode(self, waveform_S: Tensor, num_frames: int) -> Tensor:
+        def encode(
+            self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+        ) -> Tensor:
             return super().encode(waveform_S, num_frames) + 7
 
     conversation = encode_conversation([_anna(0.4), Speaker(name="Carl")], Offset())
-    assert (conversation.speeches[1].features.features_TLD == 7).all()
+    assert (conversation.speeches[1].features.rows() == 7).all()
 
 
 def test_loudness_is_that_of_the_voice_without_the_silence() -> None:
@@ -134,7 +153,7 @@ def test_a_recording_cut_into_turns_is_mixed_whole_again(cuts: list[int], sample
         for start, stop in pairwise(edges)
     ]
     conversation, _ = _talk(*speakers)
-    assert torch.equal(conversation.waveform.samples_CS, whole.samples_CS)
+    assert torch.equal(_read(conversation.waveform), whole.samples_CS)
     frames = {speech.features.num_frames for speech in conversation.speeches}
     assert frames == {25 * 20_001 // sample_rate}
 
@@ -161,7 +180,11 @@ def test_all_are_as_long_as_until_the_last_has_ended(
     conversation, heard = _talk(*speakers)
     assert {speech.features.num_frames for speech in conversation.speeches} == {num_frames}
     assert len({waveform_S.shape[0] for waveform_S in heard}) == 1
-    assert conversation.waveform.num_frames in (num_frames, num_frames + 1)  # rates may round
+    sound = conversation.waveform
+    assert count_frames(sound.num_samples, sound.sample_rate) in (
+        num_frames,
+        num_frames + 1,
+    )  # rates may round
 
 
 def test_the_mix_has_the_best_rate_and_the_most_channels() -> None:
@@ -170,27 +193,88 @@ def test_the_mix_has_the_best_rate_and_the_most_channels() -> None:
     conversation, _ = _talk(
         Speaker(name="Anna", waveform=mono), Speaker(name="Bob", waveform=quiet)
     )
-    left_S, right_S = conversation.waveform.samples_CS
+    left_S, right_S = _read(conversation.waveform)
     assert conversation.waveform.sample_rate == 24_000
     assert torch.equal(left_S, right_S)
     assert left_S.any()
     both, _ = _talk(Speaker(name="Anna", waveform=mono), Speaker(name="Bob", waveform=stereo))
     torch.testing.assert_close(
-        both.waveform.samples_CS, conversation.waveform.samples_CS + stereo.samples_CS
+        _read(both.waveform), _read(conversation.waveform) + stereo.samples_CS
     )
 
 
 def test_only_what_overflows_is_scaled_down() -> None:
     loud = Waveform(samples_CS=torch.tensor([[0.8, -0.4]]).repeat(1, 800), sample_rate=RATE)
     twice, _ = _talk(*[Speaker(name="Anna", waveform=loud)] * 2)
-    torch.testing.assert_close(twice.waveform.samples_CS, loud.samples_CS / 0.8)
+    torch.testing.assert_close(_read(twice.waveform), loud.samples_CS / 0.8)
     in_turn, _ = _talk(*[Speaker(name="Anna", waveform=loud, follows=True)] * 2)
-    assert torch.equal(in_turn.waveform.samples_CS, loud.samples_CS.repeat(1, 2))
+    assert torch.equal(_read(in_turn.waveform), loud.samples_CS.repeat(1, 2))
     decoded = Waveform(samples_CS=loud.samples_CS * 1.5, sample_rate=RATE)
     alone, _ = _talk(Speaker(name="Anna", waveform=decoded), Speaker(name="Carl"))
-    assert torch.equal(alone.waveform.samples_CS, decoded.samples_CS)
+    assert torch.equal(_read(alone.waveform), decoded.samples_CS)
 
 
 def test_somebody_must_speak() -> None:
     with pytest.raises(AudioError, match="got 2 speakers of whom none has a voice"):
         _talk(Speaker(name="Anna"), Speaker(name="Bob", follows=True))
+
+
+@pytest.mark.parametrize("num_samples", [9_001, 640 * 30])
+def test_in_sections_a_conversation_is_heard_the_same(num_samples: int) -> None:
+    speakers = [
+        Speaker(name="Anna", waveform=_noise(16_123)),
+        Speaker(name="Carl", follows=True),
+        Speaker(name="Bob", waveform=_noise(num_samples), follows=True),
+        Speaker(name="Dora", waveform=_noise(5_000)),
+    ]
+    whole = encode_conversation(speakers, Listener(), hearing="whole")
+    listener = Listener()
+    sections = encode_conversation(speakers, listener, hearing="sections")
+    assert listener.heard == []
+    for ours, theirs in zip(sections.speeches, whole.speeches, strict=True):
+        assert ours.features.num_frames == theirs.features.num_frames
+        assert torch.equal(ours.features.rows(), theirs.features.rows())
+        assert torch.equal(_read(ours.waveform), _read(theirs.waveform))
+    assert torch.equal(_read(sections.waveform), _read(whole.waveform))
+
+
+@pytest.mark.parametrize("hearing", ["whole", "sections"])
+def test_who_hears_a_voice_elsewhere_says_so(hearing: Hearing) -> None:
+    def tell(*speakers: Speaker) -> list[str | None]:
+        conversation = encode_conversation(speakers, Listener(), hearing=hearing)
+        return [speech.origin for speech in conversation.speeches]
+
+    anna, bob = _anna(0.5), _anna(0.3)
+    at_once = tell(anna, bob)
+    in_turn = tell(anna, replace(bob, follows=True))
+    assert at_once[0] == in_turn[0]
+    assert at_once[1] != in_turn[1]
+    # Laid in silence, a voice has the samples of one recorded with it, and another loudness.
+    assert tell(anna, _anna(0.5))[1] != at_once[1]
+
+
+@given(st.integers(1, 200_000))
+def test_a_mix_is_the_same_from_wherever_it_is_read(start: int) -> None:
+    speakers = [
+        Speaker(name="Anna", waveform=_noise(100_000, 24_000, channels=2)),
+        Speaker(name="Bob", waveform=_noise(60_001, 16_000), follows=True),
+        Speaker(name="Dora", waveform=_noise(90_000, 44_100)),
+    ]
+    mix = mix_voices(speakers)
+    whole_CS = _read(mix)
+    assert whole_CS.shape == (2, mix.num_samples)
+    start = min(start, mix.num_samples)
+    rest_CS = torch.cat([torch.zeros(2, 0), *mix.blocks(start)], dim=1)
+    assert torch.equal(rest_CS, whole_CS[:, start:])
+
+
+def test_before_it_is_read_nothing_is_mixed() -> None:
+    class Untouched(Waveform):
+        def blocks(self, start: int = 0) -> Iterator[Tensor]:
+            raise AssertionError("was read")
+
+    voice = Untouched(samples_CS=torch.ones(1, 800), sample_rate=RATE)
+    mix = mix_voices([Speaker(name="Anna", waveform=voice)] * 2)
+    assert (mix.num_samples, mix.num_channels, mix.sample_rate) == (800, 1, RATE)
+    with pytest.raises(AssertionError, match="was read"):
+        next(mix.blocks())

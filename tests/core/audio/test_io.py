@@ -2,6 +2,7 @@
 
 import math
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,13 +15,13 @@ from hypothesis import strategies as st
 
 from turbotalk_core.audio.io import (
     from_samples,
+    open_sound,
     read_audio,
     read_first_second,
-    resample,
-    to_mono_16k,
+    to_waveform,
 )
 from turbotalk_core.errors import AudioError
-from turbotalk_core.types import Waveform
+from turbotalk_core.geometry import count_frames
 
 
 def _sweep(sample_rate: int, num_channels: int, seconds: float = 1.0) -> np.ndarray:
@@ -31,18 +32,29 @@ def _sweep(sample_rate: int, num_channels: int, seconds: float = 1.0) -> np.ndar
 
 
 def _write(
-    path: Path, codec: str, sample_format: str, sample_rate: int = 44_100, layout: str = "stereo"
+    path: Path,
+    codec: str,
+    sample_format: str,
+    sample_rate: int = 44_100,
+    layout: str = "stereo",
+    *,
+    seconds: float = 1.0,
+    delay: int = 0,
+    quality: int | None = None,
 ) -> np.ndarray:
     """Write the sweep, with a picture track where the container is one for video."""
-    samples = _sweep(sample_rate, av.AudioLayout(layout).nb_channels)
+    samples = _sweep(sample_rate, av.AudioLayout(layout).nb_channels, seconds)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=sample_rate, layout=layout)
         stream.codec_context.format = sample_format
+        if quality is not None:  # instead of a rate
+            stream.codec_context.qscale = True
+            stream.codec_context.global_quality = quality * 118  # FFmpeg's FF_QP2LAMBDA
         if path.suffix in {".mp4", ".mov", ".mkv"}:
             _write_picture(container)
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
         frame.sample_rate = sample_rate
-        frame.pts = 0
+        frame.pts = delay
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return samples
@@ -170,8 +182,9 @@ def test_what_is_no_sound_is_refused(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(AudioError, match=message):
-        read_audio(tmp_path / name)
+    for read in (read_audio, open_sound):
+        with pytest.raises(AudioError, match=message):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.wav", "list.m3u8", "list.mpd"])
@@ -202,6 +215,29 @@ def test_sound_without_an_end_is_not_read_into_memory(
         read_audio(tmp_path / "b.wav")
 
 
+def test_a_sound_that_memory_does_not_hold_is_read_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "a.wav", "pcm_s16le", "s16")
+    monkeypatch.setattr("turbotalk_core.audio.io.MAX_SAMPLES", 9)
+    sound = open_sound(tmp_path / "a.wav")
+    assert sum(block_CS.shape[1] for block_CS in sound.blocks()) == 44_100
+    with pytest.raises(AudioError, match="heard in sections"):
+        to_waveform(sound)
+
+
+def test_sound_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path / "a.wav", "pcm_s16le", "s16", seconds=2.0)
+    for most in (49, 50):
+        monkeypatch.setattr("turbotalk_core.audio.io.MAX_FRAMES", most)
+        if most == 50:
+            assert open_sound(tmp_path / "a.wav").num_frames == 50
+            continue
+        with pytest.raises(AudioError, match="lasts longer than 1 s"):
+            open_sound(tmp_path / "a.wav")
+        assert open_sound(tmp_path / "a.wav", Fraction(1)).num_frames == 25
+
+
 def test_samples_count_as_many_as_they_become_at_16_khz(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,12 +252,11 @@ def test_a_rate_that_no_recorder_has_is_refused(tmp_path: Path, sample_rate: int
     data = bytearray(_wav_bytes(b"\1\0" * 640, code=1, bits=16))
     data[24:28] = struct.pack("<I", sample_rate)
     (tmp_path / "a.wav").write_bytes(data)
-    with pytest.raises(AudioError, match=f"{sample_rate} Hz|cannot be decoded"):
-        read_audio(tmp_path / "a.wav")
+    for read in (read_audio, open_sound):
+        with pytest.raises(AudioError, match=f"{sample_rate} Hz|cannot be decoded"):
+            read(tmp_path / "a.wav")
     with pytest.raises(AudioError, match=f"{sample_rate} Hz"):
         from_samples(torch.zeros(10), sample_rate)
-    with pytest.raises(AudioError, match=f"{sample_rate} Hz"):
-        resample(torch.zeros(10), sample_rate, 16_000)
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "pcm_s16le"), ("a.mov", "pcm_s16le")])
@@ -319,30 +354,83 @@ def test_samples_that_are_no_single_sound_are_refused(samples: torch.Tensor, mes
         from_samples(samples, 16_000)
 
 
-@pytest.mark.parametrize("sample_rate", [8_000, 11_025, 16_000, 22_050, 44_100, 44_101, 192_000])
-def test_resampling_keeps_a_tone_in_time(sample_rate: int) -> None:
-    def tone(rate: int) -> torch.Tensor:
-        return 0.5 * torch.sin(2 * math.pi * 300 * torch.arange(rate) / rate)
-
-    result_S = to_mono_16k(Waveform(samples_CS=tone(sample_rate)[None], sample_rate=sample_rate))
-    assert result_S.shape == (16_000,)
-    inside = slice(200, -200)
-    torch.testing.assert_close(result_S[inside], tone(16_000)[inside], rtol=0, atol=2e-3)
-
-
-@given(st.integers(1, 3), st.integers(1, 5_000), st.sampled_from([8_000, 16_000, 24_000, 48_000]))
-def test_length_follows_from_the_rate(
-    num_channels: int, num_samples: int, sample_rate: int
+@pytest.mark.parametrize(
+    ("name", "codec", "sample_format", "sample_rate", "layout"),
+    [
+        ("a.wav", "pcm_s16le", "s16", 8_000, "mono"),
+        ("a.wav", "pcm_f32le", "flt", 96_000, "5.1"),
+        ("a.flac", "flac", "s16", 22_050, "stereo"),
+        ("a.mp3", "libmp3lame", "fltp", 44_100, "stereo"),
+        ("a.m4a", "aac", "fltp", 48_000, "5.1"),
+        ("a.mp4", "aac", "fltp", 44_100, "mono"),
+        ("a.opus", "libopus", "flt", 48_000, "stereo"),
+    ],
+)
+def test_a_sound_on_disk_is_the_same_read_in_blocks_from_anywhere(
+    tmp_path: Path, name: str, codec: str, sample_format: str, sample_rate: int, layout: str
 ) -> None:
-    waveform = Waveform(samples_CS=torch.zeros(num_channels, num_samples), sample_rate=sample_rate)
-    assert to_mono_16k(waveform).shape == (math.ceil(16_000 * num_samples / sample_rate),)
+    path = tmp_path / name
+    _write(path, codec, sample_format, sample_rate, layout, seconds=2.3)
+    whole, sound = read_audio(path), open_sound(path)
+    assert (sound.num_samples, sound.num_channels) == whole.samples_CS.shape[::-1]
+    assert (sound.sample_rate, sound.num_frames) == (sample_rate, whole.num_frames)
+    assert torch.equal(to_waveform(sound).samples_CS, whole.samples_CS)
+    last = sound.num_samples
+    for start in (1, 1_023, 1_024, sample_rate, sample_rate + 7, last - 1, last, last + 9):
+        blocks = [torch.zeros(sound.num_channels, 0), *sound.blocks(start)]
+        assert torch.equal(torch.cat(blocks, dim=1), whole.samples_CS[:, start:])
+    assert max(block_CS.shape[1] for block_CS in sound.blocks()) < 1.2 * sample_rate
 
 
-def test_channels_are_averaged() -> None:
-    waveform = from_samples(torch.tensor([[1.0, 0.0], [0.0, 0.5]]), 16_000)
-    assert to_mono_16k(waveform).tolist() == [0.5, 0.25]
+def test_a_variable_rate_mp3_is_as_long_as_what_was_spoken(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    spoken = _write(path, "libmp3lame", "fltp", 44_100, "mono", seconds=3.7, quality=7)
+    assert b"Xing" in path.read_bytes()[:2_000]  # and not Info, the mark of a constant rate
+    assert open_sound(path).num_samples == spoken.shape[1]
 
 
-def test_a_rate_without_speech_is_refused() -> None:
-    with pytest.raises(AudioError, match="999 Hz"):
-        to_mono_16k(Waveform(samples_CS=torch.zeros(1, 999), sample_rate=999))
+def test_the_sound_of_a_video_that_begins_late_is_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    spoken = _write(path, "aac", "fltp", 48_000, "mono", seconds=1.0, delay=24_000)
+    assert read_first_second(path) >= Fraction(2, 5)
+    heard = open_sound(path)
+    # AAC ends on a whole block, and a late start hides the one that it begins with
+    assert spoken.shape[1] <= heard.num_samples < spoken.shape[1] + 2 * 1_024
+    assert count_frames(heard.num_samples, heard.sample_rate) == 25
+
+
+@given(st.integers(1, 30_000), st.integers(1, 200))
+def test_what_follows_the_end_is_not_asked_for(
+    tmp_path_factory: pytest.TempPathFactory, num_samples: int, hundredths: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "a.wav"
+    path.write_bytes(_wav_bytes(b"\1\0" * num_samples, code=1, bits=16))
+    sound = open_sound(path, Fraction(hundredths, 100))
+    assert sound.num_samples == min(num_samples, 160 * hundredths)
+    assert to_waveform(sound).num_samples == sound.num_samples
+
+
+def test_only_what_is_needed_has_to_be_sound(tmp_path: Path) -> None:
+    good = struct.pack("<f", 0.5) * 48_000
+    (tmp_path / "a.wav").write_bytes(
+        _wav_bytes(good + struct.pack("<f", math.nan) * 48_000, code=3, bits=32)
+    )
+    assert open_sound(tmp_path / "a.wav", Fraction(2)).num_samples == 32_000
+    with pytest.raises(AudioError, match="NaN"):
+        open_sound(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("num_samples", [640, 6_400])
+def test_a_file_that_changes_while_it_is_in_use_is_refused(
+    tmp_path: Path, num_samples: int
+) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(_wav_bytes(b"\1\0" * 3_200, code=1, bits=16))
+    sound = open_sound(path)
+    channels = 1 if num_samples < 3_200 else 2
+    path.write_bytes(_wav_bytes(b"\1\0" * num_samples, code=1, bits=16, channels=channels))
+    with pytest.raises(AudioError, match="changed while it was in use"):
+        to_waveform(sound)
+    path.unlink()
+    with pytest.raises(AudioError, match="no audio file"):
+        to_waveform(sound)

@@ -1,11 +1,17 @@
-"""Loudness against the closed form of ITU-R BS.1770-4: a full-scale 997 Hz sine is -3.01 LKFS."""
+"""Loudness against the closed form of ITU-R BS.1770-4 (a full-scale 997 Hz sine is -3.01 LKFS),
+and against pyloudnorm.
+"""
 
 import math
+import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pyloudnorm import Meter
 
-from turbotalk_core.audio.loudness import measure_loudness, normalize_loudness
+from turbotalk_core.audio.loudness import LoudnessMeter, measure_loudness, normalize_loudness
 
 TOLERANCE = 0.1  # LU, EBU Tech 3341: what a loudness meter may be off
 
@@ -53,3 +59,33 @@ def test_the_loudness_of_a_sine_is_told() -> None:
     assert measure_loudness(_sine(2.0, 0.1)) == pytest.approx(-23.01, abs=TOLERANCE)
     assert measure_loudness(torch.zeros(32_000)) is None
     assert measure_loudness(_sine(0.3, 1.0)) is None
+
+
+@given(
+    sample_rate=st.sampled_from([8_000, 16_000, 22_050, 44_101]),
+    hundredths=st.integers(1, 300),
+    more=st.integers(0, 40),
+    decibels=st.integers(-80, 10),
+    lengths=st.lists(st.integers(1, 20_000), min_size=1, max_size=5),
+)
+def test_block_by_block_it_is_what_pyloudnorm_measures(
+    sample_rate: int, hundredths: int, more: int, decibels: int, lengths: list[int]
+) -> None:
+    num_samples = sample_rate * hundredths // 100 + more
+    waveform_S = torch.randn(num_samples, generator=torch.Generator().manual_seed(num_samples))
+    waveform_S *= 10 ** (decibels / 20)
+    waveform_S[num_samples // 3 : num_samples // 2] *= 1e-3  # a pause
+    meter, start = LoudnessMeter(sample_rate), 0
+    while start < num_samples:
+        for length in lengths:
+            meter.add(waveform_S[start : start + length])
+            start += length
+    if num_samples < 0.4 * sample_rate:
+        assert meter.measure() is None
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of pyloudnorm, about silence
+        lufs = Meter(sample_rate).integrated_loudness(waveform_S.double().numpy())
+    expected = pytest.approx(lufs, abs=1e-9) if math.isfinite(lufs) else None
+    assert meter.measure() == expected
+    assert measure_loudness(waveform_S, sample_rate) == meter.measure()  # to the last bit

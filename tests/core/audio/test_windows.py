@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from turbotalk_core.audio.windows import hold_last_row, mirror_end, null_windows, take_windows
 from turbotalk_core.errors import ChunkError
-from turbotalk_core.types import AudioFeatures, Chunk
+from turbotalk_core.types import AudioFeatures, Chunk, FeatureRows
 
 
 def _chunk(start: int, num_frames: int) -> Chunk:
@@ -66,8 +66,8 @@ def test_a_chunk_must_start_inside_the_rows(start: int) -> None:
         take_windows(_numbered(10), _chunk(start, 5))
 
 
-def _rows(features: AudioFeatures) -> list[int]:
-    return features.features_TLD.flatten().int().tolist()
+def _rows(features: FeatureRows) -> list[int]:
+    return features.rows().flatten().int().tolist()
 
 
 def test_a_voice_that_ends_early_is_held() -> None:

@@ -17,7 +17,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.core.test_sound import Chopped
+from turbotalk_core.audio.io import read_audio
 from turbotalk_core.errors import ChunkError, MismatchError, OutputError
+from turbotalk_core.sound import Sound
 from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
 from turbotalk_core.video import take as take_module
 from turbotalk_core.video.journal import Journal
@@ -59,7 +62,7 @@ def small_chunk(index):
     return replace(made, carry=replace(made.carry, motion_frames_BCTHW=torch.zeros(1, 3, 1, 1, 1)))
 
 
-def opened(folder, sound=SOUND, identity=IDENTITY, length=33):
+def opened(folder, sound: Sound = SOUND, identity=IDENTITY, length=33):
     return open_take(folder, sound, height=34, width=50, length=length, identity=identity)
 
 
@@ -110,6 +113,16 @@ def test_the_sound_is_exact(tmp_path, num_channels, num_samples, sample_rate):
     again = Take.open(tmp_path / "take").read_waveform()
     assert again.sample_rate == sample_rate
     assert torch.equal(again.samples_CS, sound.samples_CS)
+
+
+def test_a_sound_that_is_read_in_blocks_is_exact(tmp_path):
+    sound = Chopped(3 * torch.randn(2, 70_001), (1, 3_000, 77), 48_000)
+    with opened(tmp_path / "take", sound) as writer:
+        writer.write(make_chunk(0))
+    take = Take.open(tmp_path / "take")
+    assert torch.equal(take.read_waveform().samples_CS, sound.samples_CS)
+    assert torch.equal(read_audio(take.sound_file).samples_CS, sound.samples_CS)
+    assert sound.starts == [0]
 
 
 def test_finished_chunks_can_be_read_while_the_next_is_made(tmp_path):

@@ -6,6 +6,7 @@ import av
 import pytest
 import torch
 
+from tests.core.test_sound import Chopped
 from turbotalk_core.errors import GeometryError, OutputError
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.writer import LOSSLESS, Encoding, open_video
@@ -50,6 +51,22 @@ def test_sound_keeps_its_rate_and_channels(tmp_path, num_channels, sample_rate, 
     inside = slice(2048, sample_rate - 2048)
     error = samples_CS[:, inside] - sound.samples_CS[:, inside]
     assert error.abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "sample_rate"), [(1, 8_000), (6, 96_000), (2, 44_101), (9, 16_000)]
+)
+@pytest.mark.parametrize("num_frames", [1, 24, 40])  # the sound is longer or shorter
+def test_a_sound_that_is_read_along_makes_the_same_file(
+    tmp_path, num_channels, sample_rate, num_frames
+):
+    sound = tone(num_channels, sample_rate)
+    chopped = Chopped(sound.samples_CS, (1, 3_000, 77), sample_rate)
+    batches = grey(num_frames).split(7)
+    write(tmp_path / "a.mp4", *batches, sound=sound)
+    write(tmp_path / "b.mp4", *batches, sound=chopped)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert chopped.starts == [0]  # once
 
 
 @pytest.mark.parametrize(

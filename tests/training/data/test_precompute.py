@@ -121,7 +121,7 @@ class TestSample:
         shot, other = (Squares(3).open(f"shot_{number}") for number in (1, 2))
         sample = encode_shot(replace(shot, voices=shot.voices + other.voices), encoders)
         for number, voice in enumerate((*shot.voices, *other.voices)):
-            heard = encode_speech(voice, encoders.audio).features.features_TLD
+            heard = encode_speech(voice, encoders.audio).features.rows()
             assert torch.equal(sample.features_PTLD[number], heard.half())
             sound_S = sample.sound_PS[number].float() / 32767
             torch.testing.assert_close(sound_S, voice.samples_CS[0], atol=1e-4, rtol=0)

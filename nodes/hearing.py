@@ -1,0 +1,74 @@
+"""How much of a voice is heard, and how much of it at once: three widgets and what they mean."""
+
+from fractions import Fraction
+
+from comfy_api.latest import io
+
+from ..turbotalk_core.errors import RequestError
+from ..turbotalk_core.geometry import FPS, MAX_FRAMES
+from ..turbotalk_core.request import HEARINGS
+from ..turbotalk_core.trust import is_number
+
+MAX_SECONDS = MAX_FRAMES / FPS
+
+
+def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
+    """Describe the widgets.
+
+    Args:
+        whose: voice, for the tooltips.
+
+    Returns:
+        ``hearing``, ``start_seconds`` and ``end_seconds``.
+    """
+    return [
+        io.Combo.Input(
+            "hearing",
+            options=list(HEARINGS),
+            default="auto",
+            tooltip=f"whole: the encoder hears {whose} at once, which takes about a gigabyte per "
+            "minute. sections: 40 seconds at a time, for hours of sound. auto: whole up to five "
+            "minutes.",
+            optional=True,
+            advanced=True,
+        ),
+        io.Float.Input(
+            "start_seconds",
+            default=0.0,
+            min=0.0,
+            max=MAX_SECONDS,
+            step=0.01,
+            tooltip=f"Of {whose}, leave out what lies before.",
+            optional=True,
+            advanced=True,
+        ),
+        io.Float.Input(
+            "end_seconds",
+            default=0.0,
+            min=0.0,
+            max=MAX_SECONDS,
+            step=0.01,
+            tooltip=f"Of {whose}, leave out what lies after; 0 keeps all.",
+            optional=True,
+            advanced=True,
+        ),
+    ]
+
+
+def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fraction | None]:
+    """Give the start and the end that the widgets mean; None for the end of the sound.
+
+    Args:
+        start_seconds: of the widget.
+        end_seconds: of the widget.
+
+    Returns:
+        What ``sound.cut`` takes.
+
+    Raises:
+        RequestError: not finite.
+    """
+    for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
+        if not is_number(seconds):  # JSON's NaN passes every bound of a widget
+            raise RequestError(f"got {name} {seconds}; use a finite number of seconds")
+    return Fraction(start_seconds), Fraction(end_seconds) if end_seconds else None

@@ -1,0 +1,82 @@
+"""The comparison of two ways to hear, on a fake encoder that hears each frame alone."""
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+
+from tests.training.tiny_family import LoudnessEncoder
+from training import hearing
+from training.hearing import PAUSE_LEVEL, Unaware, compare_rows, draw_voice, hear, main
+from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.pipeline import Models
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.types import SoundMoments
+
+REQUEST = TalkRequest(
+    num_inference_steps=1,
+    schedule="distilled",
+    shift=5.0,
+    update="renoise",
+    seed=0,
+    height=32,
+    width=32,
+)
+
+
+def test_the_voice_rests_in_the_middle() -> None:
+    voice = draw_voice(3, 4.0, 1.0)
+    assert voice.num_samples == 64_000
+    pause_S = voice.samples_CS[0, 24_000:40_000]
+    assert pause_S.std().item() == pytest.approx(PAUSE_LEVEL, rel=0.05)
+    assert voice.samples_CS[0, :24_000].std() > 10 * PAUSE_LEVEL
+
+
+def test_who_hears_each_frame_alone_is_not_changed() -> None:
+    voice, encoder = draw_voice(3, 4.0, 1.0), LoudnessEncoder()
+    whole_TLD = encode_speech(voice, encoder, hearing="whole").features.rows()
+    assert compare_rows(hear(voice, encoder, 30, 10).features_TLD, whole_TLD) == (0.0, 0.0)
+
+
+def test_rows_are_compared_with_their_size() -> None:
+    whole_TLD = torch.full((200, 2, 3), 2.0)
+    rows_TLD = whole_TLD.clone()
+    rows_TLD[:3] += 1.0
+    overall, worst = compare_rows(rows_TLD, whole_TLD)
+    assert overall == pytest.approx((3 / 200) ** 0.5 / 2)
+    assert worst == pytest.approx(0.5)
+
+
+def test_an_unaware_encoder_is_told_nothing() -> None:
+    told = []
+
+    class Curious(LoudnessEncoder):
+        first_kernel = (10, 5)
+
+        def encode(
+            self,
+            waveform_S: torch.Tensor,
+            num_frames: int,
+            moments: SoundMoments | None = None,
+        ) -> torch.Tensor:
+            told.append(moments)
+            return super().encode(waveform_S, num_frames)
+
+    voice = draw_voice(3, 1.0, 0.2)
+    hear(voice, Unaware(Curious()), 10, 5)
+    assert told
+    assert not any(told)
+
+
+def test_the_table_has_a_row_for_each_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = (REQUEST, cast(Models, None), LoudnessEncoder())
+    monkeypatch.setattr(hearing, "load_family", lambda *_: family)
+    monkeypatch.setattr(hearing, "SETTINGS", ((30, 10),))
+    assert main(["--weights", str(Path()), "--minutes", "0.1", "--chunks", "0"]) == 0
+    *_, head, _, plain, told = capsys.readouterr().out.splitlines()
+    assert head.endswith("| normalised by | speech | with a pause |")
+    assert plain == "| 30 | 10 | the section | 0.000, 0.000 | 0.000, 0.000 |"
+    assert told == "| 30 | 10 | the whole | 0.000, 0.000 | 0.000, 0.000 |"

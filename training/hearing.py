@@ -1,0 +1,234 @@
+"""What it changes that a long voice is heard in sections: features and mouths, in numbers.
+
+In: minutes of drawn speech, and an embedded family. Out: tables on standard output. Separate from
+the other evaluations because it compares two ways to hear, and no models.
+
+Axes: T video frames, L encoder layers, D feature width, C channels, H height, W width, S samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.data.mouth import estimate_aperture, mouth_curve, sync
+from training.data.speech import draw_speech
+from training.data.synthetic import draw_clip
+from training.evaluate import DITS, SPLIT, collect_frames, load_family
+from turbotalk_core.audio.features import (
+    CONTEXT_FRAMES,
+    SECTION_FRAMES,
+    SILENCE_TAIL_FRAMES,
+    encode_speech,
+    hear_in_sections,
+)
+from turbotalk_core.geometry import FPS, SAMPLE_RATE
+from turbotalk_core.pipeline import Models, generate
+from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Speech, Waveform
+
+SETTINGS = ((250, 125), (500, 250), (1000, 125), (1000, 250), (1000, 500), (2000, 250))
+PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB, a quiet room
+
+
+@dataclass(frozen=True, slots=True)
+class Unaware:
+    """An encoder that is told nothing of what lies around a section; ``ports.AudioEncoder``."""
+
+    encoder: AudioEncoder
+    first_kernel = None
+
+    def fingerprint(self) -> str:
+        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        return self.encoder.fingerprint()
+
+    def encode(
+        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
+    ) -> Tensor:
+        """Hear a part as if it were the whole."""
+        return self.encoder.encode(waveform_S, num_frames)
+
+
+def draw_voice(seed: int, seconds: float, pause_seconds: float) -> Waveform:
+    """Draw a voice that says nothing for a while in the middle, in a room that is not silent.
+
+    Args:
+        seed: of the voice.
+        seconds: length.
+        pause_seconds: of them without a word.
+
+    Returns:
+        16 kHz mono.
+    """
+    voice_S = draw_speech(SPLIT, seed, seconds)
+    length = round(SAMPLE_RATE * pause_seconds)
+    start = (voice_S.shape[0] - length) // 2
+    noise_S = torch.randn(length, generator=torch.Generator().manual_seed(seed))
+    voice_S[start : start + length] = PAUSE_LEVEL * noise_S
+    return Waveform(samples_CS=voice_S[None], sample_rate=SAMPLE_RATE)
+
+
+def hear(voice: Waveform, encoder: AudioEncoder, section: int, context: int) -> AudioFeatures:
+    """Hear a voice in sections, all at once in memory.
+
+    Args:
+        voice: to hear.
+        encoder: hears it.
+        section: length of a section, video frames.
+        context: heard on each side of it, video frames.
+
+    Returns:
+        All rows.
+    """
+    seconds = Fraction(voice.num_samples, voice.sample_rate)
+    features = hear_in_sections(
+        voice, Fraction(0), seconds, encoder, section_frames=section, context_frames=context
+    )
+    return AudioFeatures(features_TLD=features.rows(), num_frames=features.num_frames)
+
+
+def compare_rows(rows_TLD: Tensor, whole_TLD: Tensor) -> tuple[float, float]:
+    """Tell how far rows are from those of the whole.
+
+    Args:
+        rows_TLD: in sections.
+        whole_TLD: at once.
+
+    Returns:
+        Root mean square difference over root mean square, of all; and of the worst row in 100.
+    """
+    difference_TLD = rows_TLD - whole_TLD
+    size_T = whole_TLD.norm(dim=(1, 2)).clamp(min=1e-9)  # of silence it may be 0
+    worst_T = difference_TLD.norm(dim=(1, 2)) / size_T
+    relative = difference_TLD.norm() / whole_TLD.norm()
+    return float(relative), float(worst_T.quantile(0.99))
+
+
+def read_mouths(
+    features: FeatureRows,
+    starts: Sequence[int],
+    request: TalkRequest,
+    models: Models,
+    portrait_BCHW: Tensor,
+) -> Tensor:
+    """Let the family say one chunk from each of several moments, and read the mouth.
+
+    Args:
+        features: of a long voice.
+        starts: the moments, video frames.
+        request: of the family.
+        models: of the family.
+        portrait_BCHW: who says it.
+
+    Returns:
+        Mouth areas, one chunk after the other.
+    """
+    readings = []
+    for start in starts:
+        rows_TLD = features.rows(start, start + request.chunk_frames + SILENCE_TAIL_FRAMES)
+        speech = Speech(
+            features=AudioFeatures(features_TLD=rows_TLD, num_frames=request.chunk_frames),
+            waveform=Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE),
+        )
+        frames_CTHW = collect_frames(generate(request, portrait_BCHW, speech, models))
+        readings.append(estimate_aperture(frames_CTHW))
+    return torch.cat(readings)
+
+
+def measure(arguments: argparse.Namespace) -> list[str]:
+    """Measure and write the tables.
+
+    Args:
+        arguments: of ``main``.
+
+    Returns:
+        Lines of Markdown.
+    """
+    request, models, encoder = load_family(arguments.weights, arguments.model)
+    request = replace(request, seed=arguments.seed)
+    seconds = 60 * arguments.minutes
+    voices = {
+        "speech": draw_voice(arguments.seed, seconds, 0),
+        "with a pause": draw_voice(arguments.seed, seconds, seconds / 4),
+    }
+    lines = [
+        f"| section, frames | context, frames | normalised by | {' | '.join(voices)} |",
+        "|---|---|---|" + "---|" * len(voices),
+    ]
+    whole = {
+        name: encode_speech(voice, encoder, hearing="whole").features.rows()
+        for name, voice in voices.items()
+    }
+    for section, context in SETTINGS:
+        for norm, listener in (("the section", Unaware(encoder)), ("the whole", encoder)):
+            cells = []
+            for name, voice in voices.items():
+                rows_TLD = hear(voice, listener, section, context).features_TLD
+                all_rows, worst = compare_rows(rows_TLD, whole[name])
+                cells.append(f"{all_rows:.3f}, {worst:.3f}")
+            lines.append(f"| {section} | {context} | {norm} | {' | '.join(cells)} |")
+    if arguments.chunks:
+        lines += ["", *_measure_mouths(arguments, voices["with a pause"], request, models, encoder)]
+    return lines
+
+
+def _measure_mouths(
+    arguments: argparse.Namespace,
+    voice: Waveform,
+    request: TalkRequest,
+    models: Models,
+    encoder: AudioEncoder,
+) -> list[str]:
+    true_T = mouth_curve(voice.samples_CS[0], voice.sample_rate).aperture_T
+    step = (true_T.shape[0] - request.chunk_frames - FPS) // arguments.chunks
+    starts = [step * index for index in range(arguments.chunks)]
+    true_T = torch.cat([true_T[start : start + request.chunk_frames] for start in starts])
+    portrait_BCHW = draw_clip(SPLIT, arguments.seed, 1).frames_CTHW[:, 0][None]
+    readings = {
+        heard: read_mouths(features, starts, request, models, portrait_BCHW)
+        for heard, features in (
+            ("whole", encode_speech(voice, encoder, hearing="whole").features),
+            (
+                "in sections, normalised by the whole",
+                hear(voice, encoder, SECTION_FRAMES, CONTEXT_FRAMES),
+            ),
+            (
+                "in sections, normalised by the section",
+                hear(voice, Unaware(encoder), SECTION_FRAMES, CONTEXT_FRAMES),
+            ),
+        )
+    }
+    spread = readings["whole"].std()
+    lines = ["| heard | correlation | change |", "|---|---|---|"]
+    for heard, reading_T in readings.items():
+        change = (reading_T - readings["whole"]).square().mean().sqrt() / spread
+        lines.append(f"| {heard} | {sync(reading_T, true_T)[0]:.3f} | {change:.3f} |")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.hearing", description=__doc__)
+    parser.add_argument("--weights", type=Path, required=True, help="models folder")
+    parser.add_argument("--model", choices=DITS, default="student")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of speech (%(default)s)")
+    parser.add_argument("--chunks", type=int, default=12, help="whose mouths are read; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of voice, avatar and noise")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    with torch.no_grad():
+        sys.stdout.write("\n".join(measure(arguments)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

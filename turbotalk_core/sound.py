@@ -1,0 +1,190 @@
+"""Sounds of any length, read block by block: in memory, on disk, cut, or laid in silence.
+
+Goes in: whatever knows how to read itself from a sample on. Comes out: the stretches that somebody
+needs. Separate from the values in types.py because nothing here holds samples, and below all rooms
+because the audio room reads sounds and the video room writes them.
+
+Axes: C channels, S audio samples.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .errors import AudioError
+
+BLOCK_SAMPLES = 65_536  # read at once where nothing else sets it: a second or more of any sound
+
+
+class Sound(Protocol):
+    """A sound that can be read as often as wanted and is the same each time.
+
+    What implements it holds no more of it than it was given; memory is that of one block.
+    """
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        ...
+
+    @property
+    def num_channels(self) -> int:
+        """Channels, at least one."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Length in samples per channel, at least one."""
+        ...
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Read from a sample on: float32 [C, S] of any lengths, together exactly the rest."""
+        ...
+
+
+class SoundReader:
+    """Reads stretches of a sound. To go on is cheap; to go back begins the sound anew.
+
+    Memory holds what was asked for last, and one block.
+    """
+
+    def __init__(self, sound: Sound) -> None:
+        """Read nothing yet.
+
+        Args:
+            sound: to read.
+        """
+        self._sound = sound
+        self._blocks: Iterator[Tensor] | None = None
+        self._held: deque[Tensor] = deque()
+        self._start = self._stop = 0  # of what is held
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Read a stretch.
+
+        Args:
+            start: its first sample; may lie before the sound.
+            stop: one past its last, not before start; may lie after the sound.
+
+        Returns:
+            [C, stop - start]; silence where there is no sound.
+        """
+        first, last = max(0, start), max(0, stop)
+        if self._blocks is None or first < self._start:
+            self._blocks = self._sound.blocks(first)
+            self._held.clear()
+            self._start = self._stop = first
+        try:
+            while self._stop < last and (block_CS := next(self._blocks, None)) is not None:
+                self._held.append(block_CS)
+                self._stop += block_CS.shape[1]
+                self._drop(first)
+        except BaseException:
+            self._blocks = None  # or what failed would be silence when it is asked for again
+            raise
+        self._drop(first)
+        held_CS = torch.cat([torch.zeros(self._sound.num_channels, 0), *self._held], dim=1)
+        found_CS = held_CS[:, max(0, first - self._start) : max(0, last - self._start)]
+        before = min(first, stop) - start
+        return pad(found_CS, (before, stop - start - before - found_CS.shape[1]))
+
+    def _drop(self, first: int) -> None:
+        while self._held and self._start + self._held[0].shape[1] <= first:
+            self._start += self._held.popleft().shape[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A span of time of a sound, with silence where the sound does not reach; a ``Sound``.
+
+    Attributes:
+        sound: that is heard.
+        start: sample of the sound that comes first; below 0, so many samples of silence do.
+        num_samples: length of the span, at least 1.
+    """
+
+    sound: Sound
+    start: int
+    num_samples: int
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.sound.sample_rate
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the sound."""
+        return self.sound.num_channels
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Read from a sample on; see ``Sound``."""
+        position = start
+        entry = min(-self.start, self.num_samples)
+        yield from self._silence(entry - position)
+        position = max(position, entry)
+        if position < self.num_samples and self.start + position < self.sound.num_samples:
+            for block_CS in self.sound.blocks(self.start + position):
+                kept_CS = block_CS[:, : self.num_samples - position]
+                position += kept_CS.shape[1]
+                yield kept_CS
+                if position == self.num_samples:
+                    return
+        yield from self._silence(self.num_samples - position)
+
+    def _silence(self, num_samples: int) -> Iterator[Tensor]:
+        while num_samples > 0:
+            yield torch.zeros(self.num_channels, min(num_samples, BLOCK_SAMPLES))
+            num_samples -= BLOCK_SAMPLES
+
+
+def cut(sound: Sound, start: Fraction, end: Fraction | None = None) -> Sound:
+    """Keep what lies between two moments.
+
+    Args:
+        sound: of any length.
+        start: seconds from its beginning, not negative.
+        end: likewise; None, or a moment after its end, for all that follows.
+
+    Returns:
+        The sound itself where nothing is left out.
+
+    Raises:
+        AudioError: nothing is left.
+    """
+    first = round(start * sound.sample_rate)
+    last = sound.num_samples
+    if end is not None:
+        last = min(last, round(end * sound.sample_rate))
+    if not 0 <= first < last:
+        wanted = f"from {float(start):g} s" + (f" to {float(end):g} s" if end is not None else "")
+        raise AudioError(
+            f"nothing is left of {sound.num_samples / sound.sample_rate:g} s of sound {wanted}; "
+            "let the start be 0 or later, before the end, and before the sound is over"
+        )
+    if (first, last) == (0, sound.num_samples):
+        return sound
+    return Span(sound=sound, start=first, num_samples=last - first)
+
+
+def pieces(sound: Sound, num_samples: int) -> Iterator[Tensor]:
+    """Read a whole sound in equal pieces.
+
+    Args:
+        sound: of any length.
+        num_samples: length of each piece but the last.
+
+    Yields:
+        [C, num_samples], at last what is left.
+    """
+    reader = SoundReader(sound)
+    for start in range(0, sound.num_samples, num_samples):
+        yield reader.read(start, min(start + num_samples, sound.num_samples))
