@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-import comfy.latent_formats
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
@@ -22,7 +21,6 @@ from comfy.audio_encoders.audio_encoders import AudioEncoderModel
 from comfy.audio_encoders.wav2vec2 import Wav2Vec2Model
 from comfy.conds import CONDNoiseShape, CONDRegular
 from comfy.model_patcher import ModelPatcher, create_model_options_clone
-from comfy.sd import VAE
 from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
@@ -32,13 +30,12 @@ from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.audio.moments import find_first_kernel, normalized_by
 from ..turbotalk_core.audio.resample import resample
 from ..turbotalk_core.errors import MismatchError
-from ..turbotalk_core.geometry import LATENT_CHANNELS, SAMPLE_RATE
+from ..turbotalk_core.geometry import SAMPLE_RATE
 from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
 from ..turbotalk_core.types import AudioTokens, Conditioning, SoundMoments
 from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
-from .convert import frames_from_image, image_from_frames
 from .takes import fingerprint_networks
 
 _log = getLogger(__name__)
@@ -128,38 +125,6 @@ class HostDenoiser:
                 f"at most {TEXT_LENGTH}, {text_dim} wide: use its own text encoder"
             )
         return pad(text_BND, (0, 0, 0, TEXT_LENGTH - text_BND.shape[1]))
-
-
-class HostCodec:
-    """A VAE of the host; satisfies ``ports.VideoCodec``."""
-
-    def __init__(self, vae: VAE) -> None:
-        """Wrap a VAE.
-
-        Args:
-            vae: of Wan 2.1.
-
-        Raises:
-            MismatchError: any other VAE.
-        """
-        # 2.2's has 48 channels, image VAEs have no time
-        if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
-            kind = "video" if vae.latent_dim == 3 else "image"
-            raise MismatchError(
-                f"got a VAE for {kind} with {vae.latent_channels} latent channels; the Wan 2.1 VAE "
-                f"for video with {LATENT_CHANNELS} is needed"
-            )
-        self._vae = vae
-        self._format = comfy.latent_formats.Wan21()
-
-    def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        """Encode frames; see ``ports.VideoCodec``."""
-        return self._format.process_in(self._vae.encode(image_from_frames(frames_BCTHW)).float())
-
-    def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """Decode latents; see ``ports.VideoCodec``."""
-        images_BTHWC = self._vae.decode(self._format.process_out(latents_BCFHW))
-        return frames_from_image(images_BTHWC[0].float())
 
 
 class HostAudioEncoder:

@@ -31,15 +31,9 @@ from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import Conversation, Speaker, Speech
 from ..turbotalk_core.video.take import Take, open_take
 from .adapter import HostAdapter, find_audio_adapter
+from .codec import HostCodec
 from .convert import pictures_from_host
-from .host import (
-    HostCodec,
-    HostDenoiser,
-    HostProgress,
-    check_stop,
-    read_texts,
-    see_with,
-)
+from .host import HostDenoiser, HostProgress, check_stop, read_texts, see_with
 from .notes import show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 from .takes import describe_graph, find_relative, fingerprint_networks, place_take

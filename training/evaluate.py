@@ -283,18 +283,27 @@ class RememberingCodec:
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Encode; see ``ports.VideoCodec``."""
-        pixels = frames_BCTHW.contiguous().numpy()
-        key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
-        if key not in self._latents:
-            started = time.perf_counter()
-            self._latents[key] = self._codec.encode(frames_BCTHW)
-            self.encode_seconds += time.perf_counter() - started
-        return self._latents[key].clone()
+        return self._remember(lambda: self._codec.encode(frames_BCTHW), frames_BCTHW)
+
+    def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
+        """Encode a picture and then grey; see ``ports.VideoCodec``."""
+        return self._remember(
+            lambda: self._codec.encode_reference(picture_BCHW, num_frames), picture_BCHW, num_frames
+        )
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode; see ``ports.VideoCodec``."""
         self.num_decoded += 1
         return self._codec.decode(latents_BCFHW)
+
+    def _remember(self, encode: Callable[[], Tensor], given: Tensor, num_frames: int = 0) -> Tensor:
+        pixels = given.contiguous().numpy()
+        key = hashlib.sha256(repr((pixels.shape, num_frames)).encode() + pixels.tobytes()).digest()
+        if key not in self._latents:
+            started = time.perf_counter()
+            self._latents[key] = encode()
+            self.encode_seconds += time.perf_counter() - started
+        return self._latents[key].clone()
 
 
 @dataclass(slots=True)

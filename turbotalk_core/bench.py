@@ -350,7 +350,9 @@ def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
             transformer=rest - block + sizes.transformer.num_layers * (block - audio),
             audio=sizes.transformer.num_layers * audio + _count_weights(projection),
             vae=_count_weights(vae),
-            encode=count_memory(vae, lambda: vae.encode(inputs.frames())),
+            encode=count_memory(
+                vae, lambda: vae.encode_reference(inputs.picture(), request.chunk_frames)
+            ),
             forward=count_memory(model, lambda: inputs.call(model)),
             decode=count_memory(vae, lambda: vae.decode(inputs.latents())),
         )
@@ -455,9 +457,8 @@ class _Inputs:
     def __init__(self, sizes: Sizes, request: TalkRequest) -> None:
         self._sizes, self._request = sizes, request
 
-    def frames(self) -> Tensor:
-        request = self._request
-        return torch.zeros(1, 3, request.chunk_frames, request.height, request.width)
+    def picture(self) -> Tensor:
+        return torch.zeros(1, 3, self._request.height, self._request.width)
 
     def latents(self, channels: int = LATENT_CHANNELS) -> Tensor:
         request = self._request

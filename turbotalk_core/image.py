@@ -92,6 +92,19 @@ def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
     return covered[:, :, top : top + height, left : left + width] * 2 - 1
 
 
+def reference_clip(picture_BCHW: Tensor, num_frames: int) -> Tensor:
+    """Show a picture once, then grey: the clip whose latents tell the model of a reference image.
+
+    Args:
+        picture_BCHW: of ``prepare_reference``.
+        num_frames: of the clip.
+
+    Returns:
+        [1, 3, num_frames, H, W] in [-1, 1]; grey is 0.
+    """
+    return F.pad(picture_BCHW.unsqueeze(2), (0, 0, 0, 0, 0, num_frames - 1))
+
+
 class References(Sequence[Tensor]):
     """The frames of a video to dub, each fitted to the new video when it is asked for."""
 

@@ -338,11 +338,7 @@ def _condition(
 ) -> Conditioning:
     """Encode a picture as the first frame of an otherwise grey chunk."""
     _check_picture(request, picture_BCHW)
-    image_BCTHW = picture_BCHW.unsqueeze(2).to("cpu", torch.float32)
-    grey_BCTHW = image_BCTHW.new_zeros(
-        1, 3, request.chunk_frames - 1, request.height, request.width
-    )
-    latents_BCFHW = models.codec.encode(torch.cat((image_BCTHW, grey_BCTHW), 2))
+    latents_BCFHW = models.codec.encode_reference(picture_BCHW, request.chunk_frames)
     latents_BCFHW = latents_BCFHW.to("cpu", torch.float32)
     mask_BCFHW = latents_BCFHW.new_zeros(1, MASK_CHANNELS, *latents_BCFHW.shape[2:])
     mask_BCFHW[:, :, 0] = 1

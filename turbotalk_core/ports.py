@@ -60,6 +60,14 @@ class VideoCodec(Protocol):
         """Encode 4n + 1 frames in [-1, 1] to normalised latents [B, 16, n + 1, H/8, W/8]."""
         ...
 
+    def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
+        """Encode what ``image.reference_clip`` makes of a picture in [-1, 1]; see ``encode``.
+
+        A method of its own as most of that clip is always the same: a codec may use it. Others
+        make the clip and encode it.
+        """
+        ...
+
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode normalised latents to frames in [-1, 1]."""
         ...

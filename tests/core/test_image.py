@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from turbotalk_core.errors import GeometryError, ImageError
-from turbotalk_core.image import References, prepare_reference, read_image
+from turbotalk_core.image import References, prepare_reference, read_image, reference_clip
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -235,3 +235,12 @@ def test_pictures_of_a_video_are_prepared_when_asked_for() -> None:
     assert prepared == [2, -3]
     with pytest.raises(IndexError):
         references[3]
+
+
+@pytest.mark.parametrize("num_frames", [1, 5])
+def test_a_picture_is_shown_once_and_then_grey(num_frames: int) -> None:
+    picture = torch.rand(1, 3, 16, 32)
+    clip = reference_clip(picture, num_frames)
+    assert clip.shape == (1, 3, num_frames, 16, 32)
+    assert torch.equal(clip[:, :, 0], picture)
+    assert not clip[:, :, 1:].any()

@@ -235,9 +235,11 @@ def test_codec(family, models, part):
     frames = noise(1, 3, 9, 32, 48).clamp(-1, 1)
     vae = load_vae(family.vae)
     with torch.inference_mode():
-        codec = part("nodes.host").HostCodec(models.vae)
+        codec = part("nodes.codec").HostCodec(models.vae)
         latents = vae.encode(frames)
         assert_close(codec.encode(frames), latents)
+        picture = frames[:, :, 0]
+        assert_close(codec.encode_reference(picture, 9), vae.encode_reference(picture, 9))
         assert_close(codec.decode(latents), vae.decode(latents))
 
 

@@ -172,7 +172,7 @@ class TestMemory:
         model = add_lora(models.model)
         wanted = sample(model=model).read()
         assert not torch.equal(wanted, sample().read())
-        codec, sizes = part("nodes.host").HostCodec, []
+        codec, sizes = part("nodes.codec").HostCodec, []
 
         def push_out():
             sizes.append((model.loaded_size(), models.patch.loaded_size()))
@@ -183,6 +183,10 @@ class TestMemory:
             def encode(self, frames_BCTHW):
                 push_out()
                 return super().encode(frames_BCTHW)
+
+            def encode_reference(self, picture_BCHW, num_frames):
+                push_out()
+                return super().encode_reference(picture_BCHW, num_frames)
 
             def decode(self, latents_BCFHW):
                 push_out()

@@ -396,6 +396,10 @@ def test_equal_frames_are_encoded_once(clip: SyntheticClip, models: Models) -> N
             encoded.append(frames_BCTHW.shape[2])
             return models.codec.encode(frames_BCTHW)
 
+        def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
+            encoded.append(num_frames)
+            return models.codec.encode_reference(picture_BCHW, num_frames)
+
         def decode(self, latents_BCFHW: Tensor) -> Tensor:
             return models.codec.decode(latents_BCFHW)
 
@@ -406,7 +410,12 @@ def test_equal_frames_are_encoded_once(clip: SyntheticClip, models: Models) -> N
     assert torch.equal(codec.encode(frames.clone()), models.codec.encode(frames))
     codec.encode(frames + 0.1)
     codec.encode(frames[:, :, :1])
-    assert encoded == [17, 17, 1]
+    picture = frames[:, :, 0]
+    reference = codec.encode_reference(picture, 17)
+    assert torch.equal(codec.encode_reference(picture.clone(), 17), reference)
+    codec.encode_reference(picture, 21)
+    codec.encode_reference(picture + 0.1, 21)
+    assert encoded == [17, 17, 1, 17, 21, 21]
     assert codec.num_decoded == 0
     codec.decode(first)
     assert codec.num_decoded == 1

@@ -265,8 +265,7 @@ def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
     del opening_CTHW
     later_CTHW = shot.show(shot.later_start, shot.later_start + length)
     later_CFHW = encoders.codec.encode(later_CTHW.unsqueeze(0))[0]
-    grey_CTHW = first_CTHW.new_zeros(3, length - 1, *first_CTHW.shape[2:])
-    reference_CFHW = encoders.codec.encode(torch.cat((first_CTHW, grey_CTHW), 1).unsqueeze(0))[0]
+    reference_CFHW = encoders.codec.encode_reference(first_CTHW.transpose(0, 1), length)[0]
     voices = [encode_speech(voice, encoders.audio).features.rows() for voice in shot.voices]
     sounds = [to_mono_16k(voice).clamp(-1, 1) for voice in shot.voices]
     image = text = None
