@@ -20,6 +20,7 @@ help:
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make results  measure the runs of the distillation and make docs/results/distillation.md"
 	@echo "make fuzz   damaged files at every door that opens files, a minute each"
+	@echo "make bench  where the time goes, against ComfyUI's own nodes: docs/results/performance.md"
 	@echo "make bench-training  seconds and memory of a training step: docs/results/training_speed.md"
 	@echo "make clean  remove what these commands made"
 	@echo
@@ -103,6 +104,12 @@ results: $(VENV)/.dev-ready espeak
 	$(PY) -m training.results training/studies/distillation.yaml
 
 # --- what training costs: minutes, on a machine that does nothing else ----------------------------
+
+.PHONY: bench
+
+bench: $(VENV)/.dev-ready
+	$(PY) -m tools.bench --json docs/results/performance.json \
+	  --markdown docs/results/performance.md
 
 .PHONY: bench-training
 

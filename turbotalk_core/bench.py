@@ -1,4 +1,4 @@
-"""What one chunk needs and how long it takes, at any size of the networks.
+"""What a chunk needs and how long it takes, at any size of the networks.
 
 Goes in: sizes and settings. Comes out: memory by part, counted without taking it, and seconds by
 part, measured in the pipeline itself. Separate because it needs no file and no voice: speed and
@@ -7,14 +7,14 @@ memory do not depend on what the weights are.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .errors import RequestError
 from .geometry import (
     LATENT_CHANNELS,
     PATCH,
@@ -30,18 +30,17 @@ from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.memory import count_memory
 from .model.vae import WanVAE
 from .model.wan import TEXT_LENGTH, WanConfig, WanModel
-from .pipeline import Models, generate
-from .ports import VideoCodec
+from .pipeline import Models
 from .request import TalkRequest
+from .speed import ChunkTiming, Speed, time_call, time_ours, time_reference
 from .types import AudioFeatures, Speech, Waveform
 
 IMAGE_TOKENS = 257  # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and one for the whole
-NUM_RUNS = 2  # the first also pays for what kernels set up once
+NUM_STEPS = (1, 2, 4)  # that students are made for
+NUM_CHUNKS = 5  # of which the first also encodes the reference
 KERNEL_SHARE = 0.1  # of the counted memory, for what kernels take for themselves
 CPU_WEIGHTS = 4_000_000_000  # bytes; with more of them a chunk takes hours without CUDA
 WEIGHT_STD = 0.02
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,32 +103,15 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """Seconds of one chunk by part.
-
-    Attributes:
-        forward: one call of the transformer; of several the mean.
-        encode: reference and motion frames.
-        decode: the whole chunk.
-        chunk: everything, from noise to frames on the CPU.
-    """
-
-    forward: float
-    encode: float
-    decode: float
-    chunk: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What running chunks one after the other showed.
+    """What making videos showed.
 
     Attributes:
-        runs: of each chunk.
+        speeds: one for each number of steps.
         peak: most bytes allocated on the device; None where it keeps no count.
     """
 
-    runs: tuple[Timing, ...]
+    speeds: tuple[Speed, ...]
     peak: int | None
 
 
@@ -138,11 +120,11 @@ class Report:
     """What a chunk needs, and where it could be run, what it took.
 
     Attributes:
-        request: size, frames and steps of the chunk.
+        request: size and frames of a chunk.
         weights: where they came from, and their dtype.
         device: in words.
         need: memory by part.
-        obstacle: why the chunk was not run; None where it was.
+        obstacle: why no chunk was run; None where some were.
         measurement: of the runs; None where there is an obstacle.
     """
 
@@ -152,17 +134,6 @@ class Report:
     need: Need
     obstacle: str | None
     measurement: Measurement | None
-
-    @property
-    def ratios(self) -> dict[str, float]:
-        """The last run's chunk and VAE in calls of the transformer; they travel between devices."""
-        if self.measurement is None:
-            return {}
-        last = self.measurement.runs[-1]
-        return {
-            "chunk": last.chunk / last.forward,
-            "vae": (last.encode + last.decode) / last.forward,
-        }
 
     def lines(self) -> list[str]:
         """Tell it to people."""
@@ -177,38 +148,71 @@ class Report:
             "needed at once": need.peak,
         }
         lines = [
-            f"one chunk of {request.chunk_frames} frames, {request.width}x{request.height}, "
-            f"{count_tokens(request):,} video tokens, steps: {request.num_inference_steps}",
+            f"chunks of {request.chunk_frames} frames, {request.width}x{request.height}, "
+            f"{count_tokens(request):,} video tokens",
             f"{self.weights}, on {self.device}",
-            *(f"  {name:<22}{num_bytes / 1e9:>9.3f} GB" for name, num_bytes in parts.items()),
+            *(f"  {name:<30}{num_bytes / 1e9:>9.3f} GB" for name, num_bytes in parts.items()),
         ]
         if self.measurement is None:
             return [*lines, f"not run: {self.obstacle}"]
-        first, *_, last = self.measurement.runs
-        for name, seconds in asdict(last).items():
-            lines.append(f"  {name:<22}{seconds:>9.3f} s, first run {getattr(first, name):.3f} s")
-        for name, ratio in self.ratios.items():
-            lines.append(f"  {name + ' / forward':<22}{ratio:>9.2f}")
+        speeds = self.measurement.speeds
+        lines.append(_to_row("steps per chunk", [speed.num_steps for speed in speeds]))
+        lines.append(_to_row("bare call, s", [speed.bare for speed in speeds]))
+        for part in ("encode", "adapter", "forward", "decode", "rest", "write", "chunk"):
+            lines.append(
+                _to_row(f"chunk: {part}, s", [getattr(s.ours.steady, part) for s in speeds])
+            )
+        rows = {
+            "chunk / bare call": [speed.ratio for speed in speeds],
+            "first chunk, s": [speed.ours.chunks[0].chunk for speed in speeds],
+            "frames per second": [speed.ours.throughput for speed in speeds],
+            "the reference's way": [speed.reference.throughput for speed in speeds],
+            "ours / the reference's way": [speed.gain for speed in speeds],
+        }
+        lines.extend(_to_row(name, values) for name, values in rows.items())
         if self.measurement.peak is not None:
-            lines.append(f"  {'measured peak':<22}{self.measurement.peak / 1e9:>9.3f} GB")
+            lines.append(f"  {'measured peak':<30}{self.measurement.peak / 1e9:>9.3f} GB")
         return lines
 
     def to_json(self) -> dict[str, Any]:
         """Tell it to programs."""
+        measured = self.measurement
         return {
             "width": self.request.width,
             "height": self.request.height,
             "num_frames": self.request.chunk_frames,
-            "num_inference_steps": self.request.num_inference_steps,
             "num_tokens": count_tokens(self.request),
             "weights": self.weights,
             "device": self.device,
             "needed_bytes": asdict(self.need) | {"peak": self.need.peak},
             "obstacle": self.obstacle,
-            "seconds": [asdict(run) for run in self.measurement.runs] if self.measurement else [],
-            "ratios": self.ratios,
-            "peak_bytes": self.measurement.peak if self.measurement else None,
+            "speeds": [_to_record(speed) for speed in measured.speeds] if measured else [],
+            "peak_bytes": measured.peak if measured else None,
         }
+
+
+def _to_row(name: str, values: Sequence[float]) -> str:
+    cells = [f"{value:>9}" if isinstance(value, int) else f"{value:>9.3f}" for value in values]
+    return f"  {name:<30}{''.join(cells)}"
+
+
+def _to_record(speed: Speed) -> dict[str, Any]:
+    def tell(chunk: ChunkTiming) -> dict[str, Any]:
+        return asdict(chunk) | {"chunk": chunk.chunk}
+
+    return {
+        "num_steps": speed.num_steps,
+        "bare_call_seconds": speed.bare,
+        "chunk_in_bare_calls": speed.ratio,
+        "first_chunk": tell(speed.ours.chunks[0]),
+        "steady_chunk": tell(speed.ours.steady),
+        "frames_per_second": speed.ours.throughput,
+        "reference_way": {
+            "steady_chunk": tell(speed.reference.steady),
+            "frames_per_second": speed.reference.throughput,
+        },
+        "throughput_in_the_reference_ways": speed.gain,
+    }
 
 
 def measure(
@@ -218,22 +222,30 @@ def measure(
     files: ModelFiles | None,
     dtype: torch.dtype,
     device: torch.device,
+    steps: Sequence[int] = NUM_STEPS,
+    num_chunks: int = NUM_CHUNKS,
 ) -> Report:
-    """Count what a chunk needs, and run it where that is there.
+    """Count what a chunk needs, and make videos where that is there.
 
     Args:
-        request: of ``single_chunk``.
+        request: of ``plain_request``.
         sizes: of the networks.
         files: of the networks; None draws random weights.
         dtype: of transformer and adapter; the VAE is in float32.
         device: where they run.
+        steps: numbers of steps per chunk to be measured.
+        num_chunks: of each video.
 
     Returns:
         The report.
 
     Raises:
+        RequestError: less than two chunks, or a number of steps outside its range.
         CheckpointError: a file that is damaged or of another kind.
     """
+    if num_chunks < 2:
+        raise RequestError(f"got {num_chunks} chunks; how they follow each other takes two or more")
+    requests = [replace(request, num_inference_steps=number) for number in steps]
     need = count_need(sizes, request, dtype)
     obstacle = find_obstacle(need, device)
     measurement = None
@@ -242,7 +254,7 @@ def measure(
             models = build_random_models(sizes, dtype, device)
         else:
             models = load_models(files, device, dtype=dtype)
-        measurement = run_chunks(models, sizes, request, device)
+        measurement = run_chunks(models, sizes, requests, device, num_chunks)
     is_cuda = device.type == "cuda" and torch.cuda.is_available()
     return Report(
         request=request,
@@ -255,13 +267,12 @@ def measure(
     )
 
 
-def single_chunk(request: TalkRequest, num_steps: int, num_frames: int | None) -> TalkRequest:
-    """Make the request of one chunk, sampled without guidance.
+def plain_request(request: TalkRequest, num_frames: int | None) -> TalkRequest:
+    """Make the request of chunks that are sampled without guidance.
 
     Args:
         request: gives height and width, and the frames where none are given.
-        num_steps: calls of the transformer.
-        num_frames: of the chunk, 4n + 1; None takes the request's.
+        num_frames: of a chunk, 4n + 1; None takes the request's.
 
     Returns:
         The request.
@@ -269,14 +280,15 @@ def single_chunk(request: TalkRequest, num_steps: int, num_frames: int | None) -
     Raises:
         RequestError: a setting outside its range.
     """
+    chunk_frames = num_frames or request.chunk_frames
+    motion_frames = request.num_motion_frames
     return replace(
         request,
-        num_inference_steps=num_steps,
         schedule="reference",
         guidance_scale=1.0,
         audio_guidance_scale=1.0,
-        chunk_frames=num_frames or request.chunk_frames,
-        num_motion_frames=1,
+        chunk_frames=chunk_frames,
+        num_motion_frames=motion_frames if motion_frames < chunk_frames else 1,
     )
 
 
@@ -370,18 +382,23 @@ def build_random_models(sizes: Sizes, dtype: torch.dtype, device: torch.device) 
 
 
 def run_chunks(
-    models: Models, sizes: Sizes, request: TalkRequest, device: torch.device
+    models: Models,
+    sizes: Sizes,
+    requests: Sequence[TalkRequest],
+    device: torch.device,
+    num_chunks: int,
 ) -> Measurement:
-    """Make a first chunk ``NUM_RUNS`` times with the pipeline itself, from random inputs.
+    """Make a video of each request with the pipeline itself, from random inputs.
 
     Args:
         models: the networks; text and image tokens are added here.
         sizes: of the networks.
-        request: settings of the chunk.
+        requests: settings, which differ in their steps alone.
         device: where the networks are.
+        num_chunks: of each video.
 
     Returns:
-        Seconds of each run, and the peak of all.
+        What they took, and the peak of all.
     """
     generator = torch.Generator().manual_seed(0)
     config = sizes.transformer
@@ -389,33 +406,26 @@ def run_chunks(
     image_BND = None
     if config.image_dim is not None:
         image_BND = torch.randn(1, IMAGE_TOKENS, config.image_dim, generator=generator).to(device)
-    clocks = {name: _Clock(device) for name in ("forward", "encode", "decode", "chunk")}
-    timed = replace(
-        models,
-        codec=_TimedCodec(models.codec, clocks["encode"], clocks["decode"]),
-        denoiser=clocks["forward"].wrap(models.denoiser),
-        text_BND=text_BND.to(device),
-        image_embeds_BND=image_BND,
-    )
-    reference_BCHW = torch.rand(1, 3, request.height, request.width, generator=generator) * 2 - 1
-    speech = _make_speech(sizes, request, generator)
+    told = replace(models, text_BND=text_BND.to(device), image_embeds_BND=image_BND)
+    request = requests[0]
+    picture_BCHW = torch.rand(1, 3, request.height, request.width, generator=generator) * 2 - 1
+    new_frames = request.chunk_frames - request.num_motion_frames
+    num_frames = request.chunk_frames + (num_chunks - 1) * new_frames
+    speech = _make_speech(sizes, num_frames, generator)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    runs = []
-    for _ in range(NUM_RUNS):
-        for clock in clocks.values():
-            clock.reset()
-        clocks["chunk"].wrap(lambda: list(generate(request, reference_BCHW, speech, timed)))()
-        runs.append(
-            Timing(
-                forward=clocks["forward"].seconds / clocks["forward"].num_calls,
-                encode=clocks["encode"].seconds,
-                decode=clocks["decode"].seconds,
-                chunk=clocks["chunk"].seconds,
-            )
+    bare = time_call(told, request, speech, device)
+    speeds = [
+        Speed(
+            num_steps=one.num_inference_steps,
+            bare=bare,
+            ours=time_ours(told, one, speech, picture_BCHW, device),
+            reference=time_reference(told, one, speech, picture_BCHW, device),
         )
+        for one in requests
+    ]
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Measurement(runs=tuple(runs), peak=peak)
+    return Measurement(speeds=tuple(speeds), peak=peak)
 
 
 def find_obstacle(need: Need, device: torch.device) -> str | None:
@@ -439,42 +449,6 @@ def find_obstacle(need: Need, device: torch.device) -> str | None:
     if free >= wanted:
         return None
     return f"{free / 1e9:.1f} GB of the device are free; {wanted / 1e9:.1f} GB are wanted"
-
-
-class _Clock:
-    """Adds up the seconds of calls, each until the device has done its work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.reset()
-
-    def reset(self) -> None:
-        self.seconds, self.num_calls = 0.0, 0
-
-    def wrap(self, call: Callable[..., Result]) -> Callable[..., Result]:
-        def timed(*arguments: Any) -> Result:  # noqa: ANN401
-            self._wait()
-            started = time.perf_counter()
-            result = call(*arguments)
-            self._wait()
-            self.seconds += time.perf_counter() - started
-            self.num_calls += 1
-            return result
-
-        return timed
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-
-class _TimedCodec:
-    """A codec under two clocks; satisfies ``ports.VideoCodec``."""
-
-    def __init__(self, codec: VideoCodec, encode: _Clock, decode: _Clock) -> None:
-        self.encode = encode.wrap(codec.encode)
-        self.encode_reference = encode.wrap(codec.encode_reference)
-        self.decode = decode.wrap(codec.decode)
 
 
 class _Inputs:
@@ -507,9 +481,8 @@ class _Inputs:
         )
 
 
-def _make_speech(sizes: Sizes, request: TalkRequest, generator: torch.Generator) -> Speech:
-    """Draw what an audio encoder might have heard, exactly one chunk of it."""
-    num_frames = request.chunk_frames
+def _make_speech(sizes: Sizes, num_frames: int, generator: torch.Generator) -> Speech:
+    """Draw what an audio encoder might have heard."""
     width = sizes.projection.frame_width
     return Speech(
         features=AudioFeatures(

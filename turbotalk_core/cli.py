@@ -15,7 +15,15 @@ from pathlib import Path
 import torch
 
 from .audio.io import open_sound
-from .bench import FULL_REQUEST, FULL_SIZES, measure, read_sizes, single_chunk
+from .bench import (
+    FULL_REQUEST,
+    FULL_SIZES,
+    NUM_CHUNKS,
+    NUM_STEPS,
+    measure,
+    plain_request,
+    read_sizes,
+)
 from .chunking.plan import plan_chunks
 from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
 from .cli_talk import add_talk
@@ -96,13 +104,14 @@ def _bench(arguments: argparse.Namespace) -> None:
         )
     if arguments.size != "auto":
         request = replace(request, width=arguments.size[0], height=arguments.size[1])
-    request = single_chunk(request, arguments.steps, arguments.frames)
     report = measure(
-        request,
+        plain_request(request, arguments.frames),
         sizes,
         files=None if arguments.random else files,
         dtype=DTYPES[arguments.dtype or ("float32" if is_tiny else "bfloat16")],
         device=arguments.device,
+        steps=arguments.steps,
+        num_chunks=arguments.chunks,
     )
     text = json.dumps(report.to_json(), indent=2) if arguments.json else "\n".join(report.lines())
     sys.stdout.write(text + "\n")
@@ -114,7 +123,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add_talk(commands.add_parser("talk", help="make a talking video"))
     _add_plan(commands.add_parser("plan", help="show which frames each chunk makes and keeps"))
     _add_inspect(commands.add_parser("inspect", help="say what a model file is"))
-    _add_bench(commands.add_parser("bench", help="measure one chunk, or say what it would need"))
+    _add_bench(commands.add_parser("bench", help="measure chunks, or say what one would need"))
     return parser
 
 
@@ -158,5 +167,14 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=parse_count, help=f"4n + 1; {FULL}: 81, {TINY}: as trained"
     )
-    parser.add_argument("--steps", type=parse_count, default=1, help="(%(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=parse_count,
+        nargs="+",
+        default=NUM_STEPS,
+        help="network calls per chunk, a video for each (1 2 4)",
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--chunks", type=parse_count, default=NUM_CHUNKS, help="of each video (%(default)s)"
+    )

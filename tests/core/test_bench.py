@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,18 +12,16 @@ import torch
 from turbotalk_core.bench import (
     FULL_REQUEST,
     FULL_SIZES,
-    NUM_RUNS,
     Measurement,
     Report,
     Sizes,
-    Timing,
     build_random_models,
     count_need,
     count_tokens,
     find_obstacle,
     measure,
+    plain_request,
     run_chunks,
-    single_chunk,
 )
 from turbotalk_core.errors import RequestError
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
@@ -31,6 +30,7 @@ from turbotalk_core.model.memory import count_memory
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.model.wan import WanConfig, WanModel
 from turbotalk_core.pipeline import Models
+from turbotalk_core.speed import ChunkTiming, Speed, Way
 
 CPU = torch.device("cpu")
 SIZES = Sizes(
@@ -48,7 +48,7 @@ SIZES = Sizes(
     projection=AudioAdapterConfig(frame_width=14, hidden_dim=9, num_tokens=3, token_dim=6),
     vae_width=2,
 )
-REQUEST = single_chunk(replace(FULL_REQUEST, height=32, width=48), 2, 9)
+REQUEST = plain_request(replace(FULL_REQUEST, height=32, width=48), 9)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def _list_modules(models: Models) -> tuple[WanModel, AudioProjection, WanVAE]:
 def test_the_full_size_is_the_published_one() -> None:
     assert (FULL_REQUEST.width, FULL_REQUEST.height, FULL_REQUEST.chunk_frames) == (832, 480, 81)
     assert count_tokens(FULL_REQUEST) == 32_760
-    small = single_chunk(replace(FULL_REQUEST, height=32, width=32), 1, 5)
+    small = plain_request(replace(FULL_REQUEST, height=32, width=32), 5)
     need = count_need(FULL_SIZES, small, torch.bfloat16)
     assert round(need.transformer / 2e9, 3) == 16.395
     assert round(need.audio / 2e9, 3) == 2.487
@@ -116,23 +116,16 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator(models: M
             assert weight.dtype == (torch.float32 if one is models.codec else torch.bfloat16)
 
 
-def test_chunks_are_run_and_timed(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    call = WanDenoiser.__call__
-
-    def watch(self: WanDenoiser, *arguments: object) -> object:
-        velocity = call(self, *arguments)  # pyright: ignore[reportArgumentType]
-        calls.append((tuple(velocity.shape), bool(velocity.isfinite().all())))
-        return velocity
-
-    monkeypatch.setattr(WanDenoiser, "__call__", watch)
-    measured = run_chunks(models, SIZES, REQUEST, CPU)
-    assert calls == [((1, 16, 3, 4, 6), True)] * (2 * NUM_RUNS)
-    assert len(measured.runs) == NUM_RUNS
+def test_videos_are_made_and_timed(models: Models) -> None:
+    requests = [replace(REQUEST, num_inference_steps=number) for number in (1, 3)]
+    measured = run_chunks(models, SIZES, requests, CPU, 2)
     assert measured.peak is None
-    for run in measured.runs:
-        assert min(run.forward, run.encode, run.decode) > 0
-        assert run.chunk >= 2 * run.forward + run.encode + run.decode
+    assert [speed.num_steps for speed in measured.speeds] == [1, 3]
+    for speed in measured.speeds:
+        for way in (speed.ours, speed.reference):
+            assert [chunk.num_calls for chunk in way.chunks] == [speed.num_steps] * 2
+            assert way.num_frames == 9 + 8
+    assert measured.speeds[0].bare == measured.speeds[1].bare > 0
 
 
 def test_large_weights_are_not_run_on_a_cpu() -> None:
@@ -156,43 +149,74 @@ def test_a_cuda_device_must_have_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_not_run_is_said_with_what_it_would_need() -> None:
-    small = single_chunk(replace(FULL_REQUEST, height=32, width=32), 1, 5)
+    small = plain_request(replace(FULL_REQUEST, height=32, width=32), 5)
     report = measure(small, FULL_SIZES, files=None, dtype=torch.bfloat16, device=CPU)
     assert report.measurement is None
     text = "\n".join(report.lines())
-    assert "transformer weights      32.790 GB" in text
+    assert "transformer weights 32.790 GB" in " ".join(text.split())
     assert "not run: on cpu weights of this size would take hours" in text
     told = json.loads(json.dumps(report.to_json()))
-    assert (told["seconds"], told["ratios"], told["peak_bytes"]) == ([], {}, None)
+    assert (told["speeds"], told["peak_bytes"]) == ([], None)
     assert told["needed_bytes"]["peak"] == report.need.peak
 
 
-def test_ratios_are_in_calls_of_the_transformer() -> None:
-    first = Timing(forward=3.0, encode=1.0, decode=1.0, chunk=9.0)
-    last = Timing(forward=2.0, encode=1.0, decode=2.0, chunk=7.0)
+def _chunk(**seconds: float) -> ChunkTiming:
+    named = dict.fromkeys(("encode", "adapter", "forward", "decode", "rest", "write"), 0.5)
+    return ChunkTiming(**(named | seconds), num_encoded=9, num_calls=1)  # pyright: ignore[reportArgumentType]
+
+
+def test_it_is_told_to_people_and_programs() -> None:
+    ours = Way(chunks=(_chunk(encode=3.0), _chunk(decode=2.5)), seconds=10.0, num_frames=100)
+    reference = Way(chunks=(_chunk(), _chunk()), seconds=40.0, num_frames=100)
+    speed = Speed(num_steps=1, bare=2.0, ours=ours, reference=reference)
     report = Report(
         request=REQUEST,
         weights="random weights in float32",
         device="a device",
         need=count_need(SIZES, REQUEST, torch.float32),
         obstacle=None,
-        measurement=Measurement(runs=(first, last), peak=1_500_000_000),
+        measurement=Measurement(speeds=(speed,), peak=1_500_000_000),
     )
-    assert report.ratios == {"chunk": 3.5, "vae": 1.5}
-    text = "\n".join(report.lines())
-    for line in ("forward                   2.000 s, first run 3.000 s", "1.500 GB", "3.50"):
+    text = [" ".join(line.split()) for line in report.lines()]
+    for line in (
+        "steps per chunk 1",
+        "bare call, s 2.000",
+        "chunk: decode, s 2.500",
+        "chunk: chunk, s 5.000",
+        "chunk / bare call 2.500",
+        "first chunk, s 5.500",
+        "frames per second 10.000",
+        "the reference's way 2.500",
+        "ours / the reference's way 4.000",
+        "measured peak 1.500 GB",
+    ):
         assert line in text
-    told = report.to_json()
-    assert told["seconds"][1] == {"forward": 2.0, "encode": 1.0, "decode": 2.0, "chunk": 7.0}
+    told = json.loads(json.dumps(report.to_json()))
+    (record,) = told["speeds"]
     assert (told["num_tokens"], told["peak_bytes"]) == (18, 1_500_000_000)
+    assert record["steady_chunk"]["decode"] == 2.5
+    assert record["first_chunk"]["chunk"] == 5.5
+    assert record["chunk_in_bare_calls"] == 2.5
+    assert record["throughput_in_the_reference_ways"] == 4
 
 
-def test_one_chunk_is_one_chunk_without_guidance() -> None:
+def test_chunks_are_plain_and_without_guidance() -> None:
     guided = replace(FULL_REQUEST, audio_guidance_scale=4.0, schedule="distilled")
-    request = single_chunk(guided, 3, None)
-    assert (request.num_inference_steps, request.chunk_frames) == (3, 81)
+    request = plain_request(guided, None)
+    assert (request.chunk_frames, request.num_motion_frames) == (81, 9)
     assert (request.audio_guidance_scale, request.guidance_scale) == (1, 1)
+    assert (REQUEST.chunk_frames, REQUEST.num_motion_frames) == (9, 1)
     with pytest.raises(RequestError, match="got 12 frames"):
-        single_chunk(guided, 1, 12)
-    with pytest.raises(RequestError, match="got num_inference_steps 0"):
-        single_chunk(guided, 0, 9)
+        plain_request(guided, 12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"steps": (0,)}, "got num_inference_steps 0"),
+        ({"num_chunks": 1}, "got 1 chunks"),
+    ],
+)
+def test_settings_that_measure_nothing(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(RequestError, match=told):
+        measure(REQUEST, SIZES, files=None, dtype=torch.float32, device=CPU, **settings)

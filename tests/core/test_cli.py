@@ -124,25 +124,28 @@ def _bench(*arguments: str) -> int:
 
 
 @pytest.mark.parametrize("source", [["--random"], []])
-def test_bench_measures_a_chunk(
+def test_bench_measures_chunks(
     models: Path, capsys: pytest.CaptureFixture[str], source: list[str]
 ) -> None:
-    assert _bench("--models", str(models), "--steps", "2", "--json", "--threads", "1", *source) == 0
+    settings = ("--models", str(models), "--json", "--threads", "1", "--chunks", "2")
+    assert _bench(*settings, *source, "--steps", "2", "1") == 0
     told = json.loads(capsys.readouterr().out)
-    sizes = ("width", "height", "num_frames", "num_inference_steps", "num_tokens")
-    assert [told[name] for name in sizes] == [32, 48, 9, 2, 3 * 2 * 3]
+    sizes = ("width", "height", "num_frames", "num_tokens")
+    assert [told[name] for name in sizes] == [32, 48, 9, 3 * 2 * 3]
     assert told["weights"].startswith("random weights" if source else TEACHER)
     assert told["obstacle"] is None
-    assert len(told["seconds"]) == 2
-    assert told["ratios"].keys() == {"chunk", "vae"}
+    assert [speed["num_steps"] for speed in told["speeds"]] == [2, 1]
+    assert [speed["steady_chunk"]["num_calls"] for speed in told["speeds"]] == [2, 1]
 
 
 def test_bench_without_a_size_takes_the_shipped_one(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", "--models", str(models), "--random", "--device", "cpu"]) == 0
+    command = ["bench", "--models", str(models), "--random", "--device", "cpu", "--chunks", "2"]
+    assert main(command) == 0
     said = capsys.readouterr().out
-    assert said.startswith("one chunk of 13 frames, 32x32, 16 video tokens, steps: 1\n")
+    assert said.startswith("chunks of 13 frames, 32x32, 16 video tokens\n")
+    assert "steps per chunk 1 2 4\n" in re.sub(" +", " ", said)
     assert "random weights in float32, VAE in float32, on cpu" in said
 
 
@@ -161,6 +164,7 @@ def test_bench_of_the_full_size_says_what_it_would_need(
     [
         (["--model", "14b"], "14b without --random; only tiny ships weights"),
         (["--frames", "10"], "got 10 frames"),
+        (["--chunks", "1"], "got 1 chunks; how they follow each other takes two"),
         (["--size", "40x48"], "got width 40; the model takes multiples of 16"),
     ],
 )

@@ -11,8 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
-import sys
-import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,9 @@ import pytest
 import torch
 
 from tests.nodes.family import write_family
+from tools import host_process
 from tools.comfy_server import ComfyClient
+from tools.host_process import import_host, load_pack
 
 HOST = os.environ.get("COMFYUI_PATH")
 ROOT = Path(__file__).parents[2]
@@ -37,44 +38,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """ComfyUI's modules in this process, on the CPU, with folders of its own."""
-    base = tmp_path_factory.mktemp("comfyui")
-    for name in ("custom_nodes", "models", "input", "output", "temp"):
-        (base / name).mkdir()
-    sys.path.insert(0, str(HOST))  # before the checkout, whose ``nodes`` would hide ComfyUI's
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        options = importlib.import_module("comfy.cli_args").args
-        options.cpu = True
-        options.base_directory = str(base)
-        return SimpleNamespace(
-            base=base,
-            nodes=importlib.import_module("nodes"),
-            folder_paths=importlib.import_module("folder_paths"),
-            audio_encoder_nodes=importlib.import_module("comfy_extras.nodes_audio_encoder"),
-            model_advanced_nodes=importlib.import_module("comfy_extras.nodes_model_advanced"),
-            model_patch_nodes=importlib.import_module("comfy_extras.nodes_model_patch"),
-            io=importlib.import_module("comfy_api.latest").io,
-            lora_debug_nodes=importlib.import_module("comfy_extras.nodes_lora_debug"),
-            model_patcher=importlib.import_module("comfy.model_patcher"),
-            ops=importlib.import_module("comfy.ops"),
-            sd=importlib.import_module("comfy.sd"),
-            graph=importlib.import_module("comfy_execution.graph"),
-            sample=importlib.import_module("comfy.sample"),
-            samplers=importlib.import_module("comfy.samplers"),
-            compile_nodes=importlib.import_module("comfy_extras.nodes_torch_compile"),
-            wan_nodes=importlib.import_module("comfy_extras.nodes_wan"),
-            audio_encoders=importlib.import_module("comfy.audio_encoders.audio_encoders"),
-            model_management=importlib.import_module("comfy.model_management"),
-        )
+    assert HOST
+    return import_host(Path(HOST), tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="session")
 def pack(host):
     """The pack as ComfyUI's own loader loads it."""
-    place = host.base / "custom_nodes" / "ComfyUI-TurboTalk.x"
-    place.symlink_to(ROOT, target_is_directory=True)
-    assert asyncio.run(host.nodes.load_custom_node(str(place)))
-    return sys.modules[str(place).replace(".", "_x_")]
+    return load_pack(host)
 
 
 @pytest.fixture
@@ -91,25 +62,8 @@ def errors(part):
 
 @pytest.fixture
 def run_node(host, pack):
-    """Run a node as the host does: ``run_node("TurboTalkSchedule", steps=4, …)``.
-
-    With ``graph``, a workflow in API format, it is the node "7" of it.
-    """
-
-    def run(node_id, *, graph=None, **inputs):
-        hidden = {host.io.Hidden.unique_id: "7"}
-        if graph is not None:
-            hidden[host.io.Hidden.dynprompt] = host.graph.DynamicPrompt(graph)
-        node = host.nodes.NODE_CLASS_MAPPINGS[node_id]
-        with torch.inference_mode():
-            if hasattr(node, "PREPARE_CLASS_CLONE"):
-                output = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden}).EXECUTE_NORMALIZED(
-                    **inputs
-                )
-                return output.result[0]
-            return getattr(node(), node.FUNCTION)(**inputs)[0]
-
-    return run
+    """Run a node as the host does: ``run_node("TurboTalkSchedule", steps=4, …)``."""
+    return partial(host_process.run_node, host)
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,9 @@ def _write_transformer(
     save_adapter(files.adapter, model, projection, {})
 
 
-def write_released_sizes(models: Path) -> None:
+def write_released_sizes(
+    models: Path, *, dim: int = 80, ffn_dim: int = 64, num_heads: int = 10, num_layers: int = 2
+) -> None:
     """Write an adapter that the host's own nodes take as well, and a transformer for it.
 
     Of the released sizes, the host wants 40 blocks, 40 heads, 32 tokens and 12 x 768 values per
@@ -97,8 +99,12 @@ def write_released_sizes(models: Path) -> None:
 
     Args:
         models: a folder laid out as ComfyUI's ``models``.
+        dim: width of the transformer, a multiple of 40.
+        ffn_dim: width of its feed-forward networks.
+        num_heads: of its attention to the video.
+        num_layers: its blocks.
     """
-    dim, token_dim, hidden_dim = 80, 4, 8
+    token_dim, hidden_dim = 4, 8
     shapes = {
         "audio_proj.proj1": (hidden_dim, 5 * 12 * 768),
         "audio_proj.proj1_vf": (hidden_dim, 8 * 12 * 768),
@@ -122,9 +128,9 @@ def write_released_sizes(models: Path) -> None:
         model = WanModel(
             WanConfig(
                 dim=dim,
-                ffn_dim=64,
-                num_heads=10,
-                num_layers=2,
+                ffn_dim=ffn_dim,
+                num_heads=num_heads,
+                num_layers=num_layers,
                 text_dim=TEXT_DIM,
                 image_dim=None,
                 audio_heads=None,

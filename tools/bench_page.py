@@ -1,0 +1,163 @@
+"""What the benchmark measured, for people: a Markdown page.
+
+Separate from the measuring, as it can be checked without running anything for minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from turbotalk_core.geometry import FPS
+
+_PARTS = ("encode", "adapter", "forward", "decode", "rest", "write", "chunk")
+_WAYS = {
+    "ComfyUI's own InfiniteTalk nodes": "host_native",
+    "the core, in the reference's order": "reference_way",
+    "our nodes": "our_nodes",
+    "the core": "core",
+}
+_HOST_GAIN = 1.5  # frames per second of our nodes, in those of ComfyUI's own
+_OVERHEAD = 1.03  # of host and command line, in the core's seconds
+
+
+def to_page(report: dict[str, Any]) -> str:
+    """Tell the report to people.
+
+    Args:
+        report: of ``bench.main``.
+
+    Returns:
+        Markdown.
+    """
+    machine, core, talk, scene = (report[name] for name in ("machine", "core", "talk", "scene"))
+    return "\n".join(
+        [
+            "# Where the time goes",
+            "",
+            f"One run on {machine['cpu']}, threads: {machine['threads']}, float32; Python "
+            f"{machine['python']}, torch {machine['torch']}, ComfyUI {machine['comfyui']}.",
+            "No GPU was at hand, so nothing here is of the 14B model.",
+            "",
+            "| claim | measured | |",
+            "|---|---|---|",
+            *_list_claims(report),
+            "",
+            "## A chunk by part",
+            "",
+            f"The embedded student at {core['width']}x{core['height']}, chunks of "
+            f"{core['num_frames']} frames, {core['num_tokens']:,} video tokens.",
+            "Seconds of a steady chunk, medians of all but the first. *Write* is how long the",
+            "caller waits for files that other threads write. A bare call is one of the network",
+            "with nothing around it. The first chunk also encodes the reference image.",
+            "",
+            *_list_parts(core["speeds"]),
+            "",
+            "## Side by side",
+            "",
+            f"The same video of {scene['num_chunks']} chunks, one call each, by the same weights",
+            f"in one process, in turns; medians of {scene['rounds']} rounds, from loaded networks",
+            "and a heard voice to the mp4. ComfyUI's node takes adapters of the released sizes",
+            "alone, so these are random weights in a transformer near the student's size,",
+            f"{scene['dim']} wide, {scene['num_layers']} layers. The VAE is the embedded one.",
+            "",
+            *_list_arms(report["arms"]),
+            "",
+            "## The command line, over a long video",
+            "",
+            f"`talk` makes {talk['num_chunks']} chunks, {talk['num_frames']} frames, of the",
+            "shipped portrait with the embedded student.",
+            "",
+            *_list_talk(talk),
+            "",
+            "    make bench",
+            "",
+        ]
+    )
+
+
+def _list_claims(report: dict[str, Any]) -> list[str]:
+    talk, arms = report["talk"], report["arms"]
+    (steady,) = (
+        speed["steady_chunk"]["chunk"]
+        for speed in report["core"]["speeds"]
+        if speed["num_steps"] == 1
+    )
+    ours, native = arms["our_nodes"], arms["host_native"]
+    least = {
+        f"Our nodes make at least {_HOST_GAIN} times the frames per second of ComfyUI's own": (
+            ours["frames_per_second"] / native["frames_per_second"],
+            _HOST_GAIN,
+        ),
+        f"The command line makes at least {FPS} frames per second, from its start to the file": (
+            talk["frames_per_second"],
+            FPS,
+        ),
+    }
+    most = {
+        f"Our nodes take at most {_OVERHEAD} times the core's time": (
+            ours["seconds"] / arms["core"]["seconds"]
+        ),
+        f"A steady chunk of the command line takes at most {_OVERHEAD} times the core's": (
+            talk["steady_chunk_seconds"] / steady
+        ),
+    }
+    verdicts = [(text, value, value >= bound) for text, (value, bound) in least.items()]
+    verdicts += [(text, value, value <= _OVERHEAD) for text, value in most.items()]
+    return [
+        f"| {text} | {value:.2f} | **{'holds' if holds else 'does not hold'}** |"
+        for text, value, holds in verdicts
+    ]
+
+
+def _list_parts(speeds: Sequence[dict[str, Any]]) -> list[str]:
+    rows = {
+        "bare call": [f"{speed['bare_call_seconds']:.3f}" for speed in speeds],
+        **{part: [f"{speed['steady_chunk'][part]:.3f}" for speed in speeds] for part in _PARTS},
+        "**R**, a chunk in bare calls": [f"{s['chunk_in_bare_calls']:.2f}" for s in speeds],
+        "first chunk": [f"{speed['first_chunk']['chunk']:.3f}" for speed in speeds],
+        "frames per second": [f"{speed['frames_per_second']:.1f}" for speed in speeds],
+        "the same in the reference's order": [
+            f"{speed['reference_way']['frames_per_second']:.1f}" for speed in speeds
+        ],
+        "gain": [f"{speed['throughput_in_the_reference_ways']:.2f}" for speed in speeds],
+        "frames that the VAE encodes": [
+            str(speed["steady_chunk"]["num_encoded"]) for speed in speeds
+        ],
+        "the same in the reference's order ": [
+            str(speed["reference_way"]["steady_chunk"]["num_encoded"]) for speed in speeds
+        ],
+    }
+    return [
+        _to_row("network calls per chunk", [str(speed["num_steps"]) for speed in speeds]),
+        _to_row("---", ["---:"] * len(speeds)),
+        *(_to_row(name.strip(), cells) for name, cells in rows.items()),
+    ]
+
+
+def _list_arms(arms: dict[str, Any]) -> list[str]:
+    native = arms["host_native"]["frames_per_second"]
+    rows = []
+    for label, name in _WAYS.items():
+        seconds, rate = arms[name]["seconds"], arms[name]["frames_per_second"]
+        rows.append(_to_row(label, [f"{seconds:.2f}", f"{rate:.1f}", f"{rate / native:.2f}"]))
+    head = _to_row("way", ["seconds", "frames per second", "times ComfyUI's"])
+    return [head, _to_row("---", ["---:"] * 3), *rows]
+
+
+def _list_talk(talk: dict[str, Any]) -> list[str]:
+    rows = {
+        "from its start to the first chunk on the disk": f"{talk['first_chunk_seconds']:.1f} s",
+        "a steady chunk": f"{talk['steady_chunk_seconds']:.3f} s",
+        "from its start to the file": f"{talk['seconds']:.1f} s",
+        "frames per second, all in all": f"{talk['frames_per_second']:.1f}",
+        **{
+            f"memory after {number} chunks": f"{held / 1e6:.0f} MB"
+            for number, held in talk["resident_bytes"].items()
+        },
+    }
+    return ["| | |", "|---|---:|", *(_to_row(name, [cell]) for name, cell in rows.items())]
+
+
+def _to_row(name: str, cells: Sequence[str]) -> str:
+    return f"| {name} | {' | '.join(cells)} |"
