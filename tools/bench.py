@@ -388,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=int, default=3, help="of the arms in ComfyUI (%(default)s)"
     )
-    parser.add_argument("--chunks", type=int, default=100, help="of the long video (%(default)s)")
+    parser.add_argument("--chunks", type=int, default=200, help="of the long video (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     parser.add_argument("--json", type=Path, required=True, help="report for programs")
     parser.add_argument("--markdown", type=Path, required=True, help="report for people")

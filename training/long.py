@@ -139,6 +139,7 @@ def watch(
         number = len(seconds)
         if number % TEN == 0:
             syncs.append(_read_sync(last, aperture_T))
+        give_back()  # as a take does after each chunk
         if number in WATCHED and (now := _read_resident_bytes()) is not None:
             resident[number] = now
         started = time.perf_counter()

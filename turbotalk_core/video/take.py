@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
+from ..heap import give_back
 from ..sound import Sound, pieces
 from ..trust import MAX_PIXELS, is_file, media_options
 from ..types import Carry, FrameChunk, Waveform
@@ -317,6 +318,7 @@ class TakeWriter:
         self.carry = carry
         if index > 0:
             _name_carry(folder, index).unlink(missing_ok=True)
+        give_back()  # what making this chunk has freed
 
 
 @contextmanager

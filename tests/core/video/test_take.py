@@ -329,6 +329,15 @@ def test_a_chunk_that_does_not_follow(begun):
             writer.write(make_chunk(0))
 
 
+def test_each_chunk_gives_back_what_making_it_has_freed(tmp_path, monkeypatch):
+    called = []
+    monkeypatch.setattr(take_module, "give_back", lambda: called.append(True))
+    with opened(tmp_path / "take") as writer:
+        for index in range(3):
+            writer.write(make_chunk(index))
+    assert len(called) == 3
+
+
 def test_frames_of_another_size(tmp_path):
     with (
         pytest.raises(MismatchError, match="for a take of 50x36"),
