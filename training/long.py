@@ -36,6 +36,7 @@ from training.hardware import name_cpu
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
+from turbotalk_core.heap import give_back
 from turbotalk_core.pipeline import generate
 from turbotalk_core.types import FrameChunk, Waveform
 from turbotalk_core.video.assemble import quantize_frames
