@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -45,6 +45,7 @@ from turbotalk_core.speed import Way, time_ours, time_reference
 from turbotalk_core.trust import read_tensor_header
 
 WATCHED = (3, 10, 50, 100, 200)  # chunks after which memory is read
+WARM = 10  # chunks that memory may still grow with
 POLL_SECONDS = 0.05
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
 LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
@@ -296,13 +297,14 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
     """Let the command line make a long video of the shipped portrait with the shipped student.
 
     Args:
-        num_chunks: of the video, at least two.
+        num_chunks: of the video, more than ``WARM`` and one.
         threads: of the networks.
         new_frames: of each later chunk.
 
     Returns:
         Seconds from the start of the program to the first chunk on the disk and to the end, a
-        steady chunk's, frames per second, and the memory held when some chunks were finished.
+        steady chunk's, frames per second, the least memory held while some chunks were made, and
+        by how much that grew per chunk, fitted to all but the first ``WARM``.
 
     Raises:
         RuntimeError: the command failed.
@@ -321,15 +323,18 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         with log.open("wb") as file:
             process = subprocess.Popen(command, cwd=PACK, stdout=file, stderr=file)
         finished: list[float] = []
-        resident: dict[str, int] = {}
+        least: list[int] = []  # memory while a chunk was made: at its height it depends on when
+        lows: list[int] = []
         journal = folder / "talk.mp4.take" / "take.journal"
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
+            if held := _read_resident(process.pid):
+                lows.append(held)
             lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
             while len(finished) < lines - 1:  # the first record is of the whole take
                 finished.append(time.perf_counter() - started)
-                if len(finished) in WATCHED and (held := _read_resident(process.pid)):
-                    resident[str(len(finished))] = held
+                least.append(min(lows, default=0))
+                lows.clear()
         seconds = time.perf_counter() - started
         if process.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
@@ -340,7 +345,10 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         "steady_chunk_seconds": (finished[-1] - finished[0]) / (len(finished) - 1),
         "seconds": seconds,
         "frames_per_second": num_frames / seconds,
-        "resident_bytes": resident,
+        "resident_bytes": {
+            str(number): least[number - 1] for number in WATCHED if number <= len(least)
+        },
+        "bytes_per_chunk": linear_regression(range(WARM, len(least)), least[WARM:]).slope,
     }
 
 

@@ -32,6 +32,7 @@ from .library import (
     EMBEDDED_MODELS,
     VAE,
     ModelFiles,
+    compile_networks,
     find_model_files,
     iterate_weights,
     load_models,
@@ -235,13 +236,17 @@ def _make_frames(
         prompt=arguments.prompt,
         negative_prompt=arguments.negative_prompt,
     )
+    weights = fingerprint(iterate_weights(models))
+    if arguments.compile:
+        compile_networks(models, arguments.device)
+        weights += ", compiled"
     plan = plan_video(request, conversation.speeches)
     identity = identify(
         request,
         conversation.speeches,
         pictures,
         {"regions": regions_PHW, **models.list_told()},
-        fingerprint(iterate_weights(models)),
+        weights,
     )
     with open_take(
         folder,
@@ -365,6 +370,13 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
         default="float32",
         help="of transformer, adapter and text encoder in memory, whatever the files hold "
         "(%(default)s)",
+    )
+
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch compile transformer and VAE: later chunks are quicker, the first takes a "
+        "minute or more longer; the same up to rounding",
     )
 
 

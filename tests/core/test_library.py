@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from tests.core.family import CONFIG
-from turbotalk_core.errors import CheckpointError
+from turbotalk_core.audio.windows import take_windows
+from turbotalk_core.bench import read_sizes
+from turbotalk_core.chunking.plan import plan_chunks
+from turbotalk_core.errors import CheckpointError, RequestError
 from turbotalk_core.library import (
     ADAPTER,
     DMD,
@@ -18,11 +21,15 @@ from turbotalk_core.library import (
     STUDENT,
     STUDENT_ADAPTER,
     TEACHER,
+    compile_networks,
     find_model_files,
+    load_models,
     read_request,
 )
 from turbotalk_core.model.checkpoint import save_dit
+from turbotalk_core.model.denoiser import WanDenoiser
 from turbotalk_core.model.wan import WanModel
+from turbotalk_core.types import AudioFeatures, Conditioning
 
 
 def test_the_student_is_taken_where_there_is_one(models: Path, tmp_path: Path) -> None:
@@ -81,3 +88,36 @@ def test_shipped_settings_out_of_range_blame_the_file(tmp_path: Path) -> None:
     _save_dit(tmp_path / "odd.safetensors", {"shift": -1})
     with pytest.raises(CheckpointError, match=r"odd\.safetensors cannot be used: got shift -1"):
         read_request(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_compiled_networks_say_the_same(models: Path) -> None:
+    files = find_model_files(models)
+    plain, compiled = (load_models(files, torch.device("cpu")) for _ in range(2))
+    compile_networks(compiled, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    latents_BCFHW = torch.randn(1, 16, 3, 4, 4, generator=generator)
+    conditioning = Conditioning(reference_BCFHW=torch.randn(1, 20, 3, 4, 4, generator=generator))
+    width = read_sizes(files).projection.frame_width
+    rows_TLD = torch.randn(9, 1, width, generator=generator)
+    features = AudioFeatures(features_TLD=rows_TLD, num_frames=9)
+    chunk = plan_chunks(9, 9, 1).chunks[0]
+    said = []
+    for networks in (plain, compiled):
+        with torch.no_grad():
+            tokens = networks.adapter(take_windows(features, chunk))
+            velocity = networks.denoiser(latents_BCFHW, 0.5, conditioning, tokens)
+            said.append((velocity, networks.codec.decode(latents_BCFHW)))
+    for expected, told in zip(*said, strict=True):
+        torch.testing.assert_close(told, expected, atol=1e-4, rtol=1e-4)
+    assert isinstance(compiled.denoiser, WanDenoiser)
+    assert all(block._compiled_call_impl is not None for block in compiled.denoiser.model.blocks)
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turbotalk_core.library.which", lambda _: None)
+    loaded = load_models(find_model_files(models), torch.device("cpu"))
+    with pytest.raises(RequestError, match="there is none; install g"):
+        compile_networks(loaded, torch.device("cpu"))

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
+import torch
+
 
 class Background:
     """A thread that does one thing after the other, in the order given; at most one waits.
@@ -19,8 +21,16 @@ class Background:
     """
 
     def __init__(self) -> None:
-        """Start nothing yet."""
+        """Start the thread, with nothing to do yet."""
         self._thread = ThreadPoolExecutor(max_workers=1)
+        # Torch computes with as many helpers for each thread that asks. Where there are more of
+        # them than cores they wait for each other asleep, also those of the networks, which then
+        # take half as long again.
+        num_threads = torch.get_num_threads()
+        # A thread takes the number of all when it first asks, so it has to ask before it is told.
+        self._thread.submit(torch.get_num_threads).result()
+        self._thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(num_threads)  # for threads to come, whom the line above told as well
         self._last: Future[Any] | None = None
 
     def __enter__(self) -> Background:

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import torch
 
 from turbotalk_core.video.background import Background
 
@@ -20,6 +21,21 @@ def test_it_is_done_in_order_in_another_thread():
     assert done == list(range(9))
     assert len(threads) == 1
     assert threading.current_thread() not in threads
+
+
+def test_torch_computes_alone_there_and_as_before_elsewhere():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        told = []
+        with Background() as background:
+            background.do(lambda: told.append(torch.get_num_threads()))
+        later = threading.Thread(target=lambda: told.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert [*told, torch.get_num_threads()] == [1, 3, 3]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_at_most_one_waits():
