@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -36,7 +35,7 @@ from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from tools.bench_page import to_page
 from tools.host import COMFYUI_VERSION, find_host
 from tools.host_process import PACK, import_host, load_pack, run_node
-from training.hardware import name_cpu
+from training.hardware import name_cpu, read_resident_bytes
 from turbotalk_core import types
 from turbotalk_core.geometry import FPS
 from turbotalk_core.library import VAE, ModelFiles, load_models
@@ -328,7 +327,7 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         journal = folder / "talk.mp4.take" / "take.journal"
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            if held := _read_resident(process.pid):
+            if held := read_resident_bytes(process.pid):
                 lows.append(held)
             lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
             while len(finished) < lines - 1:  # the first record is of the whole take
@@ -362,15 +361,6 @@ def _write_speech(path: Path, seconds: float) -> None:
     with wave.open(str(path), "wb") as file:
         file.setparams(settings)
         file.writeframes((sound * (wanted // len(sound) + 1))[:wanted])
-
-
-def _read_resident(process_id: int) -> int | None:
-    """Read how much memory a process holds, where Linux tells it."""
-    path = Path(f"/proc/{process_id}/statm")
-    try:
-        return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):  # another system, or it has just ended
-        return None
 
 
 # --- the report ---------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections import deque
@@ -32,7 +31,7 @@ from training.data.mouth import estimate_aperture, mouth_curve, sync
 from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, film
 from training.evaluate import DITS, SPLIT, load_family
-from training.hardware import name_cpu
+from training.hardware import name_cpu, read_resident_bytes
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
@@ -141,7 +140,7 @@ def watch(
         if number % TEN == 0:
             syncs.append(_read_sync(last, aperture_T))
         give_back()  # as a take does after each chunk
-        if number in WATCHED and (now := _read_resident_bytes()) is not None:
+        if number in WATCHED and (now := read_resident_bytes()) is not None:
             resident[number] = now
         started = time.perf_counter()
     if not seams:
@@ -180,14 +179,6 @@ def _read_sync(kept: Iterable[tuple[int, Tensor]], aperture_T: Tensor) -> float:
     start = starts[0]
     true_T = aperture_T[start : start + frames_CTHW.shape[1]]
     return sync(estimate_aperture(frames_CTHW), true_T)[0]
-
-
-def _read_resident_bytes() -> int | None:
-    """Read how much memory this process holds, where Linux tells it."""
-    path = Path("/proc/self/statm")
-    if not path.is_file():
-        return None
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
