@@ -29,13 +29,13 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
 
 from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
-from ..turbotalk_core.errors import CheckpointError, MismatchError, RequestError
+from ..turbotalk_core.errors import CheckpointError, MismatchError
 from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
 from ..turbotalk_core.model.rotary import rotate
 from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
 from ..turbotalk_core.model.weights import read_header
-from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import AudioTokens, AudioWindows
+from .convert import check_finite
 
 # In the host's transformer_options:
 TOKENS_KEY = "turbotalk_audio_tokens"  # [1, F, N, D]
@@ -281,8 +281,7 @@ def add_audio_adapter(
             model that has an adapter already.
         RequestError: a strength that is not finite.
     """
-    if not is_number(strength):  # JSON's NaN passes every bound of a widget
-        raise RequestError(f"got strength {strength}; use a finite number, 1 is as trained")
+    check_finite("strength", strength, ", 1 is as trained")
     wan = get_wan(model)
     module = model_patch.model
     if not (hasattr(module, "audio_proj") and hasattr(module, "blocks")):

@@ -15,10 +15,26 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..turbotalk_core.audio.io import from_samples
-from ..turbotalk_core.errors import ImageError
+from ..turbotalk_core.errors import ImageError, RequestError
 from ..turbotalk_core.geometry import FPS
+from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import Waveform
 from ..turbotalk_core.video.source import VideoFrames
+
+
+def check_finite(name: str, value: float, advice: str) -> None:
+    """Refuse a widget's number that is none: JSON's NaN passes every bound of a widget.
+
+    Args:
+        name: of the widget.
+        value: from it.
+        advice: ends the sentence "use a finite number".
+
+    Raises:
+        RequestError: not finite.
+    """
+    if not is_number(value):
+        raise RequestError(f"got {name} {value}; use a finite number{advice}")
 
 
 def waveform_from_audio(audio: dict[str, Any]) -> Waveform:

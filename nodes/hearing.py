@@ -4,10 +4,9 @@ from fractions import Fraction
 
 from comfy_api.latest import io
 
-from ..turbotalk_core.errors import RequestError
 from ..turbotalk_core.geometry import FPS, MAX_FRAMES
 from ..turbotalk_core.request import HEARINGS
-from ..turbotalk_core.trust import is_number
+from .convert import check_finite
 
 MAX_SECONDS = MAX_FRAMES / FPS
 
@@ -32,27 +31,22 @@ def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
             optional=True,
             advanced=True,
         ),
-        io.Float.Input(
-            "start_seconds",
-            default=0.0,
-            min=0.0,
-            max=MAX_SECONDS,
-            step=0.01,
-            tooltip=f"Of {whose}, leave out what lies before.",
-            optional=True,
-            advanced=True,
-        ),
-        io.Float.Input(
-            "end_seconds",
-            default=0.0,
-            min=0.0,
-            max=MAX_SECONDS,
-            step=0.01,
-            tooltip=f"Of {whose}, leave out what lies after; 0 keeps all.",
-            optional=True,
-            advanced=True,
-        ),
+        _make_seconds("start_seconds", f"Of {whose}, leave out what lies before."),
+        _make_seconds("end_seconds", f"Of {whose}, leave out what lies after; 0 keeps all."),
     ]
+
+
+def _make_seconds(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=0.0,
+        min=0.0,
+        max=MAX_SECONDS,
+        step=0.01,
+        tooltip=tooltip,
+        optional=True,
+        advanced=True,
+    )
 
 
 def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fraction | None]:
@@ -69,6 +63,5 @@ def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fract
         RequestError: not finite.
     """
     for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
-        if not is_number(seconds):  # JSON's NaN passes every bound of a widget
-            raise RequestError(f"got {name} {seconds}; use a finite number of seconds")
+        check_finite(name, seconds, " of seconds")
     return Fraction(start_seconds), Fraction(end_seconds) if end_seconds else None

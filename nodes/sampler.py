@@ -11,7 +11,7 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..turbotalk_core.errors import RequestError, TurboTalkError
+from ..turbotalk_core.errors import TurboTalkError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
 from ..turbotalk_core.identity import identify
 from ..turbotalk_core.image import References
@@ -27,12 +27,11 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
-from ..turbotalk_core.trust import is_number
 from ..turbotalk_core.types import Conversation, Speaker, Speech
 from ..turbotalk_core.video.take import Take, open_take
 from .adapter import HostAdapter, find_audio_adapter
 from .codec import HostCodec
-from .convert import pictures_from_host
+from .convert import check_finite, pictures_from_host
 from .host import HostDenoiser, HostProgress, check_stop, read_texts, see_with
 from .notes import ships_anchored, show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
@@ -371,8 +370,7 @@ class Sampler(io.ComfyNode):
 
 
 def _count_frames(max_seconds: float) -> int | None:
-    if not is_number(max_seconds):  # JSON's NaN passes every bound of a widget
-        raise RequestError(f"got max_seconds {max_seconds}; use a finite number, 0 for no end")
+    check_finite("max_seconds", max_seconds, ", 0 for no end")
     return max(1, round(FPS * max_seconds)) if max_seconds else None
 
 
