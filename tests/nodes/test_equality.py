@@ -7,7 +7,7 @@ from tests.nodes.family import TEXT_DIM
 from turbotalk_core.audio.conversation import encode_conversation
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
-from turbotalk_core.audio.io import from_samples
+from turbotalk_core.audio.io import from_samples, read_audio
 from turbotalk_core.image import prepare_reference
 from turbotalk_core.library import load_models
 from turbotalk_core.model.checkpoint import load_dit, load_vae
@@ -315,7 +315,7 @@ def test_a_whole_take(family, models, run_node, update, audio_guidance, sigmas):
     assert got.shape == wanted.shape == (25, 32, 48, 3)
     assert wanted.float().std() > 1
     assert (got.int() - wanted.int()).abs().max() <= 1  # a value that rounds the other way
-    assert torch.equal(take.read_waveform().samples_CS, samples[0])
+    assert torch.equal(read_audio(take.sound_file).samples_CS, samples[0])
 
 
 def test_a_whole_take_of_two_speakers(family, models, run_node):
@@ -398,4 +398,4 @@ def test_a_whole_take_of_two_speakers(family, models, run_node):
     assert wanted.float().std() > 1
     assert (got.int() - wanted.int()).abs().max() <= 1  # a value that rounds the other way
     mix_CS = torch.cat(list(conversation.waveform.blocks()), 1)
-    assert torch.equal(take.read_waveform().samples_CS, mix_CS)
+    assert torch.equal(read_audio(take.sound_file).samples_CS, mix_CS)

@@ -8,6 +8,8 @@ import av
 import pytest
 import torch
 
+from turbotalk_core.audio.io import read_audio
+
 
 @pytest.fixture
 def left_behind(host):
@@ -113,7 +115,7 @@ class TestSampler:
         take = sample()
         assert (take.num_frames, take.height, take.width) == (25, 32, 32)
         assert [(chunk.start, chunk.stop) for chunk in take.chunks] == [(0, 21), (21, 25)]
-        assert torch.equal(take.read_waveform().samples_CS, speech.waveform.samples_CS)
+        assert torch.equal(read_audio(take.sound_file).samples_CS, speech.waveform.samples_CS)
 
     def test_a_voice_that_is_heard_while_it_is_said(self, sample, models, run_node):
         samples = torch.randn(1, 1, 16_000, generator=torch.Generator().manual_seed(3))

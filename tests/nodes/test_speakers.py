@@ -4,6 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
+from turbotalk_core.audio.io import read_audio
+
 RATE = 16_000
 LEFT, RIGHT = {"width": 20, "height": 32}, {"x": 28, "width": 20, "height": 32}
 
@@ -241,7 +243,7 @@ class TestSampler:
         conversation = hear(introduce(*people))
         take = sample_wide(speech=conversation)
         assert (take.num_frames, take.height, take.width) == (30, 32, 48)
-        sound = take.read_waveform()
+        sound = read_audio(take.sound_file)
         assert (sound.sample_rate, sound.samples_CS.shape) == (48_000, (2, 57_600))
         assert torch.equal(sound.samples_CS, read(conversation.waveform))
         # halves, drawn as boxes, left first

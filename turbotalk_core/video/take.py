@@ -35,7 +35,7 @@ from ..geometry import MAX_FRAMES
 from ..heap import give_back
 from ..sound import Sound, pieces
 from ..trust import MAX_PIXELS, is_file, media_options
-from ..types import Carry, FrameChunk, Waveform
+from ..types import Carry, FrameChunk
 from .assemble import quantize_frames
 from .background import Background
 from .files import reports_disk_errors, whole_file
@@ -45,7 +45,7 @@ from .writer import LOSSLESS, open_video
 _JOURNAL = "take.journal"
 _SOUND = "sound.mka"
 _LOCK = "take.lock"
-_SOUND_CODEC, _SAMPLE_BYTES = "pcm_f32le", 4  # floating point, as it is
+_SOUND_CODEC = "pcm_f32le"  # floating point, as it is
 _OURS = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors", ".*.part.*")
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
@@ -172,28 +172,6 @@ class Take:
         with _open_media(path) as container:
             _find_sound(path, container)
         return path
-
-    def read_waveform(self) -> Waveform:
-        """Read the original recording into memory, exactly as it was given.
-
-        Returns:
-            The sound of the take; it may be longer than the frames by less than one frame.
-
-        Raises:
-            OutputError: the file cannot be read.
-        """
-        path = self.folder / _SOUND
-        with _open_media(path) as container:
-            stream = _find_sound(path, container)
-            parts = []
-            room = path.stat().st_size // _SAMPLE_BYTES  # a container may be compressed, too
-            for frame in container.decode(stream):
-                parts.append(frame.to_ndarray().reshape(-1, stream.channels))
-                room -= parts[-1].size
-                if room < 0:
-                    raise OutputError(f"{path} unpacks to more than it is; make the take again")
-            samples_CS = torch.from_numpy(np.concatenate(parts).T.copy())
-            return Waveform(samples_CS=samples_CS, sample_rate=stream.rate)
 
     def _iterate_chunk(self, chunk: TakeChunk, start: int, stop: int) -> Iterator[Tensor]:
         path = self.folder / chunk.file
