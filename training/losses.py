@@ -29,13 +29,14 @@ def free_mean(values_BCFHW: Tensor, free_B1F11: Tensor) -> Tensor:
 
     Args:
         values_BCFHW: one number per latent value.
-        free_B1F11: 1 where a latent frame is to be made, 0 where it is given.
+        free_B1F11: 1 where a latent frame is to be made, 0 where it is given; between them it
+            counts in part.
 
     Returns:
-        A scalar.
+        A scalar; 0 where nothing is to be made.
     """
     per_frame = values_BCFHW[0, :, 0].numel()
-    return (values_BCFHW * free_B1F11).sum() / (free_B1F11.sum() * per_frame)
+    return (values_BCFHW * free_B1F11).sum() / (free_B1F11.sum() * per_frame).clamp_min(1)
 
 
 def flow_loss(

@@ -26,6 +26,7 @@ from training import ranks
 from training.engine import DTYPES, Engine, EngineSettings, PlainEngine
 from training.memory import describe_run
 from training.methods.adversarial import Adversarial
+from training.methods.continuation import Continuation
 from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
@@ -43,6 +44,7 @@ METHODS: Mapping[str, type[Any]] = {
     "flow_matching": FlowMatching,
     "dmd": Dmd,
     "adversarial": Adversarial,
+    "continuation": Continuation,
 }
 RECIPE = "recipe.yaml"
 
@@ -273,7 +275,7 @@ def describe_student(clip: ClipShape, method: Method) -> dict[str, Any]:
         "chunk_frames": clip.num_frames,
         "num_motion_frames": 9,
     }
-    if isinstance(method, Dmd | Adversarial):
+    if isinstance(method, Dmd | Adversarial | Continuation):
         settings |= {
             "kind": "student",
             "steps": method.num_steps,
