@@ -22,13 +22,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import median
 from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.stats import theilslopes
 from torch import Tensor
 
 from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
@@ -302,8 +303,9 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
 
     Returns:
         Seconds from the start of the program to the first chunk on the disk and to the end, a
-        steady chunk's, frames per second, the least memory held while some chunks were made, and
-        by how much that grew per chunk, fitted to all but the first ``WARM``.
+        steady chunk's, frames per second, the least memory held while each chunk was made, and by
+        how much that grew per chunk behind the first ``WARM``: the median slope between any two
+        (Theil-Sen), as what the allocator keeps comes and goes by megabytes from chunk to chunk.
 
     Raises:
         RuntimeError: the command failed.
@@ -337,6 +339,7 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         seconds = time.perf_counter() - started
         if process.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
+    slope: Any = theilslopes(least[WARM:])[0]
     return {
         "num_chunks": num_chunks,
         "num_frames": num_frames,
@@ -347,7 +350,8 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         "resident_bytes": {
             str(number): least[number - 1] for number in WATCHED if number <= len(least)
         },
-        "bytes_per_chunk": linear_regression(range(WARM, len(least)), least[WARM:]).slope,
+        "least_bytes": least,
+        "bytes_per_chunk": float(slope),
     }
 
 
