@@ -1,4 +1,4 @@
-"""Does a long video stay as it began? Seams, colours, lips and memory over many chunks.
+"""Does a long video stay as it began? Seams, colours and lips over many chunks.
 
     python -m training.long --chunks 100 --json FILE --markdown FILE
     python -m training.long --chunks 20 --model teacher --json FILE
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +30,6 @@ from training.data.mouth import estimate_aperture, mouth_curve, sync
 from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, film
 from training.evaluate import DITS, SPLIT, load_family
-from training.hardware import name_cpu, read_resident_bytes
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
@@ -43,7 +41,6 @@ from turbotalk_core.video.assemble import quantize_frames
 NUM_PICTURES = 9  # of a strip
 TEN = 10  # chunks at either end that are compared
 MINUTE = 60 * FPS  # video frames
-WATCHED = (3, 10, 50, 100, 200)  # chunks after which the memory is read
 CALIBRATION_FRAMES = 81  # of the avatar, from which the still region is known
 BLACK = 1.0  # what is added to pixels in [-1, 1], so that black is 0 and shares mean something
 
@@ -66,9 +63,8 @@ class LongScores:
         first_sync: sync correlation of the first ten chunks.
         last_sync: of the last ten.
         syncs: of each ten chunks that follow each other, from the first on.
-        resident_bytes: memory of the process after some chunks; empty where the system does not
-            tell it.
-        seconds_per_chunk: median, of the first ten chunks and of the last ten.
+        chunk_syncs: of each chunk by itself. Those of ten together also fall where a mouth opens
+            wider in one chunk than in another.
     """
 
     num_chunks: int
@@ -81,8 +77,7 @@ class LongScores:
     first_sync: float
     last_sync: float
     syncs: list[float]
-    resident_bytes: dict[int, int]
-    seconds_per_chunk: tuple[float, float]
+    chunk_syncs: list[float]
 
 
 def watch(
@@ -110,18 +105,13 @@ def watch(
     seams: list[float] = []
     steps: list[float] = []
     latent_steps: list[float] = []
-    # Numbers, not tensors: each small tensor that stayed would lie in the hole that the frames of a
-    # chunk leave in memory, and those of the next would not fit into it.
     means: list[list[float]] = []  # [T, C]
     spreads: list[list[float]] = []
     syncs: list[float] = []
+    chunk_syncs: list[float] = []
     last: deque[tuple[int, Tensor]] = deque(maxlen=TEN)
-    seconds: list[float] = []
-    resident: dict[int, int] = {}
     previous_CHW = None
-    started = time.perf_counter()
-    for made in chunks:
-        seconds.append(time.perf_counter() - started)
+    for number, made in enumerate(chunks):
         bytes_THWC = quantize_frames(made.frames_BCTHW)
         frames_CTHW = bytes_THWC.permute(3, 0, 1, 2).float() / 127.5 - 1
         if previous_CHW is not None:
@@ -130,19 +120,16 @@ def watch(
         steps += inside
         position = made.chunk.keep_start - made.chunk.start  # of the chunk's first frame shown
         latent_steps += inside[-position % TEMPORAL_STRIDE :: TEMPORAL_STRIDE]
-        look(len(seconds) - 1, bytes_THWC)
+        look(number, bytes_THWC)
         previous_CHW = frames_CTHW[:, -1]
         still_TCN = frames_CTHW[:, :, still_mask_HW].transpose(0, 1)
         means += still_TCN.mean(2).tolist()
         spreads += still_TCN.std(2).tolist()
         last.append((made.chunk.keep_start, bytes_THWC))
-        number = len(seconds)
-        if number % TEN == 0:
+        chunk_syncs.append(_read_sync([last[-1]], aperture_T))
+        if (number + 1) % TEN == 0:
             syncs.append(_read_sync(last, aperture_T))
         give_back()  # as a take does after each chunk
-        if number in WATCHED and (now := read_resident_bytes()) is not None:
-            resident[number] = now
-        started = time.perf_counter()
     if not seams:
         raise RequestError("got a single chunk; a long video has at least two")
     usual = median(steps)
@@ -151,7 +138,7 @@ def watch(
     last_sync = _read_sync(last, aperture_T)
     first_sync = syncs[0] if syncs else last_sync
     return LongScores(
-        num_chunks=len(seconds),
+        num_chunks=len(chunk_syncs),
         num_frames=len(means),
         seam_ratio=median(seams) / usual,
         worst_seam_ratio=max(seams) / usual,
@@ -161,8 +148,7 @@ def watch(
         first_sync=first_sync,
         last_sync=last_sync,
         syncs=syncs,
-        resident_bytes=resident,
-        seconds_per_chunk=(median(seconds[:TEN]), median(seconds[-TEN:])),
+        chunk_syncs=chunk_syncs,
     )
 
 
@@ -211,7 +197,7 @@ def list_bounds(scores: LongScores) -> list[Bound]:
         What is claimed, with what was measured.
     """
     sync_lost = scores.first_sync - scores.last_sync
-    bounds = [
+    return [
         Bound(
             text="The step across a seam is at most 1.25 times the usual step inside a chunk",
             value=scores.seam_ratio,
@@ -233,19 +219,6 @@ def list_bounds(scores: LongScores) -> list[Bound]:
             most=0.02,
         ),
     ]
-    # Until twice ten chunks the frames of the last ten, from which the mouth is read, fill memory.
-    watched = [number for number in scores.resident_bytes if number >= 2 * TEN]
-    if len(watched) > 1:
-        grown = scores.resident_bytes[watched[-1]] - scores.resident_bytes[watched[0]]
-        per_hundred = grown / (watched[-1] - watched[0]) * 100 / 1e6
-        bounds.append(
-            Bound(
-                text="Memory grows by at most 1 MB per 100 chunks after the first 50",
-                value=per_hundred,
-                most=1.0,
-            )
-        )
-    return bounds
 
 
 def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
@@ -264,14 +237,12 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
         return f"| {title} | {' | '.join(cells)} |"
 
     claims = [bound["text"] for bound in reports[0]["bounds"]]
-    watched = sorted({int(number) for score in scores for number in score["resident_bytes"]})
     lines = [
         "# Long videos from the embedded models",
         "",
         "One video each of a held-out avatar that says held-out speech, made by "
         "`python -m training.long`. The usual step is the median change from a frame to the next "
-        "inside chunks; most of the picture rests, so it is small. Speed and memory are those of "
-        f"{reports[0]['settings']['cpu']}, threads: {reports[0]['settings']['threads']}.",
+        "inside chunks; most of the picture rests, so it is small.",
         "",
         row("", (_name(report["settings"]) for report in reports)),
         "|---" * (1 + len(reports)) + "|",
@@ -294,15 +265,12 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
             (f"{min(score['syncs'], default=score['first_sync']):.3f}" for score in scores),
         ),
         row(
-            "seconds per chunk, first and last ten",
-            ("{:.2f}, {:.2f}".format(*score["seconds_per_chunk"]) for score in scores),
-        ),
-        *(
-            row(
-                f"memory of the process after {number} chunks, MB",
-                (_tell_bytes(score["resident_bytes"], number) for score in scores),
-            )
-            for number in watched
+            "the same of a chunk by itself, median of the first and last ten",
+            (
+                f"{median(score['chunk_syncs'][:TEN]):.3f}, "
+                f"{median(score['chunk_syncs'][-TEN:]):.3f}"
+                for score in scores
+            ),
         ),
         "",
         "What remains, why, and what was tried is in [ADR 11](../adr/0011-seams-and-drift.md).",
@@ -332,11 +300,6 @@ def _tell_bound(text: str, bounds: Iterable[Mapping[str, Any]]) -> str:
         if bound["text"] == text:
             return f"{bound['value']:.3f} **{'holds' if bound['holds'] else 'does not hold'}**"
     return ""
-
-
-def _tell_bytes(resident: Mapping[Any, int], number: int) -> str:
-    held = resident.get(number, resident.get(str(number)))  # keys of JSON are strings
-    return "" if held is None else f"{held / 1e6:.0f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -434,8 +397,6 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:
         "color_strength": request.color_strength,
         "anchors_chunks": request.anchors_chunks,
         "follows_reference": request.follows_reference,
-        "cpu": name_cpu(),
-        "threads": arguments.threads,
     }
     bounds = [asdict(bound) | {"holds": bound.holds} for bound in list_bounds(scores)]
     return {"settings": settings, "scores": asdict(scores), "bounds": bounds}, pictures

@@ -85,6 +85,9 @@ def test_lips_of_the_first_and_last_ten_chunks_are_read(
     assert scores.first_sync > 0.9
     assert scores.last_sync == 0
     assert len(scores.syncs) == 2
+    assert len(scores.chunk_syncs) == 2 * TEN + 2
+    assert min(scores.chunk_syncs[: TEN + 2]) > 0.9
+    assert not any(scores.chunk_syncs[TEN + 2 :])
     assert scores.syncs[0] == scores.first_sync
     assert watch(_cut(clip.frames_CTHW), clip.still_mask_HW, aperture_T).last_sync > 0.9
 
@@ -110,8 +113,7 @@ def _score(**changes: object) -> long.LongScores:
         "first_sync": 0.75,
         "last_sync": 0.74,
         "syncs": [],
-        "resident_bytes": {3: 1, 10: 10, 50: 10_000_000, 100: 10_500_000},
-        "seconds_per_chunk": (1.0, 1.0),
+        "chunk_syncs": [],
     }
     return long.LongScores(**{**settings, **changes})  # type: ignore[arg-type]
 
@@ -124,17 +126,11 @@ def _score(**changes: object) -> long.LongScores:
         ({"colour_drift": 0.021}, 1),
         ({"contrast_drift": 0.021}, 2),
         ({"last_sync": 0.72}, 3),
-        ({"resident_bytes": {50: 0, 100: 600_000}}, 4),
     ],
 )
 def test_each_claim_can_be_broken(changes: dict[str, object], broken: int | None) -> None:
     holds = [bound.holds for bound in list_bounds(_score(**changes))]
-    assert holds == [number != broken for number in range(5)]
-
-
-@pytest.mark.parametrize("resident", [{}, {3: 1, 10: 2}, {50: 3}])
-def test_nothing_is_claimed_of_memory_that_was_not_read(resident: dict[int, int]) -> None:
-    assert len(list_bounds(_score(resident_bytes=resident))) == 4
+    assert holds == [number != broken for number in range(4)]
 
 
 @pytest.fixture
