@@ -18,7 +18,7 @@ help:
 	@echo "make demo   make out/demo.mp4 from a shipped portrait and voice, in a real ComfyUI"
 	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
 	@echo "make lint   style, types, docstrings and import contracts only"
-	@echo "make results  measure the runs of the distillation and make docs/results/distillation.md"
+	@echo "make results  measure what training made: docs/results/distillation.md, continuation.md"
 	@echo "make fuzz   damaged files at every door that opens files, a minute each"
 	@echo "make bench  where the time goes, against ComfyUI's own nodes: docs/results/performance.md"
 	@echo "make bench-training  seconds and memory of a training step: docs/results/training_speed.md"
@@ -71,9 +71,10 @@ models-teacher: models-data
 
 models-student: models-data
 	$(PY) -m training.train tiny
-	cp runs/tiny/exports/one/diffusion_models/student.safetensors \
+	$(PY) -m training.train tiny_continuation
+	cp runs/tiny_continuation/exports/continuation/diffusion_models/student.safetensors \
 	  models/diffusion_models/turbotalk_tiny.safetensors
-	cp runs/tiny/exports/one/model_patches/student_adapter.safetensors \
+	cp runs/tiny_continuation/exports/continuation/model_patches/student_adapter.safetensors \
 	  models/model_patches/turbotalk_tiny_student_adapter.safetensors
 	cp runs/tiny/exports/dmd/diffusion_models/student.safetensors \
 	  models/diffusion_models/turbotalk_tiny_dmd.safetensors
@@ -102,6 +103,7 @@ fuzz: $(VENV)/.dev-ready
 
 results: $(VENV)/.dev-ready espeak
 	$(PY) -m training.results training/studies/distillation.yaml
+	$(PY) -m training.results training/studies/continuation.yaml
 
 # --- what training costs: minutes, on a machine that does nothing else ----------------------------
 

@@ -273,7 +273,8 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
             ),
         ),
         "",
-        "What remains, why, and what was tried is in [ADR 11](../adr/0011-seams-and-drift.md).",
+        "What remains, why, and what was tried is in [ADR 11](../adr/0011-seams-and-drift.md) and "
+        "[ADR 12](../adr/0012-a-student-learns-to-go-on.md).",
         "",
         f"    {command}",
         "",
