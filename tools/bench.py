@@ -45,7 +45,7 @@ from turbotalk_core.speed import Way, time_ours, time_reference
 from turbotalk_core.trust import read_tensor_header
 
 WATCHED = (3, 10, 50, 100, 200)  # chunks after which memory is read
-WARM = 10  # chunks that memory may still grow with
+WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
 POLL_SECONDS = 0.05
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
 LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
@@ -351,6 +351,7 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
             str(number): least[number - 1] for number in WATCHED if number <= len(least)
         },
         "least_bytes": least,
+        "warm_chunks": WARM,
         "bytes_per_chunk": float(slope),
     }
 
