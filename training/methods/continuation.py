@@ -25,6 +25,7 @@ from training.engine import Engine
 from training.losses import flow_loss
 from training.methods.method import (
     Count,
+    FewSteps,
     Learning,
     Positive,
     RoleSpec,
@@ -35,19 +36,15 @@ from training.methods.method import (
     draw_noise,
 )
 from training.rollout import approach, finish
-from training.timesteps import choose_timesteps, to_sigmas
 from turbotalk_core.pipeline import MASK_CHANNELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Continuation:
+class Continuation(FewSteps):
     """Settings of continuation.
 
     Attributes:
         student: how it learns.
-        num_steps: of the student.
-        timesteps: of the student, before the shift; None for even parts of 1000.
-        shift: flow shift of its schedule, which inference must share.
         border: latent frames behind the given ones that are to continue these: the first in full,
             each later one less, and so many later the student is to do what it did.
         border_weight: how much the first of them counts, where all others count 1.
@@ -59,26 +56,10 @@ class Continuation:
 
     student: Learning = Learning(learning_rate=4e-7)
     num_steps: Count = 1
-    timesteps: tuple[float, ...] | None = None
-    shift: Positive = 5.0
     border: Count = 4
     border_weight: Positive = 4.0
     drift: Weight = 1.0
     anchored: Share = 0.5
-
-    def __post_init__(self) -> None:
-        self.sigmas()
-
-    def sigmas(self) -> list[float]:
-        """List the noise levels at which the student is called.
-
-        Returns:
-            Descending, without the final 0.
-
-        Raises:
-            ScheduleError: no step, or timesteps or a shift that make no schedule.
-        """
-        return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
 
     def roles(self) -> dict[str, RoleSpec]:
         """Name the networks it needs: the student, and the same as it was, frozen."""

@@ -22,6 +22,7 @@ from training.engine import Engine
 from training.losses import dmd_direction, dmd_loss, flow_loss, free_mean
 from training.methods.method import (
     Count,
+    FewSteps,
     Learning,
     Positive,
     RoleSpec,
@@ -33,13 +34,13 @@ from training.methods.method import (
 )
 from training.networks import predict_denoised
 from training.rollout import approach, draw_exit, finish
-from training.timesteps import choose_timesteps, draw_sigmas, to_sigmas
+from training.timesteps import draw_sigmas
 from turbotalk_core.sampling.convert import denoised_from_velocity
 from turbotalk_core.sampling.guidance import guide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dmd:
+class Dmd(FewSteps):
     """Settings of distribution matching distillation.
 
     Every step updates the fake score once; every ``student_every``-th step updates the student
@@ -49,10 +50,6 @@ class Dmd:
     Attributes:
         student: how it learns; rate [read: a third-party note: "about 4e-7"].
         fake_score: how it learns [inferred: five times the student's rate].
-        num_steps: of the student.
-        timesteps: of the student, before the shift; None for even parts of 1000.
-        shift: flow shift of the student's schedule, which inference must share; 5 [read:
-            Self-Forcing, FlashTalk], 7 and 11 are InfiniteTalk's at 480 and 720 rows.
         student_every: steps of which one updates the student [read: Self-Forcing, DMD2: 5].
         guidance_scale: of the teacher's push towards the text, in InfiniteTalk's convention, where
             1 is off: uncond + s (cond - uncond). Self-Forcing and FastGen write s - 1.
@@ -66,28 +63,12 @@ class Dmd:
     student: Learning = Learning(learning_rate=4e-7)
     fake_score: Learning = Learning(learning_rate=2e-6)
     num_steps: Count = 4
-    timesteps: tuple[float, ...] | None = None
-    shift: Positive = 5.0
     student_every: Count = 5
     guidance_scale: Weight = 5.0
     audio_guidance_scale: Weight = 4.0
     score_shift: Positive = 5.0
     lowest_score_sigma: Share = 0.02
     highest_score_sigma: Share = 0.98
-
-    def __post_init__(self) -> None:
-        self.sigmas()
-
-    def sigmas(self) -> list[float]:
-        """List the noise levels at which the student is called.
-
-        Returns:
-            Descending, without the final 0.
-
-        Raises:
-            ScheduleError: no step, or timesteps or a shift that make no schedule.
-        """
-        return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
 
     def roles(self) -> dict[str, RoleSpec]:
         """Name the networks it needs: student and fake score, and the teacher, frozen."""

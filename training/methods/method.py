@@ -18,6 +18,7 @@ from training.draws import Draws
 from training.engine import Engine
 from training.lora import add_adapters, list_adapters, merge_adapters
 from training.networks import Discriminator, TalkingModel
+from training.timesteps import choose_timesteps, to_sigmas
 from turbotalk_core.errors import MismatchError
 
 Trains = Literal["full", "lora", "frozen"]
@@ -84,6 +85,39 @@ class Update:
     role: str
     losses: Iterable[Callable[[], Tensor]]
     log: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FewSteps:
+    """At which noise levels a student is called.
+
+    Attributes:
+        num_steps: of the student.
+        timesteps: of the student, before the shift; None for even parts of 1000.
+        shift: flow shift of its schedule, which inference must share; 5 [read: Self-Forcing,
+            FlashTalk], 7 and 11 are InfiniteTalk's at 480 and 720 rows.
+
+    Raises:
+        ScheduleError: no step, or timesteps or a shift that make no schedule.
+    """
+
+    num_steps: Count
+    timesteps: tuple[float, ...] | None = None
+    shift: Positive = 5.0
+
+    def __post_init__(self) -> None:
+        self.sigmas()
+
+    def sigmas(self) -> list[float]:
+        """List the noise levels.
+
+        Returns:
+            Descending, without the final 0.
+
+        Raises:
+            ScheduleError: no step, or timesteps or a shift that make no schedule.
+        """
+        return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
 
 
 class Method(Protocol):
