@@ -44,7 +44,6 @@ from turbotalk_core.request import TalkRequest
 from turbotalk_core.speed import Way, time_ours, time_reference
 from turbotalk_core.trust import read_tensor_header
 
-WATCHED = (3, 10, 50, 100, 200)  # chunks after which memory is read
 WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
 POLL_SECONDS = 0.05
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
@@ -347,9 +346,6 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         "steady_chunk_seconds": (finished[-1] - finished[0]) / (len(finished) - 1),
         "seconds": seconds,
         "frames_per_second": num_frames / seconds,
-        "resident_bytes": {
-            str(number): least[number - 1] for number in WATCHED if number <= len(least)
-        },
         "least_bytes": least,
         "warm_chunks": WARM,
         "bytes_per_chunk": float(slope),
@@ -396,6 +392,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True, help="report for programs")
     parser.add_argument("--markdown", type=Path, required=True, help="report for people")
     arguments = parser.parse_args(argv)
+    if arguments.chunks < WARM + 2:
+        parser.error(
+            f"got --chunks {arguments.chunks}; memory is watched behind the first {WARM}, so make "
+            f"at least {WARM + 2}"
+        )
     torch.set_num_threads(arguments.threads)
     core = [sys.executable, "-m", "turbotalk_core", "bench", "--device", "cpu", "--json"]
     threads = ("--threads", str(arguments.threads))

@@ -18,6 +18,7 @@ _WAYS = {
     "the core": "core",
 }
 _HOST_GAIN = 1.5  # frames per second of our nodes, in those of ComfyUI's own
+_WATCHED = (3, 10, 50, 100, 200)  # chunks of which the page tells the memory
 _OVERHEAD = 1.03  # of host and command line, in the core's seconds
 
 
@@ -149,14 +150,16 @@ def _list_arms(arms: dict[str, Any]) -> list[str]:
 
 
 def _list_talk(talk: dict[str, Any]) -> list[str]:
+    held = talk["least_bytes"]
     rows = {
         "from its start to the first chunk on the disk": f"{talk['first_chunk_seconds']:.1f} s",
         "a steady chunk": f"{talk['steady_chunk_seconds']:.3f} s",
         "from its start to the file": f"{talk['seconds']:.1f} s",
         "frames per second, all in all": f"{talk['frames_per_second']:.1f}",
         **{
-            f"least memory while chunk {number} was made": f"{held / 1e6:.0f} MB"
-            for number, held in talk["resident_bytes"].items()
+            f"least memory while chunk {number} was made": f"{held[number - 1] / 1e6:.0f} MB"
+            for number in _WATCHED
+            if number <= len(held)
         },
     }
     return ["| | |", "|---|---:|", *(_to_row(name, [cell]) for name, cell in rows.items())]
