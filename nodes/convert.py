@@ -17,7 +17,7 @@ from torch import Tensor
 from ..turbotalk_core.audio.io import from_samples
 from ..turbotalk_core.errors import ImageError, RequestError
 from ..turbotalk_core.geometry import FPS
-from ..turbotalk_core.trust import is_number
+from ..turbotalk_core.safe_io.json import is_number
 from ..turbotalk_core.types import Waveform
 from ..turbotalk_core.video.source import VideoFrames
 

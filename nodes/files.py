@@ -15,7 +15,7 @@ from uuid import uuid4
 import folder_paths  # noqa: TID251
 
 from ..turbotalk_core.errors import CheckpointError
-from ..turbotalk_core.trust import show
+from ..turbotalk_core.safe_io.paths import show
 
 
 def list_models(kind: str) -> list[str]:

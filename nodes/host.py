@@ -26,9 +26,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..turbotalk_core.audio.encoder import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.audio.moments import find_first_kernel, normalized_by
 from ..turbotalk_core.audio.resample import resample
+from ..turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.errors import MismatchError
 from ..turbotalk_core.geometry import SAMPLE_RATE
 from ..turbotalk_core.model.speakers import token_regions

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..turbotalk_core.audio.encoder import load_audio_encoder
+from ..turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from .files import find_model, list_models
 from .host import HostAudioEncoder
 from .sockets import CATEGORY

@@ -14,10 +14,10 @@ from comfy.model_patcher import ModelPatcher
 from server import PromptServer
 
 from ..turbotalk_core.advice import advise
+from ..turbotalk_core.checkpoints.inspect import ADAPTER, DIT, CheckpointInfo, inspect
 from ..turbotalk_core.errors import CheckpointError
-from ..turbotalk_core.model.checkpoint import ADAPTER, DIT, CheckpointInfo, inspect
 from ..turbotalk_core.request import TalkRequest
-from ..turbotalk_core.trust import show
+from ..turbotalk_core.safe_io.paths import show
 from .adapter import find_audio_adapter
 
 _log = getLogger(__name__)
@@ -70,7 +70,7 @@ def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
 
     Args:
         model: any MODEL or MODEL_PATCH.
-        kind: what the file must be, as ``model.checkpoint.inspect`` calls it.
+        kind: what the file must be, as ``checkpoints.inspect.inspect`` calls it.
 
     Returns:
         What the file is; None where the loader did not leave its path, as those of other packs need

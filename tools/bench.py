@@ -41,8 +41,8 @@ from turbotalk_core import types
 from turbotalk_core.geometry import FPS
 from turbotalk_core.library import VAE, ModelFiles, load_models
 from turbotalk_core.request import TalkRequest
+from turbotalk_core.safe_io.tensor_header import read_tensor_header
 from turbotalk_core.speed import Way, time_ours, time_reference
-from turbotalk_core.trust import read_tensor_header
 
 WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
 POLL_SECONDS = 0.05

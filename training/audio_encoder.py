@@ -29,13 +29,9 @@ from torch import Tensor, nn
 
 from training.data.mouth import mouth_curve
 from training.data.speech import draw_speech
-from turbotalk_core.audio.encoder import (
-    EncoderConfig,
-    Wav2Vec2Encoder,
-    build_audio_encoder,
-    save_audio_encoder,
-)
 from turbotalk_core.audio.loudness import normalize_loudness
+from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.geometry import SAMPLE_RATE, count_frames, count_samples
 
 TINY_CONFIG = EncoderConfig(

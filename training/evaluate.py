@@ -35,8 +35,8 @@ from training.data.mouth import estimate_aperture, sync
 from training.data.synthetic import SyntheticClip, draw_clip, make_sheet
 from training.metrics.distances import frechet_distance
 from turbotalk_core import library
-from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.ports import AudioEncoder, Denoiser, VideoCodec

@@ -2,7 +2,7 @@
 
 A chosen linear layer gets two narrow matrices beside its weight, and keeps the names of its own
 parameters, so that nothing else has to know. Reading LoRA files is the core's business
-(``turbotalk_core.model.lora``); what is written here, it reads.
+(``turbotalk_core.checkpoints.lora``); what is written here, it reads.
 
 Source: Hu et al., LoRA (2106.09685), section 4.1.
 """

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from training.batch import Batch
 from training.lora import merge_adapters
+from turbotalk_core.checkpoints.networks import load_dit, save_adapter, save_dit
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.checkpoint import load_dit, save_adapter, save_dit
 from turbotalk_core.model.wan import CrossAttention, RMSNorm, WanModel
 from turbotalk_core.sampling.convert import denoised_from_velocity
 

@@ -49,7 +49,7 @@ from training.recipe import to_plain
 from training.results_page import judge_claims, write_page, write_sheets
 from training.study import ModelSource, Study, load_study
 from turbotalk_core import library
-from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.cli_arguments import refuse
 from turbotalk_core.errors import CheckpointError, RecipeError, TurboTalkError
 from turbotalk_core.request import TalkRequest

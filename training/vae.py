@@ -47,8 +47,8 @@ from training.data.speech import draw_speech
 from training.data.synthetic import SyntheticClip
 from training.evaluate import average_scores, draw_pairs, score_pair
 from training.optimization import Ema, Optimizers, cosine_factor
+from turbotalk_core.checkpoints.networks import load_vae, save_vae
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from turbotalk_core.model.checkpoint import load_vae, save_vae
 from turbotalk_core.model.vae import WanVAE
 
 logger = logging.getLogger(__name__)

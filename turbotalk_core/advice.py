@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .request import CHUNK_FRAMES, MAX_DISTILLED_STEPS, SCHEDULES, UPDATES, TalkRequest
-from .trust import is_number
+from .safe_io.json import is_number
 
 STUDENT, TEACHER = "student", "teacher"
 MANY_STEPS = 40  # InfiniteTalk: the defaults of its command line
@@ -28,7 +28,7 @@ def advise(
 
     Args:
         request: as it will be sampled.
-        settings: ``settings`` of ``model.checkpoint.inspect`` of the video transformer's file; None
+        settings: ``CheckpointInfo.settings`` of the video transformer's file; None
             or empty for a file without, which is taken for InfiniteTalk's own. What is no number
             where a number is needed, or an unknown word, counts as left out.
         has_lora: whether a LoRA is merged in. It may distil steps and guidance, so that nothing is

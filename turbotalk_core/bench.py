@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoints.networks import load_dit, load_vae
 from .errors import RequestError
 from .geometry import (
     LATENT_CHANNELS,
@@ -25,7 +26,6 @@ from .geometry import (
 )
 from .library import ModelFiles, load_models
 from .model.audio_adapter import AudioAdapterConfig, AudioProjection
-from .model.checkpoint import load_dit, load_vae
 from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.memory import count_memory
 from .model.vae import WanVAE

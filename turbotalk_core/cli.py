@@ -24,15 +24,15 @@ from .bench import (
     plain_request,
     read_sizes,
 )
+from .checkpoints.inspect import inspect
 from .chunking.plan import plan_chunks
 from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
 from .cli_talk import add_talk
 from .errors import RequestError
 from .geometry import FPS, count_frames
 from .library import EMBEDDED_MODELS, find_model_files, read_request
-from .model.checkpoint import inspect
 from .request import CHUNK_FRAMES, NUM_MOTION_FRAMES
-from .trust import show
+from .safe_io.paths import show
 from .types import ChunkPlan
 
 FULL, TINY = "14b", "tiny"

@@ -11,7 +11,7 @@ from fractions import Fraction
 import torch
 
 from .errors import OutOfMemoryError, TurboTalkError
-from .trust import show
+from .safe_io.paths import show
 
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

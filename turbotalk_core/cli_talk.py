@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from .advice import advise
 from .audio.conversation import encode_conversation, mix_voices
-from .audio.encoder import load_audio_encoder
 from .audio.io import open_sound
+from .checkpoints.audio_encoder import load_audio_encoder
+from .checkpoints.inspect import inspect
 from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
 from .geometry import count_frames, fit_size
@@ -38,7 +39,6 @@ from .library import (
     load_models,
     read_request,
 )
-from .model.checkpoint import inspect
 from .pipeline import count_work, generate, plan_video
 from .regions import find_masks, fit_regions, parse_box
 from .request import HEARINGS, SCHEDULES, UPDATES, TalkRequest

@@ -9,7 +9,7 @@ import math
 from fractions import Fraction
 
 from .errors import GeometryError
-from .trust import MAX_PIXELS
+from .safe_io.media import MAX_PIXELS
 
 FPS = 25  # InfiniteTalk always generates 25 frames per second
 SAMPLE_RATE = 16_000  # wav2vec2's input rate, Hz

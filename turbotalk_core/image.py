@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .errors import ImageError
 from .geometry import SIZE_MULTIPLE, check_size, cover_size
-from .trust import MAX_PIXELS, is_file
+from .safe_io.media import MAX_PIXELS
+from .safe_io.paths import is_file
 
 # What Pillow may take a file for; it knows others, of which one (EPS) is a program that it runs.
 FORMATS = (

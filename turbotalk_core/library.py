@@ -16,21 +16,16 @@ from shutil import which
 import torch
 from torch import Tensor
 
+from .checkpoints.inspect import inspect
+from .checkpoints.networks import load_dit, load_image_encoder, load_text_encoder, load_vae
 from .errors import CheckpointError, RequestError
-from .model.checkpoint import (
-    inspect,
-    load_dit,
-    load_image_encoder,
-    load_text_encoder,
-    load_vae,
-)
 from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.text_encoder import encode_prompt
 from .model.vae import WanVAE
 from .pipeline import Models
 from .prompts import parse_prompts
 from .request import MAX_DISTILLED_STEPS, TalkRequest
-from .trust import is_file, is_folder
+from .safe_io.paths import is_file, is_folder
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
 STUDENT = "turbotalk_tiny.safetensors"

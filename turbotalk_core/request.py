@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from .errors import GeometryError, RequestError, ScheduleError
 from .geometry import check_size, count_latent_frames
-from .trust import is_number, parse_json
+from .safe_io.json import is_number, parse_json
 
 Schedule = Literal["reference", "distilled"]
 Update = Literal["euler", "renoise"]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .errors import AudioError, ChunkError, MismatchError, RequestError
 from .geometry import MAX_SAMPLE_RATE, count_frames, count_latent_frames
+from .safe_io.paths import is_shown
 from .sound import BLOCK_SAMPLES, Sound
-from .trust import is_shown
 
 MAX_NAME = 100  # characters of a speaker's name
 

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from tests.core.family import CONFIG, ENCODER_CONFIG, NUM_FRAMES, SHIPPED, build_dit
-from turbotalk_core.audio.encoder import build_audio_encoder, save_audio_encoder
+from turbotalk_core.audio.wav2vec2 import build_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
+from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
 from turbotalk_core.library import TEACHER
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import save_adapter, save_dit, save_vae
 from turbotalk_core.model.vae import WanVAE
 
 

@@ -26,15 +26,12 @@ from safetensors.torch import load_file, save
 
 from tests.core.family import CONFIG, ENCODER_CONFIG, SHIPPED, build_dit, train_tokenizer
 from turbotalk_core.advice import advise
-from turbotalk_core.audio.encoder import build_audio_encoder, load_audio_encoder, save_audio_encoder
 from turbotalk_core.audio.io import read_audio, read_first_second
 from turbotalk_core.audio.resample import to_mono_16k
-from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
-from turbotalk_core.image import prepare_reference, read_image
-from turbotalk_core.library import read_request
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import (
-    inspect,
+from turbotalk_core.audio.wav2vec2 import build_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder, save_audio_encoder
+from turbotalk_core.checkpoints.inspect import inspect
+from turbotalk_core.checkpoints.networks import (
     load_dit,
     load_image_encoder,
     load_text_encoder,
@@ -43,6 +40,10 @@ from turbotalk_core.model.checkpoint import (
     save_dit,
     save_vae,
 )
+from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
+from turbotalk_core.image import prepare_reference, read_image
+from turbotalk_core.library import read_request
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.model.text_encoder import build_tokenizer
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.prompts import parse_prompts

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import UMT5Config, UMT5EncoderModel
 
-from turbotalk_core.audio.encoder import EncoderConfig
-from turbotalk_core.model.checkpoint import save_dit
+from turbotalk_core.audio.wav2vec2 import EncoderConfig
+from turbotalk_core.checkpoints.networks import save_dit
 from turbotalk_core.model.image_encoder import ImageEncoder
 from turbotalk_core.model.wan import WanConfig, WanModel
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbotalk_core.advice import advise
+from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.library import EMBEDDED_MODELS, find_model_files, read_request
-from turbotalk_core.model.checkpoint import inspect
 from turbotalk_core.request import TalkRequest
 
 STUDENT = {

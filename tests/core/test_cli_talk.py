@@ -27,7 +27,7 @@ from tests.core.family import (
     save_text_encoder,
 )
 from turbotalk_core import cli_talk
-from turbotalk_core.audio.encoder import Wav2Vec2Encoder
+from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
 from turbotalk_core.cli import main
 from turbotalk_core.cli_talk import add_talk
 from turbotalk_core.errors import OutputError

@@ -17,9 +17,9 @@ from tests.core.audio.test_features import LevelEncoder
 from tests.core.family import ENCODER_CONFIG
 from tests.core.test_sound import Chopped
 from turbotalk_core.audio import features as features_module
-from turbotalk_core.audio.encoder import build_audio_encoder
 from turbotalk_core.audio.features import SectionFeatures, encode_speech
 from turbotalk_core.audio.io import open_sound
+from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import AudioError
 from turbotalk_core.identity import digest, digest_file, digest_sound, fingerprint, identify
 from turbotalk_core.request import TalkRequest

@@ -11,6 +11,7 @@ import torch
 from tests.core.family import CONFIG
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.bench import read_sizes
+from turbotalk_core.checkpoints.networks import save_dit
 from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.errors import CheckpointError, RequestError
 from turbotalk_core.library import (
@@ -26,7 +27,6 @@ from turbotalk_core.library import (
     load_models,
     read_request,
 )
-from turbotalk_core.model.checkpoint import save_dit
 from turbotalk_core.model.denoiser import WanDenoiser
 from turbotalk_core.model.wan import WanModel
 from turbotalk_core.types import AudioFeatures, Conditioning

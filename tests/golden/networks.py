@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tests.golden.figures import Golden, recipe
+from turbotalk_core.checkpoints.networks import PROJECTION_PREFIX
 from turbotalk_core.model.audio_adapter import FIRST_WINDOW, AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import PROJECTION_PREFIX
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.model.wan import WanConfig, WanModel
 

@@ -1,7 +1,7 @@
 """LoRA files, merged as the reference merges them."""
 
 from tests.golden.figures import Golden
-from turbotalk_core.model.lora import merge_lora
+from turbotalk_core.checkpoints.lora import merge_lora
 
 
 def test_equals_the_reference(golden: Golden) -> None:

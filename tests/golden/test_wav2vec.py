@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.golden.figures import Golden
 from tests.golden.networks import load
-from turbotalk_core.audio.encoder import (
+from turbotalk_core.audio.wav2vec2 import (
     EncoderConfig,
     Wav2Vec2Encoder,
     build_audio_encoder,

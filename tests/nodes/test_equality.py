@@ -5,12 +5,12 @@ import torch
 
 from tests.nodes.family import TEXT_DIM
 from turbotalk_core.audio.conversation import encode_conversation
-from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import from_samples, read_audio
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
+from turbotalk_core.checkpoints.networks import load_dit, load_vae
 from turbotalk_core.image import prepare_reference
 from turbotalk_core.library import load_models
-from turbotalk_core.model.checkpoint import load_dit, load_vae
 from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.pipeline import generate
 from turbotalk_core.regions import find_masks, fit_regions

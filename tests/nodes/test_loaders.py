@@ -14,7 +14,7 @@ from tests.nodes.family import (
     write_family,
     write_released_sizes,
 )
-from turbotalk_core.audio.encoder import load_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 
 
 def noise(*shape):

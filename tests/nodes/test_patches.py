@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from turbotalk_core.model.lora import merge_lora
+from turbotalk_core.checkpoints.lora import merge_lora
 
 VISIBLE = 0.01  # a change that moves the velocity by more than this is no rounding
 STRENGTH = 0.7  # of the LoRA

@@ -18,7 +18,8 @@ from training.audio_encoder import (
     make_clips,
     train_encoder,
 )
-from turbotalk_core.audio.encoder import Wav2Vec2Encoder, load_audio_encoder, save_audio_encoder
+from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder, save_audio_encoder
 
 RECIPE = Recipe(num_clips=8, num_heldout=2, clip_seconds=1.0, num_steps=12, batch_size=4)
 

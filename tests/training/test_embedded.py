@@ -15,9 +15,9 @@ from torch import Tensor
 
 from training.data.mouth import estimate_aperture, mouth_curve, mouth_share, sync
 from training.evaluate import collect_frames
-from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import read_audio
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.image import prepare_reference, read_image
 from turbotalk_core.library import find_model_files, load_models, read_request
 from turbotalk_core.pipeline import generate

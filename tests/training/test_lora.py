@@ -18,8 +18,8 @@ from training.lora import (
     merge_adapters,
 )
 from training.networks import TalkingModel
+from turbotalk_core.checkpoints.lora import merge_lora
 from turbotalk_core.errors import MismatchError
-from turbotalk_core.model.lora import merge_lora
 
 RANK, ALPHA = 3, 6.0
 

@@ -13,9 +13,9 @@ from tests.training.tiny import make_batch, make_model
 from training.batch import Batch
 from training.lora import add_adapters
 from training.networks import Discriminator, TalkingModel, predict_denoised, tap_blocks
+from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import inspect
 from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.types import AudioWindows, Conditioning
 

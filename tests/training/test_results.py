@@ -18,8 +18,8 @@ from training import evaluate, results
 from training.data.synthetic import SyntheticClip
 from training.log import append_log
 from training.results import Cell, Measured, main
+from turbotalk_core.checkpoints.networks import save_adapter
 from turbotalk_core.library import ADAPTER, TEACHER
-from turbotalk_core.model.checkpoint import save_adapter
 
 METRICS = {
     "calls_per_chunk": 1.0,

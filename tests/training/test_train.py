@@ -15,8 +15,9 @@ from training.checkpoint import read_weights
 from training.log import read_log
 from training.recipe import load_recipe, store_recipe
 from training.train import main
+from turbotalk_core.checkpoints.inspect import inspect
+from turbotalk_core.checkpoints.networks import load_dit
 from turbotalk_core.library import read_request
-from turbotalk_core.model.checkpoint import inspect, load_dit
 
 SIZES = {"video": asdict(VIDEO_CONFIG), "audio": asdict(AUDIO_CONFIG)}
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ from training import vae as trainer
 from training.data.mouth import MOUTH_COLOUR
 from training.data.synthetic import SyntheticClip
 from training.vae import VaeRecipe, cut_crops, draw_frames, score_vae, train_vae, vae_loss
-from turbotalk_core.model.checkpoint import inspect, load_vae
+from turbotalk_core.checkpoints.inspect import inspect
+from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.model.vae import WanVAE
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from training.data.stage import SKIPPED, Record, read_journals
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
-from turbotalk_core.trust import is_plain_name
+from turbotalk_core.safe_io.paths import is_plain_name
 from turbotalk_core.video.files import whole_file
 
 SHARDS = "shards"

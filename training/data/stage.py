@@ -19,6 +19,7 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from turbotalk_core.checkpoints.tensors import read_header
 from turbotalk_core.errors import (
     CheckpointError,
     MissingToolError,
@@ -26,7 +27,6 @@ from turbotalk_core.errors import (
     RequestError,
     TurboTalkError,
 )
-from turbotalk_core.model.weights import read_header
 from turbotalk_core.video.files import reports_disk_errors
 
 SETTINGS = "settings.json"

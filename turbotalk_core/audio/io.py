@@ -30,8 +30,9 @@ from ..geometry import (
     count_frames,
 )
 from ..identity import digest_file
+from ..safe_io.media import check_tables, media_options
+from ..safe_io.paths import is_file
 from ..sound import Sound
-from ..trust import check_tables, is_file, media_options
 from ..types import Waveform
 
 
@@ -107,8 +108,8 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
     All of it is decoded once, as only that tells the exact length, and that it can be read.
 
     Args:
-        path: any codec that PyAV decodes, in a container of ``trust.CONTAINERS``: wav, mp3, flac,
-            m4a, ogg, opus, or the sound of mp4, mov, mkv, webm, and others.
+        path: any codec that PyAV decodes, in a container of ``media.CONTAINERS``: wav, mp3,
+            flac, m4a, ogg, opus, or the sound of mp4, mov, mkv, webm, and others.
         end: seconds after which nothing is needed; None for all.
 
     Returns:

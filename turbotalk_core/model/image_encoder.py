@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..trust import MAX_LAYERS
+from ..safe_io.tensor_header import MAX_LAYERS
 
 PREFIX = "visual."
 HEAD_WIDTH = 80  # ViT-H: 1280 / 16

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from ..trust import is_file, parse_json
+from ..safe_io.json import parse_json
+from ..safe_io.paths import is_file
 from .files import reports_disk_errors, sync_folder
 
 MAX_BYTES = 2**26  # a week of video makes half of that; more is not ours

@@ -26,7 +26,8 @@ from torch import Tensor
 from ..errors import ImageError, TurboTalkError
 from ..geometry import FPS, MAX_FRAMES, count_frames
 from ..identity import digest_file
-from ..trust import MAX_PIXELS, check_tables, is_file, media_options
+from ..safe_io.media import MAX_PIXELS, check_tables, media_options
+from ..safe_io.paths import is_file
 
 _ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
 _QUARTER = 90  # degrees
@@ -48,7 +49,7 @@ class VideoFrames(Sequence[Tensor]):
         """Read the times of all frames; nothing is decoded yet.
 
         Args:
-            source: any codec that PyAV decodes, in a container of ``trust.CONTAINERS``; a file is
+            source: any codec that PyAV decodes, in a container of ``media.CONTAINERS``; a file is
                 opened anew for each picture, and must stay where it is.
             follows_reference: give every frame of the file, whatever its rate, as InfiniteTalk
                 does.

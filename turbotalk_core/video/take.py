@@ -33,8 +33,9 @@ from torch import Tensor
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
 from ..heap import give_back
+from ..safe_io.media import MAX_PIXELS, media_options
+from ..safe_io.paths import is_file
 from ..sound import Sound, pieces
-from ..trust import MAX_PIXELS, is_file, media_options
 from ..types import Carry, FrameChunk
 from .assemble import quantize_frames
 from .background import Background

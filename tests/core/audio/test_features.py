@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.family import ENCODER_CONFIG
-from turbotalk_core.audio.encoder import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
     MOST_WHOLE_FRAMES,
@@ -24,6 +23,7 @@ from turbotalk_core.audio.features import (
 )
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
+from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.errors import AudioError, RequestError
 from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.request import Hearing

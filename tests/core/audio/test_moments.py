@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.family import ENCODER_CONFIG
-from turbotalk_core.audio.encoder import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.audio.moments import MomentsMeter
+from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.types import SoundMoments
 
 

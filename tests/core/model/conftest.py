@@ -8,8 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from turbotalk_core.checkpoints.networks import PROJECTION_PREFIX
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import PROJECTION_PREFIX
 from turbotalk_core.model.wan import WanConfig, WanModel
 
 DATA = Path(__file__).parents[2] / "golden" / "data"

@@ -248,9 +248,11 @@ def test_frames_larger_than_any_are_not_decoded(
     for suffix in ("mp4", "mkv", "ts"):
         path = tmp_path / f"talk.{suffix}"
         _make(path, [512 * number for number in range(20)])  # of 48x32 pixels
-        monkeypatch.setattr("turbotalk_core.trust.MAX_PIXELS", 2 * 48 * 32)  # decoders take margins
+        monkeypatch.setattr(
+            "turbotalk_core.safe_io.media.MAX_PIXELS", 2 * 48 * 32
+        )  # decoders take margins
         assert VideoFrames(path)[1].shape == (32, 48, 3)
-        monkeypatch.setattr("turbotalk_core.trust.MAX_PIXELS", 48 * 32 - 1)
+        monkeypatch.setattr("turbotalk_core.safe_io.media.MAX_PIXELS", 48 * 32 - 1)
         with pytest.raises(ImageError, match="cannot read a video"):
             VideoFrames(path)[1]
 

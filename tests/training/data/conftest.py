@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from training.data.precompute import EncoderFiles
-from turbotalk_core.audio.encoder import EncoderConfig, build_audio_encoder, save_audio_encoder
+from turbotalk_core.audio.wav2vec2 import EncoderConfig, build_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
+from turbotalk_core.checkpoints.networks import save_vae
 from turbotalk_core.geometry import FPS
-from turbotalk_core.model.checkpoint import save_vae
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.assemble import assemble

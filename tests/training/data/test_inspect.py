@@ -15,8 +15,8 @@ from training.data.shots import Shot
 from training.data.stage import Work
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.audio.resample import to_mono_16k
+from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.errors import CheckpointError, RequestError
-from turbotalk_core.model.checkpoint import load_vae
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.source import VideoFrames
 

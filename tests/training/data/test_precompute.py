@@ -27,6 +27,7 @@ from training.data.shards import NULL_TEXT, SHARDS, ShardReader, fill_reference,
 from training.data.shots import Shot
 from training.data.stage import SKIPPED, Summary, Work, read_journals
 from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.checkpoints.networks import load_text_encoder, load_vae
 from turbotalk_core.errors import (
     AudioError,
     CheckpointError,
@@ -34,7 +35,6 @@ from turbotalk_core.errors import (
     OutputError,
     RequestError,
 )
-from turbotalk_core.model.checkpoint import load_text_encoder, load_vae
 from turbotalk_core.model.text_encoder import encode_prompt
 from turbotalk_core.types import Waveform
 

@@ -17,7 +17,7 @@ from logging import getLogger
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
-from .weights import PREFIXES
+from .tensors import PREFIXES
 
 LORA_PREFIXES = (*PREFIXES, "transformer.")
 UP_OF_DOWN = {  # both spellings of a pair of matrices
@@ -117,7 +117,7 @@ def _list_changes(
 def _pair_up(
     lora: Mapping[str, Tensor], module: str, up: str, down_tensor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give up [out, rank] and down [rank, in] of a module."""
+    """Return up [out, rank] and down [rank, in] of a module."""
     if module + up not in lora:
         raise CheckpointError(f"the LoRA lacks {module + up}; get it complete")
     up_tensor = lora[module + up]

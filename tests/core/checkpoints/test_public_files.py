@@ -19,22 +19,22 @@ import pytest
 import torch
 from torch.serialization import skip_data
 
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import (
+from turbotalk_core.checkpoints.inspect import (
     ADAPTER,
     AUDIO_ENCODER,
     DIT,
     IMAGE_ENCODER,
     LORA,
-    PROJECTION_PREFIX,
     TEXT_ENCODER,
     VAE,
     CheckpointInfo,
     inspect,
 )
+from turbotalk_core.checkpoints.networks import PROJECTION_PREFIX
+from turbotalk_core.checkpoints.tensors import PREFIXES
+from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.model.wan import WanConfig, WanModel
-from turbotalk_core.model.weights import PREFIXES
 
 Shapes = dict[str, tuple[int, ...]]
 Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape
@@ -458,7 +458,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from turbotalk_core.model.checkpoint import inspect
+from turbotalk_core.checkpoints.inspect import inspect
 
 def grow(call):
     def peak():

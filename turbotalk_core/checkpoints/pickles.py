@@ -1,7 +1,8 @@
-"""Tensors out of a pickle, which could do anything, and is let do nothing else.
+"""Tensors out of a pickle that may contain nothing else.
 
-Goes in: a file that ``torch.save`` wrote. Comes out: its tensors by name, mapped from the file.
-Separate because what a pickle may ask for is a question of its own. Nothing here writes one.
+Input: a file that ``torch.save`` wrote. Output: its tensors by name, mapped from the file. A pickle
+can name code to run, so the names are compared with a list before anything is unpickled. Pickles
+are never written.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 MAX_DESCRIPTION = 2**21  # bytes of the pickle itself; those of the largest public files are a tenth
-# All that a pickle of tensors names. torch's own list is longer, and whoever shares the process may
-# have added to it.
+# Everything that a pickle of tensors names. torch's own list is longer, and any code in the same
+# process may have added to it.
 ALLOWED = {
     "collections OrderedDict",
     "torch.storage UntypedStorage",
@@ -63,7 +64,7 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def _list_names(file: Path) -> set[str]:
-    """List the code that a pickle asks for, module and name, without giving it any."""
+    """List the code that a pickle names, module and name, without importing any."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

@@ -1,9 +1,8 @@
-"""Named tensors out of model files, whatever those files look like.
+"""Named tensors out of model files of every format.
 
-Goes in: one safetensors file, a sharded set, or a pickle that holds nothing but tensors. Comes out:
+Input: one safetensors file, a sharded set, or a pickle that holds nothing but tensors. Output:
 first a header (names, shapes, dtypes, without the data), then the weights under the public names,
-without prefix, with quantisation undone. Separate because what a file looks like and what it is are
-two questions; ``checkpoint`` answers the second.
+without prefix, dequantised. Which model a file contains is the subject of ``inspect``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError, TurboTalkError
-from ..trust import is_file, is_folder, is_plain_name, parse_json, read_small, read_tensor_header
+from ..safe_io.json import parse_json, read_small
+from ..safe_io.paths import is_file, is_folder, is_plain_name
+from ..safe_io.tensor_header import read_tensor_header
 from .pickles import load_pickle
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -55,7 +56,7 @@ _MARK = "scaled_fp8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor as a header tells of it.
+    """One tensor as a header describes it.
 
     Attributes:
         file: where it lies.
@@ -77,7 +78,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightHeader:
-    """What a model file, or a set of shards, holds.
+    """Header of a model file, or of a set of shards.
 
     Attributes:
         path: as it was asked for.
@@ -323,7 +324,7 @@ def _open_tensors(file: Path) -> Iterator[Callable[[str], Tensor]]:
 
 @contextmanager
 def _blame(file: Path, what: str) -> Iterator[None]:
-    """Turn a reader's error into one that names the file."""
+    """Raise a reader's error as a ``CheckpointError`` that names the file."""
     try:
         yield
     except TurboTalkError:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbotalk_core.model.pickles import load_pickle
+from turbotalk_core.checkpoints.pickles import load_pickle
 
 TENSORS = {
     "a": torch.tensor([[1.5, -2.0], [0.25, 8.0]]),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from turbotalk_core.checkpoints.lora import merge_lora
 from turbotalk_core.errors import CheckpointError, MismatchError
-from turbotalk_core.model.lora import merge_lora
 
 
 def _draw(*shape: int) -> Tensor:

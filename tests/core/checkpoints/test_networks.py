@@ -1,10 +1,9 @@
-"""Model files: what goes in comes out, a header tells what a file is, and damage is named."""
+"""Networks that are written come back the same, and damage in their files is named."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,99 +13,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.core.family import ENCODER_CONFIG
-from turbotalk_core.audio.encoder import build_audio_encoder, save_audio_encoder
-from turbotalk_core.errors import CheckpointError, MismatchError, OutputError
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.checkpoint import (
+from tests.core.checkpoints.small import CONFIG, PROJECTION, draw, rewrite
+from turbotalk_core.checkpoints.inspect import (
     ADAPTER,
-    AUDIO_ENCODER,
     DIT,
-    IMAGE_ENCODER,
-    LORA,
-    TEXT_ENCODER,
-    UNKNOWN,
     VAE,
     inspect,
-    load_dit,
-    load_vae,
-    save_adapter,
-    save_dit,
-    save_vae,
 )
+from turbotalk_core.checkpoints.networks import load_dit, load_vae, save_dit, save_vae
+from turbotalk_core.errors import CheckpointError, MismatchError, OutputError
+from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
-from turbotalk_core.trust import MAX_LAYERS
+from turbotalk_core.model.wan import WanModel
+from turbotalk_core.safe_io.tensor_header import MAX_LAYERS
 
-CONFIG = WanConfig(
-    dim=24,
-    ffn_dim=20,
-    num_heads=2,
-    num_layers=2,
-    text_dim=8,
-    frequency_dim=16,
-    image_dim=10,
-    audio_heads=4,
-    audio_token_dim=6,
-)
-PROJECTION = AudioAdapterConfig(frame_width=2 * 7, hidden_dim=9, num_tokens=3, token_dim=6)
-SETTINGS = {"kind": "student", "steps": 4, "shift": 5.0}
 SILENT = {"audio_heads": None, "audio_token_dim": 768}  # as read from a file without audio
-
-
-def _draw(module: nn.Module) -> None:
-    """Give every weight a value that float16 has to round."""
-    generator = torch.Generator().manual_seed(0)
-    for weight in module.parameters():
-        weight.data = torch.randn(weight.shape, generator=generator)
-
-
-@pytest.fixture(scope="module")
-def model() -> WanModel:
-    model = WanModel(CONFIG)
-    _draw(model)
-    return model
-
-
-@pytest.fixture(scope="module")
-def projection() -> AudioProjection:
-    projection = AudioProjection(PROJECTION)
-    _draw(projection)
-    return projection
-
-
-@pytest.fixture
-def dit_path(tmp_path: Path, model: WanModel) -> Path:
-    path = tmp_path / "dit.safetensors"
-    save_dit(path, model, SETTINGS)
-    return path
-
-
-@pytest.fixture
-def adapter_path(tmp_path: Path, model: WanModel, projection: AudioProjection) -> Path:
-    path = tmp_path / "adapter.safetensors"
-    save_adapter(path, model, projection, {"family": "tiny"})
-    return path
-
-
-@pytest.fixture
-def vae_path(tmp_path: Path) -> Path:
-    path = tmp_path / "vae.safetensors"
-    vae = WanVAE(2)
-    _draw(vae)
-    save_vae(path, vae, {"seed": 3})
-    return path
-
-
-def _rewrite(
-    path: Path,
-    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Change a file's tensors, and replace its metadata where some are given."""
-    with safe_open(path, "pt") as file:
-        old = file.metadata()
-    save_file(change(load_file(path)), path, old if metadata is None else metadata)
 
 
 def _assert_rounded(loaded: nn.Module, saved: nn.Module) -> None:
@@ -123,7 +44,7 @@ def _assert_ready(module: nn.Module) -> None:
 @pytest.mark.parametrize("image_dim", [None, 10])
 def test_a_transformer_comes_back_rounded_to_float16(tmp_path: Path, image_dim: int | None) -> None:
     saved = WanModel(replace(CONFIG, image_dim=image_dim, audio_heads=None))
-    _draw(saved)
+    draw(saved)
     path = tmp_path / "dit.safetensors"
     save_dit(path, saved, {})
     loaded, projection = load_dit(path)
@@ -167,7 +88,7 @@ def test_no_tensor_stands_in_both_files(dit_path: Path, adapter_path: Path) -> N
 
 def test_a_vae_comes_back_rounded_to_float16(vae_path: Path) -> None:
     saved = WanVAE(2)
-    _draw(saved)
+    draw(saved)
     loaded = load_vae(vae_path)
     _assert_rounded(loaded, saved)
     _assert_ready(loaded)
@@ -188,127 +109,10 @@ def test_public_prefixes_change_nothing(
     dit_path: Path, adapter_path: Path, model: WanModel, prefix: str
 ) -> None:
     for path in (dit_path, adapter_path):
-        _rewrite(path, lambda tensors: {prefix + key: t for key, t in tensors.items()})
+        rewrite(path, lambda tensors: {prefix + key: t for key, t in tensors.items()})
     assert inspect(dit_path).kind == DIT
     assert inspect(adapter_path).kind == ADAPTER
     _assert_rounded(load_dit(dit_path, adapter_path)[0], model)
-
-
-def test_a_transformers_header_tells_its_sizes(dit_path: Path) -> None:
-    info = inspect(dit_path)
-    tensors = load_file(dit_path)
-    assert info.kind == DIT
-    assert info.sizes == {
-        "width": 24,
-        "layers": 2,
-        "heads": 2,
-        "input channels": 36,
-        "text width": 8,
-        "image width": 10,
-    }
-    assert info.num_parameters == sum(tensor.numel() for tensor in tensors.values())
-    assert info.dtypes == {"F16": len(tensors)}
-    assert info.settings == SETTINGS
-    assert info.metadata.keys() == {"config"}
-    assert "--dit" in info.uses
-
-
-def test_an_adapters_header_tells_its_sizes(adapter_path: Path) -> None:
-    info = inspect(adapter_path)
-    assert info.kind == ADAPTER
-    assert info.sizes == {
-        "video width": 24,
-        "layers": 2,
-        "heads": 4,
-        "audio values per frame": 14,
-        "tokens per latent frame": 3,
-        "token width": 6,
-    }
-    assert info.settings == {"family": "tiny"}
-    assert "--adapter" in info.uses
-
-
-def test_a_vaes_header_tells_its_width(vae_path: Path) -> None:
-    info = inspect(vae_path)
-    assert (info.kind, info.sizes, info.settings) == (VAE, {"width": 2}, {"seed": 3})
-    assert "--vae" in info.uses
-
-
-def test_an_audio_encoders_header_tells_its_sizes(tmp_path: Path) -> None:
-    config = replace(ENCODER_CONFIG, num_hidden_layers=3)
-    path = tmp_path / "encoder.safetensors"
-    save_audio_encoder(build_audio_encoder(config, seed=0), path)
-    expected = (AUDIO_ENCODER, {"width": 16, "layers": 3})
-    assert (inspect(path).kind, inspect(path).sizes) == expected
-    _rewrite(path, lambda tensors: {f"wav2vec2.{key}": t for key, t in tensors.items()})
-    assert (inspect(path).kind, inspect(path).sizes) == expected
-    assert "--encoder" in inspect(path).uses
-
-
-@pytest.mark.parametrize(
-    ("key", "kind", "sizes"),
-    [
-        ("diffusion_model.blocks.0.self_attn.q.lora_down.weight", LORA, {"rank": 4, "layers": 1}),
-        ("blocks.0.self_attn.q.lora_A.weight", LORA, {"rank": 4, "layers": 1}),
-        ("lora_unet_blocks_0_self_attn_q.lora_up.weight", LORA, {}),
-        ("model.layers.0.mlp.weight", UNKNOWN, {}),
-    ],
-)
-def test_other_files_are_told_apart(
-    tmp_path: Path, key: str, kind: str, sizes: dict[str, int]
-) -> None:
-    path = tmp_path / "other.safetensors"
-    save_file({key: torch.zeros(4, 16, dtype=torch.bfloat16)}, path)
-    info = inspect(path)
-    assert (info.kind, info.sizes, info.settings, info.metadata) == (kind, sizes, {}, {})
-    assert (info.num_parameters, info.dtypes) == (64, {"BF16": 1})
-
-
-@pytest.mark.parametrize(
-    ("shapes", "kind", "sizes"),
-    [
-        (
-            {"token_embedding.weight": (9, 4), "blocks.1.attn.q.weight": (4, 4)},
-            TEXT_ENCODER,
-            {"width": 4, "layers": 1, "vocabulary": 9},
-        ),
-        (
-            {
-                "visual.transformer.0.attn.to_qkv.weight": (12, 4),
-                "visual.transformer.1.attn.to_qkv.weight": (12, 4),
-                "textual.token_embedding.weight": (9, 4),
-            },
-            IMAGE_ENCODER,
-            {"width": 4, "layers": 2},
-        ),
-    ],
-)
-def test_the_references_own_text_and_image_encoders_are_told(
-    tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str, sizes: dict[str, int]
-) -> None:
-    path = tmp_path / "models.pth"
-    torch.save({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
-    assert (inspect(path).kind, inspect(path).sizes) == (kind, sizes)
-    assert "models/" in inspect(path).uses
-
-
-def test_a_description_is_for_people_and_for_programs(dit_path: Path) -> None:
-    _rewrite(dit_path, metadata={"turbotalk": json.dumps(SETTINGS), "format": "pt"})
-    info = inspect(dit_path)
-    lines = info.lines()
-    assert lines[0] == f"dit.safetensors: video transformer, {info.num_parameters:,} parameters"
-    size = f"  tensors: {info.dtypes['F16']} x F16; {dit_path.stat().st_size / 1e9:.3f} GB"
-    for line in ("  width: 24", size, "  ships with steps: 4", "  metadata format: pt"):
-        assert line in lines
-    assert lines[-1] == f"  use: {info.uses}"
-    told = json.loads(json.dumps(info.to_json()))
-    assert told["file"] == "dit.safetensors"
-    assert told["kind"] == DIT
-    assert told["sizes"]["layers"] == 2
-    assert told["settings"] == SETTINGS
-    assert told["metadata"] == {"format": "pt"}
-    assert (told["num_files"], told["num_bytes"]) == (1, dit_path.stat().st_size)
-    assert (told["prefix"], told["quantization"], told["speakers"]) == ("", None, None)
 
 
 def test_another_kind_of_file_is_named(dit_path: Path, adapter_path: Path, vae_path: Path) -> None:
@@ -327,17 +131,9 @@ def test_a_network_of_more_layers_than_any_is_not_built(
 ) -> None:
     for path in (dit_path, adapter_path):
         extra = {f"blocks.{index}.x": torch.ones(1) for index in range(2, MAX_LAYERS + 1)}
-        _rewrite(path, lambda tensors, extra=extra: tensors | extra)
+        rewrite(path, lambda tensors, extra=extra: tensors | extra)
         with pytest.raises(CheckpointError, match=r"has 1001 layers, at most 1000 are read"):
             inspect(path)
-
-
-@pytest.mark.parametrize("key", ["turbotalk", "config"])
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": ' * 100_000, "9" * 5_000, '{"a": NaN}'])
-def test_metadata_that_cannot_be_are_refused(dit_path: Path, key: str, text: str) -> None:
-    _rewrite(dit_path, metadata={key: text})
-    with pytest.raises(CheckpointError, match=r"metadata of dit\.safetensors is not"):
-        load_dit(dit_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -410,7 +206,7 @@ def test_a_merged_file_is_both(
 
 def test_an_adapter_wins_over_a_merged_file(dit_path: Path, adapter_path: Path) -> None:
     path = _merge(dit_path, adapter_path)
-    _rewrite(adapter_path, lambda tensors: {key: t + 1 for key, t in tensors.items()})
+    rewrite(adapter_path, lambda tensors: {key: t + 1 for key, t in tensors.items()})
     model, projection = load_dit(path, adapter_path)
     expected, expected_projection = load_dit(dit_path, adapter_path)
     for got, wanted in ((model, expected), (projection, expected_projection)):
@@ -440,7 +236,7 @@ def test_scaled_and_mixed_files_become_one_dtype(
 ) -> None:
     exact = load_dit(dit_path, adapter_path)[0].state_dict()
     for path in (dit_path, adapter_path):
-        _rewrite(path, lambda tensors: {prefix + key: t for key, t in _quantise(tensors).items()})
+        rewrite(path, lambda tensors: {prefix + key: t for key, t in _quantise(tensors).items()})
         assert inspect(path).quantization == "fp8-scaled"
         assert len(inspect(path).dtypes) == 3
     model, projection = load_dit(dit_path, adapter_path, dtype)
@@ -464,7 +260,7 @@ def test_scaled_and_mixed_files_become_one_dtype(
 
 def test_a_vae_of_mixed_dtypes_becomes_one(vae_path: Path) -> None:
     expected = load_vae(vae_path).state_dict()
-    _rewrite(
+    rewrite(
         vae_path,
         lambda tensors: {
             key: t.float() if key.endswith("bias") else t for key, t in tensors.items()
@@ -475,20 +271,11 @@ def test_a_vae_of_mixed_dtypes_becomes_one(vae_path: Path) -> None:
     assert all(torch.equal(t, expected[key]) for key, t in loaded.items())
 
 
-def test_odd_audio_heads_serve_one_speaker(dit_path: Path, adapter_path: Path) -> None:
-    told = adapter_path.with_name("infinitetalk_multi.safetensors")
-    adapter_path.rename(told)
-    assert str(inspect(told).speakers).startswith("several")  # heads of 24 / 4
-    _rewrite(told, metadata={"config": '{"audio_heads": 8}'})
-    assert str(inspect(told).speakers).startswith("one: ")  # heads of 3
-    assert inspect(dit_path).speakers is None
-
-
 @pytest.mark.parametrize(
     "key", ["blocks.1.self_attn.q.bias", "head.head.weight", "time_projection.1.weight"]
 )
 def test_a_missing_tensor_is_named(dit_path: Path, key: str) -> None:
-    _rewrite(dit_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
+    rewrite(dit_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
     with pytest.raises(CheckpointError, match=rf"1 tensors are missing, 0 .*{key}"):
         load_dit(dit_path)
 
@@ -497,27 +284,27 @@ def test_a_missing_tensor_is_named(dit_path: Path, key: str) -> None:
     "key", ["blocks.0.ffn.0.weight", "patch_embedding.weight", "text_embedding.0.weight"]
 )
 def test_a_missing_tensor_that_tells_a_size_is_named(dit_path: Path, key: str) -> None:
-    _rewrite(dit_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
+    rewrite(dit_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
     with pytest.raises(CheckpointError, match=rf"dit\.safetensors lacks {key}; .* incomplete"):
         load_dit(dit_path)
 
 
 def test_a_tensor_too_many_is_named(dit_path: Path, vae_path: Path) -> None:
     for path, load in ((dit_path, load_dit), (vae_path, load_vae)):
-        _rewrite(path, lambda tensors: tensors | {"vace_blocks.0.weight": torch.zeros(1)})
+        rewrite(path, lambda tensors: tensors | {"vace_blocks.0.weight": torch.zeros(1)})
         with pytest.raises(CheckpointError, match=rf"{path.name} .*1 unknown.*vace_blocks"):
             load(path)
 
 
 def test_a_tensor_of_another_shape_is_named(vae_path: Path) -> None:
-    _rewrite(vae_path, lambda tensors: tensors | {"conv2.bias": torch.zeros(5)})
+    rewrite(vae_path, lambda tensors: tensors | {"conv2.bias": torch.zeros(5)})
     with pytest.raises(CheckpointError, match=r"1 of another shape \(first: conv2\.bias\)"):
         load_vae(vae_path)
 
 
 @pytest.mark.parametrize("key", ["blocks.1.norm_x.bias", "audio_proj.proj2.bias"])
 def test_a_damaged_adapter_is_blamed_itself(dit_path: Path, adapter_path: Path, key: str) -> None:
-    _rewrite(adapter_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
+    rewrite(adapter_path, lambda tensors: {k: t for k, t in tensors.items() if k != key})
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors .*1 tensors are missing"):
         load_dit(dit_path, adapter_path)
 
@@ -554,7 +341,7 @@ def test_an_adapter_for_another_transformer_is_refused(
 def test_metadata_that_cannot_be_read_is_refused(
     dit_path: Path, metadata: dict[str, str], message: str
 ) -> None:
-    _rewrite(dit_path, metadata=metadata)
+    rewrite(dit_path, metadata=metadata)
     for read in (inspect, load_dit):
         with pytest.raises(CheckpointError, match=rf"dit\.safetensors.*{message}"):
             read(dit_path)
@@ -564,7 +351,7 @@ def test_metadata_that_cannot_be_read_is_refused(
 def test_an_adapters_heads_must_fit_its_width(
     dit_path: Path, adapter_path: Path, heads: str
 ) -> None:
-    _rewrite(adapter_path, metadata={"config": f'{{"audio_heads": {heads}}}'})
+    rewrite(adapter_path, metadata={"config": f'{{"audio_heads": {heads}}}'})
     with pytest.raises(CheckpointError, match=r"adapter\.safetensors.*heads.*24"):
         load_dit(dit_path, adapter_path)
 
@@ -573,7 +360,7 @@ def test_heads_that_no_file_names_are_128_wide(tmp_path: Path) -> None:
     path = tmp_path / "dit.safetensors"
     wide = replace(CONFIG, dim=256, ffn_dim=8, num_heads=2, num_layers=1, image_dim=None)
     save_dit(path, WanModel(wide), {})
-    _rewrite(path, metadata={})
+    rewrite(path, metadata={})
     assert load_dit(path)[0].config.num_heads == 2
 
 

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from turbotalk_core.checkpoints.tensors import PREFIXES, read_header, read_weights
 from turbotalk_core.errors import CheckpointError
-from turbotalk_core.model.weights import PREFIXES, read_header, read_weights
-from turbotalk_core.trust import MAX_TEXT
+from turbotalk_core.safe_io.json import MAX_TEXT
 
 TENSORS = {
     "a.weight": torch.tensor([[1.5, -2.0], [0.25, 8.0]]),
@@ -316,7 +316,7 @@ def test_a_file_larger_than_the_memory_is_named_so(
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("unable to mmap 33 bytes: Cannot allocate memory (12)")
 
-    monkeypatch.setattr("turbotalk_core.model.weights.safe_open", refuse)
+    monkeypatch.setattr("turbotalk_core.checkpoints.tensors.safe_open", refuse)
     with pytest.raises(CheckpointError, match=r"large\.safetensors .* does not fit into memory"):
         read_weights(header, torch.float32)
 

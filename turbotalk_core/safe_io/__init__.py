@@ -1,0 +1,1 @@
+"""Checks of names and files that come from strangers, before anything else uses them."""

@@ -1,0 +1,103 @@
+"""JSON from strangers: texts with one meaning, numbers that a float holds, and bounded sizes.
+
+What is wrong raises ``ValueError`` without the name of the file; the caller, who knows the file,
+turns it into its own kind of error. docs/security.md lists what all callers together promise.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from .paths import is_file
+
+MAX_TEXT = 16 * 2**20  # bytes of a JSON file, or of the header of a safetensors file
+MAX_DIGITS = 20  # of a whole number in JSON: those of 2**64
+
+
+def read_small(path: Path, limit: int = MAX_TEXT) -> bytes:
+    """Read a whole file that must be small.
+
+    Args:
+        path: of a regular file.
+        limit: most bytes that it may have.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read.
+        ValueError: it is larger.
+    """
+    if not is_file(path):
+        raise FileNotFoundError(2, "No such file", str(path))
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it has more than {limit} bytes")
+    return data
+
+
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (whatever JSON says)
+    """Parse JSON with exactly one meaning.
+
+    Args:
+        text: one value, at most ``MAX_TEXT`` long; bytes are UTF-8.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: it is longer, no JSON, nested deeper than Python reads, names a key twice, or
+            has a number that is not finite or of more than ``MAX_DIGITS`` digits.
+    """
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT} characters")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_pair_once,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_float,
+            parse_int=_parse_int,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def is_number(value: object) -> bool:
+    """Check whether a value is a number that a float can hold; true and false are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # compared, not converted: an int may be too long
+
+
+def _pair_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in told:
+            raise ValueError(f"it names {name[:40]!r} twice")
+        told[name] = value
+    return told
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it has {name}, which is no number of JSON")
+
+
+def _parse_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it has the number {text[:40]}, which no float holds")
+    return value
+
+
+def _parse_int(text: str) -> int:
+    if len(text.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"it has a number of more than {MAX_DIGITS} digits")
+    return int(text)

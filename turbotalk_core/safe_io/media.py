@@ -1,0 +1,94 @@
+"""Media files from strangers: which containers FFmpeg may open, and how large tables may be."""
+
+from __future__ import annotations
+
+import re
+import struct
+from io import SEEK_END
+from typing import BinaryIO
+
+MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of film are a third
+MAX_BOXES = 2**20  # of an mp4; six days in fragments of a second have as many
+MAX_PIXELS = 2**26  # of a picture or of a video's frame: 8192x8192
+
+# What FFmpeg may take a file for: containers that hold their own media. It knows others that are
+# lists of further files to open, such as HLS, DASH and concat, or programs, such as lavfi.
+CONTAINERS = (
+    "aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv",
+    "gif", "m4v", "matroska", "mov", "mp3", "mpeg", "mpegts", "mpegvideo", "ogg", "tta", "w64",
+    "wav", "wv",
+)  # fmt: skip
+
+# Boxes of mp4 inside of which FFmpeg looks for others, wherever they stand.
+_NESTS = {
+    b"clip", b"dinf", b"edts", b"ilst", b"ipco", b"iprp", b"mdia", b"meta", b"minf", b"moof",
+    b"moov", b"mvex", b"schi", b"sinf", b"stbl", b"stsd", b"traf", b"trak", b"tref", b"udta",
+    b"wave", b"wide",
+}  # fmt: skip
+# Tables of the sizes of samples, of a film and of a fragment, and how far behind the name their
+# number stands; or tables that are compressed, which say so there.
+_TABLES = {b"stsz": 8, b"trun": 4, b"cmov": 4}
+_TABLE = re.compile(b"|".join(_TABLES))
+
+
+def media_options(protocols: str) -> dict[str, str]:
+    """Return the options with which FFmpeg opens a stranger's file.
+
+    Args:
+        protocols: where it may read from: ``file``, or ``none`` for bytes in memory. Never a
+            network's.
+
+    Returns:
+        Options for container and streams: no other file is opened for this one, and no frame is
+        made of more than ``MAX_PIXELS``.
+    """
+    return {
+        "protocol_whitelist": protocols,
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(MAX_PIXELS),
+    }
+
+
+def check_tables(file: BinaryIO) -> None:
+    """Refuse an mp4 or mov file whose tables claim more samples than it has bytes.
+
+    FFmpeg makes an entry in memory for each sample claimed, gigabytes for a file of a kilobyte.
+
+    Args:
+        file: open for reading, of any format; of others hardly anything is read.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it claims more, has tables larger than ``MAX_TABLES``, more than ``MAX_BOXES``,
+            or compressed tables, which no camera of this century makes.
+
+    Source: ISO/IEC 14496-12, 4.2 (boxes), 8.7.3 (stsz) and 8.8.8 (trun).
+    """
+    num_bytes = file.seek(0, SEEK_END)
+    place, num_boxes, num_read, num_samples = 0, 0, 0, 0
+    while place + 8 <= num_bytes:
+        file.seek(place)
+        head = file.read(16).ljust(16, b"\0")
+        size, kind = struct.unpack(">I4s", head[:8])
+        if size == 1:  # it stands behind, in 64 bits
+            (size,) = struct.unpack(">Q", head[8:])
+        size = min(size or num_bytes, num_bytes - place)  # 0 means up to the end
+        if size < 8:
+            return
+        num_boxes += 1
+        num_read += size if kind in _NESTS else 0
+        if num_read > MAX_TABLES or num_boxes > MAX_BOXES:
+            raise ValueError("its tables are larger than those of any film")
+        if kind in _NESTS:
+            file.seek(place)
+            data = file.read(size)
+            # Searched, not parsed: FFmpeg may find a table where a parser would not.
+            for table in _TABLE.finditer(data):
+                start = table.end() + _TABLES[table[0]]
+                count = data[start : start + 4]
+                if table[0] == b"cmov" and count == b"dcom":
+                    raise ValueError("its tables are compressed")
+                num_samples += 0 if table[0] == b"cmov" else int.from_bytes(count, "big")
+        if num_samples > num_bytes:
+            raise ValueError(f"it claims {num_samples} samples, and has {num_bytes} bytes")
+        place += size
