@@ -1,8 +1,8 @@
-"""What is asked of a file that somebody else made, before any of it is believed.
+"""Validation of untrusted names, texts and files before they are used.
 
-Goes in: names, texts and files from strangers. Comes out: the same, or a ``ValueError`` that says
-what is wrong, from which the door that asked makes an error of its own kind. Stands below all
-rooms, because each has such a door; docs/security.md says what they promise together.
+A ``ValueError`` says what is wrong; the entry point that called converts it to an error of its own
+kind. Below all rooms, because each has such entry points; docs/security.md lists what they
+guarantee together.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 MAX_TEXT = 16 * 2**20  # bytes of a JSON file, or of the header of a safetensors file
-MAX_TENSORS = 50_000  # in a file; the largest public video models have some thousands
+MAX_TENSORS = 50_000  # per file; the largest public video models have some thousands
 MAX_LAYERS = 1_000  # of one network; the largest public video models have 40
 MAX_AXES = 16  # of one tensor; a video's have five
-MAX_DIGITS = 20  # of a whole number in JSON: those of 2**64
-MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of film are a third
+MAX_DIGITS = 20  # of an integer in JSON; 2**64 has as many
+MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of video take a third
 MAX_BOXES = 2**20  # of an mp4; six days in fragments of a second have as many
 MAX_PIXELS = 2**26  # of a picture or of a video's frame: 8192x8192
 
-# What FFmpeg may take a file for: containers that hold their own media. It knows others that are
-# lists of further files to open, such as HLS, DASH and concat, or programs, such as lavfi.
+# Formats that FFmpeg may open: containers with their own media. It supports others that are lists
+# of further files to open, such as HLS, DASH and concat, or programs, such as lavfi.
 CONTAINERS = (
     "aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv",
     "gif", "m4v", "matroska", "mov", "mp3", "mpeg", "mpegts", "mpegvideo", "ogg", "tta", "w64",
     "wav", "wv",
 )  # fmt: skip
 
-# safetensors' names of types, and the bits of one value.
+# safetensors' names of dtypes, and the bits of one value.
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -44,22 +44,22 @@ _BITS = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 _METADATA = "__metadata__"
-# Boxes of mp4 inside of which FFmpeg looks for others, wherever they stand.
+# Boxes of mp4 in which FFmpeg searches for further boxes, at any place.
 _NESTS = {
     b"clip", b"dinf", b"edts", b"ilst", b"ipco", b"iprp", b"mdia", b"meta", b"minf", b"moof",
     b"moov", b"mvex", b"schi", b"sinf", b"stbl", b"stsd", b"traf", b"trak", b"tref", b"udta",
     b"wave", b"wide",
 }  # fmt: skip
-# Tables of the sizes of samples, of a film and of a fragment, and how far behind the name their
-# number stands; or tables that are compressed, which say so there.
+# Tables with the sizes of samples, of a whole video and of a fragment, and the distance from their
+# name to the number of samples; and compressed tables, which have their mark at that distance.
 _TABLES = {b"stsz": 8, b"trun": 4, b"cmov": 4}
 _TABLE = re.compile(b"|".join(_TABLES))
-_MAX_NAME = 255  # bytes; what file systems hold
+_MAX_NAME = 255  # bytes; the limit of file systems
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in range(10)
 }  # Windows opens these in any folder, with any suffix
-# Without a glyph of their own: controls, halves of surrogate pairs, breaks of lines, and what
-# writes backwards, so that "gpj.exe" reads "exe.jpg".
+# Characters without a glyph: controls, halves of surrogate pairs, line breaks, and those that
+# change the direction of text, with which "gpj.exe" is displayed as "exe.jpg".
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 _DIRECTIONS = {chr(code) for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F))} | {
     chr(code) for code in range(0x2066, 0x206A)
@@ -67,29 +67,29 @@ _DIRECTIONS = {chr(code) for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x20
 
 
 class TensorEntry(NamedTuple):
-    """One tensor as the header of a safetensors file tells of it."""
+    """Entry of one tensor in the header of a safetensors file."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a regular file is there; a name that cannot be a file's is none.
+    """Return whether a path is a regular file; a name that no file can have is none.
 
     Args:
-        path: any, with any characters in it. Pipes and devices, which may never end, are no files.
+        path: any path, with any characters.
 
     Returns:
-        Whether there is such a file.
+        True for a regular file; False for pipes and devices, which may never end, and all else.
     """
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long, or a folder that may not be looked into
+    except (OSError, ValueError):  # the name is too long, or the folder may not be read
         return False
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a folder is there; a name that cannot be a folder's is none."""
+    """Return whether a path is a folder; a name that no folder can have is none."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -97,18 +97,18 @@ def is_folder(path: Path) -> bool:
 
 
 def read_small(path: Path, limit: int = MAX_TEXT) -> bytes:
-    """Read a whole file of which it is known that it must be small.
+    """Read a whole file that must be small.
 
     Args:
-        path: of a regular file.
-        limit: most bytes that it may have.
+        path: path of a regular file.
+        limit: largest allowed size, bytes.
 
     Returns:
         Its bytes.
 
     Raises:
-        OSError: it is missing, no regular file, or cannot be read.
-        ValueError: it is larger.
+        OSError: if the file is missing, no regular file, or cannot be read.
+        ValueError: if it is larger.
     """
     if not is_file(path):
         raise FileNotFoundError(2, "No such file", str(path))
@@ -119,18 +119,18 @@ def read_small(path: Path, limit: int = MAX_TEXT) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (whatever JSON says)
-    """Read JSON that means one thing only.
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
+    """Parse JSON strictly, so that it has one meaning only.
 
     Args:
-        text: one value, at most ``MAX_TEXT`` long; bytes are UTF-8.
+        text: one JSON value, at most ``MAX_TEXT`` long; bytes are UTF-8.
 
     Returns:
-        What it says.
+        The value.
 
     Raises:
-        ValueError: it is longer, no JSON, nested deeper than Python reads, names a key twice, or
-            has a number that is not finite or of more than ``MAX_DIGITS`` digits.
+        ValueError: if the text is longer, no JSON, nested too deeply for Python, has a key twice,
+            or has a number that is not finite or has more than ``MAX_DIGITS`` digits.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT} characters")
@@ -149,23 +149,23 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (whatever JSON says)
 
 
 def is_number(value: object) -> bool:
-    """Tell whether a value is a number that a float can hold; true and false are none."""
+    """Return whether a value is a number in the range of a float; true and false are none."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # compared, not converted: an int may be too long
 
 
 def is_plain_name(name: object) -> bool:
-    """Tell whether a name means one file of the folder it is used in, on every system.
+    """Return whether a name is that of one file in the folder it is used in, on every system.
 
     Args:
-        name: from a stranger, of any type.
+        name: untrusted name, of any type.
 
     Returns:
-        False for anything but a string; one with a separator, a colon or a character that is not
-        seen; ``.`` and ``..``; one that is too long, or ends in a dot or a space; one that another
-        spelling would turn into something else, as full-width letters and dots are; and the names
-        of Windows' devices.
+        False for anything but a string; one with a separator, a colon or an invisible character;
+        ``.`` and ``..``; one that is too long, or ends in a dot or a space; one that Unicode
+        normalisation would change, such as full-width letters and dots; and the names of Windows'
+        devices.
     """
     if not isinstance(name, str) or not name or not name.isprintable():
         return False
@@ -177,36 +177,36 @@ def is_plain_name(name: object) -> bool:
 
 
 def is_shown(text: str) -> bool:
-    """Tell whether each character of a text shows itself, on one line, in the order it stands."""
+    """Return whether all characters of a text are visible, on one line, and in reading order."""
     return not any(_is_hidden(char) for char in text)
 
 
 def show(text: str) -> str:
-    """Make a stranger's words safe to print: what does not show itself is spelt out.
+    """Escape an untrusted text for printing.
 
     Args:
-        text: any; may hold what a terminal takes for a command.
+        text: any text; it may contain control characters that terminals interpret as commands.
 
     Returns:
-        The text with such characters spelt as Python spells them, by their number.
+        The text with invisible characters replaced by Python's escape sequences.
     """
     return "".join(ascii(char)[1:-1] if _is_hidden(char) else char for char in text)
 
 
 def read_tensor_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Read what a safetensors file says it holds, and none of the data.
+    """Read and check the header of a safetensors file, without the data.
 
-    Sizes are compared with the file before anything of that size is made.
+    Sizes are compared with that of the file before memory of that size is allocated.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         The tensors by name, and the metadata.
 
     Raises:
-        OSError: the file is missing or cannot be read.
-        ValueError: the header is damaged, larger than ``MAX_TEXT``, or names more than
+        OSError: if the file is missing or cannot be read.
+        ValueError: if the header is damaged, larger than ``MAX_TEXT``, or has more than
             ``MAX_TENSORS`` tensors; or the tensors do not fill the file exactly.
 
     Source: the format's own description, github.com/huggingface/safetensors.
@@ -245,15 +245,15 @@ def read_tensor_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, st
 
 
 def media_options(protocols: str) -> dict[str, str]:
-    """Give the options that FFmpeg opens a stranger's file with.
+    """Return the options with which FFmpeg opens an untrusted file.
 
     Args:
-        protocols: where it may read from: ``file``, or ``none`` for bytes in memory. Never a
-            network's.
+        protocols: allowed protocols: ``file``, or ``none`` for bytes in memory. Never one of a
+            network.
 
     Returns:
-        Options for container and streams: no other file is opened for this one, and no frame is
-        made of more than ``MAX_PIXELS``.
+        Options for container and streams: they limit formats and protocols, so that no other file
+        is opened, and frames to ``MAX_PIXELS``.
     """
     return {
         "protocol_whitelist": protocols,
@@ -263,17 +263,17 @@ def media_options(protocols: str) -> dict[str, str]:
 
 
 def check_tables(file: BinaryIO) -> None:
-    """Refuse an mp4 or mov file whose tables claim more samples than it has bytes.
+    """Check that the tables of an mp4 or mov file declare no more samples than it has bytes.
 
-    FFmpeg makes an entry in memory for each sample claimed, gigabytes for a file of a kilobyte.
+    FFmpeg allocates an entry for each declared sample, gigabytes for a file of a kilobyte.
 
     Args:
-        file: open for reading, of any format; of others hardly anything is read.
+        file: file open for reading, of any format; of others hardly anything is read.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it claims more, has tables larger than ``MAX_TABLES``, more than ``MAX_BOXES``,
-            or compressed tables, which no camera of this century makes.
+        OSError: if the file cannot be read.
+        ValueError: if it declares more, its tables exceed ``MAX_TABLES``, its boxes ``MAX_BOXES``,
+            or its tables are compressed, as no camera of this century writes them.
 
     Source: ISO/IEC 14496-12, 4.2 (boxes), 8.7.3 (stsz) and 8.8.8 (trun).
     """
@@ -283,7 +283,7 @@ def check_tables(file: BinaryIO) -> None:
         file.seek(place)
         head = file.read(16).ljust(16, b"\0")
         size, kind = struct.unpack(">I4s", head[:8])
-        if size == 1:  # it stands behind, in 64 bits
+        if size == 1:  # the size follows in 64 bits
             (size,) = struct.unpack(">Q", head[8:])
         size = min(size or num_bytes, num_bytes - place)  # 0 means up to the end
         if size < 8:
@@ -295,7 +295,7 @@ def check_tables(file: BinaryIO) -> None:
         if kind in _NESTS:
             file.seek(place)
             data = file.read(size)
-            # Searched, not parsed: who knows what FFmpeg finds inside.
+            # Searched, not parsed: FFmpeg may find boxes at places that a parser would not.
             for table in _TABLE.finditer(data):
                 start = table.end() + _TABLES[table[0]]
                 count = data[start : start + 4]
@@ -308,7 +308,7 @@ def check_tables(file: BinaryIO) -> None:
 
 
 def _read_entry(name: str, told: object) -> tuple[TensorEntry, tuple[int, int]]:
-    """Read one tensor of a header, and where its data begin and end."""
+    """Return one tensor's entry in a header, and the range of its data in the file."""
     try:
         if not isinstance(told, dict):
             raise TypeError(told)

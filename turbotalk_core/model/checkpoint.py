@@ -1,9 +1,9 @@
-"""Model files: what they are, and networks out of and into them.
+"""Model files: identification of their kind, and loading and saving of networks.
 
-Files come in the key layout of the public checkpoints; ``weights`` opens them, whatever their
-format. Sizes are read off the shapes; what shapes cannot tell stands in the file's metadata:
-``config`` as ComfyUI reads it (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the
-settings a file ships with. What is written is safetensors, in float16.
+Files have the key layout of the public checkpoints; ``weights`` reads all supported formats. Sizes
+follow from the shapes; those that shapes do not determine are in the file's metadata: ``config`` in
+ComfyUI's format (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the settings that a
+file ships with. Files are written as safetensors, in float16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .vae import WanVAE
 from .wan import WanConfig, WanModel
 from .weights import WeightHeader, read_header, read_weights
 
-HEAD_DIM = 128  # Wan 2.1, every size: where a file does not name its heads
+HEAD_DIM = 128  # Wan 2.1, every size: used if the metadata do not contain the number of heads
 PROJECTION_PREFIX = "audio_proj."
 
 DIT = "video transformer"
@@ -42,7 +42,7 @@ IMAGE_ENCODER = "image encoder"
 UNKNOWN = "unknown"
 
 _ADAPTER_MARK = "audio_proj.proj1.weight"
-_MARKS = {  # a key, without prefix, that only this kind has
+_MARKS = {  # keys, without prefix, that identify a kind
     "head.modulation": DIT,
     _ADAPTER_MARK: ADAPTER,
     "decoder.middle.0.residual.0.gamma": VAE,
@@ -66,7 +66,7 @@ _USES = {
     UNKNOWN: "nothing here; TurboTalk reads Wan 2.1 transformers and VAEs, InfiniteTalk audio "
     "adapters and wav2vec2 encoders",
 }
-_LAYERS = {  # what the names of a kind's layers begin with
+_LAYERS = {  # prefixes of the names of a kind's layers
     DIT: ("blocks.",),
     ADAPTER: ("blocks.",),
     AUDIO_ENCODER: ("encoder.layers.", "wav2vec2.encoder.layers."),
@@ -74,28 +74,29 @@ _LAYERS = {  # what the names of a kind's layers begin with
     IMAGE_ENCODER: ("vision_model.encoder.layers.", "visual.transformer."),
 }
 _Module = TypeVar("_Module", bound=nn.Module)
-_REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 of mask, 16 of reference latents
+_REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 mask channels, 16 of reference latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointInfo:
-    """What a model file is, from its header alone.
+    """Description of a model file, from its header alone.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         kind: one of this module's kind names.
-        sizes: named dimensions that the shapes tell.
-        num_parameters: values of all weights; scales of a quantised file are not counted.
-        dtypes: number of tensors stored in each dtype, scales included.
-        settings: what the file ships with (metadata ``turbotalk``).
+        sizes: named dimensions that follow from the shapes.
+        num_parameters: number of all weights' elements, without scales of a quantised file.
+        dtypes: number of tensors stored in each dtype, including scales.
+        settings: settings that the file ships with (metadata ``turbotalk``).
         metadata: the rest of the file's metadata.
-        uses: where the file can be used, and with what.
-        num_files: more than one for a set of shards.
-        num_bytes: of all files.
-        prefix: what the tensors' names begin with besides their public names.
-        quantization: fp8, fp8-scaled, quanto, packed (not read here), or None for weights stored
-            as they are.
-        speakers: how many voices audio modules were trained for; None where there are none.
+        uses: text that says where the file can be used, and with what.
+        num_files: number of files; more than one for a set of shards.
+        num_bytes: size of all files.
+        prefix: prefix of the tensors' names before their public names.
+        quantization: fp8, fp8-scaled, quanto, packed (not supported here), or None for weights
+            that are not quantised.
+        speakers: number of voices that the audio modules were trained for, as text; None if the
+            file has none.
     """
 
     path: Path
@@ -113,7 +114,7 @@ class CheckpointInfo:
     speakers: str | None = None
 
     def lines(self) -> list[str]:
-        """Describe the file for people, a fact a line."""
+        """Return the description as lines of text, one fact per line."""
         lines = [f"{self.path.name}: {self.kind}, {self.num_parameters:,} parameters"]
         lines += [f"  {name}: {value}" for name, value in self.sizes.items()]
         stored = ", ".join(f"{count} x {name}" for name, count in self.dtypes.items())
@@ -131,7 +132,7 @@ class CheckpointInfo:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Describe the file for programs."""
+        """Return the description as a JSON object."""
         return {
             "file": self.path.name,
             "kind": self.kind,
@@ -150,17 +151,17 @@ class CheckpointInfo:
 
 
 def inspect(path: Path) -> CheckpointInfo:
-    """Say what a model file is without loading its tensors.
+    """Identify a model file without loading its tensors.
 
     Args:
-        path: what ``weights.read_header`` reads: a file, or something that stands for a set of
-            shards.
+        path: a model file, or a path that stands for a set of shards; see
+            ``weights.read_header``.
 
     Returns:
         Its kind, sizes, dtypes and settings.
 
     Raises:
-        CheckpointError: no such file, or none that can be read.
+        CheckpointError: if the file is missing or cannot be read.
     """
     return _describe(read_header(path))
 
@@ -243,10 +244,10 @@ def _size_audio(
 def _find_speakers(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], path: Path
 ) -> str:
-    """Tell for how many speakers audio modules were trained.
+    """Return as text for how many speakers the audio modules were trained.
 
-    The released files for one and for several speakers have the same names and shapes, so only
-    what they are called tells them apart: InfiniteTalk's own by their folder.
+    The released files for one and for several speakers have the same tensor names and shapes, so
+    only the names of file and folder differ: for InfiniteTalk's own files, that of the folder.
     """
     width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path, 2)[0]
     if width // _adapter_heads(width, metadata, path) % 2:
@@ -292,22 +293,22 @@ def load_dit(
     dtype: torch.dtype = torch.float32,
     loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
-    """Build the video transformer, with its audio attention where there is an adapter.
+    """Load the video transformer, with its audio attention if there is an adapter.
 
     Args:
-        path: of the transformer; merged with an audio adapter or not.
-        adapter_path: of the audio adapter; its tensors win over those of a merged file, as in the
-            reference. None, or the path of a merged file once more, takes what is in that file.
-        dtype: of the weights in memory, whatever they are stored in. The network computes in it,
-            so that one file's mix of dtypes becomes one.
+        path: file of the transformer, merged with an audio adapter or not.
+        adapter_path: file of the audio adapter; its tensors replace those of a merged file, as in
+            the reference. None, or the same path as a merged file, uses those in that file.
+        dtype: dtype of all weights in memory, whatever they are stored in. The network computes in
+            it, so that a file with several dtypes becomes uniform.
         loras: LoRA files to merge into the weights, each with its strength.
 
     Returns:
-        The transformer, and the adapter's projection from audio windows to tokens.
+        The transformer, and the projection from audio windows to tokens; None without an adapter.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
-        MismatchError: an adapter or a LoRA made for another transformer.
+        CheckpointError: if a file is missing, damaged, incomplete or of another kind.
+        MismatchError: if an adapter or a LoRA was made for another transformer.
     """
     path = Path(path)
     header = _read_kind(path, DIT)
@@ -344,22 +345,23 @@ def load_dit(
 
 
 def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
-    """Build the video VAE of a file.
+    """Load the video VAE of a file.
 
     Args:
-        path: in the layout of the public Wan 2.1 VAE, safetensors or .pth.
-        dtype: of the weights in memory.
+        path: file in the layout of the public Wan 2.1 VAE, safetensors or .pth.
+        dtype: dtype of the weights in memory.
 
     Returns:
         The VAE.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+        CheckpointError: if the file is missing, damaged, incomplete or of another kind.
     """
     header = _read_kind(path, VAE)
     weights = read_weights(header, dtype)
     width = _shape(header.shapes, "decoder.head.0.gamma", header.path, 4)[0]
-    # First without memory: a file may claim a width whose other weights it does not have.
+    # First on the meta device, without memory: a damaged file may imply a width that its other
+    # weights do not have.
     _check_fits(_build(lambda: WanVAE(width), header.path.name), weights, header.path.name)
     vae = WanVAE(width)
     _assign(vae, weights, header.path.name)
@@ -369,20 +371,20 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
 def load_text_encoder(
     path: Path, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[TextEncoder, Tokenizer]:
-    """Build the text encoder of a file, and the tokenizer that belongs to it.
+    """Load the text encoder of a file and its tokenizer.
 
     Args:
-        path: in the layout of Wan 2.1's own umT5 or of ComfyUI's.
-        tokenizer_path: a ``spiece.model``; None takes the one inside of ComfyUI's files.
-        dtype: of the weights in memory.
+        path: file in the layout of Wan 2.1's own umT5 or of ComfyUI's.
+        tokenizer_path: a ``spiece.model`` file; None uses the one inside ComfyUI's files.
+        dtype: dtype of the weights in memory.
 
     Returns:
         The encoder and the tokenizer.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind, or no
-            tokenizer.
-        MismatchError: a tokenizer of more tokens than the encoder has.
+        CheckpointError: if a file is missing, damaged, incomplete or of another kind, or there is
+            no tokenizer.
+        MismatchError: if the tokenizer has more tokens than the encoder.
     """
     header = _read_kind(path, TEXT_ENCODER)
     if tokenizer_path is None and TOKENIZER not in header.tensors:
@@ -392,7 +394,7 @@ def load_text_encoder(
         )
     weights = read_weights(header, dtype)
     if tokenizer_path is None:
-        # Bytes are whole numbers up to 255, which every floating-point type holds exactly.
+        # Bytes are integers up to 255, which float32, float16 and bfloat16 all represent exactly.
         model = bytes(weights[TOKENIZER].to(torch.uint8).numpy())
     else:
         model = _read_bytes(tokenizer_path)
@@ -407,16 +409,16 @@ def load_text_encoder(
 
 
 def load_image_encoder(path: Path) -> ImageEncoder:
-    """Build the CLIP image encoder of a file, in float32.
+    """Load the CLIP image encoder of a file, in float32.
 
     Args:
-        path: in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
+        path: file in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
 
     Returns:
         The image encoder.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+        CheckpointError: if the file is missing, damaged, incomplete or of another kind.
     """
     return build_image_encoder(read_weights(_read_kind(path, IMAGE_ENCODER), torch.float32))
 
@@ -427,10 +429,10 @@ def save_dit(path: Path, model: WanModel, settings: Mapping[str, Any]) -> None:
     Args:
         path: file to write.
         model: the transformer.
-        settings: what it ships with, kept in the metadata.
+        settings: settings that the file ships with, stored in the metadata.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     transformer = {"num_heads": model.config.num_heads, "text_dim": model.config.text_dim}
     metadata = {
@@ -449,11 +451,11 @@ def save_adapter(
     Args:
         path: file to write.
         model: a transformer with audio attention.
-        projection: from audio windows to tokens.
-        settings: kept in the metadata.
+        projection: the projection from audio windows to tokens.
+        settings: settings that the file ships with, stored in the metadata.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     tensors = {PROJECTION_PREFIX + key: t for key, t in projection.state_dict().items()}
     tensors |= {key: t for key, t in model.state_dict().items() if _is_audio(key)}
@@ -470,10 +472,10 @@ def save_vae(path: Path, vae: WanVAE, note: Mapping[str, Any]) -> None:
     Args:
         path: file to write.
         vae: the VAE.
-        note: kept in the metadata.
+        note: settings that the file ships with, stored in the metadata.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     _write(path, vae.state_dict(), {"turbotalk": json.dumps(dict(note))})
 
@@ -610,7 +612,7 @@ def _parse_json(text: str, path: Path) -> dict[str, Any]:
 
 
 def _build(make: Callable[[], _Module], source: str) -> _Module:
-    """Make a network without memory for its weights, which are the file's."""
+    """Build a network on the meta device, without memory for its weights, which the file has."""
     try:
         with torch.device("meta"):
             return make()
@@ -624,7 +626,7 @@ def _build(make: Callable[[], _Module], source: str) -> _Module:
 
 
 def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Complain of tensors that are missing, left over or of another shape than a module's."""
+    """Check that no tensor is missing, unknown or of another shape than the module's."""
     wanted = module.state_dict()
     missing = [key for key in wanted if key not in tensors]
     extra = [key for key in tensors if key not in wanted]
@@ -638,7 +640,7 @@ def _check_fits(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 
 def _assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Give a module its weights, all of them."""
+    """Assign all weights of a module, and set it to evaluation mode without gradients."""
     _check_fits(module, tensors, source)
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False).eval()

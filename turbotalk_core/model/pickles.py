@@ -1,7 +1,7 @@
-"""Tensors out of a pickle, which could do anything, and is let do nothing else.
+"""Safe loading of tensors from pickles, which could otherwise run any code.
 
-Goes in: a file that ``torch.save`` wrote. Comes out: its tensors by name, mapped from the file.
-Separate because what a pickle may ask for is a question of its own. Nothing here writes one.
+Reads files that ``torch.save`` wrote and maps their tensors from the file. Separate because the
+list of names that a pickle may import is a subject of its own. Nothing here writes pickles.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MAX_DESCRIPTION = 2**21  # bytes of the pickle itself; those of the largest public files are a tenth
-# All that a pickle of tensors names. torch's own list is longer, and whoever shares the process may
-# have added to it.
+MAX_DESCRIPTION = 2**21  # bytes of the pickle itself; the largest public files have a tenth of it
+# All names that a pickle of tensors imports. torch's own list is longer, and other code in the
+# process may have added to it.
 ALLOWED = {
     "collections OrderedDict",
     "torch.storage UntypedStorage",
@@ -29,22 +29,22 @@ ALLOWED = {
     "torch float8_e4m3fn",
     "torch float8_e5m2",
 }  # fmt: skip
-_NAMING = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # pickle's ways to name code
+_NAMING = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # opcodes that import code
 _SHARING = 2  # times that a file's bytes may be used: one matrix often has two names
 
 
 def load_pickle(file: Path) -> dict[str, Tensor]:
-    """Map a pickle of tensors; their data are read when they are used.
+    """Load a pickle of tensors, memory-mapped: their data are read when they are used.
 
     Args:
-        file: as ``torch.save`` has written it since torch 1.6.
+        file: file in the format that ``torch.save`` writes since torch 1.6.
 
     Returns:
         The tensors by name, on the CPU.
 
     Raises:
-        ValueError: no such file, one that is damaged, unpacks to more than it is, names code, or
-            holds anything but tensors by name.
+        ValueError: if the file is missing or damaged, unpacks to more than its size, imports code,
+            or contains anything but tensors by name.
     """
     try:
         named = _list_names(file)
@@ -52,7 +52,7 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"it asks for {foreign[0]}, and may hold tensors alone")
         loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         tensors = dict(dict.items(loaded))  # not loaded.items(), which a pickle may have set
-    except Exception as error:  # damage makes these readers raise anything
+    except Exception as error:  # on damaged files these readers raise errors of any class
         raise ValueError(str(error) or type(error).__name__) from error
     if not all(_is_plain(name, tensor) for name, tensor in tensors.items()):
         raise ValueError("it holds more than tensors by name")
@@ -63,7 +63,7 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def _list_names(file: Path) -> set[str]:
-    """List the code that a pickle asks for, module and name, without giving it any."""
+    """List the names that a pickle imports, as module and name, without importing any."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
