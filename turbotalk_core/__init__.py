@@ -1,1 +1,1 @@
-"""TurboTalk's core: a portrait and a voice become a talking video. Knows no host."""
+"""TurboTalk's core: a talking video from a portrait and a voice. Imports nothing of ComfyUI."""

@@ -1,4 +1,4 @@
-"""``python -m turbotalk_core``."""
+"""Entry point of ``python -m turbotalk_core``."""
 
 import sys
 

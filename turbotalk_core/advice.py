@@ -1,8 +1,8 @@
-"""Settings that do not fit the weights, told in words before the work begins.
+"""Quality warnings about settings of a request that do not fit the weights.
 
-Goes in: a request, and what the files of transformer and adapter ship with. Comes out: notes for
-people. They forbid nothing: a file may hold more than its metadata tell. Separate because command
-line and nodes say the same.
+They are derived from the request and the metadata of the transformer's and the adapter's file. They
+forbid nothing, as metadata may be incomplete. Separate because the command line and the nodes show
+the same warnings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def advise(
     has_lora: bool = False,
     adapter_settings: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Tell which settings of a request do not fit the weights, and what would.
+    """Return warnings about settings of a request that do not fit the weights.
 
     Args:
         request: as it will be sampled.
@@ -36,7 +36,7 @@ def advise(
         adapter_settings: as ``settings``, of the audio adapter's file.
 
     Returns:
-        A sentence each; none where all fits.
+        One sentence per setting that does not fit, with the value to use.
     """
     settings = _drop_damage(settings or {})
     adapter_settings = _drop_damage(adapter_settings or {})
@@ -63,7 +63,7 @@ def advise(
 
 
 def _drop_damage(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what can be understood; notes are shown to people, and repeat no stranger's words."""
+    """Keep valid values: warnings are shown to users and must not repeat a file's own text."""
     words = {"kind": (STUDENT, TEACHER), "schedule": SCHEDULES, "update": UPDATES}
     return {
         name: value

@@ -1,8 +1,8 @@
-"""What a chunk needs and how long it takes, at any size of the networks.
+"""Benchmark of memory and time per chunk, at any size of the networks.
 
-Goes in: sizes and settings. Comes out: memory by part, counted without taking it, and seconds by
-part, measured in the pipeline itself. Separate because it needs no file and no voice: speed and
-memory do not depend on what the weights are.
+Memory is counted by part without allocating it; seconds by part are measured in the pipeline
+itself. Separate because it needs neither files nor a voice: speed and memory do not depend on the
+values of the weights.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from .speed import ChunkTiming, Speed, time_call, time_ours, time_reference
 from .types import AudioFeatures, Speech, Waveform
 
 IMAGE_TOKENS = 257  # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and one for the whole
-NUM_STEPS = (1, 2, 4)  # that students are made for
-NUM_CHUNKS = 5  # of which the first also encodes the reference
-KERNEL_SHARE = 0.1  # of the counted memory, for what kernels take for themselves
+NUM_STEPS = (1, 2, 4)  # those that students are distilled for
+NUM_CHUNKS = 5  # the first is not representative, as it also encodes the reference
+KERNEL_SHARE = 0.1  # workspace of kernels, which is not counted, as a share of the counted memory
 CPU_WEIGHTS = 4_000_000_000  # bytes; with more of them a chunk takes hours without CUDA
 WEIGHT_STD = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Networks by their sizes.
+    """Sizes of the networks.
 
     Attributes:
-        transformer: of the video transformer with its audio attention.
-        projection: of the adapter's projection.
+        transformer: sizes of the video transformer with its audio attention.
+        projection: sizes of the adapter's projection.
         vae_width: channels of the VAE at full resolution.
     """
 
@@ -73,15 +73,15 @@ FULL_REQUEST = TalkRequest(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Memory of one chunk by part, in bytes.
+    """Memory needed for one chunk by part, in bytes.
 
     Attributes:
-        transformer: its weights, without the audio attention's.
+        transformer: weights of the transformer, without those of the audio attention.
         audio: weights of audio attention and projection.
         vae: weights of the VAE.
-        encode: on top of all weights, while the reference is encoded.
-        forward: on top of all weights, during one call of the transformer.
-        decode: on top of all weights, while the chunk is decoded.
+        encode: memory besides all weights while the reference is encoded.
+        forward: memory besides all weights during one call of the transformer.
+        decode: memory besides all weights while the chunk is decoded.
     """
 
     transformer: int
@@ -93,22 +93,22 @@ class Need:
 
     @property
     def weights(self) -> int:
-        """All weights."""
+        """Memory of all weights, bytes."""
         return self.transformer + self.audio + self.vae
 
     @property
     def peak(self) -> int:
-        """All weights, and on top the part that takes most."""
+        """Memory of all weights plus that of the largest other part, bytes."""
         return self.weights + max(self.encode, self.forward, self.decode)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """What making videos showed.
+    """Measured speed and memory of making videos.
 
     Attributes:
         speeds: one for each number of steps.
-        peak: most bytes allocated on the device; None where it keeps no count.
+        peak: peak of the memory allocated on the device, bytes; None without CUDA.
     """
 
     speeds: tuple[Speed, ...]
@@ -117,15 +117,15 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a chunk needs, and where it could be run, what it took.
+    """Report of the memory that a chunk needs and, if it could be run, of its measurement.
 
     Attributes:
-        request: size and frames of a chunk.
-        weights: where they came from, and their dtype.
-        device: in words.
+        request: settings of the chunk, with size and frames.
+        weights: source and dtype of the weights, as text.
+        device: name of the device.
         need: memory by part.
-        obstacle: why no chunk was run; None where some were.
-        measurement: of the runs; None where there is an obstacle.
+        obstacle: reason why no chunk was run; None if chunks were run.
+        measurement: measurement of the runs; None if there is an obstacle.
     """
 
     request: TalkRequest
@@ -136,7 +136,7 @@ class Report:
     measurement: Measurement | None
 
     def lines(self) -> list[str]:
-        """Tell it to people."""
+        """Return the report as lines of text."""
         request, need = self.request, self.need
         parts = {
             "transformer weights": need.transformer,
@@ -175,7 +175,7 @@ class Report:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Tell it to programs."""
+        """Return the report as a JSON object."""
         measured = self.measurement
         return {
             "width": self.request.width,
@@ -225,23 +225,23 @@ def measure(
     steps: Sequence[int] = NUM_STEPS,
     num_chunks: int = NUM_CHUNKS,
 ) -> Report:
-    """Count what a chunk needs, and make videos where that is there.
+    """Count the memory of a chunk and, if the device has enough, measure making videos.
 
     Args:
-        request: of ``plain_request``.
-        sizes: of the networks.
-        files: of the networks; None draws random weights.
-        dtype: of transformer and adapter; the VAE is in float32.
-        device: where they run.
-        steps: numbers of steps per chunk to be measured.
-        num_chunks: of each video.
+        request: result of ``plain_request``.
+        sizes: sizes of the networks.
+        files: files of the networks; None uses random weights.
+        dtype: dtype of transformer and adapter; the VAE is in float32.
+        device: device of the networks.
+        steps: numbers of steps per chunk; a video is made for each.
+        num_chunks: chunks of each video, at least 2.
 
     Returns:
         The report.
 
     Raises:
-        RequestError: less than two chunks, or a number of steps outside its range.
-        CheckpointError: a file that is damaged or of another kind.
+        RequestError: if there are fewer than two chunks, or a number of steps is outside its range.
+        CheckpointError: if a file is damaged or of another kind.
     """
     if num_chunks < 2:
         raise RequestError(f"got {num_chunks} chunks; how they follow each other takes two or more")
@@ -268,17 +268,17 @@ def measure(
 
 
 def plain_request(request: TalkRequest, num_frames: int | None) -> TalkRequest:
-    """Make the request of chunks that are sampled without guidance.
+    """Return a request without guidance and with the reference schedule.
 
     Args:
-        request: gives height and width, and the frames where none are given.
-        num_frames: of a chunk, 4n + 1; None takes the request's.
+        request: request with all other settings.
+        num_frames: frames of a chunk, 4n + 1; None keeps those of the request.
 
     Returns:
-        The request.
+        The request; with 1 motion frame if the chunk is too short for the request's number.
 
     Raises:
-        RequestError: a setting outside its range.
+        RequestError: if num_frames is outside its range.
     """
     chunk_frames = num_frames or request.chunk_frames
     motion_frames = request.num_motion_frames
@@ -293,16 +293,16 @@ def plain_request(request: TalkRequest, num_frames: int | None) -> TalkRequest:
 
 
 def read_sizes(files: ModelFiles) -> Sizes:
-    """Read the sizes of networks off their files.
+    """Read the sizes of networks from their files.
 
     Args:
-        files: of the networks.
+        files: files of the networks.
 
     Returns:
         Their sizes.
 
     Raises:
-        CheckpointError: a file that is damaged or of another kind.
+        CheckpointError: if a file is damaged or of another kind.
     """
     model, projection = load_dit(files.dit, files.adapter)
     assert projection is not None  # an adapter was given
@@ -314,27 +314,28 @@ def read_sizes(files: ModelFiles) -> Sizes:
 
 
 def count_tokens(request: TalkRequest) -> int:
-    """Count the video tokens that the transformer attends to at once."""
+    """Return the number of video tokens of a chunk, among which self-attention attends."""
     return count_latent_frames(request.chunk_frames) * (
         (request.height // SPATIAL_STRIDE // PATCH) * (request.width // SPATIAL_STRIDE // PATCH)
     )
 
 
 def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
-    """Count the memory of one chunk without taking it.
+    """Count the memory of one chunk without allocating it.
 
-    Weights are exact. What the parts take on top is counted by running the very networks on shapes
-    alone, so it is exact too but for what kernels take for themselves.
+    The memory of weights is exact. The memory of intermediate results is counted by running the
+    same networks on the meta device; it is exact except for the workspace of kernels.
 
     Args:
-        sizes: of the networks.
-        request: gives height, width and chunk_frames.
-        dtype: of the weights of transformer and adapter; the VAE is in float32.
+        sizes: sizes of the networks.
+        request: request with height, width and chunk_frames.
+        dtype: dtype of the weights of transformer and adapter; the VAE is in float32.
 
     Returns:
         Bytes by part.
     """
-    # Blocks are alike and run one after the other: one tells the weights and the memory of all.
+    # All blocks are equal and run one after the other, so one block is enough to compute the
+    # weights and the peak memory of all.
     config = replace(sizes.transformer, num_layers=1)
     with torch.device("meta"):
         model, vae = WanModel(config).to(dtype), WanVAE(sizes.vae_width)
@@ -359,12 +360,12 @@ def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
 
 
 def build_random_models(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Models:
-    """Build networks with random weights on their device.
+    """Build networks with random weights.
 
     Args:
-        sizes: of the networks.
-        dtype: of transformer and adapter; the VAE is in float32.
-        device: where they run, and where the weights are drawn.
+        sizes: sizes of the networks.
+        dtype: dtype of transformer and adapter; the VAE is in float32.
+        device: device of the networks, on which their weights are drawn too.
 
     Returns:
         The networks; the same sizes, dtype and device give the same weights.
@@ -374,7 +375,7 @@ def build_random_models(sizes: Sizes, dtype: torch.dtype, device: torch.device) 
         model, projection = WanModel(sizes.transformer), AudioProjection(sizes.projection)
     for module in (model, projection):
         module.to(dtype).to_empty(device=device)
-    with torch.random.fork_rng(devices=[]):  # it draws while it is built, and is drawn again
+    with torch.random.fork_rng(devices=[]):  # its constructor draws weights, replaced below
         vae = WanVAE(sizes.vae_width).to(device)
     for module in (model, projection, vae):
         _draw(module.requires_grad_(False).eval(), generator)
@@ -388,17 +389,17 @@ def run_chunks(
     device: torch.device,
     num_chunks: int,
 ) -> Measurement:
-    """Make a video of each request with the pipeline itself, from random inputs.
+    """Measure making a video for each request with the pipeline itself, from random inputs.
 
     Args:
-        models: the networks; text and image tokens are added here.
-        sizes: of the networks.
-        requests: settings, which differ in their steps alone.
-        device: where the networks are.
-        num_chunks: of each video.
+        models: the networks; random text and image tokens are added here.
+        sizes: sizes of the networks.
+        requests: requests that differ in their number of steps only.
+        device: device of the networks.
+        num_chunks: chunks of each video.
 
     Returns:
-        What they took, and the peak of all.
+        Speed for each request, and the peak memory of all.
     """
     generator = torch.Generator().manual_seed(0)
     config = sizes.transformer
@@ -429,14 +430,14 @@ def run_chunks(
 
 
 def find_obstacle(need: Need, device: torch.device) -> str | None:
-    """Say why a chunk cannot be run on a device.
+    """Return why a chunk cannot be run on a device.
 
     Args:
-        need: of the chunk.
-        device: where it would run.
+        need: memory needed for the chunk.
+        device: device to run it on.
 
     Returns:
-        The reason, or None where nothing is in the way.
+        The reason, or None if it can be run.
     """
     if device.type != "cuda":
         if need.weights <= CPU_WEIGHTS:
@@ -452,7 +453,7 @@ def find_obstacle(need: Need, device: torch.device) -> str | None:
 
 
 class _Inputs:
-    """What the networks get for one chunk, as shapes on the default device."""
+    """Inputs of the networks for one chunk: zeros on the default device."""
 
     def __init__(self, sizes: Sizes, request: TalkRequest) -> None:
         self._sizes, self._request = sizes, request
@@ -482,7 +483,7 @@ class _Inputs:
 
 
 def _make_speech(sizes: Sizes, num_frames: int, generator: torch.Generator) -> Speech:
-    """Draw what an audio encoder might have heard."""
+    """Return random audio features with a silent waveform."""
     width = sizes.projection.frame_width
     return Speech(
         features=AudioFeatures(

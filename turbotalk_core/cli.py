@@ -42,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments after the program's name; None takes those of the process.
+        argv: arguments after the program's name; None uses those of the process.
 
     Returns:
-        The exit code.
+        The exit code: 0 done, 2 refused, 130 interrupted.
     """
     arguments = _make_parser().parse_args(argv)
     return run(lambda: arguments.command(arguments))
@@ -82,7 +82,7 @@ def _plan_as_table(plan: ChunkPlan) -> str:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     info = inspect(arguments.file)
-    # Metadata may be anybody's words, and a terminal takes some for commands.
+    # Metadata may contain any text, and terminals interpret some characters as commands.
     lines = (show(line) for line in info.lines())
     text = json.dumps(info.to_json(), indent=2) if arguments.json else "\n".join(lines)
     sys.stdout.write(text + "\n")

@@ -1,4 +1,4 @@
-"""What programs with a command line share: kinds of arguments, and how a program ends."""
+"""Argument parsers and exit codes shared by all programs with a command line."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .safe_io.paths import show
 
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-# As 7.5, or 15/2. Fraction reads 1e999999999 too, and would write it out.
+# Such as 7.5 or 15/2. Fraction also parses 1e999999999, and would allocate all its digits.
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}|/0*[1-9][0-9]{0,8})?")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def run(work: Callable[[], object]) -> int:
-    """Do the work of a program.
+    """Run the work of a program and print an error or an interruption as one line on stderr.
 
     Args:
-        work: what is refused in it, or interrupted, is told in one line on stderr.
+        work: function that does the work.
 
     Returns:
-        The exit code.
+        The exit code: 0 done, ``REFUSED`` or ``INTERRUPTED``.
     """
     try:
         work()
     except TurboTalkError as error:
         return refuse(error)
-    except torch.OutOfMemoryError as error:  # of weights that are brought to the device
+    except torch.OutOfMemoryError as error:  # when weights are moved to the device
         told = str(error).split("\n")[0]
         return refuse(
             OutOfMemoryError(
@@ -48,38 +48,38 @@ def run(work: Callable[[], object]) -> int:
 
 
 def refuse(error: TurboTalkError) -> int:
-    """Tell on stderr, in one line, why something was refused; returns the exit code."""
+    """Print an error as one line on stderr and return the exit code."""
     sys.stderr.write(f"error: {show(' '.join(str(error).split()))}\n")
     return REFUSED
 
 
 def parse_size(text: str) -> tuple[int, int] | str:
-    """Read width x height, or auto.
+    """Parse "WIDTHxHEIGHT" or "auto".
 
     Args:
-        text: as typed.
+        text: argument of the command line.
 
     Returns:
-        Width and height, or ``auto``.
+        Width and height in pixels, or ``auto``.
 
     Raises:
-        ArgumentTypeError: anything else.
+        ArgumentTypeError: if the text is neither.
     """
     return text if text == "auto" else parse_sides(text, or_else=", or auto")
 
 
 def parse_sides(text: str, *, or_else: str = "") -> tuple[int, int]:
-    """Read width x height.
+    """Parse "WIDTHxHEIGHT".
 
     Args:
-        text: as typed.
-        or_else: end of the message, what else may be given.
+        text: argument of the command line.
+        or_else: end of the error message, with other allowed values.
 
     Returns:
-        Width and height.
+        Width and height in pixels.
 
     Raises:
-        ArgumentTypeError: anything else.
+        ArgumentTypeError: if the text is no size.
     """
     try:
         width, height = (int(side) for side in text.lower().split("x"))
@@ -91,16 +91,16 @@ def parse_sides(text: str, *, or_else: str = "") -> tuple[int, int]:
 
 
 def parse_count(text: str) -> int:
-    """Read a whole number from 1 on.
+    """Parse a positive integer of at most nine digits.
 
     Args:
-        text: as typed.
+        text: argument of the command line.
 
     Returns:
         The number.
 
     Raises:
-        ArgumentTypeError: anything else.
+        ArgumentTypeError: if the text is no such number.
     """
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; give a whole number from 1 on")
@@ -108,16 +108,16 @@ def parse_count(text: str) -> int:
 
 
 def parse_seconds(text: str) -> Fraction:
-    """Read a length of time.
+    """Parse a duration in seconds, such as 7.5 or 15/2.
 
     Args:
-        text: as typed.
+        text: argument of the command line.
 
     Returns:
-        Seconds, exactly.
+        Seconds, without rounding.
 
     Raises:
-        ArgumentTypeError: anything else.
+        ArgumentTypeError: if the text is no duration.
     """
     if not _SECONDS.fullmatch(text):
         raise argparse.ArgumentTypeError(f"got {text!r}; give seconds, as in 7.5")
@@ -125,5 +125,5 @@ def parse_seconds(text: str) -> Fraction:
 
 
 def find_device() -> torch.device:
-    """Choose the GPU where there is one."""
+    """Return the CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

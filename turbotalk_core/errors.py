@@ -1,6 +1,6 @@
-"""The errors this project raises on purpose.
+"""Exceptions that this project raises on purpose.
 
-Every message says what was got, what is allowed and what to do. Each kind also inherits from the
+Every message states what was got, what is allowed and what to do. Each class also inherits from the
 builtin it specialises, or from torch's, so callers may catch either.
 """
 
@@ -8,7 +8,7 @@ import torch
 
 
 class TurboTalkError(Exception):
-    """Anything TurboTalk refuses or cannot do; the base of all kinds below."""
+    """Base class of all errors below: input that TurboTalk refuses, or work that it cannot do."""
 
 
 class AudioError(TurboTalkError, ValueError):
@@ -24,7 +24,7 @@ class GeometryError(TurboTalkError, ValueError):
 
 
 class ChunkError(TurboTalkError, ValueError):
-    """A chunk plan, or frames asked of it, that cannot be."""
+    """A chunk plan that is inconsistent, or frames that do not belong to it."""
 
 
 class ScheduleError(TurboTalkError, ValueError):

@@ -1,6 +1,6 @@
-"""All arithmetic between seconds, samples, video frames, latent frames and pixels.
+"""Arithmetic between seconds, samples, video frames, latent frames and pixels.
 
-No other file multiplies by a stride. Counts are exact integers; nothing here touches a tensor.
+No other file multiplies by a stride. Counts are exact integers; there are no tensors here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ SPATIAL_STRIDE = 8  # Wan 2.1 VAE: pixels per latent cell
 PATCH = 2  # Wan 2.1 DiT: latent cells per token, height and width
 SIZE_MULTIPLE = SPATIAL_STRIDE * PATCH  # pixels; odd latent sides break the rotary embedding
 LATENT_CHANNELS = 16  # Wan 2.1 VAE
-# Above these nothing real lies, only damage and mischief:
-MAX_FRAMES = 10_000_000  # of a video: four days and a half
-MAX_SIDE = 16_384  # of a picture, pixels, as the host's largest
-MIN_SAMPLE_RATE = 1_000  # Hz; below it no speech sound is left
-MAX_SAMPLE_RATE = 384_000  # Hz; of the finest recordings
-MAX_SAMPLES = 2**30  # of a sound, all channels together, at 16 kHz or its own rate: 4 GiB
+# Limits that real media do not exceed, only damaged or malicious files:
+MAX_FRAMES = 10_000_000  # per video: four and a half days
+MAX_SIDE = 16_384  # pixels of a picture's side, as the largest in ComfyUI
+MIN_SAMPLE_RATE = 1_000  # Hz; below it no speech is left
+MAX_SAMPLE_RATE = 384_000  # Hz; the highest rate of recordings
+MAX_SAMPLES = 2**30  # per sound, all channels together, at 16 kHz or its own rate: 4 GiB
 
 
 def count_frames(num_samples: int, sample_rate: int) -> int:
-    """Count the whole video frames that an audio covers: floor(FPS * seconds).
+    """Return the number of whole video frames that a sound covers: floor(FPS * seconds).
 
     Args:
-        num_samples: length of the audio, in samples per channel.
-        sample_rate: Hz.
+        num_samples: length of the sound, in samples per channel.
+        sample_rate: sample rate, Hz.
 
     Returns:
         The number of video frames, computed without rounding error.
@@ -42,48 +42,51 @@ def count_frames(num_samples: int, sample_rate: int) -> int:
 
 
 def count_samples(num_frames: int, sample_rate: int, fps: Fraction | int = FPS) -> int:
-    """Count the audio samples that cover a number of video frames, rounded to nearest.
+    """Return the number of audio samples that cover a number of video frames.
 
     Args:
-        num_frames: video frames.
-        sample_rate: Hz.
+        num_frames: number of video frames.
+        sample_rate: sample rate, Hz.
         fps: frames per second.
 
     Returns:
-        round(num_frames * sample_rate / fps), halves upwards.
+        round(num_frames * sample_rate / fps), halves rounded up.
     """
     return math.floor(Fraction(num_frames * sample_rate) / fps + Fraction(1, 2))
 
 
 def retime(start: int, stop: int, fps: Fraction) -> list[int]:
-    """Choose the frames that a video of another frame rate shows: those on the screen at its times.
+    """Choose the source frames of a video with another frame rate, each shown at its own time.
 
-    Nothing drifts: each shown frame is late by less than one of our own, however long the video.
+    The timing does not drift: each frame is late by less than one source frame, however long the
+    video is.
 
     Args:
-        start: first of our frames, ``FPS`` of them per second.
-        stop: one past the last.
-        fps: wanted frames per second.
+        start: first source frame; there are ``FPS`` per second.
+        stop: one past the last source frame.
+        fps: frames per second of the new video.
 
     Returns:
-        Frames in [start, stop), in order, some left out or repeated; those of adjacent spans follow
-        each other as those of the whole.
+        Frame numbers in [start, stop), in order, with some left out or repeated. The results of
+        adjacent spans, concatenated, equal the result of the whole.
     """
     first, last = (math.ceil(frame * fps / FPS) for frame in (start, stop))
     return [math.floor(index * FPS / fps) for index in range(first, last)]
 
 
 def count_latent_frames(num_frames: int) -> int:
-    """Count the latent frames of a clip.
+    """Return the number of latent frames of a clip.
+
+    The VAE encodes the first video frame alone and then every four frames together.
 
     Args:
-        num_frames: video frames; must be 4n + 1.
+        num_frames: number of video frames, 4n + 1.
 
     Returns:
         n + 1.
 
     Raises:
-        GeometryError: the count is not 4n + 1 with n >= 0.
+        GeometryError: if the number is not 4n + 1 with n >= 0.
     """
     if num_frames < 1 or (num_frames - 1) % TEMPORAL_STRIDE:
         lower = max(1, num_frames - (num_frames - 1) % TEMPORAL_STRIDE)
@@ -95,20 +98,20 @@ def count_latent_frames(num_frames: int) -> int:
 
 
 def count_decoded_frames(num_latent_frames: int) -> int:
-    """Count the video frames that a number of latent frames decodes to: 4(n - 1) + 1."""
+    """Return the number of video frames decoded from n latent frames: 4(n - 1) + 1."""
     return (num_latent_frames - 1) * TEMPORAL_STRIDE + 1
 
 
 def check_size(height: int, width: int) -> None:
-    """Refuse a picture size that the model cannot take.
+    """Check that the model can make videos of a size.
 
     Args:
-        height: pixels.
-        width: pixels.
+        height: height of the video, pixels.
+        width: width of the video, pixels.
 
     Raises:
-        GeometryError: a side is under one token, over ``MAX_SIDE`` or no multiple of
-            ``SIZE_MULTIPLE``, or both make more than ``MAX_PIXELS``.
+        GeometryError: if a side is under one token, over ``MAX_SIDE`` or no multiple of
+            ``SIZE_MULTIPLE``, or there are more than ``MAX_PIXELS`` pixels.
     """
     for name, side in (("height", height), ("width", width)):
         if not SIZE_MULTIPLE <= side <= MAX_SIDE or side % SIZE_MULTIPLE:
@@ -125,18 +128,18 @@ def check_size(height: int, width: int) -> None:
 
 
 def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
-    """Find the size nearest to an aspect ratio and an area that the model takes.
+    """Compute a video size near the aspect ratio of a picture and a given area.
 
     Args:
-        height: of the picture to follow, pixels.
-        width: of the picture to follow, pixels.
+        height: height of the picture, pixels.
+        width: width of the picture, pixels.
         area: wanted height * width, pixels.
 
     Returns:
         (height, width), each a multiple of ``SIZE_MULTIPLE`` and at most ``MAX_SIDE``.
 
     Raises:
-        GeometryError: a side or the area is not positive.
+        GeometryError: if a side or the area is not positive.
     """
     if min(height, width, area) < 1:
         raise GeometryError(
@@ -149,19 +152,20 @@ def fit_size(height: int, width: int, area: int) -> tuple[int, int]:
 
 
 def cover_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
-    """Find the smallest size of a picture's shape that covers a video.
+    """Compute the smallest size with a picture's aspect ratio that covers a video.
 
     Args:
-        rows: of the picture, pixels.
-        columns: of the picture, pixels.
-        height: of the video, pixels.
-        width: of the video, pixels.
+        rows: height of the picture, pixels.
+        columns: width of the picture, pixels.
+        height: height of the video, pixels.
+        width: width of the video, pixels.
 
     Returns:
-        (height, width), one of them the video's and the other at least so, rounded up.
+        (height, width); one equals that of the video and the other is at least as large, rounded
+        up.
 
     Raises:
-        GeometryError: a side would be over ``MAX_SIDE``: the picture is a strip.
+        GeometryError: if a side would exceed ``MAX_SIDE``, as the picture is too long and narrow.
     """
     if width * rows >= height * columns:
         covered = -(-rows * width // columns), width

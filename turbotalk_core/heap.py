@@ -1,8 +1,8 @@
-"""Memory that is free but that the process still holds, given back to the system.
+"""Return of free heap memory from the process to the operating system.
 
-The C library keeps what is freed between blocks that are not, and over hundreds of chunks that
-adds up, although nothing that is alive grows. Its other remedy, a page of its own for each large
-block, doubles the time of a chunk; this takes about a hundredth.
+The C library keeps freed memory that lies between blocks in use (fragmentation). Over hundreds of
+chunks it adds up, although the memory in use does not grow. The other remedy, a memory mapping for
+each large block, doubles the time of a chunk; trimming takes about a hundredth of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 
 
 def give_back() -> None:
-    """Hand free memory back; nothing happens where the C library is not glibc."""
+    """Return free heap memory to the system; do nothing if the C library is not glibc."""
     trim = _find_trim()
     if trim is not None:
         trim(0)

@@ -1,7 +1,7 @@
-"""The portrait: from any picture file or tensor to the reference image of the model.
+"""Preparation of the reference image from a picture file or a tensor.
 
-Goes in: a path, or pixels as a tensor. Comes out: [1, 3, H, W] in [-1, 1]. A room of one file
-beside audio and video; the only place that opens picture files.
+The result is [1, 3, H, W] in [-1, 1]. This is the only module of the core that opens picture files.
+
 Axes: B batch, H height, W width, C channels.
 """
 
@@ -21,28 +21,28 @@ from .geometry import SIZE_MULTIPLE, check_size, cover_size
 from .safe_io.media import MAX_PIXELS
 from .safe_io.paths import is_file
 
-# What Pillow may take a file for; it knows others, of which one (EPS) is a program that it runs.
+# Formats that Pillow may open. It supports others, but one of them (EPS) is a program that it runs.
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI",
     "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-MIN_SIDE = SIZE_MULTIPLE  # pixels; a smaller side has less than one token to show
+MIN_SIDE = SIZE_MULTIPLE  # pixels; a smaller side is less than one token
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Read a picture the way a viewer shows it.
+    """Read a picture file as an image viewer would show it.
 
-    EXIF rotation is applied; of an animation the first picture is taken; greyscale, palette, CMYK
+    EXIF rotation is applied. The first picture of an animation is read. Greyscale, palette, CMYK
     and 16-bit pictures become RGB. Transparency is kept for ``prepare_reference``.
 
     Args:
-        path: a picture of one of ``FORMATS``, at most ``MAX_PIXELS``.
+        path: picture file of one of ``FORMATS``, with at most ``MAX_PIXELS`` pixels.
 
     Returns:
         [H, W, 3], or [H, W, 4] with alpha, float32 in [0, 1].
 
     Raises:
-        ImageError: missing, damaged, too large, or not a picture.
+        ImageError: if the file is missing, damaged, too large or no picture.
     """
     try:
         if not is_file(Path(path)):
@@ -50,41 +50,42 @@ def read_image(path: str | Path) -> Tensor:
         Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]
         with Image.open(path, formats=known) as opened:
-            # A few bytes can claim any size; nothing is decoded yet.
+            # Checked before decoding: a file of a few bytes can declare any size.
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"{opened.width}x{opened.height} are over {MAX_PIXELS} pixels")
             image = ImageOps.exif_transpose(opened)
         return torch.from_numpy(_to_pixels(image))
     except ImageError:
         raise
-    except Exception as error:  # damage makes Pillow's plugins raise anything
+    except Exception as error:  # on damaged files Pillow's plugins raise errors of any class
         raise ImageError(
             f"cannot read a picture from {path}: {error}; give a PNG, JPEG or WebP file"
         ) from error
 
 
 def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
-    """Fit a picture to the video: cover it, cut the centre, put transparency on white.
+    """Fit a picture to the video: resize to cover it, crop the centre, blend alpha onto white.
 
     Args:
         image: [H, W, C] or [1, H, W, C], float; C is 1 (grey), 3 (RGB) or 4 (RGB and alpha).
             Values outside [0, 1] are clipped.
-        height: of the video, pixels.
-        width: of the video, pixels.
+        height: height of the video, pixels.
+        width: width of the video, pixels.
 
     Returns:
         [1, 3, height, width], float32 in [-1, 1], on the CPU.
 
     Raises:
-        ImageError: several pictures, a side under 16 pixels, a wrong shape or dtype, or NaN.
-        GeometryError: a video size that the model cannot take.
+        ImageError: if there are several pictures, a side is under 16 pixels, the shape or dtype is
+            wrong, or a pixel is NaN or infinite.
+        GeometryError: if the model cannot make videos of that size.
     """
     check_size(height, width)
     _check(image)
     image_BCHW = image.reshape(1, *image.shape[-3:]).permute(0, 3, 1, 2).to("cpu", torch.float32)
     image_BCHW = image_BCHW.clamp(0, 1)
     if image_BCHW.shape[1] == 4:
-        # Before the resize, which would bleed the colour of invisible pixels into visible ones.
+        # Before resizing, which would mix the colour of transparent pixels into visible ones.
         rgb, alpha = image_BCHW[:, :3], image_BCHW[:, 3:]
         image_BCHW = rgb * alpha + (1 - alpha)
     covered = _cover(image_BCHW, height, width).expand(-1, 3, -1, -1)
@@ -94,11 +95,11 @@ def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def reference_clip(picture_BCHW: Tensor, num_frames: int) -> Tensor:
-    """Show a picture once, then grey: the clip whose latents tell the model of a reference image.
+    """Make the clip of a picture followed by grey, whose latents are the reference conditioning.
 
     Args:
-        picture_BCHW: of ``prepare_reference``.
-        num_frames: of the clip.
+        picture_BCHW: result of ``prepare_reference``.
+        num_frames: length of the clip.
 
     Returns:
         [1, 3, num_frames, H, W] in [-1, 1]; grey is 0.
@@ -107,34 +108,34 @@ def reference_clip(picture_BCHW: Tensor, num_frames: int) -> Tensor:
 
 
 class References(Sequence[Tensor]):
-    """The frames of a video to dub, each fitted to the new video when it is asked for."""
+    """Frames of a video to dub, each fitted to the size of the new video when it is accessed."""
 
     def __init__(self, pictures: Sequence[Tensor], height: int, width: int) -> None:
-        """Remember what to prepare.
+        """Store the pictures; none is prepared yet.
 
         Args:
-            pictures: each as ``prepare_reference`` takes it.
-            height: of the video, pixels.
-            width: of the video, pixels.
+            pictures: pictures, each a valid input of ``prepare_reference``.
+            height: height of the new video, pixels.
+            width: width of the new video, pixels.
         """
         self._pictures = pictures
         self._height, self._width = height, width
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Return the number of pictures."""
         return len(self._pictures)
 
-    # One at a time: a slice of a video would be more than memory holds.
+    # Single pictures only: a slice of a video could exceed the memory.
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Prepare a picture, [1, 3, height, width] in [-1, 1]."""
+        """Return a prepared picture, [1, 3, height, width] in [-1, 1]."""
         return prepare_reference(self._pictures[index], self._height, self._width)
 
 
 def _cover(image_BCHW: Tensor, height: int, width: int) -> Tensor:
-    """Resize without distortion to the smallest size that covers height and width."""
+    """Resize, keeping the aspect ratio, to the smallest size that covers height and width."""
     rows, columns = image_BCHW.shape[2:]
     size = cover_size(rows, columns, height, width)
-    # Bilinear with antialiasing is what Pillow's bilinear filter does, the reference's choice.
+    # Bilinear with antialiasing equals Pillow's bilinear filter, which the reference uses.
     return F.interpolate(image_BCHW, size, mode="bilinear", antialias=True).clamp(0, 1)
 
 
@@ -168,5 +169,5 @@ def _to_pixels(image: Image.Image) -> np.ndarray:
         return np.repeat(grey[..., None], 3, axis=2)
     mode = "RGBA" if image.has_transparency_data else "RGB"
     pixels = np.asarray(image.convert(mode)).astype(np.float32)
-    pixels /= 255  # in place: of a large picture one copy is enough
+    pixels /= 255  # in place, to hold a large picture in memory only once
     return pixels

@@ -1,4 +1,4 @@
-"""What the pipeline asks of the outside: the seams where a host or a test plugs in.
+"""Protocols of the networks and callbacks that the pipeline calls; a host or a test provides them.
 
 Axes as in types.py.
 """
@@ -13,58 +13,59 @@ from .types import AudioTokens, AudioWindows, Conditioning, SoundMoments
 
 
 class AudioEncoder(Protocol):
-    """Hears a waveform."""
+    """Encoder of a waveform to audio features."""
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """Width and stride, in samples, of the stretches whose moments it normalises by.
+        """Width and stride, in samples, of the stretches whose mean and covariance normalise it.
 
-        None for an encoder to which a part sounds the same whatever lies around it.
+        None for an encoder without normalisation over the whole sound, so that the features of a
+        section do not depend on the rest.
         """
         ...
 
     def fingerprint(self) -> str:
-        """Tell its weights apart from all others, in hexadecimal digits."""
+        """Return hexadecimal digits that identify the weights."""
         ...
 
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
-        """Turn 16 kHz mono samples into one row of hidden states per video frame, [T, L, D].
+        """Encode 16 kHz mono samples to one row of hidden states per video frame, [T, L, D].
 
-        Where the samples are a part of a sound, moments are those of all of it.
+        If the samples are a section of a sound, ``moments`` are those of the whole sound.
         """
         ...
 
 
 class AudioAdapter(Protocol):
-    """Turns audio windows into the tokens that the denoiser attends to."""
+    """Network from audio windows to the audio tokens that the denoiser attends to."""
 
     def __call__(self, windows: AudioWindows) -> AudioTokens:
-        """Make the tokens of one chunk."""
+        """Compute the audio tokens of one chunk."""
         ...
 
 
 class ImageEncoder(Protocol):
-    """CLIP, for models with an image branch."""
+    """CLIP image encoder, for models with an image branch."""
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        """Turn a picture in [-1, 1] into image tokens, [1, N, D]."""
+        """Encode a picture in [-1, 1] to image tokens, [1, N, D]."""
         ...
 
 
 class VideoCodec(Protocol):
-    """The video VAE."""
+    """Video VAE between frames and normalised latents."""
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Encode 4n + 1 frames in [-1, 1] to normalised latents [B, 16, n + 1, H/8, W/8]."""
         ...
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode what ``image.reference_clip`` makes of a picture in [-1, 1]; see ``encode``.
+        """Encode the ``image.reference_clip`` of a picture in [-1, 1]; see ``encode``.
 
-        A method of its own as most of that clip is always the same: a codec may use it. Others
-        make the clip and encode it.
+        A separate method because most of that clip is grey and always the same, which an
+        implementation may use to save time. Others make the clip and encode it.
         """
         ...
 
@@ -74,7 +75,7 @@ class VideoCodec(Protocol):
 
 
 class Denoiser(Protocol):
-    """One network call."""
+    """Network that predicts the velocity."""
 
     def __call__(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
@@ -84,16 +85,16 @@ class Denoiser(Protocol):
 
 
 class Progress(Protocol):
-    """Told of finished work, in units announced by ``pipeline.count_work``."""
+    """Receiver of progress, in units whose total is ``pipeline.count_work``."""
 
     def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
-        """Count finished units; now and then with a finished picture, [H, W, 3] in [0, 1]."""
+        """Count finished units; some calls bring a finished frame, [H, W, 3] in [0, 1]."""
         ...
 
 
 class CheckStop(Protocol):
-    """Asked between any two network or codec calls."""
+    """Function that is called between any two calls of a network and may stop the work."""
 
     def __call__(self) -> None:
-        """Raise to stop; what is raised passes through the pipeline unchanged."""
+        """Raise an exception to stop; it passes through the pipeline unchanged."""
         ...

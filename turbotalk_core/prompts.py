@@ -1,7 +1,7 @@
-"""A prompt that changes with time: ``0-4s: he smiles | 4-9s: he frowns``.
+"""Parser of prompts that change with time: ``0-4s: he smiles | 4-9s: he frowns``.
 
-Goes in: what a person wrote. Comes out: which text holds from which frame on. Separate because the
-command line and the host read the same words, each with a text encoder of its own.
+Separate because the command line and the nodes parse the same prompts, each with a text encoder of
+its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _EXAMPLE = "as in 0-4s: he smiles | 4-9s: he frowns"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSegment:
-    """A text and when it holds.
+    """Prompt text with the frame from which it applies.
 
     Attributes:
-        start: first video frame; it holds until the next segment, or to the end.
-        text: what the video shows then.
+        start: first video frame; the text applies until the next segment starts, or to the end.
+        text: the prompt.
     """
 
     start: int
@@ -34,19 +34,19 @@ class PromptSegment:
 
 
 def parse_prompts(text: str) -> tuple[PromptSegment, ...]:
-    """Read a prompt, or several with the seconds in which they hold.
+    """Parse one prompt, or several with their times in seconds.
 
     Args:
-        text: one prompt for the whole video; or segments on lines of their own or between ``|``,
-            each ``START-STOPs: text`` with seconds. The first begins at 0, each other where the one
-            before stops. The last holds to the end, and may leave its STOP out.
+        text: one prompt for the whole video; or segments, separated by line breaks or ``|``, each
+            ``START-STOPs: text`` in seconds. The first must start at 0, and every other where the
+            one before stops. The last applies to the end of the video and may omit STOP.
 
     Returns:
         Segments in order, at least one.
 
     Raises:
-        RequestError: some segments are timed and others not, one has no text, or they do not follow
-            each other.
+        RequestError: if some segments have times and others not, a segment has no text, or a
+            segment does not start where the one before stops.
     """
     pieces = [piece for piece in _SEGMENTS.split(text) if piece.strip()]
     matches = [_TIMED.fullmatch(piece) for piece in pieces]

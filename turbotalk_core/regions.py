@@ -1,8 +1,8 @@
-"""Where each of several speakers is in the picture.
+"""Regions of several speakers in the picture, from masks or boxes to latent cells.
 
-Goes in: masks or boxes on the pixels of the source picture, or nothing but its size. Comes out:
-regions on latent cells, and last the background, and a picture of them for people. A room of one
-file beside image.
+Masks and boxes are given in pixels of the source picture; two speakers side by side need none. The
+results are regions on latent cells, with the background last, and a drawing of them for users.
+
 Axes: H height, W width, C channels, P speakers and last the background.
 """
 
@@ -22,27 +22,27 @@ from .errors import ImageError
 from .geometry import PATCH, SPATIAL_STRIDE, cover_size
 from .types import Speaker
 
-MARGIN = 0.05  # of a half's side, left free on each side; InfiniteTalk, face_scale
-# Okabe and Ito (2008): eight colours that the colour-blind tell apart, here without black.
+MARGIN = 0.05  # share of a half's side left free on each side; InfiniteTalk, face_scale
+# Okabe and Ito (2008): eight colours that colour-blind people can distinguish, here without black.
 COLORS = (
     (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
     (204, 121, 167),
 )  # fmt: skip
-TINT = 0.35  # of the colour inside a drawn region
-OUTLINES_PER_SIDE = 200  # a side is that many times as long as an outline is thick, in pixels
-LETTERS_PER_SIDE = 20  # and that many times as long as letters are high
-MIN_LETTERS = 9  # pixels; smaller ones cannot be read
+TINT = 0.35  # opacity of the colour inside a drawn region
+OUTLINES_PER_SIDE = 200  # length of the shorter side divided by the thickness of an outline
+LETTERS_PER_SIDE = 20  # length of the shorter side divided by the height of letters
+MIN_LETTERS = 9  # pixels; smaller letters are not legible
 _NUMBER = re.compile(r"[ \t]*-?[0-9]{1,9}[ \t]*")
 
 
 def parse_box(text: str) -> tuple[int, int, int, int] | None:
-    """Read a box as it is typed.
+    """Parse a box written as text.
 
     Args:
-        text: x,y,width,height in pixels, each of at most nine digits.
+        text: "x,y,width,height" in pixels, each of at most nine digits.
 
     Returns:
-        The four numbers; None where the text is something else.
+        The four numbers; None if the text is no box.
     """
     numbers = text.split(",", 4)
     if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
@@ -52,7 +52,7 @@ def parse_box(text: str) -> tuple[int, int, int, int] | None:
 
 
 def box_mask(size: tuple[int, int], top: int, left: int, bottom: int, right: int) -> Tensor:
-    """Draw a box.
+    """Return the mask of a box.
 
     Args:
         size: height and width of the source picture, pixels.
@@ -65,7 +65,7 @@ def box_mask(size: tuple[int, int], top: int, left: int, bottom: int, right: int
         [H, W], 1 inside, else 0.
 
     Raises:
-        ImageError: a box that is empty or not inside the picture.
+        ImageError: if the box is empty or not inside the picture.
     """
     height, width = size
     if not (0 <= top < bottom <= height and 0 <= left < right <= width):
@@ -79,13 +79,13 @@ def box_mask(size: tuple[int, int], top: int, left: int, bottom: int, right: int
 
 
 def halve_picture(size: tuple[int, int]) -> list[Tensor]:
-    """Give two speakers side by side the two halves of the picture, less a margin.
+    """Return the masks of two speakers side by side: the halves of the picture, less a margin.
 
     Args:
         size: height and width of the source picture, pixels.
 
     Returns:
-        Masks [H, W] of the left and of the right speaker.
+        Masks [H, W] of the left and of the right speaker, 1 inside, else 0.
 
     Source: InfiniteTalk, wan/multitalk.py (masks without boxes).
     """
@@ -99,20 +99,20 @@ def halve_picture(size: tuple[int, int]) -> list[Tensor]:
 
 
 def find_masks(speakers: Sequence[Speaker], size: tuple[int, int]) -> list[Tensor] | None:
-    """Find where each speaker is in the source picture.
+    """Return the mask of each speaker in the source picture.
 
     Args:
-        speakers: all with a region; or two without, who are side by side, the first on the left;
-            or one without, who may be anywhere.
+        speakers: speakers who all have a region; or two without one, who are side by side, the
+            first on the left; or one without, who may be anywhere.
         size: height and width of the source picture, pixels.
 
     Returns:
-        A mask [H, W] per speaker, 1 inside, else 0; None for a lone speaker.
+        One mask [H, W] per speaker, 1 inside, else 0; None for a single speaker.
 
     Raises:
-        ImageError: a lone speaker with a region, regions for some but not for all, three speakers
-            or more without, a mask of another size than the picture's, a region that is empty or
-            not inside the picture, or regions that overlap.
+        ImageError: if a single speaker has a region, some speakers have one and others not, three
+            or more have none, a mask differs in size from the picture, a region is empty or not
+            inside the picture, or regions overlap.
     """
     lacking = [speaker.name for speaker in speakers if speaker.region is None]
     if len(speakers) == 1:
@@ -141,7 +141,7 @@ def find_masks(speakers: Sequence[Speaker], size: tuple[int, int]) -> list[Tenso
 def _find_mask(speaker: Speaker, size: tuple[int, int]) -> Tensor:
     height, width = size
     if not isinstance(speaker.region, Tensor):
-        assert speaker.region is not None  # or find_masks had refused
+        assert speaker.region is not None  # find_masks has checked it
         x, y, columns, rows = speaker.region
         try:
             return box_mask(size, y, x, y + rows, x + columns)
@@ -162,22 +162,23 @@ def _find_mask(speaker: Speaker, size: tuple[int, int]) -> Tensor:
 def fit_regions(
     masks: list[Tensor], height: int, width: int, names: Sequence[str] | None = None
 ) -> Tensor:
-    """Bring masks of the source picture to the latent cells of the video.
+    """Resample masks of the source picture to the latent cells of the video.
 
-    They are resized and cut as the picture is, each cell taking one pixel's word.
+    They are resized and cropped as the picture is, with nearest-neighbour sampling.
 
     Args:
         masks: one per speaker, [H, W] of the source picture, above 0 inside.
-        height: of the video, pixels.
-        width: of the video, pixels.
-        names: of the speakers, for messages; None numbers them.
+        height: height of the video, pixels.
+        width: width of the video, pixels.
+        names: names of the speakers for error messages; None numbers them.
 
     Returns:
-        [P, height / 8, width / 8], 1 inside, else 0; last the background, where no speaker is.
+        [P, height / 8, width / 8], 1 inside, else 0; the last is the background, where no speaker
+        is.
 
     Raises:
-        ImageError: fewer than two masks, masks of different sizes, or one of which no token of the
-            video is left.
+        ImageError: if there are fewer than two masks, they differ in size, or one of them covers no
+            token of the video.
     """
     shapes = {tuple(mask.shape) for mask in masks}
     if len(masks) < 2 or len(shapes) > 1:
@@ -205,20 +206,21 @@ def fit_regions(
 
 
 def draw_regions(image_HWC: Tensor, speakers: Sequence[Speaker]) -> Tensor:
-    """Draw for people who is where: each region tinted and outlined in a colour of its own.
+    """Draw the regions of the speakers on a picture, each tinted and outlined in its own colour.
 
-    Each bears the speaker's number and name, and whether the speaker is silent, as in
-    "3 Carl (silent)", in white on black. A lone speaker's stands at the top of the picture.
+    The label of a region is the speaker's number and name, and whether the speaker is silent, as
+    in "3 Carl (silent)", in white on black. The label of a single speaker is at the top of the
+    picture.
 
     Args:
-        image_HWC: the source picture, float in [0, 1]; of four channels the last is not shown.
-        speakers: as ``find_masks`` takes them.
+        image_HWC: the source picture, float in [0, 1]; a fourth channel is ignored.
+        speakers: speakers, a valid input of ``find_masks``.
 
     Returns:
         [H, W, 3], float32 in [0, 1], on the CPU.
 
     Raises:
-        ImageError: what ``find_masks`` refuses.
+        ImageError: as for ``find_masks``.
     """
     height, width = image_HWC.shape[:2]
     masks = find_masks(speakers, (height, width))
@@ -236,15 +238,16 @@ def draw_regions(image_HWC: Tensor, speakers: Sequence[Speaker]) -> Tensor:
 
 
 def _blend(mask_HW: Tensor, thickness: int) -> Tensor:
-    """Make a mask nearly transparent inside and opaque along its edge."""
-    # What no window around a pixel leaves is inside; the picture's own edge counts as outside.
+    """Return the opacity of a drawn region: ``TINT`` inside, 1 along its edge, 0 outside."""
+    # A pixel is on the edge if the window around it contains outside pixels; the surroundings of
+    # the picture count as outside.
     outside_HW = F.pad(1 - mask_HW, [thickness] * 4, value=1.0)
     near_HW = F.max_pool2d(outside_HW[None], 2 * thickness + 1, stride=1)[0]
     return mask_HW * torch.where(near_HW > 0, 1.0, TINT)
 
 
 def _write_labels(image_HWC: Tensor, labels: Sequence[str], masks: Sequence[Tensor]) -> Tensor:
-    """Write each label at the top of its mask, moved to where it is whole and covers no other."""
+    """Write each label at the top of its mask, moved to fit the picture and to cover no other."""
     image = Image.fromarray((image_HWC * 255).round().byte().numpy())
     draw = ImageDraw.Draw(image)
     taken: list[tuple[float, float, float]] = []  # left, right and bottom, from top to bottom
@@ -266,7 +269,7 @@ def _write_labels(image_HWC: Tensor, labels: Sequence[str], masks: Sequence[Tens
 
 
 def _fit_font(label: str, size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Take a size that suits the picture (width, height), or a smaller one where it is narrow."""
+    """Return a font that suits the picture (width, height), smaller if the label is too long."""
     wanted = max(MIN_LETTERS, min(size) // LETTERS_PER_SIDE)
     length = ImageFont.load_default(wanted).getlength(label)
     return ImageFont.load_default(max(MIN_LETTERS, int(min(1.0, size[0] / length) * wanted)))

@@ -1,7 +1,7 @@
-"""Every setting that can change the output, in one frozen value that travels as JSON.
+"""Request: all settings that can change the output, in one frozen value, stored as JSON.
 
-Stands below all rooms, so that each can read its own settings, and so that one rule about a
-setting is written once. The same request, weights and inputs give the same frames.
+It is below all rooms, so that each can read its own settings and each rule about a setting is
+written once. The same request, weights and inputs give the same frames.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Hearing = Literal["auto", "whole", "sections"]
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 UPDATES: tuple[str, ...] = get_args(Update)
 HEARINGS: tuple[str, ...] = get_args(Hearing)
-MAX_CHARACTERS = 100_000  # of a request as JSON; a thousand noise levels are a quarter of it
+MAX_CHARACTERS = 100_000  # of a request as JSON; a thousand sigmas take a quarter of it
 MAX_CHUNK_FRAMES = 10_001  # seven minutes at once, far more than any model was trained on
 MIN_SHIFT = 1e-6
 MAX_STEPS = 1000  # the reference's noise levels are 1000 whole timesteps
@@ -39,42 +39,43 @@ class TalkRequest:
     Attributes:
         num_inference_steps: network evaluations per chunk and guidance branch, 1 to 1000, with
             the distilled schedule 1 to 4.
-        schedule: how the noise levels are spaced.
-        shift: flow shift of the schedule, > 0, a millionth to a million.
-        update: from one noise level to the next along the velocity (euler), or by predicting the
-            clean latents and adding fresh noise (renoise).
-        seed: of all noise, 0 to 2**64 - 1.
-        height: pixels, a multiple of 16.
-        width: pixels, a multiple of 16.
-        guidance_scale: push towards the text, >= 0; 1 is off. Needs a prompt.
-        audio_guidance_scale: push towards the voice, >= 0; 1 is off.
-        audio_scale: strength of the audio adapter, >= 0; read by whoever joins it to the model.
+        schedule: noise schedule, ``reference`` or ``distilled``.
+        shift: flow shift of the schedule, 1e-6 to 1e6.
+        update: update rule: a step along the velocity (euler), or prediction of the clean latents
+            and addition of fresh noise (renoise).
+        seed: seed of all noise, 0 to 2**64 - 1.
+        height: height of the video in pixels, a multiple of 16.
+        width: width of the video in pixels, a multiple of 16.
+        guidance_scale: text guidance scale, >= 0; 1 is off. Needs a prompt.
+        audio_guidance_scale: audio guidance scale, >= 0; 1 is off.
+        audio_scale: factor on the output of the audio attention, >= 0. Applied where the adapter
+            is attached to the model.
         chunk_frames: video frames made by one sampling run, 4n + 1, at most 10,001.
         num_motion_frames: frames that begin the next chunk, 4m + 1, fewer than chunk_frames.
-        normalizes_loudness: bring the voice to -23 LUFS before it is heard; read by whoever
-            encodes the speech.
-        sigmas: noise levels to use instead of schedule and shift: from at most 1, descending, to
-            0; one more than num_inference_steps.
-        uses_apg: adaptive projected guidance, which lets strong guidance keep its colours.
-        color_strength: how far the colours of all frames are brought to those of the reference
+        normalizes_loudness: whether the voice is brought to -23 LUFS before it is encoded. Applied
+            where the speech is encoded.
+        sigmas: noise levels to use instead of schedule and shift, strictly descending from at most
+            1 to 0, [num_inference_steps + 1].
+        uses_apg: whether guidance is adaptive projected guidance, which avoids oversaturation.
+        color_strength: strength with which the colours of all frames are matched to the reference
             image, 0 (off) to 1.
-        max_frames: longest video, in frames; None for all of the voice.
-        follows_reference: do as InfiniteTalk does where TurboTalk does better, to compare the two;
-            see docs/numerics.md.
-        teacache_threshold: leave network blocks out where they would change little, the more the
-            higher: InfiniteTalk has 0.2 for 40 steps; None never does. Read by whoever builds the
-            denoiser.
-        hearing: whether the audio encoder hears the voice at once (whole), which takes memory in
-            proportion to its length, or in sections; auto is whole up to five minutes. Read by
-            whoever encodes the speech.
-        anchors_chunks: put the reference image in the place of the first motion latent of each
-            later chunk, so that looks do not drift, with a model that goes along with the leap.
-            Does nothing with 1 motion frame, from which alone movement goes on.
+        max_frames: greatest length of the video in frames; None for the length of the voice.
+        follows_reference: whether to do as InfiniteTalk where TurboTalk deviates, to compare the
+            two; see docs/numerics.md.
+        teacache_threshold: threshold of TeaCache, which skips the transformer blocks in steps where
+            they change little; a higher one skips more. InfiniteTalk uses 0.2 with 40 steps; None
+            is off. Applied where the denoiser is built.
+        hearing: whether the audio encoder encodes the voice at once (whole), in memory proportional
+            to its length, or in sections; auto is whole up to five minutes. Applied where the
+            speech is encoded.
+        anchors_chunks: whether the reference image replaces the first motion latent of each later
+            chunk, so that appearance does not drift; for models that tolerate the jump. No effect
+            with 1 motion frame, which is then all that continues the movement.
 
     Raises:
-        RequestError: a setting outside its range.
-        GeometryError: a height or width that the model cannot take.
-        ScheduleError: sigmas that cannot be sampled.
+        RequestError: if a setting is outside its range.
+        GeometryError: if the model cannot make videos of that height and width.
+        ScheduleError: if the sigmas cannot be sampled.
     """
 
     num_inference_steps: int
@@ -141,12 +142,12 @@ class TalkRequest:
             )
 
     def to_json(self) -> str:
-        """Write all settings as one JSON object."""
+        """Return all settings as one JSON object."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> TalkRequest:
-        """Read what ``to_json`` wrote; settings that have a default may be left out.
+        """Parse the output of ``to_json``; settings with a default may be left out.
 
         Args:
             text: one JSON object.
@@ -155,8 +156,10 @@ class TalkRequest:
             The request.
 
         Raises:
-            RequestError: not a JSON object, longer than ``MAX_CHARACTERS``, an unknown setting, one
-                that is there twice, or one that is missing.
+            RequestError: if the text is no JSON object or longer than ``MAX_CHARACTERS``, or a
+                setting is unknown, given twice, missing or outside its range.
+            GeometryError: if the model cannot make videos of that height and width.
+            ScheduleError: if the sigmas cannot be sampled.
         """
         if len(text) > MAX_CHARACTERS:
             raise RequestError(
@@ -184,14 +187,15 @@ class TalkRequest:
 
 
 def check_chunk_lengths(chunk_frames: int, num_motion_frames: int) -> None:
-    """Refuse chunk and motion lengths that cannot tile a video.
+    """Check that chunk and motion lengths can tile a video.
 
     Args:
         chunk_frames: video frames made by one sampling run.
         num_motion_frames: frames that begin the next chunk.
 
     Raises:
-        RequestError: a length that is not 4n + 1, or no new frame left in a chunk.
+        RequestError: if a length is not 4n + 1 or above ``MAX_CHUNK_FRAMES``, or a chunk would
+            make no new frame.
     """
     for name, count in (("chunk_frames", chunk_frames), ("num_motion_frames", num_motion_frames)):
         _check_integer(name, count, 1, MAX_CHUNK_FRAMES)
@@ -207,13 +211,13 @@ def check_chunk_lengths(chunk_frames: int, num_motion_frames: int) -> None:
 
 
 def check_sigmas(sigmas: Sequence[float]) -> None:
-    """Refuse noise levels that cannot be sampled.
+    """Check that noise levels can be sampled.
 
     Args:
         sigmas: noise levels, first to last.
 
     Raises:
-        ScheduleError: not numbers from at most 1, strictly descending, to 0.
+        ScheduleError: if they are not numbers that descend strictly from at most 1 to 0.
     """
     if not isinstance(sigmas, Sequence) or not all(is_number(sigma) for sigma in sigmas):
         raise ScheduleError(f"got sigmas {sigmas!r}; they must be a list of numbers in [0, 1]")

@@ -1,8 +1,7 @@
-"""Sounds of any length, read block by block: in memory, on disk, cut, or laid in silence.
+"""Sounds of any length, read block by block: in memory, on disk, cut, or padded with silence.
 
-Goes in: whatever knows how to read itself from a sample on. Comes out: the stretches that somebody
-needs. Separate from the values in types.py because nothing here holds samples, and below all rooms
-because the audio room reads sounds and the video room writes them.
+Separate from the values in types.py because nothing here holds samples, and below all rooms because
+the audio room reads sounds and the video room writes them.
 
 Axes: C channels, S audio samples.
 """
@@ -21,23 +20,23 @@ from torch.nn.functional import pad
 
 from .errors import AudioError
 
-BLOCK_SAMPLES = 65_536  # read at once where nothing else sets it: a second or more of any sound
+BLOCK_SAMPLES = 65_536  # default block length: a second or more at common sample rates
 
 
 class Sound(Protocol):
-    """A sound that can be read as often as wanted and is the same each time.
+    """Sound that can be read any number of times, with the same samples each time.
 
-    What implements it holds no more of it than it was given; memory is that of one block.
+    An implementation keeps no more of the sound in memory than it was given, plus one block.
     """
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Sample rate, Hz."""
         ...
 
     @property
     def num_channels(self) -> int:
-        """Channels, at least one."""
+        """Number of channels, at least one."""
         ...
 
     @property
@@ -46,36 +45,37 @@ class Sound(Protocol):
         ...
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Read from a sample on: float32 [C, S] of any lengths, together exactly the rest."""
+        """Yield the samples from ``start`` to the end, float32 [C, S] in blocks of any lengths."""
         ...
 
 
 class SoundReader:
-    """Reads stretches of a sound. To go on is cheap; to go back begins the sound anew.
+    """Reader of stretches of a sound.
 
-    Memory holds what was asked for last, and one block.
+    Reading forwards is cheap; reading backwards opens the sound again. Memory holds the stretch
+    read last and one block.
     """
 
     def __init__(self, sound: Sound) -> None:
-        """Read nothing yet.
+        """Store the sound; nothing is read yet.
 
         Args:
-            sound: to read.
+            sound: sound to read.
         """
         self._sound = sound
         self._blocks: Iterator[Tensor] | None = None
         self._held: deque[Tensor] = deque()
-        self._start = self._stop = 0  # of what is held
+        self._start = self._stop = 0  # range of the samples in memory
 
     def read(self, start: int, stop: int) -> Tensor:
         """Read a stretch.
 
         Args:
-            start: its first sample; may lie before the sound.
-            stop: one past its last, not before start; may lie after the sound.
+            start: first sample; may be before the sound, so negative.
+            stop: one past the last sample, at least start; may be after the end of the sound.
 
         Returns:
-            [C, stop - start]; silence where there is no sound.
+            [C, stop - start]; zeros before and after the sound.
         """
         first, last = max(0, start), max(0, stop)
         if self._blocks is None or first < self._start:
@@ -88,7 +88,7 @@ class SoundReader:
                 self._stop += block_CS.shape[1]
                 self._drop(first)
         except BaseException:
-            self._blocks = None  # or what failed would be silence when it is asked for again
+            self._blocks = None  # otherwise a second read would return silence for what failed
             raise
         self._drop(first)
         held_CS = torch.cat([torch.zeros(self._sound.num_channels, 0), *self._held], dim=1)
@@ -103,11 +103,12 @@ class SoundReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A span of time of a sound, with silence where the sound does not reach; a ``Sound``.
+    """Span of a sound, padded with silence outside the sound; a ``Sound``.
 
     Attributes:
-        sound: that is heard.
-        start: sample of the sound that comes first; below 0, so many samples of silence do.
+        sound: sound that the span is taken from.
+        start: first sample of the span; if negative, the span begins with -start samples of
+            silence.
         num_samples: length of the span, at least 1.
     """
 
@@ -117,16 +118,16 @@ class Span:
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Sample rate, Hz."""
         return self.sound.sample_rate
 
     @property
     def num_channels(self) -> int:
-        """Channels of the sound."""
+        """Number of channels of the sound."""
         return self.sound.num_channels
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Read from a sample on; see ``Sound``."""
+        """Yield the samples from ``start`` to the end; see ``Sound``."""
         position = start
         entry = min(-self.start, self.num_samples)
         yield from self._silence(entry - position)
@@ -147,18 +148,18 @@ class Span:
 
 
 def cut(sound: Sound, start: Fraction, end: Fraction | None = None) -> Sound:
-    """Keep what lies between two moments.
+    """Cut a sound to the span between two times.
 
     Args:
-        sound: of any length.
+        sound: sound of any length.
         start: seconds from its beginning, not negative.
-        end: likewise; None, or a moment after its end, for all that follows.
+        end: seconds from its beginning; None or a time after its end keeps all that follows.
 
     Returns:
-        The sound itself where nothing is left out.
+        The span; the sound itself if nothing is cut off.
 
     Raises:
-        AudioError: nothing is left.
+        AudioError: if nothing is left.
     """
     first = round(start * sound.sample_rate)
     last = sound.num_samples
@@ -176,14 +177,14 @@ def cut(sound: Sound, start: Fraction, end: Fraction | None = None) -> Sound:
 
 
 def pieces(sound: Sound, num_samples: int) -> Iterator[Tensor]:
-    """Read a whole sound in equal pieces.
+    """Read a whole sound in pieces of equal length.
 
     Args:
-        sound: of any length.
+        sound: sound of any length.
         num_samples: length of each piece but the last.
 
     Yields:
-        [C, num_samples], at last what is left.
+        [C, num_samples]; the last piece may be shorter.
     """
     reader = SoundReader(sound)
     for start in range(0, sound.num_samples, num_samples):

@@ -1,4 +1,4 @@
-"""The values that travel between rooms; each checks its own shape.
+"""Values passed between the rooms of the core; each checks its own shape.
 
 Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
 K window length (or samples of a stretch), L encoder layers, N tokens per latent frame (or text
@@ -35,15 +35,15 @@ def _is_box(region: tuple[object, ...]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waveform:
-    """Sound as it was recorded, in memory; a ``Sound``.
+    """Sound in memory, as recorded; a ``Sound``.
 
     Attributes:
-        samples_CS: float32 in [-1, 1], at least one channel and one sample.
-        sample_rate: Hz.
+        samples_CS: samples, float32 in [-1, 1], at least one channel and one sample.
+        sample_rate: sample rate, Hz.
 
     Raises:
-        AudioError: no samples, a NaN or infinity, or a rate that is not positive or above
-            ``MAX_SAMPLE_RATE``.
+        AudioError: if there are no samples, one is NaN or infinite, or the rate is not positive or
+            above ``MAX_SAMPLE_RATE``.
     """
 
     samples_CS: Tensor
@@ -58,7 +58,7 @@ class Waveform:
             )
         if self.samples_CS.numel() == 0:
             raise AudioError("the audio has no samples; give at least one video frame (40 ms)")
-        # A NaN comes through as both; and unlike isfinite it takes no memory.
+        # aminmax returns NaN if any sample is NaN and, unlike isfinite, allocates no memory.
         if not all(map(math.isfinite, map(float, self.samples_CS.aminmax()))):
             raise AudioError(
                 "the audio holds NaN or infinite samples; re-export it from its editor"
@@ -66,7 +66,7 @@ class Waveform:
 
     @property
     def num_channels(self) -> int:
-        """Channels."""
+        """Number of channels."""
         return self.samples_CS.shape[0]
 
     @property
@@ -76,7 +76,7 @@ class Waveform:
 
     @property
     def num_frames(self) -> int:
-        """Whole video frames that this sound covers."""
+        """Number of whole video frames that this sound covers."""
         return count_frames(self.num_samples, self.sample_rate)
 
     @property
@@ -85,36 +85,36 @@ class Waveform:
         return self.num_samples / self.sample_rate
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Read from a sample on, without copying; see ``Sound``."""
+        """Yield the samples from ``start`` to the end, without copies; see ``Sound``."""
         yield from self.samples_CS[:, start:].split(BLOCK_SAMPLES, dim=1)
 
 
 class FeatureRows(Protocol):
-    """Audio features that give the rows asked for, whether they lie in memory or are made then."""
+    """Audio features with one row per video frame, in memory or computed on access."""
 
     @property
     def num_frames(self) -> int:
-        """Video frames that the sound itself covers, at least one."""
+        """Number of video frames that the sound itself covers, at least one."""
         ...
 
     @property
     def num_rows(self) -> int:
-        """Rows, at least one for each of these frames."""
+        """Number of rows, at least one for each of these frames."""
         ...
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Give the rows [start, stop), [T, L, D]; all that follow where stop is None."""
+        """Return the rows [start, stop), [T, L, D]; all from ``start`` on if stop is None."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioFeatures:
-    """What the audio encoder heard, one row per video frame, in memory; ``FeatureRows``.
+    """Audio features in memory, one row per video frame; ``FeatureRows``.
 
     Attributes:
-        features_TLD: encoder hidden states; rows past ``num_frames`` hold encoded silence, so that
-            the mouth closes at the end.
-        num_frames: video frames that the sound itself covers, 1 <= num_frames <= T.
+        features_TLD: hidden states of the audio encoder; rows past ``num_frames`` hold encoded
+            silence, so that the mouth closes at the end.
+        num_frames: number of video frames that the sound itself covers, 1 <= num_frames <= T.
     """
 
     features_TLD: Tensor
@@ -130,21 +130,21 @@ class AudioFeatures:
 
     @property
     def num_rows(self) -> int:
-        """Rows, those of silence included."""
+        """Number of rows, including those of silence."""
         return self.features_TLD.shape[0]
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Give the rows [start, stop); see ``FeatureRows``."""
+        """Return the rows [start, stop); see ``FeatureRows``."""
         return self.features_TLD[start:stop]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoundMoments:
-    """What an audio encoder that is given a part of a sound has to know of the whole.
+    """Statistics of a whole sound, by which an audio encoder normalises a section of it.
 
     Attributes:
-        mean_K: of all stretches of K samples, one every few samples; float64, on the CPU.
-        covariance_KK: of the same; float64, on the CPU.
+        mean_K: mean of all stretches of K samples, one every few samples; float64, on the CPU.
+        covariance_KK: covariance of the same stretches; float64, on the CPU.
     """
 
     mean_K: Tensor
@@ -157,13 +157,13 @@ class SoundMoments:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speech:
-    """A voice, ready to drive a face.
+    """Encoded voice: audio features and the original waveform.
 
     Attributes:
-        features: what the encoder heard.
-        waveform: the untouched original.
-        origin: all that decides the features besides the waveform, in words: with equal words and
-            waveforms go equal features. None where nobody knows.
+        features: audio features.
+        waveform: the original sound, unchanged.
+        origin: text with all settings that determine the features besides the waveform. Equal
+            origin and waveform imply equal features. None if the settings are not known.
     """
 
     features: FeatureRows
@@ -176,19 +176,19 @@ class Speaker:
     """One person in the picture.
 
     Attributes:
-        name: of the person, for people who read messages and the drawn regions; not empty, on one
-            line, at most ``MAX_NAME`` characters.
-        waveform: the voice; None for a bystander, who hears encoded silence and so keeps the mouth
-            shut.
-        follows: begins to speak when the nearest speaker before who has a voice has ended; else,
-            and where there is none before, at the start.
-        region: where in the source picture the person is: a mask [H, W] of the picture's size,
-            above 0.5 inside, or a box (x, y, width, height) in its pixels; None where that is left
-            to ``regions.find_masks``.
+        name: name of the person, shown in messages and drawn regions; not empty, on one line, at
+            most ``MAX_NAME`` characters.
+        waveform: the voice; None for a bystander, whose audio is encoded silence, so that the mouth
+            stays shut.
+        follows: whether the person begins to speak when the nearest earlier speaker with a voice
+            has ended. If false, or if there is none, the person begins at the start.
+        region: region of the person in the source picture: a mask [H, W] of the picture's size,
+            above 0.5 inside, or a box (x, y, width, height) in its pixels; None leaves it to
+            ``regions.find_masks``.
 
     Raises:
-        RequestError: no name, or one that is too long or cannot be drawn on one line.
-        MismatchError: a region that is neither a mask nor a box of whole numbers.
+        RequestError: if the name is empty, too long or cannot be drawn on one line.
+        MismatchError: if the region is neither a mask nor a box of whole numbers.
     """
 
     name: str
@@ -215,15 +215,15 @@ class Speaker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Several speakers, or one, ready to drive the faces of one picture.
+    """Encoded voices of one speaker or several in the same picture.
 
     Attributes:
-        speakers: as they were given.
-        speeches: one per speaker, all equally long; silence stands where a speaker is silent.
-        waveform: all voices mixed, for the video.
+        speakers: the speakers.
+        speeches: one per speaker, all equally long; silence where a speaker is silent.
+        waveform: mix of all voices, for the video.
 
     Raises:
-        MismatchError: another number of speeches than of speakers, or speeches of unequal length.
+        MismatchError: if there is not one speech per speaker, or the speeches differ in length.
     """
 
     speakers: tuple[Speaker, ...]
@@ -241,11 +241,11 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A span of the video made by one sampling run, in video frames, half-open.
+    """Span of the video made by one sampling run, in video frames, half-open.
 
     Attributes:
         index: 0 for the first chunk.
-        start: first frame made, motion frames included.
+        start: first frame made, including motion frames.
         stop: one past the last frame made; may lie beyond the end of the video.
         keep_start: first frame that goes into the video (later than start after the first chunk).
         keep_stop: one past the last frame that goes into the video.
@@ -267,18 +267,18 @@ class Chunk:
 
     @property
     def num_frames(self) -> int:
-        """Frames made, kept or not."""
+        """Number of frames made, kept or not."""
         return self.stop - self.start
 
     @property
     def num_motion_frames(self) -> int:
-        """Frames given by the chunk before; 0 in the first chunk."""
+        """Number of frames given by the chunk before; 0 in the first chunk."""
         return self.keep_start - self.start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkPlan:
-    """All chunks of a video; what they keep tiles [0, num_frames) exactly."""
+    """All chunks of a video; their kept frames tile [0, num_frames) exactly."""
 
     num_frames: int
     chunks: tuple[Chunk, ...]
@@ -295,11 +295,12 @@ class ChunkPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioWindows:
-    """The audio neighbourhood of each latent frame of one chunk.
+    """Audio windows of one chunk: the audio features around each latent frame.
 
     Attributes:
-        first_KLD: around the chunk's first frame, which is a latent frame on its own.
-        later_FKLD: around each later latent frame (four video frames), F = latent frames - 1.
+        first_KLD: window of the chunk's first frame, which is a latent frame by itself.
+        later_FKLD: windows of the later latent frames (four video frames each), F = latent frames
+            - 1.
     """
 
     first_KLD: Tensor
@@ -312,11 +313,11 @@ class AudioWindows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioTokens:
-    """The adapter's output for one chunk.
+    """Audio tokens of one chunk, the output of the audio adapter.
 
     Attributes:
         tokens_FND: N tokens per latent frame, all of one speaker before those of the next.
-        num_speakers: equal parts that the N tokens consist of.
+        num_speakers: number of speakers, each with an equal part of the N tokens.
     """
 
     tokens_FND: Tensor
@@ -328,15 +329,16 @@ class AudioTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
-    """What the denoiser is told besides the sound; fixed during one chunk.
+    """Inputs of the denoiser besides latents, sigma and audio tokens; fixed during one chunk.
 
     Attributes:
-        reference_BCFHW: the 20 channels beside the noisy latents: 4 of mask (1 on the first latent
-            frame, else 0) and the 16 latent channels of [reference image, grey, grey, ...].
+        reference_BCFHW: 20 channels that are concatenated to the noisy latents: 4 of the mask (1 on
+            the first latent frame, else 0) and the 16 latent channels of [reference image, grey,
+            grey, ...].
         text_BND: text embedding, or None for the null text (all zeros).
-        image_embeds_BND: CLIP image tokens, or None where the model has no image branch.
-        regions_PHW: where each of several speakers is in the first frame, on latent cells, 1 inside
-            and else 0, and last the background; None for one speaker, who may be anywhere.
+        image_embeds_BND: CLIP image tokens, or None if the model has no image branch.
+        regions_PHW: regions of several speakers in the first frame, on latent cells, 1 inside, else
+            0, and last the background; None for one speaker, who may be anywhere.
     """
 
     reference_BCFHW: Tensor
@@ -352,12 +354,12 @@ class Conditioning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carry:
-    """What a finished chunk hands on: all that the next one needs of those before it.
+    """Chunk state: all that the next chunk needs from the finished ones.
 
     Attributes:
-        num_chunks: finished so far, at least 1.
-        motion_frames_BCTHW: the last frames as they were decoded, float32 on the CPU.
-        noise_state_S: of the generator that all noise is drawn from, uint8.
+        num_chunks: number of finished chunks, at least 1.
+        motion_frames_BCTHW: the last frames as decoded, float32 on the CPU.
+        noise_state_S: state of the generator of all noise, uint8.
     """
 
     num_chunks: int
@@ -373,12 +375,12 @@ class Carry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameChunk:
-    """Finished frames of one chunk, motion frames already dropped.
+    """Finished frames of one chunk, without motion frames.
 
     Attributes:
-        chunk: where they belong.
+        chunk: span of the chunk.
         frames_BCTHW: [1, 3, keep_stop - keep_start, H, W], float in [-1, 1].
-        carry: what the next chunk begins with; None where nobody asked for it.
+        carry: chunk state for the next chunk; None if it was not requested.
     """
 
     chunk: Chunk

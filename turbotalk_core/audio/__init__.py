@@ -1,1 +1,1 @@
-"""The audio room: a file or samples in, what the encoder hears per video frame out."""
+"""Audio: reading, resampling, loudness, and audio features with one row per video frame."""

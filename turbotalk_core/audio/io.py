@@ -1,7 +1,7 @@
-"""Sound from files and from memory.
+"""Input of sound from media files and from memory.
 
-Goes in: a path, or samples of any type. Comes out: a ``Sound`` that is decoded whenever it is read,
-or a ``Waveform`` in memory. Separate because it is the only file of this room that decodes media.
+A file becomes a ``Sound`` that is decoded each time it is read, or a ``Waveform`` in memory;
+samples of any type become a ``Waveform``. The only file of this room that decodes media.
 
 Axes: C channels, S audio samples.
 """
@@ -38,13 +38,13 @@ from ..types import Waveform
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileSound:
-    """The sound of a file, decoded anew each time it is read; a ``Sound``, made by ``open_sound``.
+    """Sound of a file, decoded each time it is read; a ``Sound``, made by ``open_sound``.
 
     Attributes:
-        path: any file that ``open_sound`` takes.
-        sample_rate: Hz.
-        num_channels: as in the file.
-        num_samples: per channel; what follows in the file is not read.
+        path: media file; see ``open_sound``.
+        sample_rate: sample rate, Hz.
+        num_channels: number of channels in the file.
+        num_samples: samples per channel; the file may be longer, but no more is read.
     """
 
     path: Path
@@ -58,13 +58,13 @@ class FileSound:
         return count_frames(self.num_samples, self.sample_rate)
 
     def digest(self) -> str:
-        """Tell the sound apart by all bytes of the file and by what is read of it.
+        """Return a digest of all bytes of the file and of the part that is read.
 
         Returns:
-            A few words.
+            Digest of the file, sample rate, channels and samples, separated by spaces.
 
         Raises:
-            AudioError: the file is gone.
+            AudioError: if the file cannot be read.
         """
         try:
             content = digest_file(self.path)
@@ -75,19 +75,19 @@ class FileSound:
         return f"{content} {self.sample_rate} {self.num_channels} {self.num_samples}"
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Read from a sample on; see ``Sound``.
+        """Yield the samples from ``start`` to the end; see ``Sound``.
 
-        To skip is quicker than to read, yet it decodes all that lies before: only so are the
-        samples of every format exactly those of a reading from the beginning.
+        Everything before ``start`` is decoded too, and dropped. Seeking would be faster, but some
+        formats would then yield other samples than when they are read from the beginning.
 
         Args:
-            start: first sample wanted.
+            start: first sample.
 
         Yields:
-            [C, S].
+            Blocks of samples, [C, S].
 
         Raises:
-            AudioError: the file is not any more what it was when it was opened.
+            AudioError: if the file changed since it was opened.
         """
         if (position := start) >= self.num_samples:
             return
@@ -103,9 +103,10 @@ class FileSound:
 
 
 def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
-    """Find out what the first audio stream of a local file holds; nothing of it is kept.
+    """Open the first audio stream of a local file.
 
-    All of it is decoded once, as only that tells the exact length, and that it can be read.
+    The whole stream is decoded once, without keeping the samples: only this yields the exact length
+    and proves that it can be decoded.
 
     Args:
         path: any codec that PyAV decodes, in a container of ``media.CONTAINERS``: wav, mp3,
@@ -113,16 +114,16 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
         end: seconds after which nothing is needed; None for all.
 
     Returns:
-        All channels at the file's own rate. Padding that the encoder added in front or behind is
-        dropped where the file declares it; peaks of lossy formats may exceed 1 slightly.
+        All channels at the file's own rate. Padding that the encoder added at the start or the end
+        is dropped if the file declares it. Peaks of lossy formats may exceed 1 slightly.
 
     Raises:
-        AudioError: there is no such file, it is no media file or damaged, it has no audio stream,
-            the stream is empty or longer than ``MAX_FRAMES``, or its samples are not finite.
+        AudioError: if the file is missing, damaged or no media file, it has no audio stream, the
+            stream is empty or longer than ``MAX_FRAMES``, or its samples are not finite.
     """
     kept, num_samples = None, 0
     for frame in _decode(path):
-        # Whole numbers are always finite; the first block tells whether they can be read.
+        # Integer samples are always finite, so the first block is enough to check their format.
         if kept is None or frame.format.name.startswith(("flt", "dbl")):
             Waveform(samples_CS=_read_frame(frame), sample_rate=frame.sample_rate)
         num_samples += frame.samples
@@ -132,7 +133,7 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
             num_channels=frame.layout.nb_channels,
             num_samples=num_samples,
         )
-        # Counted while it comes: silence of days fits into a file of kilobytes.
+        # Checked while decoding: a file of kilobytes can hold days of silence.
         if kept.num_frames > MAX_FRAMES:
             raise AudioError(
                 f"{path} lasts longer than {MAX_FRAMES // FPS} s, which is all that is read; "
@@ -140,7 +141,7 @@ def open_sound(path: str | Path, end: Fraction | None = None) -> FileSound:
             )
         if end is not None and num_samples >= (most := max(1, round(end * frame.sample_rate))):
             return replace(kept, num_samples=most)
-    assert kept is not None  # of an empty stream there is no block, but an error
+    assert kept is not None  # for an empty stream _decode raises
     return kept
 
 
@@ -148,10 +149,10 @@ def read_audio(path: str | Path) -> Waveform:
     """Decode the first audio stream of a local file into memory.
 
     Args:
-        path: as for ``open_sound``.
+        path: media file; see ``open_sound``.
 
     Returns:
-        What ``open_sound`` reads.
+        All channels at the file's own rate; see ``open_sound``.
 
     Raises:
         AudioError: as for ``open_sound`` and ``to_waveform``.
@@ -160,16 +161,17 @@ def read_audio(path: str | Path) -> Waveform:
 
 
 def to_waveform(sound: Sound) -> Waveform:
-    """Hold all of a sound in memory.
+    """Load a whole sound into memory.
 
     Args:
-        sound: of at most ``MAX_SAMPLES``, all channels together, at 16 kHz or its own rate.
+        sound: sound of at most ``MAX_SAMPLES`` samples, all channels together, at 16 kHz or at its
+            own rate, whichever is higher.
 
     Returns:
-        The sound itself where it is in memory already.
+        The samples; the sound itself if it is in memory already.
 
     Raises:
-        AudioError: it is longer.
+        AudioError: if the sound is longer.
     """
     if isinstance(sound, Waveform):
         return sound
@@ -186,16 +188,19 @@ def to_waveform(sound: Sound) -> Waveform:
 
 
 def read_first_second(path: str | Path) -> Fraction:
-    """Tell when the sound of a file begins, by the file's own clock; a video's rarely differs.
+    """Return the time at which the sound of a file begins, by the file's own timestamps.
+
+    In a video file it rarely differs from the time of the first picture.
 
     Args:
-        path: as for ``open_sound``.
+        path: media file; see ``open_sound``.
 
     Returns:
-        Seconds, of the first sample that ``open_sound`` reads; 0 where the file does not say.
+        Time of the first sample that ``open_sound`` reads, in seconds; 0 if the file has no
+        timestamps.
 
     Raises:
-        AudioError: the file is missing or damaged, or has no audio stream.
+        AudioError: if the file is missing or damaged, or has no audio stream.
     """
     with _open(path) as container:
         first = next(container.decode(audio=0), None)
@@ -205,18 +210,19 @@ def read_first_second(path: str | Path) -> Fraction:
 
 
 def from_samples(samples: Tensor, sample_rate: int) -> Waveform:
-    """Take over sound that is already in memory.
+    """Convert samples in memory to a waveform.
 
     Args:
-        samples: [S], [C, S] or [1, C, S]; floating point in [-1, 1], or integers of which the whole
-            range of their type means [-1, 1] (unsigned ones around its middle).
-        sample_rate: Hz.
+        samples: [S], [C, S] or [1, C, S]; floating point in [-1, 1], or integers, for which the
+            range of their type is scaled to [-1, 1] (for unsigned types, with zero in the middle).
+        sample_rate: sample rate, Hz.
 
     Returns:
-        float32 on the CPU.
+        The waveform, float32 on the CPU.
 
     Raises:
-        AudioError: another shape (such as a batch) or type, no samples, or not finite ones.
+        AudioError: if the shape (such as a batch) or the type is another, there are no samples, or
+            a sample is not finite.
     """
     shape = tuple(samples.shape)
     if samples.ndim == 3 and shape[0] == 1:
@@ -233,14 +239,15 @@ def from_samples(samples: Tensor, sample_rate: int) -> Waveform:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[InputContainer]:
-    """Open a local file that has sound; what goes wrong while it is open is told of, too."""
+    """Open a local file that has sound; errors while it is open are raised as AudioError too."""
     if not is_file(Path(path)):
         raise AudioError(f"there is no audio file at {path}; give the path of a local file")
     try:
         with Path(path).open("rb") as file:
             check_tables(file)
-        # A playlist must not make us open a network address, nor a name with a colon a protocol.
-        # Titles need not be UTF-8, and nobody asks for them.
+        # "file:" and the allowed protocols keep a playlist from opening a network address, and a
+        # file name with a colon from being taken for a protocol. Titles need not be UTF-8, and are
+        # not used.
         with av.open(
             f"file:{path}", options=media_options("file"), metadata_errors="replace"
         ) as container:
@@ -251,7 +258,7 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
             yield container
     except TurboTalkError:
         raise
-    # FFmpeg's errors, and what PyAV stumbles over in damaged files.
+    # FFmpeg's errors, and those that PyAV raises on damaged files.
     except (FFmpegError, OSError, ValueError, LookupError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, FFmpegError) else error
         raise AudioError(
@@ -260,12 +267,12 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
 
 
 def _decode(path: str | Path, start: int = 0) -> Iterator[av.AudioFrame]:
-    """Decode from a sample on, about a second at a time; at least one, and all of one kind."""
+    """Decode from a sample on, in frames of about a second with one rate, layout and format."""
     fifo, kinds, position = av.AudioFifo(), set(), 0
     with _open(path) as container:
         for frame in container.decode(audio=0):
             kinds.add((frame.sample_rate, frame.layout.nb_channels, frame.format.name))
-            if frame.sample_rate > MAX_SAMPLE_RATE:  # a second of it may be gigabytes
+            if frame.sample_rate > MAX_SAMPLE_RATE:  # one second could take gigabytes
                 raise AudioError(
                     f"{path} claims {frame.sample_rate} Hz; at most {MAX_SAMPLE_RATE} are read, so "
                     "re-export it at its true rate"
@@ -279,7 +286,7 @@ def _decode(path: str | Path, start: int = 0) -> Iterator[av.AudioFrame]:
             position += frame.samples
             if position <= start:
                 continue
-            frame.pts = None  # or the queue would insist on times without a gap
+            frame.pts = None  # with times, the queue refuses gaps between frames
             fifo.write(frame)
             if skipped > 0:
                 fifo.read(skipped)
@@ -296,7 +303,7 @@ def _empty(fifo: av.AudioFifo) -> Iterator[av.AudioFrame]:
 
 
 def _read_frame(frame: av.AudioFrame) -> Tensor:
-    """Take over the samples of a frame, float32 [C, S]."""
+    """Return the samples of a frame, float32 [C, S]."""
     try:
         samples = torch.from_numpy(frame.to_ndarray())
     except ValueError as error:

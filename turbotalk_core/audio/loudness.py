@@ -1,7 +1,7 @@
-"""Loudness of speech, brought to what the audio encoder was used to in training.
+"""Integrated loudness of speech and its normalisation to the level used in training.
 
-Goes in: mono samples, whole or block by block. Comes out: the same samples times one gain, or the
-loudness. Separate because it is the only file that needs pyloudnorm.
+Works on mono samples, whole or block by block. Separate because it is the only file that needs
+pyloudnorm.
 
 Axes: S audio samples.
 """
@@ -17,33 +17,34 @@ from ..geometry import SAMPLE_RATE
 
 TARGET_LUFS = -23.0  # InfiniteTalk, loudness_norm; also the level of EBU R 128
 
-# ITU-R BS.1770-4: annex 1 for the two filters, here as gain (dB), quality and frequency (Hz) of a
-# second-order shelf and a high pass; annex 1, equations 1 to 7 for the gates.
+# ITU-R BS.1770-4, annex 1: the two filters of the K-weighting, here as gain (dB), quality and
+# frequency (Hz) of a second-order shelf and a high pass; equations 1 to 7 for the gates, which
+# exclude pauses from the mean.
 _SHELF = (4.0, 1 / math.sqrt(2), 1500.0)
 _HIGH_PASS = (0.0, 0.5, 38.0)
 _OFFSET_LUFS = -0.691
 _ABSOLUTE_GATE_LUFS = -70.0
 _RELATIVE_GATE_LU = -10.0
-GATING_BLOCK_SECONDS = 0.4  # loudness is not defined for less
-_STEP = 0.25  # of a gating block, from each to the next
+GATING_BLOCK_SECONDS = 0.4  # loudness is not defined for shorter sounds
+_STEP = 0.25  # from each gating block to the next, in gating blocks: they overlap by 75 %
 
 
 class LoudnessMeter:
-    """Measures the integrated loudness of a mono sound that comes in blocks of any length.
+    """Meter of the integrated loudness of a mono sound that comes in blocks of any length.
 
-    It holds one gating block of the sound, and of what was before 10 numbers per second. The result
-    is bit for bit that of the whole sound at once.
+    Memory holds one gating block of samples, and 10 numbers for each second before. The result
+    equals bit for bit that of the whole sound at once.
 
     Source: ITU-R BS.1770-4.
     """
 
     def __init__(self, sample_rate: int = SAMPLE_RATE) -> None:
-        """Start with nothing.
+        """Start without samples.
 
         Args:
-            sample_rate: Hz.
+            sample_rate: sample rate, Hz.
         """
-        # Imported when used: it brings in SciPy, which takes a second.
+        # Imported when used: it imports SciPy, which takes a second.
         from pyloudnorm.iirfilter import IIRfilter
 
         self._sample_rate = sample_rate
@@ -55,15 +56,15 @@ class LoudnessMeter:
             )
         ]
         self._states = [np.zeros(2), np.zeros(2)]
-        self._weighted = np.zeros(0)  # filtered, from the next gating block on
-        self._start = self._num_samples = 0  # sample number of its first, and of the end
-        self._powers: list[float] = []  # of the gating blocks
+        self._weighted = np.zeros(0)  # filtered samples from the next gating block on
+        self._start = self._num_samples = 0  # sample number of the first of them, and of the end
+        self._powers: list[float] = []  # mean square of each gating block
 
     def add(self, samples_S: Tensor) -> None:
-        """Take the next samples.
+        """Process the next samples.
 
         Args:
-            samples_S: mono, any number of them.
+            samples_S: mono samples, any number.
         """
         from scipy.signal import lfilter
 
@@ -78,10 +79,13 @@ class LoudnessMeter:
         self._weighted, self._start = self._weighted[passed:].copy(), self._start + passed
 
     def measure(self) -> float | None:
-        """Tell the loudness of all samples so far.
+        """Return the integrated loudness of all samples so far.
+
+        It is the mean power of the gating blocks above -70 LUFS that are also above the relative
+        gate, 10 LU below the mean of those.
 
         Returns:
-            LUFS; None for silence and sounds under 0.4 s, which have none.
+            LUFS; None for silence and sounds under 0.4 s, whose loudness is not defined.
         """
         if self._num_samples < GATING_BLOCK_SECONDS * self._sample_rate:
             return None
@@ -89,7 +93,7 @@ class LoudnessMeter:
         steps = (self._num_samples / self._sample_rate - GATING_BLOCK_SECONDS) / (
             GATING_BLOCK_SECONDS * _STEP
         )
-        if round(steps) + 1 > len(powers):  # more than half of a step is left over
+        if round(steps) + 1 > len(powers):  # more than half a step is left: an incomplete block
             powers.append(self._measure(len(powers)))
         heard = np.array(powers)
         with np.errstate(divide="ignore"):
@@ -102,7 +106,7 @@ class LoudnessMeter:
         return float(_OFFSET_LUFS + 10 * np.log10(heard[is_loud].mean()))
 
     def _find(self, index: int) -> tuple[int, int]:
-        """Tell where a gating block starts and stops, in samples."""
+        """Return the first sample of a gating block and one past its last."""
         start = GATING_BLOCK_SECONDS * (index * _STEP) * self._sample_rate
         stop = GATING_BLOCK_SECONDS * (index * _STEP + 1) * self._sample_rate
         return int(start), int(stop)
@@ -116,18 +120,18 @@ class LoudnessMeter:
 def normalize_loudness(
     waveform_S: Tensor, sample_rate: int = SAMPLE_RATE, target_lufs: float = TARGET_LUFS
 ) -> Tensor:
-    """Apply the gain that brings a sound to an integrated loudness; nothing is clipped.
+    """Scale a sound to an integrated loudness, without clipping.
 
     Silence (no block over the -70 LUFS gate) and sounds under 0.4 s have no loudness and are
     returned unchanged.
 
     Args:
         waveform_S: mono samples.
-        sample_rate: Hz.
-        target_lufs: wanted integrated loudness, LUFS.
+        sample_rate: sample rate, Hz.
+        target_lufs: target integrated loudness, LUFS.
 
     Returns:
-        [S], same dtype and device; peaks may exceed 1.
+        [S], in the same dtype and on the same device; peaks may exceed 1.
 
     Source: ITU-R BS.1770-4; InfiniteTalk, generate_infinitetalk.py, loudness_norm.
     """
@@ -136,14 +140,14 @@ def normalize_loudness(
 
 
 def find_gain(lufs: float | None, target_lufs: float = TARGET_LUFS) -> float | None:
-    """Find the gain from one loudness to another.
+    """Compute the gain from one loudness to another.
 
     Args:
-        lufs: of the sound, LUFS; None for what has none.
-        target_lufs: wanted.
+        lufs: loudness of the sound, LUFS; None if it has none.
+        target_lufs: target loudness, LUFS.
 
     Returns:
-        A factor; None where the sound shall stay as it is.
+        Factor on the samples; None if the sound has no loudness and is to stay as it is.
     """
     return None if lufs is None else 10 ** ((target_lufs - lufs) / 20)
 
@@ -153,10 +157,10 @@ def measure_loudness(waveform_S: Tensor, sample_rate: int = SAMPLE_RATE) -> floa
 
     Args:
         waveform_S: mono samples.
-        sample_rate: Hz.
+        sample_rate: sample rate, Hz.
 
     Returns:
-        LUFS; None for silence and sounds under 0.4 s, which have none.
+        LUFS; None for silence and sounds under 0.4 s, whose loudness is not defined.
 
     Source: ITU-R BS.1770-4.
     """

@@ -1,9 +1,11 @@
-"""What a wav2vec2 that is given a part of a sound has to know of the whole.
+"""Normalisation of a wav2vec2 by the statistics of a whole sound when it encodes a section.
 
-The first layer of wav2vec2-base normalises each channel of its convolution over all that it is
-given (group norm), so a quiet part heard alone is as loud to it as a cry. Mean and variance of what
-a convolution makes follow from those of what it reads: all stretches of K samples, one every few
-samples. They are taken here in one pass over the sound, and put in the place of the part's own.
+The first layer of wav2vec2-base normalises each channel of its convolution over its whole input
+(group norm). A quiet section encoded by itself would therefore be amplified to the level of a loud
+one. The convolution is linear, so mean and variance of its output follow from mean and covariance
+of its input, the stretches of K samples that it is applied to: for weights w and bias b, the mean
+is w·mean + b and the variance w·covariance·w. They are computed here in one pass over the sound and
+replace the statistics of the section.
 
 Axes: B batch, C channels of the convolution, K its width in samples, T its steps, S audio samples.
 """
@@ -21,25 +23,25 @@ from ..types import SoundMoments
 
 
 class MomentsMeter:
-    """Takes the moments of a mono sound that comes in blocks of any length."""
+    """Running mean and covariance of the stretches of a mono sound that comes in blocks."""
 
     def __init__(self, width: int, stride: int) -> None:
-        """Start with nothing.
+        """Start without samples.
 
         Args:
-            width: of a stretch, samples, K.
-            stride: from the start of each to that of the next.
+            width: length K of a stretch, samples.
+            stride: distance from the start of each stretch to that of the next, samples.
         """
         self._width, self._stride = width, stride
-        self._rest_S = torch.zeros(0, dtype=torch.float64)  # from the next stretch on
+        self._rest_S = torch.zeros(0, dtype=torch.float64)  # samples from the next stretch on
         self._sum_K = torch.zeros(width, dtype=torch.float64)
         self._products_KK = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, samples_S: Tensor) -> None:
-        """Take the next samples.
+        """Process the next samples.
 
         Args:
-            samples_S: mono, any number of them.
+            samples_S: mono samples, any number.
         """
         self._rest_S = torch.cat((self._rest_S, samples_S.detach().cpu().double()))
         num_stretches = self._count(self._rest_S.shape[0])
@@ -51,16 +53,17 @@ class MomentsMeter:
         self._rest_S = self._rest_S[num_stretches * self._stride :].clone()
 
     def measure(self, num_samples: int, gain: float = 1.0) -> SoundMoments:
-        """Tell the moments of all samples so far, with silence around them.
+        """Return mean and covariance of all samples so far, padded with silence.
 
         Args:
-            num_samples: of the sound with the silence, not fewer than there are; the few stretches
-                that reach from the one into the other are left out.
-            gain: that the sound is to have.
+            num_samples: length of the sound with the silence, at least the number of samples so
+                far. The few stretches that contain both sound and silence are left out.
+            gain: gain that will be applied to the sound before it is encoded.
 
         Returns:
-            The moments.
+            Mean and covariance of the stretches.
         """
+        # Stretches of silence add zeros to the sums, so only their number counts.
         num_stretches = max(1, self._count(num_samples))
         mean_K = self._sum_K / num_stretches
         covariance_KK = self._products_KK / num_stretches - mean_K[:, None] * mean_K
@@ -71,14 +74,14 @@ class MomentsMeter:
 
 
 def find_first_kernel(layer: Any) -> tuple[int, int] | None:  # noqa: ANN401
-    """Tell over what a wav2vec2 normalises all that it is given.
+    """Return the kernel of a wav2vec2's first convolution if its norm spans the whole input.
 
     Args:
-        layer: the first of its feature extractor, of transformers or the host: ``conv`` and
+        layer: first layer of the feature extractor, of transformers or ComfyUI, with ``conv`` and
             ``layer_norm``.
 
     Returns:
-        Width and stride of its convolution, samples; None where it does not normalise over time.
+        Width and stride of its convolution, samples; None if it does not normalise over time.
     """
     if not isinstance(layer.layer_norm, nn.GroupNorm):
         return None
@@ -87,14 +90,17 @@ def find_first_kernel(layer: Any) -> tuple[int, int] | None:  # noqa: ANN401
 
 @contextmanager
 def normalized_by(layer: Any, moments: SoundMoments | None) -> Iterator[None]:  # noqa: ANN401
-    """Let a wav2vec2 normalise by a whole sound instead of what it is given; not differentiable.
+    """Make a wav2vec2 normalise by the statistics of a whole sound; not differentiable.
+
+    In effect within the ``with`` block; afterwards the layer is as before.
 
     Args:
-        layer: as for ``find_first_kernel``.
-        moments: of the sound; None changes nothing, nor does a layer that needs none.
+        layer: first layer of the feature extractor; see ``find_first_kernel``.
+        moments: mean and covariance of the whole sound. Nothing changes if they are None or the
+            layer does not normalise over time.
 
     Yields:
-        Nothing; afterwards the layer is as before.
+        None.
     """
     if moments is None or find_first_kernel(layer) is None:
         yield
@@ -110,7 +116,7 @@ def normalized_by(layer: Any, moments: SoundMoments | None) -> Iterator[None]:  
 
     def normalize(_module: nn.Module, inputs: tuple[Tensor], output_BCT: Tensor) -> Tensor:
         scale_CT, shift_CT = (factor_C[:, None].to(output_BCT) for factor_C in (scale_C, shift_C))
-        return torch.addcmul(shift_CT, inputs[0], scale_CT, out=output_BCT)  # where it lies already
+        return torch.addcmul(shift_CT, inputs[0], scale_CT, out=output_BCT)  # no new memory
 
     hook = norm.register_forward_hook(normalize)
     try:

@@ -1,7 +1,6 @@
-"""Sound at another sample rate, whole or block by block, and its reduction to 16 kHz mono.
+"""Resampling of sound, whole or block by block, and conversion to 16 kHz mono.
 
-Goes in: a ``Sound``, or samples. Comes out: another ``Sound``, or samples. Separate because it
-alone knows how far a filter reaches.
+Separate because it alone deals with the length of the resampling filter.
 
 Axes: C channels, S audio samples.
 """
@@ -21,23 +20,24 @@ from ..geometry import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, SAMPLE_RATE
 from ..sound import Sound, SoundReader
 from ..types import Waveform
 
-# An odd rate such as 44101 Hz would need a resampling filter of gigabytes; a ratio this fine drifts
-# by less than a tenth of a video frame per hour.
+# The exact ratio of an odd rate such as 44101 Hz to 16 kHz would need a filter of gigabytes. A
+# fraction with a denominator up to this replaces it; its error makes the sound drift by less than a
+# tenth of a video frame per hour.
 MAX_RATIO_DENOMINATOR = 1_000
-BLOCK_SECONDS = 10  # of the grid on which a long sound is resampled
-_ZERO_CROSSINGS, _ROLLOFF = 6, 0.99  # of the filter: torchaudio's own choice
+BLOCK_SECONDS = 10  # spacing of the grid on which a long sound is resampled
+_ZERO_CROSSINGS, _ROLLOFF = 6, 0.99  # of the windowed sinc filter: torchaudio's defaults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resampled:
-    """A sound at another sample rate, computed while it is read; a ``Sound``.
+    """Sound at another sample rate, computed while it is read; a ``Sound``.
 
-    It is computed in blocks that lie on a fixed grid, each with as much of its neighbours as the
-    filter reaches. So a sample is the same from wherever reading began.
+    It is computed in blocks on a fixed grid, each with as many samples of its neighbours as the
+    filter covers. So the value of a sample does not depend on where reading began.
 
     Attributes:
-        sound: at its own rate.
-        sample_rate: wanted, Hz.
+        sound: sound at its own rate.
+        sample_rate: new sample rate, Hz.
     """
 
     sound: Sound
@@ -45,22 +45,24 @@ class Resampled:
 
     @property
     def num_channels(self) -> int:
-        """Channels of the sound."""
+        """Number of channels of the sound."""
         return self.sound.num_channels
 
     @property
     def num_samples(self) -> int:
-        """Length, rounded up."""
+        """Length in samples at the new rate, rounded up."""
         ratio = _find_ratio(self.sound.sample_rate, self.sample_rate)
         return ceil(self.sound.num_samples / ratio)
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Read from a sample on; see ``Sound``."""
+        """Yield the samples from ``start`` to the end; see ``Sound``."""
         ratio = _find_ratio(self.sound.sample_rate, self.sample_rate)
         if ratio == 1:
             yield from self.sound.blocks(start)
             return
-        # The filter's pattern repeats after so many samples before and after.
+        # The positions of new samples between old ones repeat after ``period`` old samples, which
+        # are ``new_period`` new ones. Blocks and margins are multiples of it, so that each block
+        # starts at the same phase of the filter.
         period, new_period = ratio.numerator, ratio.denominator
         reach = ceil(_ZERO_CROSSINGS * period / (min(period, new_period) * _ROLLOFF))
         margin = ceil(reach / period)
@@ -77,55 +79,55 @@ class Resampled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mono:
-    """The average of a sound's channels; a ``Sound``."""
+    """Average of a sound's channels; a ``Sound``."""
 
     sound: Sound
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Sample rate, Hz."""
         return self.sound.sample_rate
 
     @property
     def num_channels(self) -> int:
-        """One."""
+        """Number of channels: 1."""
         return 1
 
     @property
     def num_samples(self) -> int:
-        """Length of the sound."""
+        """Length of the sound in samples."""
         return self.sound.num_samples
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Read from a sample on; see ``Sound``."""
+        """Yield the samples from ``start`` to the end; see ``Sound``."""
         for block_CS in self.sound.blocks(start):
             yield block_CS.mean(dim=0, keepdim=True)
 
 
 def read_mono_16k(sound: Sound) -> Sound:
-    """Average the channels and resample to the encoder's 16 kHz while the sound is read.
+    """Convert a sound to the encoder's 16 kHz mono while it is read.
 
     Args:
-        sound: any rate from 1 kHz on, any channel count.
+        sound: sound with any number of channels and a rate of 1 kHz to ``MAX_SAMPLE_RATE``.
 
     Returns:
-        One channel at 16 kHz; its samples are those of ``to_mono_16k``, up to rounding.
+        One channel, the average of all, at 16 kHz; equal to ``to_mono_16k`` up to rounding.
 
     Raises:
-        AudioError: the sample rate is under 1 kHz, or above ``MAX_SAMPLE_RATE``.
+        AudioError: if the sample rate is under 1 kHz or above ``MAX_SAMPLE_RATE``.
     """
-    _find_ratio(sound.sample_rate, SAMPLE_RATE)  # refused now, not when it is read
+    _find_ratio(sound.sample_rate, SAMPLE_RATE)  # to raise now, not when the sound is read
     return Resampled(sound=Mono(sound=sound), sample_rate=SAMPLE_RATE)
 
 
 def to_mono_16k(waveform: Waveform) -> Tensor:
-    """Average the channels and resample to the encoder's 16 kHz, all at once.
+    """Convert a waveform to the encoder's 16 kHz mono at once.
 
     Args:
-        waveform: any rate from 1 kHz on, any channel count.
+        waveform: waveform with any number of channels and a rate of 1 kHz to ``MAX_SAMPLE_RATE``.
 
     Returns:
-        [S] float32, ceil(16000 * seconds) samples.
+        [S], float32, the average of all channels; ceil(16000 * seconds) samples.
 
     Raises:
         AudioError: as for ``resample``.
@@ -134,24 +136,25 @@ def to_mono_16k(waveform: Waveform) -> Tensor:
 
 
 def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
-    """Bring sound to another sample rate, all at once.
+    """Resample samples to another rate at once.
 
     Args:
         samples: [..., S].
-        sample_rate: of the samples, Hz.
-        wanted_rate: Hz.
+        sample_rate: sample rate of the samples, Hz.
+        wanted_rate: new sample rate, Hz.
 
     Returns:
-        [..., ceil(S * wanted_rate / sample_rate)], but for odd ratios a few samples more or fewer.
+        [..., ceil(S * wanted_rate / sample_rate)]; for odd ratios a few samples more or fewer.
 
     Raises:
-        AudioError: the sample rate is under 1 kHz, or above ``MAX_SAMPLE_RATE``.
+        AudioError: if the sample rate is under 1 kHz or above ``MAX_SAMPLE_RATE``.
     """
     return _resample(samples, _find_ratio(sample_rate, wanted_rate))
 
 
 def _find_ratio(sample_rate: int, wanted_rate: int) -> Fraction:
-    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:  # or the filter may need gigabytes
+    # Outside these limits the filter could need gigabytes.
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
         raise AudioError(
             f"got a sample rate of {sample_rate} Hz; speech needs at least {MIN_SAMPLE_RATE} Hz "
             f"and at most {MAX_SAMPLE_RATE}, so give the recording at its true rate"

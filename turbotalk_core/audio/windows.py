@@ -1,8 +1,7 @@
-"""The audio neighbourhood of each latent frame of a chunk.
+"""Audio windows: the audio features around each latent frame of a chunk.
 
-Goes in: the features of a whole clip and a chunk of it. Comes out: the windows that the audio
-adapter reads. Separate because it is pure index arithmetic, shared by training and inference. Of
-the features no more rows are asked for than a chunk needs.
+The audio adapter's input. Separate because it is pure index arithmetic, shared by training and
+inference. Only the feature rows that a chunk needs are read.
 
 Axes: K window length, T video frames, F latent frames, L encoder layers, D feature width.
 """
@@ -25,20 +24,21 @@ LATER_WINDOW = TEMPORAL_STRIDE + 2 * RADIUS  # each later one covers TEMPORAL_ST
 
 
 def take_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
-    """Gather for each latent frame of a chunk the features of its video frames and neighbours.
+    """Gather the audio windows of a chunk: the features of each latent frame and its neighbours.
 
-    Video frames before the clip's first row or after its last repeat that row. Later latent frame
-    j covers the video frames 4j - 3 ... 4j of the chunk, so with its neighbours 4j - 5 ... 4j + 2.
+    Video frames before the first row or after the last repeat that row. Later latent frame j covers
+    the video frames 4j - 3 ... 4j of the chunk, so its window with 2 neighbours on each side is
+    4j - 5 ... 4j + 2.
 
     Args:
-        features: one row per video frame of the whole clip.
-        chunk: frames to cover.
+        features: features of the whole clip, one row per video frame.
+        chunk: the chunk.
 
     Returns:
         Windows of the same dtype and device as the features.
 
     Raises:
-        ChunkError: the chunk starts before the first row or after the last.
+        ChunkError: if the chunk starts before the first row or after the last.
 
     Source: InfiniteTalk, wan/multitalk.py (window gather) and wan/modules/multitalk_model.py
     (regrouping for the first and the later latent frames).
@@ -61,9 +61,9 @@ class _Renumbered:
     """Rows of features in another order; ``FeatureRows``.
 
     Attributes:
-        features: that the rows are of.
-        num_rows: length of the order.
-        find: the numbers of the features' rows for numbers of the order.
+        features: features that contain the rows.
+        num_rows: number of rows in the new order.
+        find: function from row numbers in the new order to those of the features.
     """
 
     features: FeatureRows
@@ -82,11 +82,11 @@ class _Renumbered:
 
 
 def hold_last_row(features: FeatureRows, stop: int) -> FeatureRows:
-    """Repeat the last row of a voice that ends early, as far as another voice goes on.
+    """Repeat the last row of a voice up to a length, such as that of another voice.
 
     Args:
-        features: of one speaker.
-        stop: rows wanted at least.
+        features: features of one speaker.
+        stop: least number of rows.
 
     Returns:
         The features, with at least ``stop`` rows.
@@ -98,10 +98,10 @@ def hold_last_row(features: FeatureRows, stop: int) -> FeatureRows:
 
 
 def drop_silence(features: FeatureRows) -> FeatureRows:
-    """Leave out the rows after the voice, as the reference does.
+    """Drop the rows of encoded silence after the voice, as the reference does.
 
     Args:
-        features: of one speaker.
+        features: features of one speaker.
 
     Returns:
         The rows of the voice.
@@ -110,15 +110,15 @@ def drop_silence(features: FeatureRows) -> FeatureRows:
 
 
 def mirror_end(features: FeatureRows, stop: int) -> FeatureRows:
-    """Let a voice run backwards from its end, as the reference does in its last chunk.
+    """Extend a voice by its last rows in reverse, as the reference does in its last chunk.
 
     Args:
-        features: of one speaker; rows after the voice are dropped.
+        features: features of one speaker; rows after the voice are dropped.
         stop: end of the last chunk, in video frames.
 
     Returns:
-        Rows of the voice, and where it ends before ``stop``, its last rows in reverse, three more
-        than are missing.
+        The rows of the voice; if it ends before or at ``stop``, followed by its last rows in
+        reverse, three more than are missing, as far as there are so many.
 
     Source: InfiniteTalk, wan/multitalk.py, the end of the chunk loop in generate_infinitetalk.
     """
@@ -133,14 +133,14 @@ def mirror_end(features: FeatureRows, stop: int) -> FeatureRows:
 
 
 def null_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
-    """Make the windows that stand for no audio at all: zeros.
+    """Return the windows of null audio: zeros.
 
     Args:
-        features: gives layers, width, dtype and device.
-        chunk: gives the number of windows; starts inside the features.
+        features: features that determine layers, width, dtype and device.
+        chunk: chunk that determines the number of windows; it starts inside the features.
 
     Returns:
-        Zeros, shaped as ``take_windows`` returns them.
+        Zeros, in the shape of the result of ``take_windows``.
 
     Source: InfiniteTalk, wan/multitalk.py (the null audio of audio guidance).
     """
@@ -153,9 +153,9 @@ def null_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
 
 
 def _window_indices(chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """Number the video frames of each window, before clamping: [5] and [F - 1, 8]."""
+    """Return the video frame numbers of each window, before clamping: [5] and [F - 1, 8]."""
     first_K = chunk.start - RADIUS + torch.arange(FIRST_WINDOW)
-    # The chunk's frame 1 is the first that the first later latent frame covers.
+    # The first later latent frame covers the chunk's frames 1 to 4.
     later_starts_F = torch.arange(1, chunk.num_frames, TEMPORAL_STRIDE)
     later_FK = chunk.start + later_starts_F[:, None] - RADIUS + torch.arange(LATER_WINDOW)
     return first_K, later_FK

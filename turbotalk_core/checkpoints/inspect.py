@@ -21,7 +21,7 @@ from ..safe_io.json import parse_json
 from ..safe_io.tensor_header import MAX_LAYERS
 from .tensors import WeightHeader, read_header
 
-HEAD_DIM = 128  # Wan 2.1, every size: where a file does not name its heads
+HEAD_DIM = 128  # Wan 2.1, every size: used if the metadata do not contain the number of heads
 
 DIT = "video transformer"
 ADAPTER = "audio adapter"
@@ -33,7 +33,7 @@ IMAGE_ENCODER = "image encoder"
 UNKNOWN = "unknown"
 
 ADAPTER_MARK = "audio_proj.proj1.weight"
-_MARKS = {  # a key, without prefix, that only this kind has
+_MARKS = {  # keys, without prefix, that identify a kind
     "head.modulation": DIT,
     ADAPTER_MARK: ADAPTER,
     "decoder.middle.0.residual.0.gamma": VAE,
@@ -57,14 +57,14 @@ _USES = {
     UNKNOWN: "nothing here; TurboTalk reads Wan 2.1 transformers and VAEs, InfiniteTalk audio "
     "adapters and wav2vec2 encoders",
 }
-_LAYERS = {  # what the names of a kind's layers begin with
+_LAYERS = {  # prefixes of the names of a kind's layers
     DIT: ("blocks.",),
     ADAPTER: ("blocks.",),
     AUDIO_ENCODER: ("encoder.layers.", "wav2vec2.encoder.layers."),
     TEXT_ENCODER: ("encoder.block.", "blocks."),
     IMAGE_ENCODER: ("vision_model.encoder.layers.", "visual.transformer."),
 }
-_REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 of mask, 16 of reference latents
+_REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 mask channels, 16 of reference latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +72,21 @@ class CheckpointInfo:
     """Description of a model file, from its header alone.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         kind: one of this module's kind names.
-        sizes: named dimensions that the shapes tell.
-        num_parameters: values of all weights; scales of a quantised file are not counted.
-        dtypes: number of tensors stored in each dtype, scales included.
-        settings: what the file ships with (metadata ``turbotalk``).
+        sizes: named dimensions that follow from the shapes.
+        num_parameters: number of all weights' elements, without scales of a quantised file.
+        dtypes: number of tensors stored in each dtype, including scales.
+        settings: settings that the file ships with (metadata ``turbotalk``).
         metadata: the rest of the file's metadata.
-        uses: where the file can be used, and with what.
-        num_files: more than one for a set of shards.
-        num_bytes: of all files.
-        prefix: what the tensors' names begin with besides their public names.
-        quantization: fp8, fp8-scaled, quanto, packed (not read here), or None for weights stored
-            as they are.
-        speakers: how many voices audio modules were trained for; None where there are none.
+        uses: text that says where the file can be used, and with what.
+        num_files: number of files; more than one for a set of shards.
+        num_bytes: size of all files.
+        prefix: prefix of the tensors' names before their public names.
+        quantization: fp8, fp8-scaled, quanto, packed (not supported here), or None for weights
+            that are not quantised.
+        speakers: number of voices that the audio modules were trained for, as text; None if the
+            file has none.
     """
 
     path: Path
@@ -103,7 +104,7 @@ class CheckpointInfo:
     speakers: str | None = None
 
     def lines(self) -> list[str]:
-        """Describe the file for people, a fact a line."""
+        """Return the description as lines of text, one fact per line."""
         lines = [f"{self.path.name}: {self.kind}, {self.num_parameters:,} parameters"]
         lines += [f"  {name}: {value}" for name, value in self.sizes.items()]
         stored = ", ".join(f"{count} x {name}" for name, count in self.dtypes.items())
@@ -121,7 +122,7 @@ class CheckpointInfo:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Describe the file for programs."""
+        """Return the description as a JSON object."""
         return {
             "file": self.path.name,
             "kind": self.kind,
@@ -150,7 +151,7 @@ def inspect(path: Path) -> CheckpointInfo:
         Its kind, sizes, dtypes and settings.
 
     Raises:
-        CheckpointError: no such file, or none that can be read.
+        CheckpointError: if the file is missing or cannot be read.
     """
     return describe(read_header(path))
 
@@ -332,8 +333,8 @@ def _find_speakers(
 ) -> str:
     """Find for how many speakers audio modules were trained.
 
-    The released files for one and for several speakers have the same names and shapes, so only
-    what they are called tells them apart: InfiniteTalk's own by their folder.
+    The released files for one and for several speakers have the same tensor names and shapes, so
+    only the names of file and folder differ: for InfiniteTalk's own files, that of the folder.
     """
     width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path, 2)[0]
     if width // infer_adapter_heads(width, metadata, path) % 2:

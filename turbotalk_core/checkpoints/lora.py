@@ -1,10 +1,10 @@
-"""LoRA files merged into the weights of a model.
+"""Merging of LoRA files into the weights of a model.
 
-A LoRA changes a matrix by the product of two narrow ones, ``up @ down``, times its strength and
-alpha / rank, where the rank is the pair's own. Files also hold whole changes: ``diff`` of a weight,
-``diff_b`` of a bias.
+A LoRA adds to a matrix the product of two low-rank ones, ``up @ down``, times its strength and
+alpha / rank, where the rank is that of the pair. Files may also contain full-size changes: ``diff``
+of a weight, ``diff_b`` of a bias.
 
-Source: Hu et al., LoRA (2021), section 4.1; the spellings are those of public Wan 2.1 files.
+Source: Hu et al., LoRA (2021), section 4.1; the names are those of public Wan 2.1 files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..errors import CheckpointError, MismatchError
 from .tensors import PREFIXES
 
 LORA_PREFIXES = (*PREFIXES, "transformer.")
-UP_OF_DOWN = {  # both spellings of a pair of matrices
+UP_OF_DOWN = {  # both conventions for the names of a pair of matrices
     ".lora_down.weight": ".lora_up.weight",
     ".lora_A.weight": ".lora_B.weight",
 }
@@ -38,19 +38,19 @@ def merge_lora(
 ) -> None:
     """Add the changes of a LoRA to weights, one after the other, in place.
 
-    What changes nothing in these weights is left out with a warning: a LoRA for a larger relative
-    of the model is common.
+    Changes of weights that the model does not have are skipped with a warning: LoRAs made for a
+    model with more layers or modules are common.
 
     Args:
-        weights: of a model, by public name; each changed entry is replaced, in its dtype.
+        weights: weights of a model by public name; each changed entry is replaced, in its dtype.
         lora: tensors of a LoRA file.
         strength: factor on every change; 1 is as trained.
-        follows_reference: do as InfiniteTalk does, which takes alpha / rank for 1 and passes over
-            pairs that are spelt ``lora_A`` and ``lora_B``.
+        follows_reference: whether to do as InfiniteTalk, which takes alpha / rank as 1 and ignores
+            pairs named ``lora_A`` and ``lora_B``.
 
     Raises:
-        CheckpointError: half a pair, or nothing that TurboTalk knows as a LoRA.
-        MismatchError: a change of another shape than its weight, or none that fits the model.
+        CheckpointError: if a pair is incomplete, or the tensors are no known kind of LoRA.
+        MismatchError: if a change differs in shape from its weight, or none is for this model.
     """
     num_merged = 0
     unknown = []
@@ -59,7 +59,7 @@ def merge_lora(
             unknown.append(key)
             continue
         weight = weights[key]
-        # Before the product is made: two narrow matrices can make one larger than the memory.
+        # Checked before the product: two low-rank matrices can have one larger than the memory.
         if math.prod(shape) != weight.numel() or shape[:1] != weight.shape[:1]:
             raise MismatchError(
                 f"the LoRA changes {key} by {shape}, the model has it as "
@@ -85,7 +85,7 @@ def merge_lora(
 def _list_changes(
     lora: Mapping[str, Tensor], follows_reference: bool
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-    """Yield each changed weight's name, the change's shape, and what makes it, in float32."""
+    """Yield each changed weight's name, the change's shape, and a function that computes it."""
     is_lora = False
     for key, tensor in lora.items():
         for suffix, target in WHOLE.items():

@@ -53,22 +53,22 @@ def load_dit(
     dtype: torch.dtype = torch.float32,
     loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
-    """Build the video transformer, with its audio attention where there is an adapter.
+    """Load the video transformer, with its audio attention if there is an adapter.
 
     Args:
-        path: of the transformer; merged with an audio adapter or not.
-        adapter_path: of the audio adapter; its tensors win over those of a merged file, as in the
-            reference. None, or the path of a merged file once more, takes what is in that file.
-        dtype: of the weights in memory, whatever they are stored in. The network computes in it,
-            so that one file's mix of dtypes becomes one.
+        path: file of the transformer, merged with an audio adapter or not.
+        adapter_path: file of the audio adapter; its tensors replace those of a merged file, as in
+            the reference. None, or the same path as a merged file, uses those in that file.
+        dtype: dtype of all weights in memory, whatever they are stored in. The network computes in
+            it, so that a file with several dtypes becomes uniform.
         loras: LoRA files to merge into the weights, each with its strength.
 
     Returns:
-        The transformer, and the adapter's projection from audio windows to tokens.
+        The transformer, and the projection from audio windows to tokens; None without an adapter.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
-        MismatchError: an adapter or a LoRA made for another transformer.
+        CheckpointError: if a file is missing, damaged, incomplete or of another kind.
+        MismatchError: if an adapter or a LoRA was made for another transformer.
     """
     path = Path(path)
     header, _ = _read_kind(path, DIT)
@@ -106,11 +106,11 @@ def load_dit(
 
 
 def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
-    """Build the video VAE of a file.
+    """Load the video VAE of a file.
 
     Args:
-        path: in the layout of the public Wan 2.1 VAE, safetensors or .pth.
-        dtype: of the weights in memory.
+        path: file in the layout of the public Wan 2.1 VAE, safetensors or .pth.
+        dtype: dtype of the weights in memory.
 
     Returns:
         The VAE.
@@ -121,7 +121,8 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     header, info = _read_kind(path, VAE)
     weights = read_weights(header, dtype)
     width = info.sizes["width"]
-    # First without memory: a file may claim a width whose other weights it does not have.
+    # First on the meta device, without memory: a damaged file may imply a width that its other
+    # weights do not have.
     _check_fits(_build(lambda: WanVAE(width), header.path.name), weights, header.path.name)
     vae = WanVAE(width)
     _assign(vae, weights, header.path.name)
@@ -131,20 +132,20 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
 def load_text_encoder(
     path: Path, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[TextEncoder, Tokenizer]:
-    """Build the text encoder of a file, and the tokenizer that belongs to it.
+    """Load the text encoder of a file and its tokenizer.
 
     Args:
-        path: in the layout of Wan 2.1's own umT5 or of ComfyUI's.
-        tokenizer_path: a ``spiece.model``; None takes the one inside of ComfyUI's files.
-        dtype: of the weights in memory.
+        path: file in the layout of Wan 2.1's own umT5 or of ComfyUI's.
+        tokenizer_path: a ``spiece.model`` file; None uses the one inside ComfyUI's files.
+        dtype: dtype of the weights in memory.
 
     Returns:
         The encoder and the tokenizer.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind, or no
-            tokenizer.
-        MismatchError: a tokenizer of more tokens than the encoder has.
+        CheckpointError: if a file is missing, damaged, incomplete or of another kind, or there is
+            no tokenizer.
+        MismatchError: if the tokenizer has more tokens than the encoder.
     """
     header, _ = _read_kind(path, TEXT_ENCODER)
     if tokenizer_path is None and TOKENIZER not in header.tensors:
@@ -154,7 +155,7 @@ def load_text_encoder(
         )
     weights = read_weights(header, dtype)
     if tokenizer_path is None:
-        # Bytes are whole numbers up to 255, which every floating-point type holds exactly.
+        # Bytes are integers up to 255, which float32, float16 and bfloat16 all represent exactly.
         model = bytes(weights[TOKENIZER].to(torch.uint8).numpy())
     else:
         model = _read_bytes(tokenizer_path)
@@ -169,10 +170,10 @@ def load_text_encoder(
 
 
 def load_image_encoder(path: Path) -> ImageEncoder:
-    """Build the CLIP image encoder of a file, in float32.
+    """Load the CLIP image encoder of a file, in float32.
 
     Args:
-        path: in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
+        path: file in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
 
     Returns:
         The image encoder.
@@ -190,10 +191,10 @@ def save_dit(path: Path, model: WanModel, settings: Mapping[str, Any]) -> None:
     Args:
         path: file to write.
         model: the transformer.
-        settings: what it ships with, kept in the metadata.
+        settings: settings that the file ships with, stored in the metadata.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     transformer = {"num_heads": model.config.num_heads, "text_dim": model.config.text_dim}
     metadata = {
@@ -212,11 +213,11 @@ def save_adapter(
     Args:
         path: file to write.
         model: a transformer with audio attention.
-        projection: from audio windows to tokens.
-        settings: kept in the metadata.
+        projection: the projection from audio windows to tokens.
+        settings: settings that the file ships with, stored in the metadata.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     tensors = {PROJECTION_PREFIX + key: t for key, t in projection.state_dict().items()}
     tensors |= {key: t for key, t in model.state_dict().items() if _is_audio(key)}
@@ -233,10 +234,10 @@ def save_vae(path: Path, vae: WanVAE, note: Mapping[str, Any]) -> None:
     Args:
         path: file to write.
         vae: the VAE.
-        note: kept in the metadata.
+        note: settings that the file ships with, stored in the metadata.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     _write(path, vae.state_dict(), {"turbotalk": json.dumps(dict(note))})
 

@@ -30,22 +30,22 @@ ALLOWED = {
     "torch float8_e4m3fn",
     "torch float8_e5m2",
 }  # fmt: skip
-_NAMING = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # pickle's ways to name code
+_NAMING = ("GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # opcodes that import code
 _SHARING = 2  # times that a file's bytes may be used: one matrix often has two names
 
 
 def load_pickle(file: Path) -> dict[str, Tensor]:
-    """Map a pickle of tensors; their data are read when they are used.
+    """Load a pickle of tensors, memory-mapped: their data are read when they are used.
 
     Args:
-        file: as ``torch.save`` has written it since torch 1.6.
+        file: file in the format that ``torch.save`` writes since torch 1.6.
 
     Returns:
         The tensors by name, on the CPU.
 
     Raises:
-        ValueError: no such file, one that is damaged, unpacks to more than it is, names code, or
-            holds anything but tensors by name.
+        ValueError: if the file is missing or damaged, unpacks to more than its size, imports code,
+            or contains anything but tensors by name.
     """
     try:
         named = _list_names(file)
@@ -53,7 +53,7 @@ def load_pickle(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"it asks for {foreign[0]}, and may hold tensors alone")
         loaded = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         tensors = dict(dict.items(loaded))  # not loaded.items(), which a pickle may have set
-    except Exception as error:  # damage makes these readers raise anything
+    except Exception as error:  # on damaged files these readers raise errors of any class
         raise ValueError(str(error) or type(error).__name__) from error
     if not all(_is_plain(name, tensor) for name, tensor in tensors.items()):
         raise ValueError("it holds more than tensors by name")

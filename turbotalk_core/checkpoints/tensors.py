@@ -31,7 +31,7 @@ FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _INDEX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors")
 _PICKLES = (".pth", ".pt", ".bin")
-_DTYPES = {  # torch's to safetensors' names
+_DTYPES = {  # torch's dtypes to safetensors' names
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -45,11 +45,11 @@ _DTYPES = {  # torch's to safetensors' names
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-# A stored weight times its scale is the weight. Spellings: ComfyUI's and kijai's, ComfyUI's since
-# its mixed quantisation, optimum-quanto's (whose weight itself is spelled ``weight._data``).
+# A stored weight times its scale is the weight. Suffixes: ComfyUI's and kijai's, ComfyUI's since
+# its mixed quantisation, optimum-quanto's (whose weight itself is named ``weight._data``).
 _SCALES = {".scale_weight": ".weight", ".weight_scale": ".weight", "._scale": ""}
 _DATA = "._data"
-# Scales of activations, and marks for ComfyUI's own matrix products: no part of a weight.
+# Scales of activations, and markers for ComfyUI's own matrix products: not part of a weight.
 _NO_WEIGHTS = (".scale_input", ".input_scale", ".output_scale", ".comfy_quant")
 _MARK = "scaled_fp8"
 
@@ -59,10 +59,10 @@ class StoredTensor:
     """One tensor as a header describes it.
 
     Attributes:
-        file: where it lies.
-        name: what it is called there.
-        shape: its sizes.
-        dtype: safetensors' name of it, such as BF16.
+        file: file that contains the tensor.
+        name: name of the tensor in the file.
+        shape: shape of the tensor.
+        dtype: safetensors' name of its dtype, such as BF16.
     """
 
     file: Path
@@ -72,7 +72,7 @@ class StoredTensor:
 
     @property
     def numel(self) -> int:
-        """Values in it."""
+        """Number of its elements."""
         return math.prod(self.shape)
 
 
@@ -81,13 +81,13 @@ class WeightHeader:
     """Header of a model file, or of a set of shards.
 
     Attributes:
-        path: as it was asked for.
+        path: path given to ``read_header``.
         files: all files of the set.
-        tensors: the weights by public name, without prefix.
-        scales: by the name of the weight that each belongs to.
-        prefix: what the names begin with in the file; often nothing.
-        dtypes: number of tensors stored in each dtype, scales and marks included.
-        metadata: of safetensors files; of several the first that has an entry gives it.
+        tensors: entries of the weights by public name, without prefix.
+        scales: entries of the quantisation scales by the name of the weight they belong to.
+        prefix: prefix of all names in the file; often empty.
+        dtypes: number of tensors stored in each dtype, including scales and markers.
+        metadata: metadata of the safetensors files; for each key, that of the first file with it.
         num_bytes: size of all files together.
     """
 
@@ -107,7 +107,7 @@ class WeightHeader:
 
     @property
     def quantization(self) -> str | None:
-        """How the weights were made smaller: fp8, fp8-scaled, quanto, packed or None."""
+        """Kind of quantisation of the weights: fp8, fp8-scaled, quanto, packed or None."""
         if not self.scales:
             has_float8 = any(stored.dtype in FLOAT8 for stored in self.tensors.values())
             return "fp8" if has_float8 else None
@@ -118,24 +118,24 @@ class WeightHeader:
 
     def _can_scale(self, name: str) -> bool:
         weight, scale = self.tensors[name], self.scales[name]
-        # ComfyUI's int8 may be rotated besides; optimum-quanto's is the plain product.
+        # ComfyUI's int8 weights may be rotated in addition; optimum-quanto's are plain products.
         is_plain = weight.dtype in FLOAT8 or (weight.dtype == "I8" and weight.name.endswith(_DATA))
         per_row = (*weight.shape[:1], *[1] * (len(weight.shape) - 1))
         return is_plain and (scale.numel == 1 or scale.shape == per_row)
 
 
 def read_header(path: Path) -> WeightHeader:
-    """Read names, shapes and dtypes of all tensors, and none of their data.
+    """Read names, shapes and dtypes of all tensors without their data.
 
     Args:
-        path: a safetensors file; a pickle of tensors (.pth, .pt, .bin); a shard, an index file, or
-            a folder with one index file, each of which stands for the whole set.
+        path: a safetensors file; a pickle of tensors (.pth, .pt, .bin); or, for a whole sharded
+            set, one of its shards, its index file, or a folder with one index file.
 
     Returns:
         The header.
 
     Raises:
-        CheckpointError: a file that is missing or cannot be read.
+        CheckpointError: if a file is missing or cannot be read.
     """
     path = Path(path)
     files = _list_files(path)
@@ -185,19 +185,19 @@ def read_header(path: Path) -> WeightHeader:
 
 
 def read_weights(header: WeightHeader, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read the weights themselves, one after the other, with their scales applied.
+    """Load the weights one after the other and apply their quantisation scales.
 
     Args:
-        header: from ``read_header``.
-        dtype: of all weights in memory, whatever they are stored in; products with a scale are
-            computed in float32 and rounded once.
+        header: result of ``read_header``.
+        dtype: dtype of all weights in memory, whatever they are stored in; products with a scale
+            are computed in float32 and rounded once.
 
     Returns:
         The weights by public name, on the CPU.
 
     Raises:
-        CheckpointError: a file that is damaged or does not fit into memory, or weights that are
-            packed in a way that is not known here.
+        CheckpointError: if a file is damaged or does not fit into memory, or the weights are
+            quantised in an unsupported way.
     """
     if header.quantization == "packed":
         name = next(name for name in header.scales if not header._can_scale(name))

@@ -1,1 +1,1 @@
-"""Which frames each sampling run makes, and which of them go into the video."""
+"""Chunking: the frames that each sampling run makes, and those of them that the video keeps."""

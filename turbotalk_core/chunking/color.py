@@ -1,7 +1,7 @@
-"""Colours of frames brought to those of a reference image, in CIE Lab.
+"""Colour transfer from a reference image to frames, in CIE Lab.
 
-Goes in: frames and the picture whose colours they should have. Comes out: frames. Separate because
-drifting colours are a thing of chunks that follow each other, and correcting them is optional.
+Colours drift from chunk to chunk; correcting them is optional. In CIE Lab lightness and colour are
+separate channels, and each is matched by itself.
 
 Axes: B batch, C channels, T video frames, H height, W width.
 Source: Reinhard et al., Color Transfer between Images (2001), here in CIE Lab as InfiniteTalk does,
@@ -20,17 +20,17 @@ RGB_TO_XYZ = (
     (0.019334, 0.119193, 0.950227),
 )
 WHITE_XYZ = (0.95047, 1.0, 1.08883)  # CIE standard illuminant D65, 2 degree observer
-# CIE 15, the cube root and the line that replaces it near black.
+# CIE 15: the line that replaces the cube root near black, where its slope would be infinite.
 LINE_END, LINE_SLOPE, LINE_OFFSET = 0.008856, 7.787, 16 / 116
 
 
 def match_color(frames_BCTHW: Tensor, reference_BCHW: Tensor, strength: float) -> Tensor:
-    """Give each frame the mean and the spread of a picture's colours, per channel of CIE Lab.
+    """Match mean and standard deviation of each frame's colours to a picture's, per Lab channel.
 
     Args:
-        frames_BCTHW: red, green and blue in [-1, 1].
-        reference_BCHW: one picture of any size in [-1, 1].
-        strength: 0 leaves the frames as they are, 1 is the full correction.
+        frames_BCTHW: RGB frames in [-1, 1].
+        reference_BCHW: one RGB picture of any size in [-1, 1].
+        strength: strength of the correction: 0 returns the frames unchanged, 1 is full.
 
     Returns:
         [B, C, T, H, W] in [-1, 1].
@@ -40,7 +40,7 @@ def match_color(frames_BCTHW: Tensor, reference_BCHW: Tensor, strength: float) -
     reference_BCTHW = reference_BCHW.unsqueeze(2).to(frames_BCTHW)
     wanted_mean, wanted_spread = _measure(_to_lab(reference_BCTHW))
     corrected = torch.empty_like(frames_BCTHW)
-    for t in range(frames_BCTHW.shape[2]):  # a frame at a time: Lab takes several times its memory
+    for t in range(frames_BCTHW.shape[2]):  # frame by frame: Lab takes several times its memory
         frame = frames_BCTHW[:, :, t : t + 1]
         lab = _to_lab(frame)
         mean, spread = _measure(lab)
@@ -54,7 +54,7 @@ def rgb_to_lab(rgb_BCTHW: Tensor) -> Tensor:
     """Convert sRGB to CIE Lab.
 
     Args:
-        rgb_BCTHW: in [0, 1].
+        rgb_BCTHW: sRGB in [0, 1].
 
     Returns:
         The same shape: L in [0, 100], a and b.
@@ -74,15 +74,15 @@ def lab_to_rgb(lab_BCTHW: Tensor) -> Tensor:
     """Convert CIE Lab to sRGB.
 
     Args:
-        lab_BCTHW: L, a and b.
+        lab_BCTHW: channels L, a and b.
 
     Returns:
-        The same shape, in [0, 1]; colours outside sRGB are clipped per channel.
+        The same shape, sRGB in [0, 1]; colours outside sRGB are clipped per channel.
     """
     lightness, a, b = lab_BCTHW.unbind(1)
     y = (lightness + 16) / 116
     roots = torch.stack((a / 500 + y, y, (y - b / 200).clamp_min(0)), 1)
-    # The root at which the cube takes over, as far as the constants' digits go.
+    # The cube root of LINE_END, where the two branches meet, to the precision of the constants.
     xyz = torch.where(roots > 0.2068966, roots**3, (roots - LINE_OFFSET) / LINE_SLOPE)
     xyz = xyz * _constant(WHITE_XYZ, lab_BCTHW).view(3, 1, 1, 1)
     to_rgb = _constant(RGB_TO_XYZ, lab_BCTHW, torch.float64).inverse().to(lab_BCTHW)
@@ -102,7 +102,7 @@ def _from_lab(lab_BCTHW: Tensor) -> Tensor:
 def _measure(lab_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
     mean = lab_BCTHW.mean((3, 4), keepdim=True)
     spread = lab_BCTHW.std((3, 4), correction=0, keepdim=True)
-    # Rounding leaves a flat picture a spread that a division would turn into noise.
+    # By rounding, a uniform picture has a tiny spread; dividing by it would amplify noise.
     return mean, torch.where(spread > 1e-4, spread, 0)
 
 

@@ -1,7 +1,4 @@
-"""Which frames each sampling run makes: pure arithmetic on video frame numbers.
-
-Goes in: how many frames the voice covers. Comes out: the plan of all chunks.
-"""
+"""Chunk plan of a video: pure arithmetic on video frame numbers."""
 
 from __future__ import annotations
 
@@ -16,22 +13,24 @@ def plan_chunks(
     chunk_frames: int = CHUNK_FRAMES,
     num_motion_frames: int = NUM_MOTION_FRAMES,
 ) -> ChunkPlan:
-    """Lay chunks over a video so that each later one begins with the end of the one before.
+    """Plan overlapping chunks for a video; each later one begins with the end of the one before.
 
-    Every chunk has full length, the last and the only one too, because the model was trained at
-    that length; what lies beyond the video is made from the silence after the voice and dropped.
+    Every chunk has full length, even the last or only one, because the model was trained at that
+    length. Frames beyond the end of the video are made from the silence after the voice and
+    dropped.
 
     Args:
         num_frames: frames of the finished video, 1 to ``MAX_FRAMES``.
         chunk_frames: frames made by one sampling run, 4n + 1.
-        num_motion_frames: frames that a later chunk is given, 4m + 1, fewer than chunk_frames.
+        num_motion_frames: frames at the start of a later chunk that are given, 4m + 1, fewer than
+            chunk_frames.
 
     Returns:
         Chunks whose kept frames tile [0, num_frames).
 
     Raises:
-        ChunkError: no frames to make, or too many.
-        RequestError: chunk or motion lengths that cannot be.
+        ChunkError: if num_frames is outside its range.
+        RequestError: if the chunk or motion length is not allowed.
 
     Source: InfiniteTalk, wan/multitalk.py, the chunk loop of generate_infinitetalk.
     """

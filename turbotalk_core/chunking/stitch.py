@@ -1,4 +1,4 @@
-"""From the frames that a chunk made to those that go into the video, without a seam.
+"""Joining and stitching: from the frames of a chunk to those that the video keeps, without a seam.
 
 Axes: B batch, C channels, T video frames, H height, W width.
 """
@@ -11,24 +11,27 @@ from torch import Tensor
 from ..errors import ChunkError
 from ..types import Chunk, FrameChunk
 
-# Long enough that no single step shows, and over before much has moved away from under it.
+# Long enough that no step between two frames is visible, and short enough that the picture moves
+# little while the correction fades.
 FADE_FRAMES = 8
 
 
 def join_frames(frames_BCTHW: Tensor, motion_frames_BCTHW: Tensor) -> Tensor:
-    """Let the new frames of a chunk go on from the last frame that was shown.
+    """Correct the first new frames of a chunk so that they continue the frames before it.
 
-    A chunk makes its motion frames once more, and not quite as they were: the codec does not give
-    back exactly what it was given. By how much the last of them came out different is known, so it
-    is taken off the first new frames, less and less. Where it came out the same nothing changes,
-    and as both are the same frame nothing that moves is seen twice.
+    A chunk makes its motion frames again, but not exactly, as the VAE is lossy. The difference
+    between the last motion frame before and after is known. It is added to the first new frames,
+    with a weight that falls linearly over ``FADE_FRAMES``. Where there is no difference nothing
+    changes. As both are the same moment, nothing that moves appears twice, as it would in a
+    cross-fade of different frames.
 
     Args:
-        frames_BCTHW: all frames that a later chunk made, in [-1, 1].
-        motion_frames_BCTHW: the last frames before it as they were shown; fewer than it made.
+        frames_BCTHW: all frames of a later chunk, in [-1, 1].
+        motion_frames_BCTHW: its motion frames as they are in the video, from the chunk before;
+            fewer than the chunk's frames.
 
     Returns:
-        Its frames, those from the first new one on corrected.
+        The frames of the chunk, with the first new ones corrected, in the same shape.
     """
     num_given = motion_frames_BCTHW.shape[2]
     new_BCTHW = frames_BCTHW[:, :, num_given:]
@@ -42,17 +45,17 @@ def join_frames(frames_BCTHW: Tensor, motion_frames_BCTHW: Tensor) -> Tensor:
 
 
 def keep_frames(frames_BCTHW: Tensor, chunk: Chunk) -> FrameChunk:
-    """Drop the motion frames at the start of a chunk and what lies beyond the end of the video.
+    """Drop a chunk's motion frames and the frames beyond the end of the video.
 
     Args:
-        frames_BCTHW: all frames that the chunk made, in [-1, 1].
-        chunk: where they belong.
+        frames_BCTHW: all frames of the chunk, in [-1, 1].
+        chunk: span of the chunk.
 
     Returns:
-        The frames to keep, a view of those given.
+        The kept frames, a view of ``frames_BCTHW``.
 
     Raises:
-        ChunkError: not as many frames as the chunk makes.
+        ChunkError: if the number of frames is not that of the chunk.
     """
     if frames_BCTHW.shape[2] != chunk.num_frames:
         raise ChunkError(

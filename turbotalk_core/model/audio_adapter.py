@@ -1,7 +1,7 @@
-"""InfiniteTalk's audio modules: windows to tokens, and the attention that reads the tokens.
+"""InfiniteTalk's audio modules: the projection of windows to tokens, and the audio attention.
 
-Separate from ``wan.py`` because the adapter is a file of its own, added to any Wan 2.1 model: in
-the core through ``WanModel``, in ComfyUI through a patch of the host's own model.
+Separate from ``wan.py`` because the adapter has a checkpoint file of its own and can be added to
+any Wan 2.1 model: in the core through ``WanModel``, in ComfyUI through a patch of the host's model.
 
 Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, D width.
 Source: InfiniteTalk, wan/modules/multitalk_model.py (AudioProjModel) and attention.py.
@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from ..errors import MismatchError
 from .rotary import RotaryTable, rotate
 
+# The first latent frame stands for one video frame, each later one for four (causal VAE), so their
+# windows differ in length: one frame with 2 on either side, and four with 2 on either side.
 FIRST_WINDOW = 5  # frames around a chunk's first frame
 LATER_WINDOW = 8  # frames around the four frames of a later latent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioAdapterConfig:
-    """Sizes of the audio modules; the defaults are the released ones.
+    """Sizes of the audio modules; the defaults are those of the released adapter.
 
     Attributes:
-        frame_width: what the audio encoder says per video frame: its layers times its width.
-        hidden_dim: width inside the projection.
+        frame_width: audio features per video frame: the encoder's layers times its width.
+        hidden_dim: hidden width of the projection.
         num_tokens: audio tokens per latent frame.
         token_dim: width of each token.
     """
@@ -40,7 +42,7 @@ class AudioAdapterConfig:
 
 
 class AudioProjection(nn.Module):
-    """The MLP from audio windows to audio tokens (Eq. 2); keys as under ``audio_proj.``."""
+    """MLP from audio windows to audio tokens (Eq. 2); keys as under ``audio_proj.``."""
 
     def __init__(self, config: AudioAdapterConfig) -> None:
         super().__init__()
@@ -52,17 +54,17 @@ class AudioProjection(nn.Module):
         self.norm = nn.LayerNorm(config.token_dim)
 
     def forward(self, first_BKLD: Tensor, later_BFKLD: Tensor) -> Tensor:
-        """Make the tokens of one chunk.
+        """Compute the audio tokens of one chunk.
 
         Args:
             first_BKLD: window of the chunk's first frame.
             later_BFKLD: windows of its later latent frames.
 
         Returns:
-            [B, 1 + F, N, D].
+            Audio tokens, [B, 1 + F, N, D].
 
         Raises:
-            MismatchError: the windows come from an audio encoder of another size.
+            MismatchError: if the windows come from an audio encoder of another size.
         """
         got = first_BKLD.shape[2] * first_BKLD.shape[3]
         if got != self.config.frame_width:
@@ -79,11 +81,11 @@ class AudioProjection(nn.Module):
 
 
 class AudioCrossAttention(nn.Module):
-    """Attention from the video tokens of each latent frame to the audio tokens of that frame.
+    """Cross-attention from each latent frame's video tokens to the audio tokens of that frame.
 
     Args:
         dim: width of the video tokens.
-        num_heads: may differ from the heads of the video model.
+        num_heads: attention heads; may differ from those of the video model.
         token_dim: width of the audio tokens.
     """
 
@@ -101,13 +103,13 @@ class AudioCrossAttention(nn.Module):
         tokens_BFND: Tensor,
         places: tuple[RotaryTable, RotaryTable] | None = None,
     ) -> Tensor:
-        """Attend.
+        """Compute the audio attention.
 
         Args:
             hidden_BND: normalised video tokens, frame by frame.
             tokens_BFND: audio tokens, one set per latent frame.
-            places: of several speakers, where video and audio tokens stand on their line; see
-                ``speakers.speaker_tables``.
+            places: with several speakers, the rotary tables of the video tokens (queries) and of
+                the audio tokens (keys); see ``speakers.speaker_tables``.
 
         Returns:
             [B, N, D], to be added to the video tokens.
@@ -117,6 +119,7 @@ class AudioCrossAttention(nn.Module):
         k, v = (x.unflatten(2, (self.num_heads, -1)) for x in (k, v))
         if places is not None:
             q, k = rotate(q, places[0]), rotate(k, places[1])
+        # Frames become part of the batch, so that each attends to its own audio tokens alone.
         q = q.unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v)
@@ -124,7 +127,7 @@ class AudioCrossAttention(nn.Module):
 
 
 def layer_norm(hidden: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Apply a layer norm in float32 and return to the input's dtype, as the reference does."""
+    """Apply a layer norm in float32 and cast to the input's dtype, as the reference does."""
     weight, bias = (None if p is None else p.float() for p in (norm.weight, norm.bias))
     return F.layer_norm(hidden.float(), norm.normalized_shape, weight, bias, norm.eps).to(
         hidden.dtype

@@ -1,4 +1,4 @@
-"""The core's own network behind the pipeline's ports."""
+"""Denoiser and audio adapter of the pipeline's protocols, made of the core's own networks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .wan import WanModel
 
 
 class WanDenoiser:
-    """The transformer and its audio adapter; satisfies ``ports.Denoiser``.
+    """Velocity prediction by a ``WanModel``; satisfies ``ports.Denoiser``.
 
     Args:
         model: a transformer with audio attention.
-        audio_scale: factor on what the audio attention adds; 1 is as trained.
-        teacache_threshold: from which change on the blocks run, see ``TeaCache``; None always runs
-            them.
+        audio_scale: factor on the output of the audio attention; 1 is as trained.
+        teacache_threshold: accumulated change from which on the blocks run again, see
+            ``TeaCache``; None runs them in every call.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class WanDenoiser:
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
         """Predict the velocity; see ``ports.Denoiser``."""
-        # One voice, and so the null voice too, is heard in the whole picture.
+        # One voice applies to the whole picture, and so does null audio, which counts as one.
         regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
         if tokens.num_speakers > 1 and regions_PHW is None:
             raise MismatchError(
@@ -51,7 +51,7 @@ class WanDenoiser:
         kind = self._find_cache(latents_BCFHW, sigma, conditioning, tokens)
 
         def call() -> Tensor:
-            cache = copy(self._caches.get(kind))  # a call that fails leaves no trace in it
+            cache = copy(self._caches.get(kind))  # a call that fails must not change the cache
             velocity = self.model(
                 latents_BCFHW.to(device),
                 torch.full((latents_BCFHW.shape[0],), 1000.0 * sigma, device=device),
@@ -72,14 +72,22 @@ class WanDenoiser:
     def _find_cache(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> tuple[int, int]:
-        """Find the cache of a kind of call, or make it where there are caches; returns the kind."""
-        # Text and voice are the same objects through all steps of a chunk, and tell kinds apart.
+        """Return the kind of a call, a key of ``_caches``, and make its cache if there is none.
+
+        A step has one to three kinds of call: with or without text and voice, see
+        ``sampling.guidance``. Each has a cache of its own, as their outputs differ. All caches are
+        dropped when a new chunk begins.
+        """
+        # Text and audio tokens are the same objects through all steps of a chunk, so their
+        # identities distinguish the kinds.
         kind = (id(conditioning.text_BND), id(tokens))
         if self.teacache_threshold is None:
             return kind
         if sigma != self._last_sigma:
             self._asked.clear()
-        if sigma > self._last_sigma or kind in self._asked:  # the noise is back: another chunk
+        # Within a chunk sigma falls from step to step and each kind is called once per step. If
+        # sigma rises, or a kind comes twice at one sigma (one-step sampling), a new chunk began.
+        if sigma > self._last_sigma or kind in self._asked:
             self._caches.clear()
             self._asked.clear()
         self._asked.add(kind)
@@ -95,7 +103,7 @@ def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 class ProjectionAdapter:
-    """The adapter's projection for one clip; satisfies ``ports.AudioAdapter``."""
+    """Audio adapter that projects one chunk at a time; satisfies ``ports.AudioAdapter``."""
 
     def __init__(self, projection: AudioProjection) -> None:
         """Wrap a projection."""
@@ -103,7 +111,7 @@ class ProjectionAdapter:
 
     @torch.no_grad()
     def __call__(self, windows: AudioWindows) -> AudioTokens:
-        """Make the tokens of one chunk; see ``ports.AudioAdapter``."""
+        """Compute the audio tokens of one chunk; see ``ports.AudioAdapter``."""
         weight = self.projection.proj1.weight
         tokens = self.projection(
             windows.first_KLD.to(weight).unsqueeze(0), windows.later_FKLD.to(weight).unsqueeze(0)

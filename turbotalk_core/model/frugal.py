@@ -1,6 +1,7 @@
-"""Once more with less memory, where a network ran out of it.
+"""Retry of a network call with less memory after the device ran out of it.
 
-Separate because the transformer and the codec do the same, each with a frugal way of its own.
+Separate because the transformer and the video VAE share it; each implements ``is_frugal`` in its
+own way.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ _log = getLogger(__name__)
 
 
 class FrugalNetwork(Protocol):
-    """A network that can do the same in small pieces.
+    """Network that can process its input in small pieces, with the same result up to rounding.
 
     Attributes:
-        is_frugal: whether it does.
+        is_frugal: whether it does so.
     """
 
     is_frugal: bool
 
 
 def is_shortage(error: Exception) -> bool:
-    """Tell an error that says that the device's memory ran out from others.
+    """Return whether an error means that the device ran out of memory.
 
     Args:
-        error: anything that was raised.
+        error: any exception.
 
     Returns:
-        Whether it is one, of whatever kind: it has no class of its own on every device, nor where
-        CUDA tells of it late.
+        True for torch's own class, and for any RuntimeError with "out of memory" in its message:
+        some devices, and CUDA when it reports the error late, raise no class of its own.
     """
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
@@ -41,22 +42,26 @@ def is_shortage(error: Exception) -> bool:
 
 
 def call_frugally(network: FrugalNetwork, call: Callable[[], Tensor], name: str) -> Tensor:
-    """Call a network, and if memory runs out once more in its frugal way, in which it stays.
+    """Call a network; if memory runs out, set ``is_frugal``, which stays set, and call it again.
 
     Args:
-        network: that is called.
-        call: what calls it; it may be called twice.
-        name: of the network, for people.
+        network: the network that ``call`` uses.
+        call: function to run; it may run twice.
+        name: name of the network in the log message.
 
     Returns:
-        What the call gave.
+        The result of the call.
+
+    Raises:
+        RuntimeError: if the call fails for another reason, or the network was frugal before.
     """
     try:
         return call()
     except RuntimeError as error:
         if network.is_frugal or not is_shortage(error):
             raise
-    # Not in the block above, where the error still holds what lay in memory when it was raised.
+    # Outside the except block: inside it, the traceback still refers to the tensors of the failed
+    # call, and their memory cannot be freed.
     network.is_frugal = True
     torch.cuda.empty_cache()
     _log.warning(

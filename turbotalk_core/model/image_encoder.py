@@ -1,8 +1,8 @@
-"""The CLIP image encoder that Wan 2.1 image-to-video is shown the reference image through.
+"""The CLIP image encoder that encodes the reference image for Wan 2.1 image-to-video.
 
-Module names are those of Wan's public checkpoint, without its leading ``visual.``; Hugging Face's,
-which ComfyUI's files have, are translated. Of a ViT the last
-block, the norm behind it and the head are not used: Wan reads the states before them.
+Module names are those of Wan's public checkpoint, without its leading ``visual.``; the names of
+Hugging Face, which ComfyUI's files have, are translated. The last block of the ViT, the norm after
+it and the head are not used: Wan takes the hidden states before them.
 
 Axes: B batch, C channels, H height, W width, N tokens, D width.
 Source: Radford et al., CLIP (2021); Wan 2.1, wan/modules/clip.py.
@@ -23,8 +23,8 @@ from ..safe_io.tensor_header import MAX_LAYERS
 
 PREFIX = "visual."
 HEAD_WIDTH = 80  # ViT-H: 1280 / 16
-MAX_SIDE = 2048  # pixels of the square picture; ViT-H sees 224
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP: of its training images, in [0, 1]
+MAX_SIDE = 2048  # pixels of the square picture; ViT-H takes 224
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNUSED = ("post_norm.", "head")
 _BLOCK = r"transformer.\1"
@@ -45,7 +45,7 @@ _QUERY, _KEY_VALUE = ".self_attn.q_proj.", (".self_attn.k_proj.", ".self_attn.v_
 
 
 class VisionBlock(nn.Module):
-    """Attention among the tokens of a picture, then a feed-forward layer."""
+    """Pre-norm transformer block: self-attention among a picture's tokens, then feed-forward."""
 
     def __init__(self, dim: int, mlp_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -64,15 +64,18 @@ class VisionBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A vision transformer up to its last block but one; satisfies ``ports.ImageEncoder``.
+    """Vision transformer up to its last block but one; satisfies ``ports.ImageEncoder``.
 
     Args:
         dim: width of the tokens.
-        mlp_dim: width inside the feed-forward layers.
+        mlp_dim: hidden width of the feed-forward layers.
         num_heads: attention heads.
-        num_layers: blocks, the unused last one not counted.
+        num_layers: blocks, without the unused last one.
         patch: side of a patch, pixels.
         num_patches: patches of a picture, a square number.
+
+    Attributes:
+        side: side of the square input picture, pixels.
     """
 
     def __init__(
@@ -96,10 +99,10 @@ class ImageEncoder(nn.Module):
         )
 
     def prepare(self, image_BCHW: Tensor) -> Tensor:
-        """Bring a picture to the encoder's square size and to its statistics.
+        """Resize a picture to the encoder's square and normalise it by CLIP's pixel statistics.
 
         Args:
-            image_BCHW: in [-1, 1], any size; its shape is not kept.
+            image_BCHW: picture in [-1, 1], any size; its aspect ratio is not kept.
 
         Returns:
             [B, 3, side, side].
@@ -114,7 +117,14 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, image_BCHW: Tensor) -> Tensor:
-        """Encode a picture in [-1, 1] to tokens [B, 1 + patches, D], float32 on the CPU."""
+        """Encode a picture.
+
+        Args:
+            image_BCHW: picture in [-1, 1], any size.
+
+        Returns:
+            Image tokens, [B, 1 + patches, D], float32 on the CPU; the class token is the first.
+        """
         prepared = self.prepare(image_BCHW.to(self.cls_embedding))
         patches_BND = self.patch_embedding(prepared).flatten(2).transpose(1, 2)
         start_BND = self.cls_embedding.expand(image_BCHW.shape[0], -1, -1)
@@ -128,15 +138,16 @@ def build_image_encoder(
     """Build an image encoder from the tensors of a checkpoint.
 
     Args:
-        weights: by Wan's names, with ``visual.`` or without, or by Hugging Face's; what is not the
-            image encoder and what Wan does not use is passed over.
-        num_heads: None for the released ones, 80 wide.
+        weights: tensors by Wan's names, with ``visual.`` or without, or by Hugging Face's. The last
+            block, the norm after it and the head are ignored; if any name begins with ``visual.``,
+            so are all others.
+        num_heads: attention heads; None for heads of width 80, as in the released encoder.
 
     Returns:
         The encoder, float32, in evaluation mode.
 
     Raises:
-        CheckpointError: tensors that are missing or of another shape.
+        CheckpointError: if tensors are missing or of another shape.
     """
     if any(name.startswith(PREFIX) for name in weights):
         weights = {
@@ -182,7 +193,7 @@ def _spell(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if any(part in name for part in _KEY_VALUE) or name.endswith(".position_ids"):
             continue
-        if _QUERY in name:  # one matrix for all three, as Wan has it
+        if _QUERY in name:  # Wan has one matrix for query, key and value
             others = [weights[name.replace(_QUERY, part)] for part in _KEY_VALUE]
             tensor = torch.cat((tensor, *others))
         for theirs, ours in _SPELLINGS.items():

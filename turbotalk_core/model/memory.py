@@ -1,8 +1,8 @@
-"""How much memory a call takes, counted tensor by tensor.
+"""Peak memory of a call, counted tensor by tensor.
 
-On the meta device it counts what a call would take without taking it, as shapes alone decide that.
-What it cannot see is what a kernel takes for itself inside one operation. Separate because it knows
-nothing of the networks that it watches.
+On the meta device it counts the memory that a call would need without allocating it, as shapes
+alone determine it. Workspace that a kernel allocates inside one operation is not counted. Separate
+because it works for any network.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def count_memory(module: nn.Module, call: Callable[[], object]) -> int:
-    """Count the most bytes of tensors that are alive at one time during a call.
+    """Return the peak memory of the tensors that a call allocates.
 
     Args:
-        module: whose weights are there before, and so not counted.
-        call: makes its inputs and calls the module, on any device; what it makes counts.
+        module: network; its weights exist before the call and are not counted.
+        call: function that makes the inputs and calls the module, on any device; the inputs count.
 
     Returns:
         Bytes.
@@ -35,7 +35,7 @@ def count_memory(module: nn.Module, call: Callable[[], object]) -> int:
 
 
 class _MemoryCount(TorchDispatchMode):
-    """Sees every tensor that an operation makes, and when its memory is given back."""
+    """Dispatch mode that counts the storage of each tensor an operation makes until it is freed."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -72,9 +72,9 @@ class _MemoryCount(TorchDispatchMode):
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Lets attention on the meta device make its output alone, as fused kernels do.
+    """Function mode in which attention on the meta device makes its output alone, as fused kernels.
 
-    Without it the meta device would make all scores, which no device has to.
+    Without it the meta device would allocate all attention scores, which no real device has to.
     """
 
     def __torch_function__(

@@ -1,7 +1,9 @@
-"""Rotary embeddings: where a token is, written into its queries and keys as angles.
+"""Rotary position embeddings (RoPE) for positions in a 3-D token grid and on a 1-D line.
 
-Separate because video tokens carry places in a grid, and tokens of several speakers places on a
-line of speakers; both are rotated alike.
+Queries and keys are rotated, pair of channels by pair, by angles proportional to their position.
+The scalar product of a rotated query and a rotated key then depends on the difference of their
+positions alone. Separate because two attentions share the rotation: self-attention with positions
+in the video's grid, and audio attention with positions on the line of speakers.
 
 Axes: B batch, N tokens, H heads, D width.
 """
@@ -21,13 +23,16 @@ RotaryTable = tuple[Tensor, Tensor]
 
 @lru_cache(maxsize=16)
 def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> RotaryTable:
-    """Tabulate the 3-D rotary embedding of a token grid.
+    """Compute the 3-D rotary table of a token grid.
+
+    The channels of a head are divided among time, rows and columns; each part rotates by the
+    token's position on that axis.
 
     Args:
-        grid: latent frames, token rows, token columns.
+        grid: numbers of latent frames, token rows and token columns.
         head_dim: width of a head; time gets head_dim - 4 * (head_dim // 6) of it, rows and columns
             2 * (head_dim // 6) each.
-        device: where the table will be used.
+        device: device of the returned table.
 
     Returns:
         Cosine and sine, float32, [N, head_dim / 2], for adjacent pairs of channels.
@@ -47,10 +52,10 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
 
 
 def line_table(positions: Tensor, head_dim: int) -> RotaryTable:
-    """Tabulate the 1-D rotary embedding of places on a line.
+    """Compute the 1-D rotary table of positions on a line.
 
     Args:
-        positions: one real number per token, [N] or [B, N].
+        positions: position of each token, any real number, [N] or [B, N].
         head_dim: width of a head, even.
 
     Returns:
@@ -64,14 +69,14 @@ def line_table(positions: Tensor, head_dim: int) -> RotaryTable:
 
 
 def rotate(hidden_BNHD: Tensor, table: RotaryTable) -> Tensor:
-    """Rotate adjacent channel pairs of each head by the angle of their token.
+    """Rotate adjacent channel pairs of each head by the angles of their token.
 
     Args:
         hidden_BNHD: queries or keys, [B, tokens, heads, head_dim].
-        table: of ``rotary_table`` or ``line_table``.
+        table: result of ``rotary_table`` or ``line_table``.
 
     Returns:
-        The same shape and dtype; computed in float32.
+        Rotated queries or keys, in the same shape and dtype; computed in float32.
     """
     cosine, sine = (x.unsqueeze(-2) for x in table)
     even, odd = hidden_BNHD.float().unflatten(-1, (-1, 2)).unbind(-1)

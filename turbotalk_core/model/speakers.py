@@ -1,9 +1,11 @@
-"""Whose voice a video token hears, where there are several speakers.
+"""Rotary positions that bind video tokens to the voice of their speaker, with several speakers.
 
-The model has no input that says where a speaker moves. It is told where each speaker is in the
-chunk's first latent frame, and in every block each token is placed on a line by which speaker it
-resembles: by what of that frame its self-attention attends to. Audio tokens stand at the middle
-of their speaker's stretch of the line, so that a token hears the voice it stands near.
+The model has no input for where a speaker moves; only the regions of the speakers in the chunk's
+first latent frame are given. In every block, the attention that a video token pays to each region
+of that frame is its likeness to that speaker. The likeness decides the token's position on a line,
+on which each speaker has a stretch. Audio tokens have the position in the middle of their speaker's
+stretch. As both are rotated by their positions, a video token attends more to the voice whose
+position is nearer its own.
 
 Axes: B batch, H heads (or height), W width, N tokens, P speakers and last the background, D width.
 Source: InfiniteTalk, wan/modules/attention.py (SingleStreamMultiAttention) and
@@ -24,13 +26,13 @@ SPACING = 10.0  # between their starts: two speakers and the background fill cla
 
 
 def token_regions(regions_PHW: Tensor) -> Tensor:
-    """Bring regions from the latent grid to the tokens of one frame.
+    """Sample regions of the latent grid at the tokens of one frame.
 
     Args:
         regions_PHW: 1 inside, else 0, on latent cells.
 
     Returns:
-        [P, N], float32; each token has the region of its upper left cell.
+        [P, N], float32; each token has the value of its upper left cell.
     """
     return regions_PHW[:, ::PATCH, ::PATCH].flatten(1).float()
 
@@ -39,17 +41,19 @@ def measure_likeness(q_BNHD: Tensor, k_BNHD: Tensor, regions_PN: Tensor) -> Tens
     """Measure how much each token attends to each region of the first frame.
 
     Args:
-        q_BNHD: queries of all tokens, rotated.
-        k_BNHD: keys of all tokens, rotated; those of the first frame are read.
-        regions_PN: of ``token_regions``.
+        q_BNHD: rotated queries of all tokens.
+        k_BNHD: rotated keys of all tokens; those of the first frame are used.
+        regions_PN: result of ``token_regions``.
 
     Returns:
-        [B, P, N], float32: the mean over heads, and over the region's tokens, of the attention that
-        a token pays to the first frame; 0 for an empty region.
+        [B, P, N], float32: the attention weights of a token over the first frame, averaged over
+        the heads and over the region's tokens; 0 for an empty region.
     """
-    # A token is told its place and does not learn it, as in the reference.
+    # No gradient flows through the positions, as in the reference.
     q_BNHD, k_BNHD = q_BNHD.detach(), k_BNHD.detach()
-    # Attention whose values are the regions sums the weights inside each of them.
+    # With the region masks as values, attention returns the sum of the weights inside each region,
+    # and a fused kernel never stores the weights themselves. Zeros pad the values to the width of a
+    # head.
     head_dim = q_BNHD.shape[-1]
     values_NP = F.pad(regions_PN.T, (0, -regions_PN.shape[0] % head_dim)).to(q_BNHD.dtype)
     q, k = q_BNHD.transpose(1, 2), k_BNHD[:, : values_NP.shape[0]].transpose(1, 2)
@@ -60,13 +64,13 @@ def measure_likeness(q_BNHD: Tensor, k_BNHD: Tensor, regions_PN: Tensor) -> Tens
 
 
 def place_tokens(likeness_BPN: Tensor) -> Tensor:
-    """Place each token on the line of speakers.
+    """Compute the position of each video token on the line of speakers.
 
-    A token goes to the speaker that it resembles most, within that speaker's stretch the further
-    the more; one that resembles the background most goes to the middle of the background's.
+    A token belongs to the speaker with the greatest likeness. Its position within that speaker's
+    stretch grows with the likeness. Tokens of the background are in the middle of its stretch.
 
     Args:
-        likeness_BPN: of ``measure_likeness``.
+        likeness_BPN: result of ``measure_likeness``.
 
     Returns:
         Positions, [B, N].
@@ -79,20 +83,28 @@ def place_tokens(likeness_BPN: Tensor) -> Tensor:
 
 
 def fill_stretch(likeness_BN: Tensor, start: float) -> Tensor:
-    """Spread values evenly over a stretch of the line: least at its start, most at its end."""
+    """Scale values linearly to a stretch of the line: the least to its start, the most to its end.
+
+    Args:
+        likeness_BN: likeness of all tokens to one speaker.
+        start: position where the stretch starts; it is ``STRETCH`` long.
+
+    Returns:
+        Positions, [B, N].
+    """
     low = likeness_BN.amin(-1, keepdim=True)
     span = likeness_BN.amax(-1, keepdim=True) - low
     return start + STRETCH * (likeness_BN - low) / (span + 1e-8)
 
 
 def line_up(num_speakers: int) -> list[float]:
-    """Give where each speaker's stretch of the line starts, and last the background's.
+    """Return where the stretch of each speaker starts, and last that of the background.
 
-    The background lies in the middle. Two speakers stand where the released model was trained to
-    hear them; more stand as far apart as these.
+    The background is in the middle of the line. Two speakers have the positions at which the
+    released model was trained; more speakers have the same spacing.
 
     Args:
-        num_speakers: at least 2.
+        num_speakers: number of speakers, at least 2.
 
     Returns:
         num_speakers + 1 starts.
@@ -105,17 +117,17 @@ def line_up(num_speakers: int) -> list[float]:
 def speaker_tables(
     likeness_BPN: Tensor, num_tokens: int, head_dim: int
 ) -> tuple[RotaryTable, RotaryTable]:
-    """Tabulate the places of video tokens and of audio tokens on the line of speakers.
+    """Compute the rotary tables of video tokens and audio tokens on the line of speakers.
 
     Args:
-        likeness_BPN: of ``measure_likeness``.
+        likeness_BPN: result of ``measure_likeness``.
         num_tokens: audio tokens per latent frame, all of the first speaker before those of the
             next.
-        head_dim: of the audio attention.
+        head_dim: head width of the audio attention.
 
     Returns:
-        Rotary tables of the queries, [B, N, head_dim / 2], and of the keys,
-        [num_tokens, head_dim / 2].
+        Rotary tables of the queries (video tokens), [B, N, head_dim / 2], and of the keys (audio
+        tokens), [num_tokens, head_dim / 2].
     """
     positions_BN = place_tokens(likeness_BPN)
     *starts, _ = line_up(likeness_BPN.shape[1] - 1)

@@ -1,7 +1,9 @@
-"""TeaCache: leave the blocks out in steps where the network would say nearly the same again.
+"""TeaCache: reuse of the blocks' output in steps where it would change little.
 
-The change of the timestep's modulation from step to step tells how much the output would change.
-While the sum of these changes stays under a threshold, what the blocks added last is added again.
+The relative change of the timestep modulation from step to step, which is cheap to compute,
+predicts the relative change of the output through a fitted polynomial. While the sum of these
+predictions stays under a threshold, the residual of the last full step (hidden states after the
+blocks minus those before them) is added again and the blocks are skipped.
 
 Source: Liu et al., Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model (2024);
 the fits are InfiniteTalk's, wan/multitalk.py.
@@ -11,22 +13,26 @@ from __future__ import annotations
 
 from torch import Tensor
 
-NUM_FIRST_STEPS = 5  # always run, the picture takes shape in them
-# From the relative change of the modulation to that of the output, highest power first.
+NUM_FIRST_STEPS = 5  # never skipped: they decide the composition of the picture
+# Polynomials from the relative change of the modulation to that of the output, highest power first.
+# One per model size, as the relation differs between the 480p and the 720p model.
 FIT_480 = (2.57151496e5, -3.54229917e4, 1.40286849e3, -13.5890334, 0.132517977)
 FIT_720 = (8.1070546e3, 2.13393892e3, -3.72934672e2, 16.6203073, -0.0417769401)
 MAX_CELLS_480 = 640 * 960 // 64  # latent cells per frame; halfway between the two sizes' areas
 
 
 class TeaCache:
-    """What one kind of call, of a step's one to three, remembers through a chunk.
+    """Cache of one kind of network call through the steps of one chunk.
+
+    Guidance makes one to three kinds of call per step; each needs a cache of its own.
 
     Args:
-        threshold: sum of changes from which on the blocks run again; InfiniteTalk has 0.2.
-        num_cells: latent cells per frame, which tell the model's size.
+        threshold: sum of predicted changes from which on the blocks run again; InfiniteTalk uses
+            0.2.
+        num_cells: latent cells per frame; they select the polynomial for 480p or 720p.
 
     Attributes:
-        added: what the blocks added to the tokens when they ran last; None in the first steps.
+        added: residual of the blocks when they ran last; None in the first steps.
     """
 
     def __init__(self, threshold: float, num_cells: int) -> None:
@@ -38,25 +44,26 @@ class TeaCache:
         self._num_steps = 0
 
     def keep(self, added: Tensor) -> None:
-        """Remember what the blocks added, as soon as it can be needed."""
+        """Store the residual of the blocks, except in the first steps, where no step reuses it."""
         if self._num_steps >= NUM_FIRST_STEPS:
             self.added = added
 
     def is_due(self, modulation: Tensor) -> bool:
-        """Say whether the blocks must run in this step; asked once per step.
+        """Return whether the blocks must run in this step; to be called exactly once per step.
 
         Args:
-            modulation: of the step's timestep, any shape.
+            modulation: modulation of the step's timestep, any shape.
 
         Returns:
-            Whether to run them, and ``keep`` what they add.
+            True if they must run, and ``keep`` be called with their residual; False if ``added``
+            takes their place.
         """
         last, self._last = self._last, modulation
         self._num_steps += 1
         if last is None or self._num_steps <= NUM_FIRST_STEPS:
             return True
         change = ((modulation - last).abs().mean() / last.abs().mean()).item()
-        fitted = 0.0
+        fitted = 0.0  # the polynomial by Horner's rule
         for coefficient in self._fit:
             fitted = fitted * change + coefficient
         self._sum += fitted

@@ -1,7 +1,7 @@
-"""The umT5 text encoder that Wan 2.1 reads prompts through, for programs without a host.
+"""The umT5 text encoder that encodes prompts for Wan 2.1, for programs without ComfyUI.
 
-The network is that of transformers, whose numbers are the reference's; this file knows how the
-public checkpoints spell it, and how a prompt becomes tokens.
+The network is that of the transformers library, whose output equals the reference's. This file
+translates the tensor names of the public checkpoints and splits prompts into tokens.
 
 Axes: B batch, N tokens, D width.
 Source: Chung et al., UniMax (2023), umT5; Wan 2.1, wan/modules/t5.py and tokenizers.py.
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import UMT5EncoderModel
 
-MAX_TOKENS = 512  # Wan 2.1, text_len: of a prompt, the end mark included
-TOKENIZER = "spiece_model"  # what ComfyUI's files call the tokenizer's bytes among their tensors
+MAX_TOKENS = 512  # Wan 2.1, text_len: per prompt, the end token included
+TOKENIZER = "spiece_model"  # tensor of ComfyUI's files that holds the tokenizer's bytes
 MAX_DISTANCE = 128  # umT5: positions further apart share a bucket
 _EMBEDDING = "shared.weight"
-_TIED = "encoder.embed_tokens.weight"  # the same tensor, which files hold once
+_TIED = "encoder.embed_tokens.weight"  # the same tensor; files contain it once
 _BLOCK = r"encoder.block.\1.layer"
 _SPELLINGS = {  # Wan 2.1's own names to those of Hugging Face
     r"^token_embedding\.": "shared.",
@@ -45,10 +45,10 @@ _SPELLINGS = {  # Wan 2.1's own names to those of Hugging Face
 
 
 class TextEncoder:
-    """A umT5 encoder."""
+    """umT5 text encoder."""
 
     def __init__(self, model: UMT5EncoderModel) -> None:
-        """Wrap a network; ``build_text_encoder`` makes one."""
+        """Wrap a network; use ``build_text_encoder`` to make one from a checkpoint."""
         self.model = model
 
     @torch.no_grad()
@@ -56,11 +56,11 @@ class TextEncoder:
         """Encode tokens.
 
         Args:
-            ids_BN: of the tokenizer that belongs to the weights, padded.
+            ids_BN: token numbers from the tokenizer that belongs to the weights, padded.
             mask_BN: 1 for a token, 0 for padding, which no token attends to.
 
         Returns:
-            [B, N, D] in the weights' dtype. Wan is shown the rows of tokens alone.
+            [B, N, D] in the weights' dtype. Wan uses the rows of tokens, not those of padding.
         """
         device = self.model.device
         output = self.model(input_ids=ids_BN.to(device), attention_mask=mask_BN.to(device))
@@ -68,28 +68,28 @@ class TextEncoder:
 
 
 class Tokenizer:
-    """A SentencePiece model that cuts prompts into tokens."""
+    """SentencePiece tokenizer of prompts."""
 
     def __init__(self, processor: SentencePieceProcessor) -> None:
-        """Wrap a model; ``build_tokenizer`` makes one."""
+        """Wrap a SentencePiece model; use ``build_tokenizer`` to make one from its bytes."""
         self._processor = processor
 
     @property
     def num_pieces(self) -> int:
-        """Tokens that it knows: one more than the largest number it gives."""
+        """Size of the vocabulary: one more than the largest token number."""
         return self._processor.get_piece_size()
 
     def __call__(self, prompt: str) -> Tensor:
-        """Cut a prompt into tokens.
+        """Split a prompt into tokens.
 
-        HTML's names of characters are resolved, twice, and white space is made one space, as in the
-        reference.
+        As in the reference, HTML entities are resolved twice and each run of white space becomes
+        one space.
 
         Args:
-            prompt: any text; what goes beyond ``MAX_TOKENS`` is not read.
+            prompt: any text; tokens beyond ``MAX_TOKENS`` are cut off.
 
         Returns:
-            Their numbers, [1, N], the end mark last.
+            Token numbers, [1, N], with the end token last.
         """
         text = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
         ids = self._processor.encode(text)[: MAX_TOKENS - 1]
@@ -106,9 +106,9 @@ def build_tokenizer(model: bytes) -> Tokenizer:
         The tokenizer.
 
     Raises:
-        CheckpointError: the bytes are no SentencePiece model, or one without an end mark.
+        CheckpointError: if the bytes are no SentencePiece model, or the model has no end token.
     """
-    # Imported when used, as transformers is.
+    # Imported when used, like transformers: runs without a prompt do not need it.
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
@@ -125,31 +125,32 @@ def build_tokenizer(model: bytes) -> Tokenizer:
 
 
 def encode_prompt(prompt: str, tokenizer: Tokenizer, encoder: TextEncoder) -> Tensor:
-    """Encode a prompt as Wan is shown it.
+    """Encode a prompt to the text embedding for Wan.
 
     Args:
-        prompt: any text, empty too.
-        tokenizer: that belongs to the encoder.
+        prompt: any text; it may be empty.
+        tokenizer: the tokenizer that belongs to the encoder.
         encoder: the network.
 
     Returns:
-        [1, N, D], float32 on the CPU.
+        Text embedding, [1, N, D], float32 on the CPU, without padding.
     """
     ids_BN = tokenizer(prompt)
     return encoder(ids_BN, torch.ones_like(ids_BN)).to("cpu", torch.float32)
 
 
 def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
-    """Build a text encoder from the tensors of a checkpoint; its sizes follow from the shapes.
+    """Build a text encoder from the tensors of a checkpoint; their shapes determine its sizes.
 
     Args:
-        weights: by the names of Wan 2.1's own file or of Hugging Face, as ComfyUI's have them.
+        weights: tensors by the names of Wan 2.1's own file, or by those of Hugging Face, which
+            ComfyUI's files have.
 
     Returns:
         The encoder, in the dtype of the weights, in evaluation mode.
 
     Raises:
-        CheckpointError: tensors that are missing, unknown or of another shape.
+        CheckpointError: if tensors are missing, unknown or of another shape.
     """
     # Imported when used: it takes seconds, and a run without a prompt never needs it.
     from transformers import UMT5Config, UMT5EncoderModel

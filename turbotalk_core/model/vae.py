@@ -1,7 +1,8 @@
 """The Wan 2.1 video VAE: causal in time, streaming in any split, keys as in the public file.
 
-Frames in [-1, 1] go in, normalised latents come out, and back. One call with a fresh stream is the
-whole-clip result; several calls with the same stream give the same frames piece by piece.
+It encodes frames in [-1, 1] to normalised latents and decodes them back. As every layer depends on
+the present and the past alone, a clip can be processed piece by piece: several calls with one
+stream return the same frames as one call for the whole clip with a fresh stream.
 
 Axes: B batch, T video frames, F latent frames, C channels, H height, W width.
 Source of the architecture: Wan 2.1, wan/modules/vae.py.
@@ -28,7 +29,8 @@ from .vae_stages import (
     time_first,
 )
 
-# Wan 2.1, wan/modules/vae.py: statistics that the DiT's latents are normalised with.
+# Wan 2.1, wan/modules/vae.py: per channel, mean and standard deviation of the raw latents. The DiT
+# works on latents normalised by them.
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -38,20 +40,21 @@ LATENT_STD = (
     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
 )  # fmt: skip
 
-ENCODED_FRAMES = 2  # at a time, after the first: more take more memory and gain no speed
-DECODED_LATENTS = 1  # likewise
+ENCODED_FRAMES = 2  # per call, after the first frame: more take more memory and gain no speed
+DECODED_LATENTS = 1  # latent frames per call, for the same reason
 NAME = "the video VAE"
 
 
 class WanVAE(nn.Module):
-    """Video frames to and from the latents that the DiT works on; satisfies ``ports.VideoCodec``.
+    """Video VAE between frames and the DiT's normalised latents; satisfies ``ports.VideoCodec``.
 
     Args:
-        dim: channels at full resolution: 96 in the public file.
+        dim: channels at full resolution; 96 in the public file.
 
     Attributes:
-        dim: the same.
-        is_frugal: work on one frame at a time: less memory, more time, the same up to rounding.
+        dim: channels at full resolution.
+        is_frugal: whether it processes one frame at a time, with less memory, in more time, and
+            with the same result up to rounding.
     """
 
     def __init__(self, dim: int) -> None:
@@ -68,13 +71,14 @@ class WanVAE(nn.Module):
         self.register_buffer("latent_std_C", torch.tensor(LATENT_STD), persistent=False)
 
     def initialize(self) -> None:
-        """Draw weights for training from nothing, from torch's global generator.
+        """Initialise the weights for training from scratch, from torch's global generator.
 
-        Orthogonal convolutions, residual branches that begin quiet, and latents that begin spread
-        out, with little posterior noise: without these the loss stays for hundreds of updates where
-        a flat picture has it. In time nothing happens at first: convolutions see the present frame
-        alone, two frames become their mean and one becomes two. So what is learned from single
-        frames holds for clips; random taps would mix it up and colours would be lost.
+        Convolutions are orthogonal, residual branches start with small output, and latents start
+        widely spread with little posterior noise. Without these the loss stays for hundreds of
+        updates at the value of a uniform picture. Time starts without mixing: convolutions use the
+        present frame alone, temporal downsampling averages two frames and temporal upsampling
+        repeats one. So weights trained on single frames also work on clips; random time taps would
+        mix frames, and colours would be lost.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -107,11 +111,11 @@ class WanVAE(nn.Module):
     def posterior(
         self, frames_BCTHW: Tensor, stream: Stream | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encode frames to the distribution of their latents.
+        """Encode frames to the posterior distribution of their latents.
 
         Args:
-            frames_BCTHW: in [-1, 1].
-            stream: of the clip so far; None for a clip of its own.
+            frames_BCTHW: frames in [-1, 1].
+            stream: state of the clip so far, updated; None if these frames begin a clip.
 
         Returns:
             Mean and log-variance, unnormalised, [B, 16, F, H/8, W/8]; F counts the latent frames
@@ -125,10 +129,10 @@ class WanVAE(nn.Module):
 
         Args:
             raw_BCFHW: unnormalised latents.
-            stream: of the clip so far; None for a clip of its own.
+            stream: state of the clip so far, updated; None if these latents begin a clip.
 
         Returns:
-            [B, 3, T, H, W]; T is 4F, or 4F - 3 at the start of a clip.
+            Frames, [B, 3, T, H, W]; T is 4F, or 4F - 3 at the start of a clip.
         """
         stream = {} if stream is None else stream
         hidden = self.conv2(time_first(raw_BCFHW), stream)
@@ -138,11 +142,11 @@ class WanVAE(nn.Module):
         """Encode the next frames of a clip, any number of them.
 
         Args:
-            frames_BCTHW: in [-1, 1].
-            stream: of this clip, empty before its first frame; updated.
+            frames_BCTHW: frames in [-1, 1].
+            stream: state of the clip, empty before its first frame; updated.
 
         Returns:
-            The normalised latent frames that are complete now, possibly none.
+            Normalised latent frames completed by these frames, possibly none.
         """
         mean, _ = self.posterior(frames_BCTHW, stream)
         return self._normalize(mean)
@@ -152,10 +156,10 @@ class WanVAE(nn.Module):
 
         Args:
             latents_BCFHW: normalised latents, at least one frame.
-            stream: of this clip, empty before its first latent; updated.
+            stream: state of the clip, empty before its first latent; updated.
 
         Returns:
-            Their frames, clamped to [-1, 1].
+            Decoded frames, clamped to [-1, 1].
         """
         raw = latents_BCFHW * self._column(self.latent_std_C) + self._column(self.latent_mean_C)
         return self.reconstruct(raw.to(self._placement), stream).clamp(-1, 1)
@@ -171,8 +175,8 @@ class WanVAE(nn.Module):
             Normalised latents [B, 16, n + 1, H/8, W/8] in the weights' dtype.
 
         Raises:
-            GeometryError: a frame count or size that the codec cannot take.
-            MismatchError: not three channels.
+            GeometryError: if the frame count is not 4n + 1 or a side is no multiple of 8.
+            MismatchError: if there are not three channels.
         """
         self._check(frames_BCTHW, frames_BCTHW.shape[2])
 
@@ -186,28 +190,29 @@ class WanVAE(nn.Module):
 
     @torch.no_grad()
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode a clip of a picture and then grey, bit for bit as ``encode`` does, but sooner.
+        """Encode a clip of a picture followed by grey, bit for bit as ``encode``, but faster.
 
-        Grey is always the same, so stage by stage the encoder comes to repeat itself, and from
-        there on a stage is not called again: of 81 frames some seven tenths of the work are saved.
+        The grey frames are all equal, so the output of each encoder stage begins to repeat after
+        some frames, and the stage is not called again. For 81 frames this saves about seven tenths
+        of the work.
 
         Args:
             picture_BCHW: [B, 3, H, W] in [-1, 1], sides multiples of 8.
-            num_frames: of the clip, 4n + 1.
+            num_frames: length of the clip, 4n + 1.
 
         Returns:
             Normalised latents [B, 16, n + 1, H/8, W/8] in the weights' dtype.
 
         Raises:
-            GeometryError: a frame count or size that the codec cannot take.
-            MismatchError: not three channels.
+            GeometryError: if the frame count is not 4n + 1 or a side is no multiple of 8.
+            MismatchError: if there are not three channels.
         """
         picture_BCTHW = picture_BCHW.unsqueeze(2).to(self._placement)
         self._check(picture_BCTHW, num_frames)
 
         def call() -> Tensor:
             grey_BCTHW = torch.zeros_like(picture_BCTHW)
-            if self.is_frugal:  # frame by frame, of which no stage gets the pairs that repeat
+            if self.is_frugal:  # frame by frame, later stages get no repeating pairs to reuse
                 clip = (picture_BCTHW, grey_BCTHW.expand(-1, -1, num_frames - 1, -1, -1))
                 return self.encode(torch.cat(clip, 2))
             pieces = self.encoder.iter_held(
@@ -219,9 +224,9 @@ class WanVAE(nn.Module):
 
         return call_frugally(self, call, NAME)
 
-    @torch.no_grad()  # on a generator it holds only while this code runs, not in the caller's loop
+    @torch.no_grad()  # on a generator: in force only while this code runs, not in the caller's loop
     def iter_decode(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
-        """Decode a whole clip piece by piece, so that memory does not grow with its length.
+        """Decode a whole clip piece by piece, in memory that does not grow with its length.
 
         Args:
             latents_BCFHW: normalised latents of a whole clip.
@@ -251,7 +256,7 @@ class WanVAE(nn.Module):
         count_latent_frames(num_frames)
 
     def _read(self, encoded_TBCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Make mean and log-variance, [B, 16, F, H/8, W/8], of what the encoder made."""
+        """Compute mean and log-variance, [B, 16, F, H/8, W/8], from the output of the encoder."""
         mean, log_variance = self.conv1(encoded_TBCHW, {}).permute(1, 2, 0, 3, 4).chunk(2, 1)
         return mean, log_variance
 

@@ -1,10 +1,13 @@
-"""What the video VAE is made of: convolutions that see only the past, stage after stage.
+"""Layers of the video VAE: causal convolutions, residual blocks, resampling, encoder and decoder.
 
-Each keeps what it needs of earlier frames in a ``Stream``, so that a clip may come in any pieces.
-Inside, a clip is laid out [T, B, C, H, W], each pixel's channels side by side in memory, and every
-3-D convolution is computed as one 2-D convolution over the stacked time taps: the same sums, and
-processors have far faster kernels for it. Separate from the codec because it knows nothing of
-latents' statistics, lengths and sizes.
+A causal layer depends on the present frame and the past alone. Each layer caches the earlier frames
+that it needs in a ``Stream``, so that a clip may be processed in pieces of any length: the cached
+frames take the place of the zero padding that the start of a clip gets.
+
+Clips have the layout [T, B, C, H, W], with each pixel's channels adjacent in memory. Every 3-D
+convolution is computed as one 2-D convolution whose input channels are the stacked time taps: the
+sums are the same, and CPUs and GPUs have far faster kernels for it. Separate from ``vae.py``, which
+handles the statistics of latents and checks lengths and sizes.
 
 Axes: T frames, B batch, C channels, H height, W width, N frames of all clips, I and O channels of a
 kernel.
@@ -26,15 +29,15 @@ Stream = dict[nn.Module, Tensor]
 
 
 def time_first(clip_BCTHW: Tensor) -> Tensor:
-    """Lay a clip out as the stages want it, [T, B, C, H, W]."""
+    """Permute a clip to the layout of the stages, [T, B, C, H, W], channels last in memory."""
     clip_TBCHW = clip_BCTHW.permute(2, 0, 1, 3, 4)
     return _channels_last(clip_TBCHW.flatten(0, 1)).unflatten(0, clip_TBCHW.shape[:2])
 
 
 class CausalConv3d(nn.Conv3d):
-    """A convolution over time and space that sees only the present and the past.
+    """Causal 3-D convolution: frame t of the output depends on frames up to t of the input.
 
-    Before the first frame it sees zeros. Kernels are 1 or 3 in time, odd in space, stride 1.
+    Frames before the first are zeros. Kernels are 1 or 3 in time, odd in space, stride 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int, int]) -> None:
@@ -43,11 +46,15 @@ class CausalConv3d(nn.Conv3d):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (a stream goes along)
         self, frames_TBCHW: Tensor, stream: Stream
     ) -> Tensor:
-        """Convolve the next frames of a clip, [T, B, C, H, W], remembering the last two."""
+        """Convolve the next frames of a clip, [T, B, C, H, W], and cache the last two of them.
+
+        With a kernel of 3 in time, output frame t needs input frames t - 2, t - 1 and t. The two
+        cached frames make the result the same as that of one call for the whole clip.
+        """
         num_frames, batch = frames_TBCHW.shape[:2]
         taps, height, _ = self.kernel_size
         weight = self.weight
-        stacked_NCHW = frames_TBCHW.flatten(0, 1)  # one frame's clips after the other's
+        stacked_NCHW = frames_TBCHW.flatten(0, 1)  # all clips' first frame, then all their second
         if taps > 1:
             past_NCHW = stream.get(self)
             is_lone = past_NCHW is None and num_frames == 1
@@ -55,7 +62,7 @@ class CausalConv3d(nn.Conv3d):
                 past_NCHW = stacked_NCHW.new_zeros((taps - 1) * batch, *stacked_NCHW.shape[1:])
             extended_NCHW = torch.cat((_channels_last(past_NCHW), stacked_NCHW))
             stream[self] = extended_NCHW[(1 - taps) * batch :].clone()  # a view would keep it all
-            if is_lone:  # a clip's first frame alone: the other taps would only see zeros
+            if is_lone:  # a clip's first frame alone: the earlier taps would multiply zeros
                 weight = weight[:, :, -1:]
             else:
                 length = num_frames * batch
@@ -67,26 +74,26 @@ class CausalConv3d(nn.Conv3d):
 
 
 class RMSNorm(nn.Module):
-    """Scale each pixel's channel vector to unit mean square, then by a learned gain."""
+    """RMS norm of each pixel's channel vector: unit mean square, times a learned gain."""
 
     def __init__(self, channels: int, *, num_spatial_axes: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * num_spatial_axes))
 
     def forward(self, frames_TBCHW: Tensor) -> Tensor:  # noqa: D102
-        # The same as F.normalize over the channels, whose strided norm is far slower on a CPU.
+        # Equal to F.normalize over the channels, but its strided norm is far slower on a CPU.
         inverse = frames_TBCHW.square().sum(2, keepdim=True).clamp_min(1e-24).rsqrt()
         gain = self.gamma.view(-1, 1, 1) * self.gamma.shape[0] ** 0.5
         return (frames_TBCHW * inverse).mul_(gain)
 
 
 class CausalSequential(nn.Sequential):
-    """Layers one after the other, of which the causal ones get the stream."""
+    """Sequence of layers; the causal convolutions among them get the stream."""
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] (a stream goes along)
         self, frames_TBCHW: Tensor, stream: Stream
     ) -> Tensor:
-        """Run the next frames of a clip through all layers."""
+        """Apply all layers to the next frames of a clip, [T, B, C, H, W]."""
         for layer in self:
             is_causal = isinstance(layer, CausalConv3d)
             frames_TBCHW = layer(frames_TBCHW, stream) if is_causal else layer(frames_TBCHW)
@@ -94,11 +101,12 @@ class CausalSequential(nn.Sequential):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions beside a shortcut."""
+    """Residual block of two causal convolutions, each after norm and SiLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.residual = CausalSequential(  # indices are the public file's; 5 was a dropout
+        # The indices are part of the public file's keys; its layer 5 is a dropout.
+        self.residual = CausalSequential(
             RMSNorm(in_channels, num_spatial_axes=3),
             nn.SiLU(inplace=True),
             CausalConv3d(in_channels, out_channels, (3, 3, 3)),
@@ -121,7 +129,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """One attention head over the pixels of each frame by itself."""
+    """Self-attention with one head among the pixels of each frame."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -138,7 +146,11 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width; with ``in_time``, also the frames after the first."""
+    """Downsampling of height and width by 2; with ``in_time``, also of the frames after the first.
+
+    The first frame passes through alone, so 1 + 2n frames become 1 + n. Two such stages make one
+    latent frame of the first video frame and one of every four after it.
+    """
 
     def __init__(self, channels: int, *, in_time: bool) -> None:
         super().__init__()
@@ -153,7 +165,9 @@ class Downsample(nn.Module):
         if self.time_conv is None:
             return frames_NCHW.unflatten(0, (-1, batch))
         pending_NCHW = stream.get(self)
-        # The clip's first frame passes as it is, and is also the past of the first pair.
+        # The time convolution has kernel 3 and stride 2: each output takes a pair of frames and the
+        # frame before it. The clip's first frame passes unchanged and also precedes the first pair.
+        # The stream holds the frame before the next pair, and the first frame of an incomplete one.
         first_NCHW = frames_NCHW[: batch if pending_NCHW is None else 0]
         if pending_NCHW is not None:
             frames_NCHW = torch.cat((pending_NCHW, frames_NCHW))
@@ -172,7 +186,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double height and width, halve the channels; with ``in_time``, double the later frames."""
+    """Upsampling of height and width by 2 with half the channels; with ``in_time``, also of time.
+
+    The time convolution makes two frames of every latent frame but the clip's first.
+    """
 
     def __init__(self, channels: int, *, in_time: bool) -> None:
         super().__init__()
@@ -185,9 +202,10 @@ class Upsample(nn.Module):
     def forward(self, frames_TBCHW: Tensor, stream: Stream) -> Tensor:  # noqa: D102
         batch = frames_TBCHW.shape[1]
         if self.time_conv is not None:
-            # The clip's first latent frame stands for one frame; the convolution never sees it.
+            # The clip's first latent frame stands for one video frame. It bypasses the time
+            # convolution, whose past is therefore zeros at the second frame, as in the reference.
             is_first = self not in stream
-            stream[self] = frames_TBCHW.new_empty(0)  # that there was one
+            stream[self] = frames_TBCHW.new_empty(0)  # marks that the first frame has passed
             first, later = frames_TBCHW[: int(is_first)], frames_TBCHW[int(is_first) :]
             if len(later):
                 pairs = self.time_conv(later, stream).unflatten(2, (2, -1))
@@ -198,12 +216,12 @@ class Upsample(nn.Module):
 
 
 def _stack_taps(weight_OITHW: Tensor) -> Tensor:
-    """Make a 3-D kernel the 2-D kernel, [O, T * I, H, W], of stacked frames, channels last."""
+    """Reshape a 3-D kernel to the 2-D kernel of stacked frames, [O, T * I, H, W], channels last."""
     return weight_OITHW.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
 
 
 def _channels_last(images_NCHW: Tensor) -> Tensor:
-    """Lay each pixel's channels side by side in memory: CPUs and GPUs convolve that faster."""
+    """Make each pixel's channels adjacent in memory: convolutions are faster on CPUs and GPUs."""
     return images_NCHW.contiguous(memory_format=torch.channels_last)
 
 
@@ -224,7 +242,7 @@ def _make_middle(channels: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Frames to twice the latent channels: mean and log-variance."""
+    """Encoder from frames to twice the latent channels, from which mean and log-variance follow."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -246,27 +264,27 @@ class Encoder(nn.Module):
         hidden = frames_TBCHW
         for stage in self._stages:
             hidden = stage(hidden, stream)
-            if not len(hidden):  # it waits for the second frame of a pair
+            if not len(hidden):  # a stage waits for the second frame of a pair
                 _, batch, _, height, width = frames_TBCHW.shape
                 size = height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
                 return hidden.new_empty(0, batch, 2 * LATENT_CHANNELS, *size)
         return hidden
 
     def iter_held(self, first_TBCHW: Tensor, held_TBCHW: Tensor, repeats: int) -> Iterator[Tensor]:
-        """Encode a piece of a clip and then one and the same piece over and over.
+        """Encode a first piece of a clip, followed by repetitions of one other piece.
 
-        What a stage makes depends on its input and a few frames before it. So when its input has
-        begun to repeat, its output does too, a fixed number of pieces later, and need not be made
-        again. The results are to the bit those of calling this module piece by piece, as every
-        call that is made is one of those.
+        The output of a stage depends on its input and on a few frames before it. So once its input
+        repeats, its output repeats too, a fixed number of pieces later, and is reused. The results
+        equal bit for bit those of calling this module piece by piece, as the calls that are made
+        are a subset of those.
 
         Args:
-            first_TBCHW: the piece that the clip begins with.
-            held_TBCHW: the piece that follows, with an even number of frames.
-            repeats: how many times it does.
+            first_TBCHW: piece that the clip begins with.
+            held_TBCHW: piece that is repeated after it, with an even number of frames.
+            repeats: number of repetitions.
 
         Yields:
-            What is complete now, nothing being left out.
+            Encoded frames completed by each piece; concatenated, those of the whole clip.
         """
         stream: Stream = {}
         stages, counts = self._stages, self._count_distinct(len(held_TBCHW))
@@ -287,13 +305,18 @@ class Encoder(nn.Module):
         return self.conv1, *self.downsamples, *self.middle, self.head
 
     def _count_distinct(self, length: int) -> list[int | None]:
-        """Count, per stage, the pieces until its outputs repeat; None where they do not.
+        """Count, for each stage, the pieces until its output repeats.
+
+        The count starts at 2: the first piece, and the first of the equal ones. A causal
+        convolution with kernel K in time adds ceil((K - 1) / length) pieces, until its cached
+        frames are equal too. Temporal downsampling adds one piece and halves the length.
 
         Args:
-            length: frames of the piece that is held from the second on.
+            length: frames of the piece that repeats from the second piece on.
 
         Returns:
-            For each stage a number of pieces, or None from the stage on whose outputs alternate.
+            A number of pieces per stage; None for a stage whose outputs alternate, and for all
+            stages after it.
         """
         counts: list[int | None] = []
         count = 2
@@ -301,7 +324,7 @@ class Encoder(nn.Module):
             if isinstance(stage, Downsample) and stage.time_conv is not None:
                 if length % 2:  # one piece completes a pair, the next does not
                     return counts + [None] * (len(self._stages) - len(counts))
-                count += 1  # for the frame that a pair begins with
+                count += 1  # until the frame before the pair is equal too
                 length //= 2
             else:
                 convolutions = [m for m in stage.modules() if isinstance(m, CausalConv3d)]
@@ -311,7 +334,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to frames."""
+    """Decoder from latents to frames."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -332,7 +355,7 @@ class Decoder(nn.Module):
         self.head = _make_head(dim, 3)
 
     def forward(self, latents_TBCHW: Tensor, stream: Stream, *, is_frugal: bool = False) -> Tensor:
-        """Decode the next latents of a clip; frugally no stage sees two frames at a time."""
+        """Decode the next latents of a clip; if frugal, each stage gets one frame at a time."""
         stages = (self.conv1, *self.middle, *self.upsamples, self.head)
         return _finish(latents_TBCHW, stages, stream, is_frugal)
 

@@ -1,8 +1,8 @@
 """The Wan 2.1 image-to-video transformer with InfiniteTalk's audio cross-attention.
 
-Module names are those of the public checkpoints, so that ``state_dict`` keys are too. Every width
-is free. Numeric rules follow the reference: time embedding, modulation, gated residual sums, norms
-and the head run in float32; everything else in the dtype of the weights.
+Module names are those of the public checkpoints, so the ``state_dict`` keys match them. All widths
+are configurable. Precision follows the reference: time embedding, modulation, gated residual sums,
+norms and the head are computed in float32, everything else in the dtype of the weights.
 
 Axes: B batch, C channels, F latent frames, H height, W width, N tokens, D width, P speakers and
 last the background.
@@ -26,16 +26,16 @@ from .rotary import ROPE_BASE, RotaryTable, rotary_table, rotate
 from .speakers import measure_likeness, speaker_tables, token_regions
 from .teacache import TeaCache
 
-TEXT_LENGTH = 512  # Wan 2.1: text is padded with zeros to this many tokens, and all are attended
+TEXT_LENGTH = 512  # Wan 2.1: text is zero-padded to this many tokens; padding is attended to too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanConfig:
-    """Sizes of the transformer; the defaults are Wan2.1-I2V-14B with InfiniteTalk.
+    """Sizes of the transformer; the defaults are those of Wan2.1-I2V-14B with InfiniteTalk.
 
     Attributes:
         dim: width of the video tokens.
-        ffn_dim: width inside the feed-forward layers.
+        ffn_dim: hidden width of the feed-forward layers.
         num_heads: attention heads; dim / num_heads must be even and at least 6.
         num_layers: transformer blocks.
         in_channels: noisy latents, mask and reference latents together.
@@ -44,7 +44,10 @@ class WanConfig:
         image_dim: width of the CLIP tokens; None for a model without the image branch.
         audio_heads: heads of the audio attention; None for a model without it.
         audio_token_dim: width of the audio tokens.
-        eps: of the norms.
+        eps: epsilon of the norms.
+
+    Raises:
+        MismatchError: if the heads do not divide the width, or a head is odd or under 6 wide.
     """
 
     dim: int = 5120
@@ -69,7 +72,7 @@ class WanConfig:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole width, computed in float32."""
+    """RMS norm over the whole width, all heads together, normalised in float32."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -83,7 +86,16 @@ class RMSNorm(nn.Module):
 
 
 def time_sinusoid(timestep_B: Tensor, dim: int) -> Tensor:
-    """Embed timesteps in 0..1000 as dim/2 cosines, then dim/2 sines, in float64."""
+    """Compute the sinusoidal embedding of timesteps in 0..1000.
+
+    Args:
+        timestep_B: timesteps, 1000 * sigma.
+        dim: width of the embedding, even.
+
+    Returns:
+        [B, dim], float64: dim/2 cosines, then dim/2 sines, at frequencies that fall geometrically
+        from 1.
+    """
     half = dim // 2
     frequencies = ROPE_BASE ** (
         -torch.arange(half, dtype=torch.float64, device=timestep_B.device) / half
@@ -93,7 +105,7 @@ def time_sinusoid(timestep_B: Tensor, dim: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Attention among all video tokens of a chunk."""
+    """Self-attention among all video tokens of a chunk."""
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
@@ -112,7 +124,18 @@ class SelfAttention(nn.Module):
         regions_PN: Tensor | None = None,
         num_pieces: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend, and with regions also measure each token's likeness to them, [B, P, N]."""
+        """Compute self-attention and, if there are regions, each token's likeness to them.
+
+        Args:
+            hidden_BND: normalised and modulated video tokens.
+            table: rotary table of the token grid.
+            regions_PN: regions of the speakers on the first frame's tokens, or None.
+            num_pieces: parts in which queries, and the keys before attention, are computed one
+                after the other. Every query still attends to all keys.
+
+        Returns:
+            [B, N, D], and the likeness [B, P, N] or None.
+        """
         heads = (self.num_heads, -1)
         likeness: list[Tensor] = []
 
@@ -133,7 +156,10 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention to the text and, where the model has the branch, to the CLIP image tokens."""
+    """Cross-attention to the text and, if the model has the branch, to the CLIP image tokens.
+
+    The two share the queries but have separate softmaxes, and their outputs are summed.
+    """
 
     def __init__(self, dim: int, num_heads: int, eps: float, *, has_image: bool) -> None:
         super().__init__()
@@ -161,7 +187,10 @@ class CrossAttention(nn.Module):
 
 
 def _in_pieces(call: Callable[..., Tensor], num_pieces: int, *tensors: Tensor) -> Tensor:
-    """Do with equal parts of the second axis, one after the other, what is done to each token."""
+    """Apply a per-token function to equal parts of the second axis, one after the other.
+
+    Needs less memory for intermediate results than one call; the output is the same up to rounding.
+    """
     if num_pieces == 1:
         return call(*tensors)
     pieces = zip(*(tensor.tensor_split(num_pieces, 1) for tensor in tensors), strict=True)
@@ -174,7 +203,14 @@ def _attend(q_BNHD: Tensor, k_BNHD: Tensor, v_BNHD: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Self-attention, text and image attention, audio attention, feed-forward."""
+    """Transformer block: self-attention, text and image attention, audio attention, feed-forward.
+
+    The timestep enters by modulation (adaptive layer norm): ``modulation_B6D`` plus the block's own
+    learned offset holds shift, scale and gate of the self-attention and of the feed-forward layer.
+    Each of the two computes x + gate * f(norm(x) * (1 + scale) + shift), so a zero modulation
+    leaves the norm as it is and removes the branch. The cross-attentions have plain residual sums:
+    their input depends on the timestep through the tokens alone.
+    """
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
@@ -244,7 +280,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Video tokens to patches of velocity."""
+    """Output head from video tokens to patches of velocity, modulated by the timestep."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -253,13 +289,14 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
 
     def forward(self, hidden_BND: Tensor, time_BD: Tensor) -> Tensor:  # noqa: D102
+        # Shift and scale share one time embedding; only their learned offsets differ.
         shift, scale = (self.modulation.float() + time_BD.unsqueeze(1)).chunk(2, 1)
         normed = layer_norm(hidden_BND, self.norm).float() * (1 + scale) + shift
         return F.linear(normed, self.head.weight.float(), self.head.bias.float())
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP image tokens to the width of the video tokens."""
+    """Projection of CLIP image tokens to the width of the video tokens."""
 
     def __init__(self, image_dim: int, dim: int) -> None:
         super().__init__()
@@ -272,21 +309,22 @@ class ImageEmbedding(nn.Module):
         )
 
     def forward(self, image_BND: Tensor) -> Tensor:
-        """Embed [B, N, image width] as [B, N, D]."""
+        """Project image tokens, [B, N, image width], to [B, N, D]."""
         return self.proj(image_BND)
 
 
 class WanModel(nn.Module):
-    """Predicts the velocity (noise - data) of a chunk of noisy video latents.
+    """Transformer that predicts the velocity (noise - data) of a chunk of noisy video latents.
 
     Args:
-        config: its sizes.
+        config: sizes of the network.
 
     Attributes:
-        config: its sizes.
-        uses_checkpointing: recompute each block in the backward pass instead of storing it.
-        is_frugal: work through one latent frame's tokens after the other, each attending to those
-            of all: less memory, more time, the same result up to rounding.
+        config: sizes of the network.
+        uses_checkpointing: whether each block is recomputed in the backward pass, instead of
+            storing its activations.
+        is_frugal: whether the tokens are processed one latent frame at a time, still attending to
+            those of all frames: less memory, more time, the same result up to rounding.
     """
 
     def __init__(self, config: WanConfig) -> None:
@@ -311,11 +349,11 @@ class WanModel(nn.Module):
             self.img_emb = ImageEmbedding(config.image_dim, dim)
 
     def initialize(self) -> None:
-        """Draw weights for training from nothing, from torch's global generator.
+        """Initialise the weights for training from scratch, from torch's global generator.
 
-        Linear layers Xavier-uniform with zero bias, text and time embeddings N(0, 0.02). Every
-        block begins as an ordinary pre-norm block: gates 1, no shift, no scale, no word from the
-        timestep. The head begins at zero.
+        Linear layers are Xavier-uniform with zero bias, text and time embeddings N(0, 0.02). Every
+        block starts as an ordinary pre-norm block: gates 1, shifts and scales 0, no influence of
+        the timestep. The head starts at zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
@@ -349,28 +387,29 @@ class WanModel(nn.Module):
         cache: TeaCache | None = None,
         hidden_after: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """Make one network call.
+        """Predict the velocity.
 
         Args:
             latents_BCFHW: noisy latents, 16 channels, even sides.
             timestep_B: 1000 * sigma, in 0..1000.
             reference_BCFHW: mask and reference latents, in_channels - 16 channels.
             text_BND: text embedding of at most 512 tokens, or None for the null text (zeros).
-            image_embeds_BND: CLIP tokens, for a model with the image branch.
-            audio_BFND: audio tokens per latent frame, those of one speaker after those of another,
-                or None to leave the audio attention out.
-            audio_scale: factor on what the audio attention adds.
-            regions_PHW: where each of several speakers is in the first latent frame, 1 inside, and
-                last the background; None where there is one voice, for the whole picture.
-            cache: of this kind of call, to leave the blocks out where they would say the same.
-            hidden_after: to be given the video tokens after each block, [B, N, D] by the block's
-                number from 0, for what reads a transformer at several depths.
+            image_embeds_BND: CLIP image tokens, for a model with the image branch.
+            audio_BFND: audio tokens per latent frame, all of one speaker before those of the next,
+                or None to skip the audio attention.
+            audio_scale: factor on the output of the audio attention.
+            regions_PHW: regions of several speakers in the first latent frame, 1 inside, and last
+                the background; None with one voice, which applies to the whole picture.
+            cache: TeaCache of this kind of call, which skips the blocks in steps where they change
+                little; None runs them.
+            hidden_after: dict that receives the video tokens after each block, [B, N, D] by the
+                block's number from 0, for discriminators that use several depths.
 
         Returns:
-            Velocity, float32, the shape of ``latents_BCFHW``.
+            Velocity, float32, in the shape of ``latents_BCFHW``.
 
         Raises:
-            MismatchError: inputs that do not fit the model or each other.
+            MismatchError: if the inputs do not fit the model or each other.
         """
         grid = self._check(latents_BCFHW, reference_BCFHW, image_embeds_BND, audio_BFND)
         batch = latents_BCFHW.shape[0]
@@ -396,9 +435,9 @@ class WanModel(nn.Module):
             return self._unpatchify(head, grid)
 
         if cache is not None and not cache.is_due(modulation):
-            assert cache.added is not None  # the first steps are always due
+            assert cache.added is not None  # the blocks always run in the first steps
             return finish(hidden + cache.added)
-        before = None if cache is None else hidden  # kept for it alone
+        before = None if cache is None else hidden  # without a cache its memory is not held
         for number, block in enumerate(self.blocks):
             told = (modulation, table, text, image, audio, audio_scale, regions, num_pieces)
             if self.uses_checkpointing and torch.is_grad_enabled():
@@ -461,7 +500,7 @@ class WanModel(nn.Module):
 
     def _embed_text(self, text_BND: Tensor | None, batch: int, dtype: torch.dtype) -> Tensor:
         if text_BND is None:
-            # 512 equal rows attended to are one row attended to.
+            # Attention to 512 equal rows returns the same as attention to one of them.
             text_BND = torch.zeros(1, 1, self.config.text_dim, device=self.head.modulation.device)
         elif text_BND.shape[1] > TEXT_LENGTH or text_BND.shape[2] != self.config.text_dim:
             raise MismatchError(

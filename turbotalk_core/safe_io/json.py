@@ -22,15 +22,15 @@ def read_small(path: Path, limit: int = MAX_TEXT) -> bytes:
     """Read a whole file that must be small.
 
     Args:
-        path: of a regular file.
-        limit: most bytes that it may have.
+        path: path of a regular file.
+        limit: largest allowed size, bytes.
 
     Returns:
         Its bytes.
 
     Raises:
-        OSError: it is missing, no regular file, or cannot be read.
-        ValueError: it is larger.
+        OSError: if the file is missing, no regular file, or cannot be read.
+        ValueError: if it is larger.
     """
     if not is_file(path):
         raise FileNotFoundError(2, "No such file", str(path))
@@ -45,14 +45,14 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (whatever JSON says)
     """Parse JSON with exactly one meaning.
 
     Args:
-        text: one value, at most ``MAX_TEXT`` long; bytes are UTF-8.
+        text: one JSON value, at most ``MAX_TEXT`` long; bytes are UTF-8.
 
     Returns:
         The value.
 
     Raises:
-        ValueError: it is longer, no JSON, nested deeper than Python reads, names a key twice, or
-            has a number that is not finite or of more than ``MAX_DIGITS`` digits.
+        ValueError: if the text is longer, no JSON, nested too deeply for Python, has a key twice,
+            or has a number that is not finite or has more than ``MAX_DIGITS`` digits.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT} characters")

@@ -11,22 +11,22 @@ MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of film are 
 MAX_BOXES = 2**20  # of an mp4; six days in fragments of a second have as many
 MAX_PIXELS = 2**26  # of a picture or of a video's frame: 8192x8192
 
-# What FFmpeg may take a file for: containers that hold their own media. It knows others that are
-# lists of further files to open, such as HLS, DASH and concat, or programs, such as lavfi.
+# Formats that FFmpeg may open: containers with their own media. It supports others that are lists
+# of further files to open, such as HLS, DASH and concat, or programs, such as lavfi.
 CONTAINERS = (
     "aac", "ac3", "aiff", "amr", "ape", "asf", "au", "avi", "caf", "dts", "eac3", "flac", "flv",
     "gif", "m4v", "matroska", "mov", "mp3", "mpeg", "mpegts", "mpegvideo", "ogg", "tta", "w64",
     "wav", "wv",
 )  # fmt: skip
 
-# Boxes of mp4 inside of which FFmpeg looks for others, wherever they stand.
+# Boxes of mp4 in which FFmpeg searches for further boxes, at any place.
 _NESTS = {
     b"clip", b"dinf", b"edts", b"ilst", b"ipco", b"iprp", b"mdia", b"meta", b"minf", b"moof",
     b"moov", b"mvex", b"schi", b"sinf", b"stbl", b"stsd", b"traf", b"trak", b"tref", b"udta",
     b"wave", b"wide",
 }  # fmt: skip
-# Tables of the sizes of samples, of a film and of a fragment, and how far behind the name their
-# number stands; or tables that are compressed, which say so there.
+# Tables with the sizes of samples, of a whole video and of a fragment, and the distance from their
+# name to the number of samples; and compressed tables, which have their mark at that distance.
 _TABLES = {b"stsz": 8, b"trun": 4, b"cmov": 4}
 _TABLE = re.compile(b"|".join(_TABLES))
 
@@ -35,12 +35,12 @@ def media_options(protocols: str) -> dict[str, str]:
     """Return the options with which FFmpeg opens a stranger's file.
 
     Args:
-        protocols: where it may read from: ``file``, or ``none`` for bytes in memory. Never a
-            network's.
+        protocols: allowed protocols: ``file``, or ``none`` for bytes in memory. Never one of a
+            network.
 
     Returns:
-        Options for container and streams: no other file is opened for this one, and no frame is
-        made of more than ``MAX_PIXELS``.
+        Options for container and streams: they limit formats and protocols, so that no other file
+        is opened, and frames to ``MAX_PIXELS``.
     """
     return {
         "protocol_whitelist": protocols,
@@ -50,17 +50,17 @@ def media_options(protocols: str) -> dict[str, str]:
 
 
 def check_tables(file: BinaryIO) -> None:
-    """Refuse an mp4 or mov file whose tables claim more samples than it has bytes.
+    """Check that the tables of an mp4 or mov file declare no more samples than it has bytes.
 
-    FFmpeg makes an entry in memory for each sample claimed, gigabytes for a file of a kilobyte.
+    FFmpeg allocates an entry for each declared sample, gigabytes for a file of a kilobyte.
 
     Args:
-        file: open for reading, of any format; of others hardly anything is read.
+        file: file open for reading, of any format; of others hardly anything is read.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it claims more, has tables larger than ``MAX_TABLES``, more than ``MAX_BOXES``,
-            or compressed tables, which no camera of this century makes.
+        OSError: if the file cannot be read.
+        ValueError: if it declares more, its tables exceed ``MAX_TABLES``, its boxes ``MAX_BOXES``,
+            or its tables are compressed, as no camera of this century writes them.
 
     Source: ISO/IEC 14496-12, 4.2 (boxes), 8.7.3 (stsz) and 8.8.8 (trun).
     """
@@ -70,7 +70,7 @@ def check_tables(file: BinaryIO) -> None:
         file.seek(place)
         head = file.read(16).ljust(16, b"\0")
         size, kind = struct.unpack(">I4s", head[:8])
-        if size == 1:  # it stands behind, in 64 bits
+        if size == 1:  # the size follows in 64 bits
             (size,) = struct.unpack(">Q", head[8:])
         size = min(size or num_bytes, num_bytes - place)  # 0 means up to the end
         if size < 8:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
-_MAX_NAME = 255  # bytes; what file systems hold
+_MAX_NAME = 255  # bytes; the limit of file systems
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     f"{port}{number}" for port in ("COM", "LPT") for number in range(10)
 }  # Windows opens these in any folder, with any suffix
-# Without a glyph of their own: controls, halves of surrogate pairs, breaks of lines, and what
-# writes backwards, so that "gpj.exe" reads "exe.jpg".
+# Characters without a glyph: controls, halves of surrogate pairs, line breaks, and those that
+# change the direction of text, with which "gpj.exe" is displayed as "exe.jpg".
 _HIDDEN = {"Cc", "Cs", "Zl", "Zp"}
 _DIRECTIONS = {chr(code) for code in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F))} | {
     chr(code) for code in range(0x2066, 0x206A)
@@ -21,14 +21,14 @@ def is_file(path: Path) -> bool:
     """Check whether a path is a regular file; a name that no file can have is none.
 
     Args:
-        path: any, with any characters in it. Pipes and devices, which may never end, are no files.
+        path: any path, with any characters.
 
     Returns:
-        Whether there is such a file.
+        True for a regular file; False for pipes and devices, which may never end, and all else.
     """
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long, or a folder that may not be looked into
+    except (OSError, ValueError):  # the name is too long, or the folder may not be read
         return False
 
 
@@ -44,13 +44,13 @@ def is_plain_name(name: object) -> bool:
     """Check whether a name means one file of the folder it is used in, on every system.
 
     Args:
-        name: from a stranger, of any type.
+        name: untrusted name, of any type.
 
     Returns:
-        False for anything but a string; one with a separator, a colon or a character that is not
-        seen; ``.`` and ``..``; one that is too long, or ends in a dot or a space; one that another
-        spelling would turn into something else, as full-width letters and dots are; and the names
-        of Windows' devices.
+        False for anything but a string; one with a separator, a colon or an invisible character;
+        ``.`` and ``..``; one that is too long, or ends in a dot or a space; one that Unicode
+        normalisation would change, such as full-width letters and dots; and the names of Windows'
+        devices.
     """
     if not isinstance(name, str) or not name or not name.isprintable():
         return False

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from .json import MAX_TEXT, parse_json
 
-MAX_TENSORS = 50_000  # in a file; the largest public video models have some thousands
+MAX_TENSORS = 50_000  # per file; the largest public video models have some thousands
 MAX_LAYERS = 1_000  # of one network; the largest public video models have 40
 MAX_AXES = 16  # of one tensor; a video's have five
 
-# safetensors' names of types, and the bits of one value.
+# safetensors' names of dtypes, and the bits of one value.
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -38,14 +38,14 @@ def read_tensor_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, st
     Sizes are compared with the file before memory of that size is allocated.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         The tensors by name, and the metadata.
 
     Raises:
-        OSError: the file is missing or cannot be read.
-        ValueError: the header is damaged, larger than ``MAX_TEXT``, or names more than
+        OSError: if the file is missing or cannot be read.
+        ValueError: if the header is damaged, larger than ``MAX_TEXT``, or has more than
             ``MAX_TENSORS`` tensors; or the tensors do not fill the file exactly.
 
     Source: the format's own description, github.com/huggingface/safetensors.
@@ -84,7 +84,7 @@ def read_tensor_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, st
 
 
 def _read_entry(name: str, told: object) -> tuple[TensorEntry, tuple[int, int]]:
-    """Read one tensor of a header, and where its data begin and end."""
+    """Return one tensor's entry in a header, and the range of its data in the file."""
     try:
         if not isinstance(told, dict):
             raise TypeError(told)

@@ -1,1 +1,1 @@
-"""From noise to clean latents: noise levels, conversions, update rules, guidance."""
+"""Sampling from noise to clean latents: noise levels, conversions, update rules, guidance."""

@@ -1,12 +1,14 @@
-"""Pushing a prediction away from what the network would say without text, or without the voice.
+"""Classifier-free guidance for text and audio, with optional adaptive projection (APG).
 
-Four predictions are told apart by what the network is given:
+There are four predictions, one for each combination of the network's inputs:
 
-    c: text and voice    d: null text and voice    a: text and null voice    n: neither
+    c: text and audio    d: null text and audio    a: text and null audio    n: both null
 
-With scales T for the text and A for the voice, v = c + (A - 1) (c - a) where T is 1, else
-v = c + (T - 1) (c - d) + (A - 1) (d - n). Null voice is the tokens that the adapter makes of
-windows full of zeros; they are not zero. Source: InfiniteTalk, wan/multitalk.py.
+With scales T for the text and A for the audio, v = c + (A - 1) (c - a) if T is 1, else
+v = c + (T - 1) (c - d) + (A - 1) (d - n). Each difference (a "push") is the effect of one
+condition: a scale above 1 extrapolates along it, and 1 leaves it as predicted.
+Null audio is the audio tokens of windows of zeros; the tokens themselves are not zero.
+Source: InfiniteTalk, wan/multitalk.py.
 
 Axes: B batch, C channels, F latent frames, H height, W width, N tokens, D width.
 """
@@ -22,20 +24,20 @@ from torch import Tensor
 from ..ports import Denoiser
 from ..types import AudioTokens, Conditioning
 
-APG_MOMENTUM = -0.75  # InfiniteTalk, wan/multitalk.py: of both pushes
-APG_LIMIT = 55.0  # InfiniteTalk, wan/multitalk.py: largest norm of a push
+APG_MOMENTUM = -0.75  # InfiniteTalk, wan/multitalk.py: for both pushes
+APG_LIMIT = 55.0  # InfiniteTalk, wan/multitalk.py: largest L2 norm of a push
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guidance:
-    """How hard to push, and away from what.
+    """Guidance scales and null inputs.
 
     Attributes:
-        guidance_scale: push towards the text, >= 0; 1 is off.
-        audio_guidance_scale: push towards the voice, >= 0; 1 is off.
+        guidance_scale: text guidance scale, >= 0; 1 is off.
+        audio_guidance_scale: audio guidance scale, >= 0; 1 is off.
         null_text_BND: embedding of the negative prompt, or None for the null text (all zeros).
-        null_tokens: tokens of no voice.
-        uses_apg: shape each push by an ``AdaptivePush``.
+        null_tokens: audio tokens of null audio.
+        uses_apg: whether each push is shaped by an ``AdaptivePush``.
     """
 
     guidance_scale: float
@@ -46,34 +48,40 @@ class Guidance:
 
 
 class AdaptivePush:
-    """Adaptive projected guidance of one push, through the steps of one chunk.
+    """Adaptive projected guidance (APG) of one push through the steps of one chunk.
 
-    Each push is lessened by three quarters of the one before, cut to a largest norm, and loses the
-    part that only makes the prediction stronger, which is what oversaturates.
+    A push is the difference of two predictions. Three operations are applied to it in turn:
+
+    1. Reverse momentum: 0.75 times the result of this operation in the step before is subtracted,
+       so that a direction that persists from step to step counts less.
+    2. Rescaling: the norm is limited to ``APG_LIMIT``.
+    3. Projection: the component parallel to the prediction is removed. That component only
+       scales the prediction up, which causes oversaturation.
 
     Source: Sadat et al., Eliminating Oversaturation and Artifacts of High Guidance Scales (2024).
     """
 
     def __init__(self) -> None:
-        """Begin a chunk."""
+        """Start without momentum, as a chunk does."""
         self._average_BCFHW: Tensor | None = None
 
     def __call__(self, push_BCFHW: Tensor, prediction_BCFHW: Tensor) -> Tensor:
         """Shape a push.
 
         Args:
-            push_BCFHW: from one prediction of the network to another.
-            prediction_BCFHW: the prediction that is pushed.
+            push_BCFHW: difference of two predictions of the network.
+            prediction_BCFHW: the prediction that the push will be added to.
 
         Returns:
-            The push to make instead, at right angles to the prediction.
+            The shaped push, orthogonal to the prediction, in the shape and dtype of ``push_BCFHW``.
         """
         if self._average_BCFHW is not None:
             push_BCFHW = push_BCFHW + APG_MOMENTUM * self._average_BCFHW
         self._average_BCFHW = push_BCFHW
         push = push_BCFHW.flatten(1)
         push = push * (APG_LIMIT / push.norm(dim=1, keepdim=True)).clamp_max(1)
-        # In double precision: the part taken away is nearly all of a push at low noise.
+        # In float64: at low noise the removed component is nearly all of the push, so the rest is
+        # a small difference of large numbers.
         along = torch.nn.functional.normalize(prediction_BCFHW.flatten(1).double(), dim=1)
         push = push.double()
         across = push - (push * along).sum(1, keepdim=True) * along
@@ -81,7 +89,7 @@ class AdaptivePush:
 
 
 def keep_push(push_BCFHW: Tensor, prediction_BCFHW: Tensor) -> Tensor:
-    """Leave a push as it is: guidance without APG."""
+    """Return a push unchanged: guidance without APG."""
     return push_BCFHW
 
 
@@ -90,20 +98,20 @@ Pushes = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Te
 
 
 def begin_pushes(guidance: Guidance) -> Pushes:
-    """Give what shapes the pushes of one chunk."""
+    """Return the functions that shape the pushes of one chunk, with fresh state if APG is on."""
     return (AdaptivePush(), AdaptivePush()) if guidance.uses_apg else (keep_push, keep_push)
 
 
 def count_calls(guidance_scale: float, audio_guidance_scale: float) -> int:
-    """Count the network calls per step that a pair of guidance scales needs.
+    """Return the number of network calls per step for a pair of guidance scales.
 
     Args:
-        guidance_scale: 1 is off.
-        audio_guidance_scale: 1 is off.
+        guidance_scale: text guidance scale; 1 is off.
+        audio_guidance_scale: audio guidance scale; 1 is off.
 
     Returns:
-        1 without guidance, 2 with audio guidance alone, 3 with text guidance. With both scales 1
-        the reference makes 2 calls, whose combination is exactly the one made here.
+        1 without guidance, 2 with audio guidance alone, 3 with text guidance. With both scales at
+        1 the reference makes 2 calls; their combination equals the one call made here.
     """
     if guidance_scale != 1:
         return 3
@@ -119,19 +127,20 @@ def guided_velocity(
     guidance: Guidance,
     pushes: Pushes = (keep_push, keep_push),
 ) -> Tensor:
-    """Predict the velocity, guided.
+    """Predict the velocity with guidance.
 
     Args:
-        denoiser: called ``count_calls`` times.
-        latents_BCFHW: at noise level sigma.
-        sigma: in (0, 1].
-        conditioning: with the text.
-        tokens: of the voice.
+        denoiser: the network; called ``count_calls`` times.
+        latents_BCFHW: latents at noise level sigma.
+        sigma: noise level, in (0, 1].
+        conditioning: the conditioning, with the text.
+        tokens: audio tokens of the voice.
         guidance: scales and null inputs.
-        pushes: of ``begin_pushes``, the same through all steps of a chunk.
+        pushes: result of ``begin_pushes``; the same through all steps of a chunk, as APG keeps its
+            momentum there.
 
     Returns:
-        Velocity, the shape of the latents.
+        Guided velocity, in the shape of the latents.
     """
     null_conditioning = replace(conditioning, text_BND=guidance.null_text_BND)
 
@@ -148,14 +157,14 @@ def guide(
     audio_guidance_scale: float,
     pushes: Pushes = (keep_push, keep_push),
 ) -> Tensor:
-    """Combine what a network says with and without text and voice.
+    """Combine a network's predictions with and without text and audio.
 
     Args:
-        predict: a network call, told whether it reads the text and whether it hears the voice;
-            called ``count_calls`` times.
-        guidance_scale: push towards the text, >= 0; 1 is off.
-        audio_guidance_scale: push towards the voice, >= 0; 1 is off.
-        pushes: shape the pushes.
+        predict: a network call; its arguments say whether the text and whether the voice are
+            among the inputs, instead of the null ones. Called ``count_calls`` times.
+        guidance_scale: text guidance scale, >= 0; 1 is off.
+        audio_guidance_scale: audio guidance scale, >= 0; 1 is off.
+        pushes: functions that shape the text push and the audio push.
 
     Returns:
         The guided prediction.

@@ -1,7 +1,6 @@
-"""The loop over noise levels that makes the latents of one chunk.
+"""The sampling loop over noise levels, which turns noise into the latents of one chunk.
 
-Goes in: noise, noise levels, what the network is told, the clean latents that the chunk begins
-with. Comes out: clean latents. Axes: B batch, C channels, F latent frames, H height, W width.
+Axes: B batch, C channels, F latent frames, H height, W width.
 """
 
 from __future__ import annotations
@@ -33,29 +32,30 @@ def sample(
     progress: Progress,
     check_stop: CheckStop,
 ) -> Tensor:
-    """Turn noise into latents.
+    """Sample the clean latents of one chunk.
 
-    The first latent frames are the motion latents, clean, in every network call and in the result,
-    while the network is told one noise level for all frames: so the model was trained.
+    The first latent frames are pinned to the clean motion latents in every network call and in the
+    result, yet the network gets one timestep for all frames. The model was trained that way.
 
     Args:
         denoiser: the network.
-        noise_BCFHW: standard normal; gives the dtype and device of all arithmetic here.
-        sigmas: noise levels, descending to 0, one more than there are steps.
-        conditioning: what the network is told besides the voice.
-        tokens: of the voice.
+        noise_BCFHW: standard normal noise; its dtype and device are those of all arithmetic here.
+        sigmas: noise levels, descending to 0, [num_steps + 1].
+        conditioning: the network's inputs besides latents, sigma and audio tokens.
+        tokens: audio tokens of the voice.
         guidance: scales and null inputs.
-        update: rule from one noise level to the next.
-        motion_latents_BCFHW: the chunk's first latent frames, fewer than those of the noise.
-        generator: of the fresh noise that renoise draws.
+        update: update rule from one noise level to the next.
+        motion_latents_BCFHW: clean latents of the chunk's first latent frames; fewer frames than
+            the noise.
+        generator: source of the fresh noise of the renoise update.
         progress: advanced once per network call.
-        check_stop: asked before each network call.
+        check_stop: called before each network call; it may raise.
 
     Returns:
-        Clean latents, the shape of the noise.
+        Clean latents, in the shape of the noise.
 
     Raises:
-        MismatchError: motion latents that do not fit into the noise.
+        MismatchError: if the motion latents do not fit into the noise.
 
     Source: InfiniteTalk, wan/multitalk.py, the denoising loop of generate_infinitetalk.
     """

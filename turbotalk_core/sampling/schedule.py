@@ -1,8 +1,7 @@
-"""The noise levels of a run: sigma in [0, 1], descending, ending in 0.
+"""Noise schedules: descending sigmas in [0, 1] that end in 0.
 
-Goes in: a number of steps and a shift. Comes out: one sigma more than there are steps, float32.
-Training and inference call the same functions, so that no student is sampled on other levels than
-it was trained on.
+N steps have N + 1 sigmas, float32. Training and inference call the same functions, so that a
+student is sampled at the noise levels that it was trained on.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from ..request import MAX_DISTILLED_STEPS, TalkRequest
 
 
 def reference_sigmas(num_inference_steps: int, shift: float) -> Tensor:
-    """Space the noise levels as the many-step reference sampler does.
+    """Compute the sigmas of the many-step reference schedule.
 
-    Timesteps linspace(1000, 1, N), shifted, then 0. The last step is nearly empty: at shift 7 it
-    goes from 0.007 to 0, so N steps do the work of N - 1.
+    The timesteps are linspace(1000, 1, N), shifted, then 0. The last step does almost nothing: at
+    shift 7 it goes from sigma 0.007 to 0, so N steps do the work of N - 1.
 
     Args:
         num_inference_steps: N, at least 1.
@@ -30,7 +29,7 @@ def reference_sigmas(num_inference_steps: int, shift: float) -> Tensor:
         Sigmas, [N + 1].
 
     Raises:
-        ScheduleError: no step, or a shift that is not positive.
+        ScheduleError: if there is no step or the shift is not positive and finite.
 
     Source: InfiniteTalk, wan/multitalk.py (timesteps) and timestep_transform.
     """
@@ -41,20 +40,21 @@ def reference_sigmas(num_inference_steps: int, shift: float) -> Tensor:
 
 
 def distilled_sigmas(num_inference_steps: int, shift: float) -> Tensor:
-    """Space the noise levels as a few-step student was trained on them.
+    """Compute the sigmas of the distilled schedule, at which a few-step student was trained.
 
-    Timesteps before the shift are even parts of 1000: (1000), (1000, 500), thirds, (1000, 750,
-    500, 250); then 0. Every step does equal work, unlike the reference schedule's last.
+    Before the shift, the timesteps divide 1000 evenly: (1000), (1000, 500), thirds, (1000, 750,
+    500, 250); then 0. All steps have equal length before the shift, unlike the last step of the
+    reference schedule.
 
     Args:
-        num_inference_steps: 1 to 4.
-        shift: flow shift, > 0; must be that of the distillation.
+        num_inference_steps: N, 1 to 4.
+        shift: flow shift, > 0; must be the shift used in distillation.
 
     Returns:
         Sigmas, [N + 1].
 
     Raises:
-        ScheduleError: another number of steps, or a shift that is not positive.
+        ScheduleError: if N is not 1 to 4 or the shift is not positive and finite.
 
     Source: TurboTalk, Eq. 4-5; the values are inferred, those for 4 and 2 steps are
     Self-Forcing's and SoulX-FlashTalk's.
@@ -69,10 +69,10 @@ def distilled_sigmas(num_inference_steps: int, shift: float) -> Tensor:
 
 
 def request_sigmas(request: TalkRequest) -> Tensor:
-    """Give the noise levels of a request: its own list, or those of its schedule.
+    """Return the sigmas of a request: its own list, or those of its schedule.
 
     Args:
-        request: valid by construction.
+        request: the request; its values were checked when it was made.
 
     Returns:
         Sigmas, [num_inference_steps + 1].
@@ -84,19 +84,23 @@ def request_sigmas(request: TalkRequest) -> Tensor:
 
 
 def shift_sigmas(unshifted: Tensor, shift: float) -> Tensor:
-    """Move noise levels towards 1: sigma = s u / (1 + (s - 1) u).
+    """Shift noise levels towards 1: sigma = s u / (1 + (s - 1) u).
+
+    The shift multiplies the ratio of noise to data, u / (1 - u), by s; 0 and 1 stay fixed. Large
+    latents need it: their neighbouring values are redundant, so at the same sigma more of the
+    picture survives the noise, and more of the steps must lie at high noise.
 
     Args:
-        unshifted: u, in [0, 1].
-        shift: s, > 0; 1 leaves them.
+        unshifted: u, noise levels in [0, 1].
+        shift: s, > 0; 1 changes nothing.
 
     Returns:
-        The shape of ``unshifted``.
+        Shifted noise levels, in the shape of ``unshifted``.
 
     Raises:
-        ScheduleError: a shift that is not positive.
+        ScheduleError: if the shift is not positive and finite.
 
-    Source: Wan 2.1.
+    Source: Wan 2.1; for the reason, Esser et al., Scaling Rectified Flow Transformers (2024).
     """
     if not (shift > 0 and math.isfinite(shift)):
         raise ScheduleError(f"got shift {shift}; it must be above 0, and 1 means none")

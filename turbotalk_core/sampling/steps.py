@@ -1,6 +1,6 @@
-"""The update rules: from the latents at one noise level to those at the next.
+"""Update rules from the latents at one noise level to those at the next.
 
-Both end exactly at the predicted clean latents when the next level is 0.
+Both return exactly the predicted clean latents if the next level is 0.
 Axes: B batch, C channels, F latent frames, H height, W width.
 """
 
@@ -15,13 +15,13 @@ from .convert import add_noise, denoised_from_velocity
 def euler_step(
     latents_BCFHW: Tensor, velocity_BCFHW: Tensor, sigma: float, next_sigma: float
 ) -> Tensor:
-    """Follow the velocity to the next noise level: x + (sigma' - sigma) v.
+    """Take one Euler step along the velocity: x + (sigma' - sigma) v.
 
     Args:
-        latents_BCFHW: at noise level sigma.
-        velocity_BCFHW: predicted for them.
-        sigma: in (0, 1].
-        next_sigma: in [0, sigma).
+        latents_BCFHW: x, latents at noise level sigma.
+        velocity_BCFHW: v, the velocity predicted for them.
+        sigma: present noise level, in (0, 1].
+        next_sigma: sigma', next noise level, in [0, sigma).
 
     Returns:
         Latents at noise level next_sigma.
@@ -38,14 +38,18 @@ def renoise_step(
     next_sigma: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Predict the clean latents, then add fresh noise of the next level.
+    """Predict the clean latents, then add fresh noise at the next noise level.
+
+    Unlike an Euler step, which keeps the noise that the latents already contain, this replaces it
+    by a new draw. The few-step student was distilled with this update.
 
     Args:
-        latents_BCFHW: at noise level sigma.
-        velocity_BCFHW: predicted for them.
-        sigma: in (0, 1].
-        next_sigma: in [0, sigma).
-        generator: gives one draw of the latents' shape, float32; none when next_sigma is 0.
+        latents_BCFHW: latents at noise level sigma.
+        velocity_BCFHW: the velocity predicted for them.
+        sigma: present noise level, in (0, 1].
+        next_sigma: next noise level, in [0, sigma).
+        generator: source of the fresh noise: one float32 draw of the latents' shape, or none if
+            next_sigma is 0.
 
     Returns:
         Latents at noise level next_sigma.

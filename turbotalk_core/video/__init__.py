@@ -1,1 +1,1 @@
-"""Frames and sound into files and back: takes (lossless, chunk by chunk) and finished videos."""
+"""Video files: takes (lossless, chunk by chunk), finished videos, and the reading of videos."""

@@ -1,4 +1,4 @@
-"""Frames and the original sound into one mp4, while the frames are still being made.
+"""Muxing of frames and the original sound into one mp4 while the frames are being made.
 
 Axes: T frames, H height, W width, C channels.
 """
@@ -19,10 +19,10 @@ from .background import Background
 from .writer import Encoding, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")
-_ENCODERS = {"h264": ("libx264", None), "h265": ("libx265", "hvc1")}  # Apple players ask for hvc1
+_ENCODERS = {"h264": ("libx264", None), "h265": ("libx265", "hvc1")}  # Apple players require hvc1
 CODECS = tuple(_ENCODERS)
 MAX_CRF = 51  # x264 and x265, 8 bit
-# By what people call them; those of television in the US are not whole.
+# By their common names; those of US television (NTSC) are fractions.
 FRAME_RATES = {
     "25": Fraction(25),
     "24": Fraction(24),
@@ -36,10 +36,10 @@ FRAME_RATES = {
 
 
 def quantize_frames(frames_BCTHW: Tensor) -> Tensor:
-    """Turn the model's frames into the bytes that files hold.
+    """Quantise the model's frames to 8 bits.
 
     Args:
-        frames_BCTHW: [1, 3, T, H, W], float; what lies outside [-1, 1] is clipped.
+        frames_BCTHW: [1, 3, T, H, W], float; values outside [-1, 1] are clipped.
 
     Returns:
         uint8 [T, H, W, 3] on the CPU, rounded to nearest.
@@ -59,30 +59,30 @@ def assemble(
     metadata: Mapping[str, str] | None = None,
     fps: str = "25",
 ) -> int:
-    """Write a video; frames are encoded as they come, so memory does not grow with length.
+    """Write an mp4 from a stream of frames and a sound, in memory that does not grow with length.
 
-    The sound is read along with them: the given one at its own rate, as AAC, cut or continued with
-    silence to the length of the frames. Another frame rate leaves frames out or repeats them, each
-    where its time is, and the sound as it is. Whatever is raised, here or by the frames, leaves no
-    file behind.
+    The sound is encoded as AAC at its own rate, if AAC supports it, and cut or padded with silence
+    to the length of the frames. A frame rate other than 25 leaves frames out or repeats them, so
+    that each is shown at its time; the sound does not change. If an exception is raised, here or
+    by ``frames``, no file is left.
 
     Args:
-        path: the ``.mp4`` to make; an older one is replaced when the new one is whole.
-        frames: batches of frames, each uint8 [T, H, W, 3].
-        waveform: the original recording, or None for a silent film.
+        path: ``.mp4`` file to write; an existing file is replaced when the new one is complete.
+        frames: batches of frames at 25 per second, each uint8 [T, H, W, 3].
+        waveform: the original sound, or None for a video without sound.
         codec: one of ``CODECS``.
         crf: constant rate factor, 0 (best) to ``MAX_CRF``; 18 is visually lossless.
         pixel_format: one of ``PIXEL_FORMATS``; yuv420p plays everywhere.
         metadata: container tags.
-        fps: frames per second of the file, one of ``FRAME_RATES``; what is given has 25.
+        fps: frames per second of the file, one of ``FRAME_RATES``.
 
     Returns:
         The number of frames written.
 
     Raises:
-        RequestError: a setting that is not one of the above.
-        GeometryError: no frames, or frames of a size that cannot be encoded.
-        OutputError: the file cannot be written.
+        RequestError: if a setting is not one of those allowed.
+        GeometryError: if there are no frames, or their size cannot be encoded.
+        OutputError: if the file cannot be written.
     """
     if path.suffix != ".mp4":
         raise RequestError(f"got the output name {path.name!r}; it must end in .mp4")
@@ -99,7 +99,7 @@ def assemble(
     encoder, tag = _ENCODERS[codec]
     options = {"crf": str(crf)}
     if codec == "h265":
-        options["x265-params"] = "log-level=error"  # it writes to stderr by itself
+        options["x265-params"] = "log-level=error"  # x265 bypasses FFmpeg's log and uses stderr
     encoding = Encoding(
         encoder=encoder,
         pixel_format=pixel_format,

@@ -1,6 +1,6 @@
-"""Work that goes on while the networks make the next frames.
+"""Background thread that encodes frames while the networks make the next ones.
 
-Separate because takes and finished videos hide the time of their encoders in the same way.
+Separate because takes and finished videos both hide the time of their encoders with it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import torch
 
 
 class Background:
-    """A thread that does one thing after the other, in the order given; at most one waits.
+    """Thread that runs calls one after the other; the caller is at most one call ahead.
 
-    So memory holds two batches of frames, however slow a disk is. What a thing raises is raised by
-    the next call here, and nothing after it is done.
+    So memory holds two batches of frames at most, however slow the disk is. An exception of a call
+    is raised by the next method called here, and later calls are not run.
     """
 
     def __init__(self) -> None:
-        """Start the thread, with nothing to do yet."""
+        """Start the thread."""
         self._thread = ThreadPoolExecutor(max_workers=1)
-        # Torch computes with as many helpers for each thread that asks. Where there are more of
-        # them than cores they wait for each other asleep, also those of the networks, which then
-        # take half as long again.
+        # Each thread that calls torch operators gets workers of its own. With more workers than
+        # cores they block each other, also those of the networks, whose calls then take half as
+        # long again. So this thread computes with one worker.
         num_threads = torch.get_num_threads()
-        # A thread takes the number of all when it first asks, so it has to ask before it is told.
+        # A thread copies the global number at its first use, so it must be used once before its
+        # number is set.
         self._thread.submit(torch.get_num_threads).result()
         self._thread.submit(torch.set_num_threads, 1).result()
-        torch.set_num_threads(num_threads)  # for threads to come, whom the line above told as well
+        torch.set_num_threads(num_threads)  # the line above also changed it for future threads
         self._last: Future[Any] | None = None
 
     def __enter__(self) -> Background:
-        """Begin."""
+        """Return this object."""
         return self
 
     def __exit__(
@@ -43,7 +44,7 @@ class Background:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let what was begun come to its end; in a block that fails, its error is the one told."""
+        """Finish the running call and end the thread; an error of the block has precedence."""
         try:
             if error is None:
                 self.wait()
@@ -51,17 +52,17 @@ class Background:
             self._thread.shutdown()
 
     def do(self, call: Callable[..., object], *arguments: object) -> None:
-        """Have something done, once what was asked for before is done.
+        """Wait for the call before to finish, then start a call in the thread.
 
         Args:
-            call: what to do.
-            *arguments: of the call.
+            call: function to run.
+            *arguments: arguments of the function.
         """
         self.wait()
         self._last = self._thread.submit(call, *arguments)
 
     def wait(self) -> None:
-        """Wait until all is done, and raise what went wrong."""
+        """Wait until the last call has finished, and raise its exception if it failed."""
         last, self._last = self._last, None
         if last is not None:
             last.result()

@@ -1,7 +1,7 @@
-"""A file that grows by records, of which each is whole or as if it had never been written.
+"""Append-only journal: a file of records that survives a crash or a loss of power.
 
-Goes in: records, plain JSON objects. Comes out: all that were written before the power failed.
-Separate because it knows nothing of what the records say.
+Each record is either complete or ignored, so after a crash all records written before can be read.
+Separate because it does not depend on the contents of the records, which are plain JSON objects.
 
 A record is one line: the CRC-32 of its JSON in eight hexadecimal digits, a space, the JSON.
 """
@@ -19,24 +19,24 @@ from ..safe_io.json import parse_json
 from ..safe_io.paths import is_file
 from .files import reports_disk_errors, sync_folder
 
-MAX_BYTES = 2**26  # a week of video makes half of that; more is not ours
+MAX_BYTES = 2**26  # a week of video takes half of it; a larger file is no journal of ours
 
 
 class Journal:
     """Records in a file, read when it is opened.
 
     Attributes:
-        records: those that are whole, in order; what follows a damaged one does not count.
+        records: the complete records in order, up to the first damaged one.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read the records of a file, or of none that is there yet.
+        """Read the records of a file; a missing file has none.
 
         Args:
-            path: the file; it is made by the first record.
+            path: the file; the first record creates it.
 
         Raises:
-            OutputError: the file cannot be read.
+            OutputError: if the file cannot be read.
         """
         self._path = path
         self.records: list[dict[str, Any]] = []
@@ -53,19 +53,21 @@ class Journal:
             self._length += len(line)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write a record; when this returns, it is on the disk, whatever happens next.
+        """Write a record and sync it to disk.
+
+        When this returns, the record survives a crash.
 
         Args:
-            record: what JSON can hold, whole numbers of at most twenty digits.
+            record: JSON object, with integers of at most twenty digits.
 
         Raises:
-            OutputError: the disk refused. The records before are as they were.
+            OutputError: if the record cannot be written; the records before are unchanged.
         """
         text = json.dumps(record, allow_nan=False).encode()
         line = b"%08x %s\n" % (crc32(text), text)
         with reports_disk_errors(self._path):
             is_new = not self._path.exists()
-            # Not append mode: a torn record of an earlier run is written over.
+            # Not append mode: it would keep an incomplete record of an earlier run.
             with self._path.open("wb" if is_new else "r+b") as file:
                 file.seek(self._length)
                 file.truncate()

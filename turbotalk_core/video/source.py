@@ -1,8 +1,7 @@
-"""A video as a list of pictures, decoded one at a time when they are asked for.
+"""Reader of videos as sequences of pictures at 25 per second, decoded when they are accessed.
 
-Goes in: a file, or one in memory, of any frame rate, variable too. Comes out: what is on the screen
-at each frame of a video of ours. Separate because it is the only file of this room that decodes
-what other programs made.
+The video is a file on disk or in memory, with any frame rate, constant or variable. Separate
+because it is the only file of this room that decodes files made by other programs.
 
 Axes: H height, W width, C channels.
 """
@@ -29,20 +28,20 @@ from ..identity import digest_file
 from ..safe_io.media import MAX_PIXELS, check_tables, media_options
 from ..safe_io.paths import is_file
 
-_ROUNDING = Fraction(1, 1000)  # seconds; Matroska keeps times no finer, so durations end early
+_ROUNDING = Fraction(1, 1000)  # seconds; Matroska rounds times to it, so durations may be short
 _QUARTER = 90  # degrees
 
 
 class VideoFrames(Sequence[Tensor]):
-    """The pictures [H, W, 3], float32 in [0, 1], that a video shows at 25 frames per second.
+    """Pictures of a video resampled to 25 frames per second, each [H, W, 3], float32 in [0, 1].
 
-    Picture i is the one on the screen at i / 25 s, turned as the file says. There are as many as
-    fit whole into the video's duration, give or take a millisecond, and at least one. Memory holds
-    the times of all frames and the last picture that was asked for: each is decoded when it is
-    asked for, from the key frame before it.
+    Picture i is the frame on the screen at i / 25 s, with the file's rotation applied. Their number
+    is that of whole frames in the video's duration, give or take a millisecond, and at least one.
+    Each picture is decoded when it is accessed, from the key frame before it. Memory holds the
+    times of all frames and the last picture.
 
     Attributes:
-        first_second: when the file shows its first picture, which need not be 0.
+        first_second: time of the file's first picture in seconds, which need not be 0.
     """
 
     def __init__(self, source: Path | BytesIO, *, follows_reference: bool = False) -> None:
@@ -55,8 +54,8 @@ class VideoFrames(Sequence[Tensor]):
                 does.
 
         Raises:
-            ImageError: there is no such file, it is no media file or damaged, it shows nothing, or
-                would last longer than ``MAX_FRAMES``.
+            ImageError: if the file is missing, damaged or no media file, it has no picture, or its
+                duration exceeds ``MAX_FRAMES``.
         """
         self._source = source
         self._name = "the video" if isinstance(source, BytesIO) else str(source)
@@ -87,37 +86,37 @@ class VideoFrames(Sequence[Tensor]):
             )
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Return the number of pictures."""
         return self._length
 
-    # One at a time: a slice of a video would be more than memory holds.
+    # Single pictures only: a slice of a video could exceed the memory.
     def __getitem__(self, index: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Decode a picture.
 
         Args:
-            index: of the picture; negative ones count from the end.
+            index: number of the picture; negative numbers count from the end.
 
         Returns:
-            [H, W, 3], float32 in [0, 1]. Who asks again gets the same tensor: do not change it.
+            [H, W, 3], float32 in [0, 1]. Repeated access returns the same tensor: do not modify it.
 
         Raises:
-            IndexError: there are not so many pictures.
-            ImageError: the file is damaged or gone.
+            IndexError: if there are not so many pictures.
+            ImageError: if the file is damaged or missing.
         """
         pts = self._find_time(range(len(self))[index])
-        # Who looks at size, speakers and first chunk asks for one picture again and again.
+        # The last picture is cached: size, regions and first chunk all need the same one.
         if self._last is None or self._last[0] != pts:
             self._last = pts, self._decode(pts)
         return self._last[1]
 
     def digest(self) -> str:
-        """Tell the file apart by all of its bytes, which decide all pictures.
+        """Return a digest of all bytes of the file and of the number and spacing of pictures.
 
         Returns:
             Hexadecimal digits.
 
         Raises:
-            ImageError: the file is gone.
+            ImageError: if the file cannot be read.
         """
         hashed = blake2b(f"{self._length} {self._ticks_per_frame}".encode(), digest_size=16)
         if isinstance(self._source, BytesIO):
@@ -132,17 +131,17 @@ class VideoFrames(Sequence[Tensor]):
         return hashed.hexdigest()
 
     def play(self, start: int, stop: int) -> Iterator[Tensor]:
-        """Decode pictures in turn, in one pass: far faster than asking for each.
+        """Decode consecutive pictures in one pass, which is far faster than access to each.
 
         Args:
             start: first picture, 0 or more.
-            stop: one past the last, at most the number of pictures.
+            stop: one past the last picture, at most the number of pictures.
 
         Yields:
-            What ``self[start]`` to ``self[stop - 1]`` are.
+            The pictures ``self[start]`` to ``self[stop - 1]``.
 
         Raises:
-            ImageError: the file is damaged or gone.
+            ImageError: if the file is damaged or missing.
         """
         wanted = [self._find_time(index) for index in range(start, stop)]
         for seeks in (True, False) if wanted else ():
@@ -168,15 +167,15 @@ class VideoFrames(Sequence[Tensor]):
             raise ImageError(f"{self._name} is damaged; export it again")
 
     def _find_time(self, index: int) -> int:
-        """Tell the time of the frame that a picture shows."""
+        """Return the time of the frame that a picture shows, in the stream's time base."""
         if self._ticks_per_frame is None:
             return self._times[index]
         now = self._times[0] + index * self._ticks_per_frame
         return self._times[bisect_right(self._times, now) - 1]
 
     def _decode(self, pts: int) -> Tensor:
-        """Decode the frame of a time, or where damage swallowed it the nearest before."""
-        for seeks in (True, False):  # some formats cannot seek, or land too late
+        """Decode the frame at a time, or the last before it if the file is damaged there."""
+        for seeks in (True, False):  # some formats cannot seek, or seek to a later frame
             nearest = None
             with self._open() as container:
                 stream = container.streams.video[0]
@@ -211,14 +210,15 @@ class VideoFrames(Sequence[Tensor]):
         source = self._source
         if isinstance(source, Path) and not is_file(source):
             raise ImageError(f"there is no video at {source}; give the path of a local file")
-        # A playlist on disk must not make us open a network address, one in memory nothing at all.
+        # The allowed protocols keep a playlist on disk from opening a network address, and one in
+        # memory from opening anything.
         if isinstance(source, BytesIO):
             source.seek(0)
             file, protocols = source, "none"
         else:
             file, protocols = f"file:{source}", "file"
         try:
-            # Titles need not be UTF-8, and nobody asks for them.
+            # Titles need not be UTF-8, and are not used.
             options = media_options(protocols)
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
                 if not container.streams.video:
@@ -226,11 +226,11 @@ class VideoFrames(Sequence[Tensor]):
                 context = container.streams.video[0].codec_context
                 if context is None:
                     raise ImageError(f"{self._name} is in a format that cannot be decoded")
-                context.options = {"max_pixels": options["max_pixels"]}  # of the decoder, too
+                context.options = {"max_pixels": options["max_pixels"]}  # for the decoder as well
                 yield container
         except TurboTalkError:
             raise
-        # FFmpeg's errors, and what PyAV stumbles over in damaged files.
+        # FFmpeg's errors, and those that PyAV raises on damaged files.
         except (FFmpegError, ValueError, LookupError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, FFmpegError) else error
             raise ImageError(

@@ -1,8 +1,8 @@
-"""One video file in the making: frames go in batch by batch, the sound follows them.
+"""Writer of video files from batches of frames and a sound.
 
-Goes in: uint8 frames and a sound of any rate and channel count, read as the frames come. Comes out:
-a file whose video and sound are equally long, whole or not there at all. Separate from its users so
-that lossless takes and finished videos share one encoder.
+The sound has any rate and number of channels and is read along with the frames. In the file, video
+and sound are equally long. The file is complete or does not exist. Separate so that lossless takes
+and finished videos share one encoder.
 
 Axes: T frames, H height, W width, C channels, S samples.
 """
@@ -38,19 +38,19 @@ _AAC_RATES = (
 )  # fmt: skip
 _AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 _AAC_BITS_PER_CHANNEL = 96_000  # per second; transparent for speech and music
-_AAC_BITS_PER_SAMPLE = 6  # the format allows no more: 6144 bits in 1024 samples
+_AAC_BITS_PER_SAMPLE = 6  # limit of the format: 6144 bits in 1024 samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoding:
-    """How frames become a video stream.
+    """Encoding of frames to a video stream.
 
     Attributes:
         encoder: FFmpeg's name of the encoder.
         pixel_format: FFmpeg's name of the pixel format.
-        options: the encoder's own options.
-        tag: four characters that name the codec in the file, where players are picky.
-        fps: of the frames as they are written.
+        options: private options of the encoder.
+        tag: four characters that name the codec in the file, if players need a certain one.
+        fps: frames per second of the stream.
     """
 
     encoder: str
@@ -61,7 +61,7 @@ class Encoding:
 
     @property
     def is_rgb(self) -> bool:
-        """Whether colours are stored as they are, without conversion to luma and chroma."""
+        """Whether colours are stored as RGB, without conversion to luma and chroma."""
         return av.VideoFormat(self.pixel_format).is_rgb
 
 
@@ -76,20 +76,20 @@ def open_video(
     waveform: Sound | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> Iterator[VideoWriter]:
-    """Make a video file: whole when the block ends well, gone when anything is raised in it.
+    """Create a video file; an exception in the ``with`` block deletes it.
 
     Args:
-        path: the file to make; its suffix names the container.
-        encoding: of the frames.
-        waveform: sound to go with the frames, cut or continued with silence to their length.
+        path: file to create; its suffix determines the container.
+        encoding: encoding of the frames.
+        waveform: sound of the video, cut or padded with silence to the length of the frames.
         metadata: container tags.
 
     Yields:
-        What takes the frames.
+        The writer of the frames.
 
     Raises:
-        GeometryError: the block wrote no frame.
-        OutputError: the encoder or the disk refused.
+        GeometryError: if the block wrote no frame.
+        OutputError: if the encoder fails or the file cannot be written.
     """
     with whole_file(path) as part:
         with reports_disk_errors(path):
@@ -102,7 +102,7 @@ def open_video(
             yield writer
             writer.finish()
         except BaseException:
-            # the file is about to be deleted: what closing has to say is of no use
+            # the file is about to be deleted: errors on closing do not matter
             with suppress(OSError, FFmpegError):
                 container.close()
             raise
@@ -111,7 +111,7 @@ def open_video(
 
 
 class VideoWriter:
-    """Takes frames and lets the sound keep up with them; made by ``open_video``."""
+    """Writer of frames and of the sound that belongs to them; made by ``open_video``."""
 
     def __init__(
         self,
@@ -120,13 +120,13 @@ class VideoWriter:
         encoding: Encoding,
         waveform: Sound | None,
     ) -> None:
-        """Prepare; streams are opened by the first frames, which bring the size.
+        """Prepare; the first frames open the streams, as they determine the size.
 
         Args:
-            path: the file as the user knows it, for messages.
-            container: where packets go.
-            encoding: of the frames.
-            waveform: sound to go with the frames.
+            path: final path of the file, for error messages.
+            container: open container for the packets.
+            encoding: encoding of the frames.
+            waveform: sound of the video.
         """
         self._path = path
         self._container = container
@@ -141,18 +141,18 @@ class VideoWriter:
 
     @property
     def num_frames(self) -> int:
-        """Frames taken so far."""
+        """Number of frames written so far."""
         return self._num_frames
 
     def write(self, frames_THWC: Tensor) -> None:
         """Encode a batch of frames and the sound that belongs to them.
 
         Args:
-            frames_THWC: uint8 RGB, the same height and width in every call.
+            frames_THWC: uint8 RGB frames, with the same height and width in every call.
 
         Raises:
-            GeometryError: a shape or a type that is not so, or a size the pixel format cannot hold.
-            OutputError: the encoder or the disk refused.
+            GeometryError: if shape or type are others, or the pixel format does not allow the size.
+            OutputError: if the encoder fails or the file cannot be written.
         """
         self._check(frames_THWC)
         with reports_disk_errors(self._path):
@@ -163,11 +163,11 @@ class VideoWriter:
             self._encode_sound()
 
     def finish(self) -> None:
-        """Drain the encoders.
+        """Flush the encoders.
 
         Raises:
-            GeometryError: no frame was written.
-            OutputError: the encoder or the disk refused.
+            GeometryError: if no frame was written.
+            OutputError: if an encoder fails or the file cannot be written.
         """
         if self._size is None:
             raise GeometryError(f"got no frames for {self._path}; a video needs at least one")
@@ -208,7 +208,7 @@ class VideoWriter:
         if encoding.tag is not None:
             video.codec_tag = encoding.tag
         if not encoding.is_rgb:
-            # said in the file as well, or players guess a matrix from the picture's height
+            # declared in the file too: otherwise players guess the matrix from the picture's height
             video.codec_context.colorspace = Colorspace.ITU709
             video.codec_context.color_primaries = 1  # ITU-R BT.709, ISO/IEC 23091-2 table 2
             video.codec_context.color_trc = 1
@@ -238,7 +238,7 @@ class VideoWriter:
         self._num_frames += 1
 
     def _encode_sound(self) -> None:
-        """Bring the sound to where the frames are; a file interleaves the two."""
+        """Encode the sound up to the time of the last frame, as files interleave the two."""
         if self._waveform is None or self._reader is None:
             return
         rate = self._waveform.sample_rate
@@ -258,7 +258,7 @@ class VideoWriter:
 
 
 def _fit_to_aac(sound: Sound) -> Sound:
-    """Return the sound as it is, or what comes nearest where AAC cannot hold it."""
+    """Return the sound itself, or converted to the nearest rate and channels that AAC supports."""
     num_channels, rate = sound.num_channels, sound.sample_rate
     if num_channels in _AAC_LAYOUTS and rate in _AAC_RATES:
         return sound
@@ -276,10 +276,10 @@ def _fit_to_aac(sound: Sound) -> Sound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fitted:
-    """A sound as AAC can hold it, converted while it is read; a ``Sound``.
+    """Sound converted while it is read to a rate and channels that AAC supports; a ``Sound``.
 
-    FFmpeg's resampler keeps its filter short for odd rates such as 44101 Hz. It works from the
-    beginning on, and may end a few samples early or late.
+    FFmpeg's resampler has a short filter even for odd rates such as 44101 Hz. It always starts at
+    the beginning, and may end a few samples early or late; the end is cut or padded with silence.
     """
 
     sound: Sound
@@ -287,7 +287,7 @@ class _Fitted:
 
     @property
     def num_channels(self) -> int:
-        # of more channels nobody knows which loudspeaker is which
+        # for other numbers of channels the assignment to loudspeakers is not known
         return self.sound.num_channels if self.sound.num_channels in _AAC_LAYOUTS else 1
 
     @property
