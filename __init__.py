@@ -1,9 +1,9 @@
-"""TurboTalk as a ComfyUI pack: shows the host our nodes, and is empty where there is no host."""
+"""ComfyUI pack TurboTalk: exports the nodes if ComfyUI is installed, and nothing otherwise."""
 
 from importlib.util import find_spec
 
 if __package__ and find_spec("comfy_api"):
     from .nodes import comfy_entrypoint
 
-    WEB_DIRECTORY = "./nodes/web"  # holds docs/<node id>.md, which the host's help panel shows
+    WEB_DIRECTORY = "./nodes/web"  # contains docs/<node id>.md for the host's help panel
     __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -1,4 +1,4 @@
-"""The pack's nodes, thin skins over the core for ComfyUI's graph."""
+"""ComfyUI nodes: thin wrappers over the core."""
 
 from pathlib import Path
 
@@ -23,15 +23,15 @@ MODEL_FOLDERS = ("audio_encoders", "diffusion_models", "model_patches", "vae")
 
 
 class TurboTalkExtension(ComfyExtension):
-    """What the host asks for our nodes."""
+    """Extension object by which ComfyUI loads the nodes."""
 
     async def on_load(self) -> None:
-        """Let the host's own loaders list the embedded models."""
+        """Add the folders of the embedded models to those that the host's loaders list."""
         for name in MODEL_FOLDERS:
             folder_paths.add_model_folder_path(name, str(MODELS / name))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """List the nodes in the order of a workflow."""
+        """Return the node classes in the order of a workflow."""
         return [
             LoadAudioEncoder,
             EncodeSpeech,
@@ -49,5 +49,5 @@ class TurboTalkExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> TurboTalkExtension:
-    """Give the host our extension."""
+    """Return the extension; ComfyUI's entry point."""
     return TurboTalkExtension()

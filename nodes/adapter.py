@@ -1,11 +1,11 @@
-"""The audio adapter inside the host: a MODEL_PATCH that adds audio attention to the host's Wan.
+"""Audio adapter for the host: a MODEL_PATCH that adds audio attention to the host's Wan model.
 
 The layers are the host's own InfiniteTalk classes, so that the host counts, moves and casts the
-weights, and its native nodes accept what our loader makes and the other way round. Ours differs:
-every size is read from the file; float8 weights with scales stay float8 in memory, and the host
-multiplies them out when it computes; several voices are told apart as the core does it, where the
-host's classes know two and no background; and what other packs put in the place of attention counts
-here as well.
+weights, and so that our adapters work in its native nodes and its adapters in ours. The
+differences: every size is read from the file; float8 weights with scales stay float8 in memory, and
+the host multiplies them out when it computes; any number of voices and a background are
+distinguished with the core's functions, where the host's classes support two voices without a
+background; and attention functions of other packs are used here as well.
 
 Axes: B batch, F latent frames, K window length, L encoder layers, N tokens, H heads, D width,
 P speakers and last the background.
@@ -50,7 +50,7 @@ FLOAT8_FORMATS = {torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "floa
 
 
 class _AudioBlock(nn.Module):
-    """What one block of the adapter adds to one block of the model."""
+    """Audio attention of the adapter for one block of the model."""
 
     def __init__(self, dim: int, token_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class _AudioBlock(nn.Module):
 
 
 class _AdapterModule(nn.Module):
-    """The adapter's layers under InfiniteTalk's names, without weights yet."""
+    """Adapter layers under InfiniteTalk's names, on the meta device until weights are loaded."""
 
     def __init__(self, sizes: dict[str, int], hidden_dim: int) -> None:
         super().__init__()
@@ -87,17 +87,19 @@ class _AdapterModule(nn.Module):
         )
 
 
-# A compiled block would keep what it saw of transformer_options when it was compiled, whichever
-# block and however many voices come next: the host tells the compiler not to look at them again.
+# Compiled code would reuse the transformer_options of its first call for every later block and
+# voice, because the host excludes them from the compiler's guards. So the patches are not compiled.
 @torch.compiler.disable
 def measure_speakers(arguments: dict[str, Any]) -> Tensor:
-    """Measure whom each video token resembles, where there are several voices; changes nothing.
+    """Measure the likeness of each video token to each speaker, if there are several voices.
+
+    The result is stored in the transformer options for the audio attention of the same block.
 
     Args:
-        arguments: of the host, in each self-attention.
+        arguments: of the host's patch in each self-attention.
 
     Returns:
-        What the self-attention gave.
+        The input ``x``, unchanged.
     """
     options = arguments["transformer_options"]
     regions_PN = options.get(REGIONS_KEY)
@@ -108,14 +110,14 @@ def measure_speakers(arguments: dict[str, Any]) -> Tensor:
 
 
 class AudioAttentionPatch:
-    """Adds to the video tokens what the audio attention hears; called by the host in each block."""
+    """Patch that adds audio attention to the video tokens; the host calls it in each block."""
 
     def __init__(self, model_patch: ModelPatcher, strength: float) -> None:
-        """Remember the adapter.
+        """Store the adapter and its strength.
 
         Args:
             model_patch: the adapter, ours or the host's.
-            strength: factor on what is added; 1 is as trained.
+            strength: factor on the output of the audio attention; 1 is as trained.
         """
         self.model_patch = model_patch
         self.strength = strength
@@ -136,16 +138,16 @@ class AudioAttentionPatch:
         return hidden_BND + self.strength * heard_BND
 
     def models(self) -> list[ModelPatcher]:
-        """Tell the host which weights to load with the model."""
+        """Return the patchers whose weights the host must load with the model."""
         return [self.model_patch]
 
 
 def _hear(
     attention: Any, normed_BND: Tensor, tokens_BFND: Tensor, options: dict[str, Any]
 ) -> Tensor:
-    """Attend with the host's layer as ``AudioCrossAttention`` of the core does.
+    """Compute the core's ``AudioCrossAttention`` with the weights of the host's layer.
 
-    The layer's own call would pass over the attention that other packs put into the options.
+    The layer's own ``forward`` would ignore attention overrides of other packs in the options.
     """
     heads = (attention.num_heads, -1)
     q = attention.q_linear(normed_BND).unflatten(2, heads)
@@ -171,14 +173,14 @@ def _hear(
 
 
 class HostAdapter:
-    """The adapter's projection; satisfies ``ports.AudioAdapter``."""
+    """Audio projection of an adapter; satisfies ``ports.AudioAdapter``."""
 
     def __init__(self, model_patch: ModelPatcher) -> None:
         """Wrap an adapter."""
         self._projection = model_patch.model.audio_proj
 
     def __call__(self, windows: AudioWindows) -> AudioTokens:
-        """Make the tokens of one chunk; see ``ports.AudioAdapter``."""
+        """Compute the audio tokens of one chunk; see ``ports.AudioAdapter``."""
         _, num_layers, width = windows.first_KLD.shape
         expected = self._projection.proj1.in_features // FIRST_WINDOW
         if num_layers * width != expected:
@@ -196,15 +198,15 @@ def load_audio_adapter(path: Path, disable_dynamic: bool = False) -> ModelPatche
 
     Args:
         path: safetensors file.
-        disable_dynamic: of the host, which calls this again where it needs the same weights loaded
+        disable_dynamic: set by the host when it calls this function again to load the same weights
             as a whole.
 
     Returns:
-        The adapter, its weights managed by the host.
+        The adapter; the host manages its weights.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind, or
-            quantised in another way than float8 with scales.
+        CheckpointError: The file is missing, damaged, incomplete, of another kind, or quantised in
+            another way than float8 with scales.
     """
     info, header = inspect(path), read_header(path)
     if info.kind != ADAPTER:
@@ -233,14 +235,15 @@ def load_audio_adapter(path: Path, disable_dynamic: bool = False) -> ModelPatche
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    # How the host loads it once more, for another GPU say; the notes read the file's name here.
+    # The host uses it to load the adapter again, for example for another GPU; the quality
+    # warnings read the file's path from it.
     patcher.cached_patcher_init = (load_audio_adapter, (path,))
     return patcher
 
 
 def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
-    """Turn float8 layers that have a scale into the host's own kind of such layers."""
-    # Products in full precision: what a layer gets is not rounded to float8 as well.
+    """Replace float8 layers that have a scale by the host's layer class for scaled float8."""
+    # Products in full precision, so that the inputs of a layer are not rounded to float8.
     operations = comfy.ops.mixed_precision_ops({}, torch.float32, full_precision_mm=True)
     for name, scale in scales.items():
         parent_name, _, last = name.removesuffix(".weight").rpartition(".")
@@ -266,20 +269,20 @@ def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
 def add_audio_adapter(
     model: ModelPatcher, model_patch: ModelPatcher, strength: float
 ) -> ModelPatcher:
-    """Join an adapter to a clone of the host's Wan model.
+    """Attach an audio adapter to a clone of the host's Wan model.
 
     Args:
-        model: image-to-video Wan 2.1, with whatever else was done to it.
+        model: image-to-video Wan 2.1, possibly with other patches.
         model_patch: the adapter, from our loader or the host's.
-        strength: factor on what the audio attention adds.
+        strength: factor on the output of the audio attention.
 
     Returns:
         The clone.
 
     Raises:
-        MismatchError: a model or a patch of another kind, or an adapter of another size, or a
-            model that has an adapter already.
-        RequestError: a strength that is not finite.
+        MismatchError: The model or the patch is of another kind, the adapter has another size, or
+            the model already has an adapter.
+        RequestError: The strength is not finite.
     """
     check_finite("strength", strength, ", 1 is as trained")
     wan = get_wan(model)
@@ -308,16 +311,16 @@ def add_audio_adapter(
 
 
 def find_audio_adapter(model: ModelPatcher) -> ModelPatcher:
-    """Find the adapter that was joined to a model.
+    """Find the audio adapter of a model.
 
     Args:
-        model: what ``add_audio_adapter`` returned, or a clone of it.
+        model: the result of ``add_audio_adapter``, or a clone of it.
 
     Returns:
         The adapter.
 
     Raises:
-        MismatchError: there is none.
+        MismatchError: The model has no adapter.
     """
     patches = _find_patches(model)
     if not patches:
@@ -329,7 +332,7 @@ def find_audio_adapter(model: ModelPatcher) -> ModelPatcher:
 
 
 def get_wan(model: ModelPatcher) -> Any:
-    """Give the transformer inside a MODEL, if it is image-to-video Wan 2.1.
+    """Return the transformer inside a MODEL, if it is image-to-video Wan 2.1.
 
     Args:
         model: any MODEL.
@@ -338,7 +341,7 @@ def get_wan(model: ModelPatcher) -> Any:
         The host's WanModel.
 
     Raises:
-        MismatchError: another architecture, or not 36 input channels.
+        MismatchError: The architecture is another one, or the input does not have 36 channels.
     """
     if not isinstance(model.model, comfy.model_base.WAN21):
         raise MismatchError(

@@ -1,4 +1,4 @@
-"""Node: joins an audio adapter to the host's Wan model."""
+"""Node: MODEL and MODEL_PATCH to a MODEL with audio attention."""
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
@@ -8,11 +8,11 @@ from .sockets import CATEGORY
 
 
 class ApplyAudioAdapter(io.ComfyNode):
-    """Gives a MODEL ears."""
+    """Node that attaches an audio adapter to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkApplyAudioAdapter",
             display_name="TurboTalk · Apply audio adapter",
@@ -49,5 +49,5 @@ class ApplyAudioAdapter(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, model_patch: ModelPatcher, strength: float
     ) -> io.NodeOutput:
-        """Join the two."""
+        """Attach the adapter."""
         return io.NodeOutput(add_audio_adapter(model, model_patch, strength))

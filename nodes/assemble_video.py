@@ -1,4 +1,4 @@
-"""Node: a take to a VIDEO file."""
+"""Node: take to VIDEO."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .trim import find_stop, make_trim_inputs
 
 
 class AssembleVideo(io.ComfyNode):
-    """Encodes a take."""
+    """Node that encodes a take as an mp4."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkAssembleVideo",
             display_name="TurboTalk · Assemble video",
@@ -94,7 +94,7 @@ class AssembleVideo(io.ComfyNode):
         audio: dict[str, Any] | None = None,
         fps: str = "25",
     ) -> io.NodeOutput:
-        """Encode."""
+        """Encode the take."""
         stop = find_stop(take, start_frame, num_frames)
         sound = open_sound(take.sound_file) if audio is None else waveform_from_audio(audio)
         path = new_temporary_path(".mp4")
@@ -118,7 +118,7 @@ def _watch(frames: Iterator[Tensor], progress: HostProgress) -> Iterator[Tensor]
 
 
 def _skip(sound: Sound, num_frames: int) -> Sound | None:
-    """Leave out the sound of the first frames; None where nothing is left."""
+    """Skip the sound of the first frames; return None if nothing is left."""
     start = count_samples(num_frames, sound.sample_rate)
     if start >= sound.num_samples:
         return None

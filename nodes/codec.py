@@ -1,6 +1,7 @@
-"""The core's codec over a VAE of ComfyUI; see ``host`` for the other ports.
+"""Video VAE protocol over a VAE of ComfyUI; see ``host`` for the other protocols.
 
-Separate because it has two ways to compute: the host's own, and the core's with the host's weights.
+Separate because it can compute in two ways: with the host's code, or with the core's code and the
+host's weights.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width.
 """
@@ -23,16 +24,16 @@ from ..turbotalk_core.model.vae import LATENT_MEAN, LATENT_STD, WanVAE
 from .convert import frames_from_image, image_from_frames
 from .host import check_stop
 
-WIDE = 96  # channels of the public file: here the host is as quick, and takes less memory
+WIDE = 96  # channels of the public file: at this width the host is as fast, with less memory
 
 
 class HostCodec:
-    """A VAE of the host; satisfies ``ports.VideoCodec``.
+    """VAE of the host; satisfies ``ports.VideoCodec``.
 
-    On a CPU the core computes with the weights of a narrow one: the host's three-dimensional
-    convolutions take several times as long there. Elsewhere the host computes, with its own ways to
-    do with less memory. So it does in any dtype but float32, and with a VAE that is not the host's
-    own through and through: another structure, or with code of another pack in it.
+    For a narrow VAE on a CPU the core's code computes with the host's weights, because the host's
+    three-dimensional convolutions take several times as long there. In all other cases the host
+    computes, with its own handling of low memory: on other devices, in any dtype but float32, and
+    for a VAE with another structure or with code of another pack in it.
     """
 
     def __init__(self, vae: VAE) -> None:
@@ -42,9 +43,9 @@ class HostCodec:
             vae: of Wan 2.1.
 
         Raises:
-            MismatchError: any other VAE.
+            MismatchError: The VAE is any other one.
         """
-        # 2.2's has 48 channels, image VAEs have no time
+        # Wan 2.2's has 48 channels, image VAEs have no time axis
         if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
             kind = "video" if vae.latent_dim == 3 else "image"
             raise MismatchError(
@@ -63,7 +64,7 @@ class HostCodec:
         return self._format.process_in(self._vae.encode(image_from_frames(frames_BCTHW)).float())
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode a picture and then grey; see ``ports.VideoCodec``."""
+        """Encode a picture followed by grey frames; see ``ports.VideoCodec``."""
         core = self._borrow()
         if core is not None:
             return core.encode_reference(picture_BCHW, num_frames)
@@ -78,20 +79,20 @@ class HostCodec:
         return frames_from_image(images_BTHWC[0].float())
 
     def _borrow(self) -> WanVAE | None:
-        """Take the host's weights as they are now; None where the host is to compute."""
+        """Return the core's VAE with the host's current weights; None if the host must compute."""
         if self._core is None:
             return None
-        # With its patches. On a CPU the host counts no memory.
+        # Loading applies the patches. On a CPU the host does not count memory.
         comfy.model_management.load_models_gpu([self._vae.patcher])
         weights = self._vae.first_stage_model.state_dict()
         if not (_is_unchanged(self._vae) and _fit(weights, self._core)):
             return None
-        self._core.load_state_dict(weights, assign=True)  # the same memory
+        self._core.load_state_dict(weights, assign=True)  # shares the memory
         return self._core
 
 
 def _build_core(vae: VAE) -> WanVAE | None:
-    """Make the core's codec of a VAE's size, without weights; None where the host is to compute."""
+    """Build the core's VAE of the same size, without weights; None if the host must compute."""
     network = vae.first_stage_model
     if vae.device.type != "cpu" or type(network) is not HostWanVAE or network.dim >= WIDE:
         return None
@@ -99,12 +100,12 @@ def _build_core(vae: VAE) -> WanVAE | None:
         core = WanVAE(network.dim).requires_grad_(False)
     core.latent_mean_C, core.latent_std_C = torch.tensor((LATENT_MEAN, LATENT_STD))
     for layer in core.modules():
-        layer.register_forward_pre_hook(lambda *_: check_stop())  # the host's layers ask as well
+        layer.register_forward_pre_hook(lambda *_: check_stop())  # as the host's layers do
     return core
 
 
 def _fit(weights: Mapping[str, Tensor], core: WanVAE) -> bool:
-    """Whether the core has the same structure, and the numbers are such that it computes alike."""
+    """Check that the structure is the same, and the weights are plain float32 on the CPU."""
     shapes = {name: weight.shape for name, weight in weights.items()}
     return shapes == {name: weight.shape for name, weight in core.state_dict().items()} and all(
         type(weight) in (Tensor, nn.Parameter)
@@ -115,7 +116,7 @@ def _fit(weights: Mapping[str, Tensor], core: WanVAE) -> bool:
 
 
 def _is_unchanged(vae: VAE) -> bool:
-    """Whether a VAE runs the host's code alone: packs put theirs into instances, or wrap them."""
+    """Check that a VAE runs the host's code only; packs may wrap it or patch its instances."""
     layers = list(vae.first_stage_model.modules())
     if type(vae) is not VAE or type(layers[0]) is not HostWanVAE:
         return False
@@ -125,7 +126,7 @@ def _is_unchanged(vae: VAE) -> bool:
     if any(getattr(layer, name, None) for layer in layers for name in changes):
         return False
     return not any(
-        callable(getattr(type(part), name, None))  # an attribute in the place of a method
+        callable(getattr(type(part), name, None))  # an instance attribute that replaces a method
         for part in (vae, *layers)
         for name in vars(part)
     )

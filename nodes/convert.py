@@ -1,8 +1,8 @@
-"""The host's values to the core's and back: axis order and value range, nowhere else.
+"""Conversion between values of the host and of the core: axis order and value range.
 
-The host: IMAGE [T, H, W, C] float in [0, 1], VIDEO, MASK [B, H, W], AUDIO {"waveform": [B, C, S],
-"sample_rate": Hz}. The core: frames [B, C, T, H, W] in [-1, 1], frames on disk uint8 [T, H, W, C],
-pictures [H, W, C] in [0, 1], ``Waveform``.
+No other module converts them. The host: IMAGE [T, H, W, C] float in [0, 1], VIDEO, MASK
+[B, H, W], AUDIO {"waveform": [B, C, S], "sample_rate": Hz}. The core: frames [B, C, T, H, W] in
+[-1, 1], frames on disk uint8 [T, H, W, C], pictures [H, W, C] in [0, 1], ``Waveform``.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ..turbotalk_core.video.source import VideoFrames
 
 
 def check_finite(name: str, value: float, advice: str) -> None:
-    """Refuse a widget's number that is none: JSON's NaN passes every bound of a widget.
+    """Check that a widget's number is finite: JSON's NaN passes every bound of a widget.
 
     Args:
         name: of the widget.
-        value: from it.
-        advice: ends the sentence "use a finite number".
+        value: of the widget.
+        advice: end of the sentence "use a finite number".
 
     Raises:
-        RequestError: not finite.
+        RequestError: The number is not finite.
     """
     if not is_number(value):
         raise RequestError(f"got {name} {value}; use a finite number{advice}")
 
 
 def waveform_from_audio(audio: dict[str, Any]) -> Waveform:
-    """Take over an AUDIO.
+    """Convert an AUDIO to a waveform.
 
     Args:
         audio: one sound, any rate, channel count and sample type.
@@ -50,16 +50,16 @@ def waveform_from_audio(audio: dict[str, Any]) -> Waveform:
 
 
 def region_from_mask(mask_BHW: Tensor) -> Tensor:
-    """Take over a MASK.
+    """Convert a MASK to a region.
 
     Args:
         mask_BHW: one mask, [1, H, W] or [H, W].
 
     Returns:
-        [H, W].
+        The mask [H, W].
 
     Raises:
-        ImageError: several masks.
+        ImageError: There are several masks.
     """
     if mask_BHW.ndim == 3 and mask_BHW.shape[0] != 1:
         raise ImageError(
@@ -69,23 +69,23 @@ def region_from_mask(mask_BHW: Tensor) -> Tensor:
 
 
 def pictures_from_host(reference: Tensor | io.Video.Type) -> Sequence[Tensor]:
-    """Take over a reference image, or a video to dub.
+    """Convert a reference image, or a video to dub, to pictures.
 
     Args:
-        reference: IMAGE, of which several are the frames of a video at 25 a second; or VIDEO, of
-            any frame rate, decoded when a picture is asked for.
+        reference: IMAGE, where several images are the frames of a video at 25 a second; or VIDEO of
+            any frame rate, decoded on access.
 
     Returns:
         Pictures [H, W, C] in [0, 1], 25 a second.
 
     Raises:
-        ImageError: a video that shows nothing or cannot be read.
+        ImageError: The video has no frames or cannot be read.
     """
     if isinstance(reference, Tensor):
         return list(reference)
     source = reference.get_stream_source()
     pictures = VideoFrames(Path(source) if isinstance(source, str) else source)
-    # The source of a VIDEO that the host trimmed is the whole file.
+    # If the host trimmed a VIDEO, its source is still the whole file.
     start, seconds = reference.get_active_trim_window()
     kept = range(len(pictures))[round(start * FPS) :]
     kept = kept[: max(1, round(seconds * FPS))] if seconds else kept
@@ -98,7 +98,7 @@ def pictures_from_host(reference: Tensor | io.Video.Type) -> Sequence[Tensor]:
 
 
 class _Excerpt(Sequence[Tensor]):
-    """Some of a video's pictures, decoded when they are asked for."""
+    """Range of a video's pictures, decoded on access."""
 
     def __init__(self, pictures: VideoFrames, kept: range) -> None:
         self._pictures, self._kept = pictures, kept
@@ -114,15 +114,15 @@ class _Excerpt(Sequence[Tensor]):
 
 
 def image_from_frames(frames_BCTHW: Tensor) -> Tensor:
-    """Turn the core's frames into an IMAGE, [T, H, W, C] in [0, 1]."""
+    """Convert the core's frames to an IMAGE, [T, H, W, C] in [0, 1]."""
     return ((frames_BCTHW[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
 
 
 def frames_from_image(image_THWC: Tensor) -> Tensor:
-    """Turn an IMAGE into the core's frames, [1, C, T, H, W] in [-1, 1]."""
+    """Convert an IMAGE to the core's frames, [1, C, T, H, W] in [-1, 1]."""
     return (image_THWC.permute(3, 0, 1, 2) * 2 - 1).unsqueeze(0)
 
 
 def image_from_bytes(frames_THWC: Tensor) -> Tensor:
-    """Turn uint8 frames into an IMAGE."""
+    """Convert uint8 frames to an IMAGE."""
     return frames_THWC.float() / 255

@@ -1,10 +1,10 @@
-"""Names from widgets to files of the host's folders, and names for what we write.
+"""Paths of model files named by widgets, and of the files that the nodes write.
 
-A widget's value comes from whoever may send the server a prompt, and a value that another node
-computed is not held against the widget's list. So this is the only file of this room that makes
-a path, besides the one that adds our models to the host's, and takes.py, which names folders in the
-host's output folder by digests. It makes two kinds: of a file that the host lists, and of a new one
-in the host's temporary folder.
+A widget's value comes from anyone who can send a prompt to the server, and the host does not check
+a value computed by another node against the widget's list. So only this module makes paths, besides
+``__init__``, which adds our model folders to the host's, and takes.py, which names folders in the
+host's output folder by digests. There are two kinds of paths: of a file that the host lists, and of
+a new file in the host's temporary folder.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def find_model(kind: str, name: str) -> Path:
 
     Args:
         kind: of the host's model folders.
-        name: as a widget gave it, of any origin.
+        name: value of a widget, untrusted.
 
     Returns:
         Its path, inside one of the host's folders of that kind.
 
     Raises:
-        CheckpointError: the host lists no such name.
+        CheckpointError: The host lists no such name.
     """
     path = folder_paths.get_full_path(kind, name) if name in list_models(kind) else None
     if path is None:
@@ -46,18 +46,18 @@ def find_model(kind: str, name: str) -> Path:
 
 
 def output_folder() -> Path:
-    """Find the folder of what the host makes."""
+    """Return the host's output folder."""
     return Path(folder_paths.get_output_directory())
 
 
 def new_temporary_path(suffix: str) -> Path:
-    """Make a name in the host's temporary folder, which is made where it is missing.
+    """Return a new path in the host's temporary folder, creating the folder if it is missing.
 
     Args:
         suffix: end of the name.
 
     Returns:
-        A path at which nothing is.
+        A path without a file.
     """
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How much of a voice is heard, and how much of it at once: three widgets and what they mean."""
+"""Widgets for the encode mode and the part of a voice to use."""
 
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ MAX_SECONDS = MAX_FRAMES / FPS
 
 
 def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
-    """Describe the widgets.
+    """Return the inputs of the three widgets.
 
     Args:
         whose: voice, for the tooltips.
@@ -50,17 +50,17 @@ def _make_seconds(name: str, tooltip: str) -> io.Float.Input:
 
 
 def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fraction | None]:
-    """Give the start and the end that the widgets mean; None for the end of the sound.
+    """Convert the widgets' values to the start and the end of a span.
 
     Args:
         start_seconds: of the widget.
-        end_seconds: of the widget.
+        end_seconds: of the widget; 0 keeps all.
 
     Returns:
-        What ``sound.cut`` takes.
+        Start and end for ``sound.cut``; an end of None is the end of the sound.
 
     Raises:
-        RequestError: not finite.
+        RequestError: A number is not finite.
     """
     for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
         check_finite(name, seconds, " of seconds")

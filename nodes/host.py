@@ -1,6 +1,6 @@
-"""The core's ports over ComfyUI: its model, VAE, audio encoders, progress bar and stop button.
+"""The core's protocols over ComfyUI: model, audio and image encoders, progress bar, stop button.
 
-Weights stay the host's: it decides where they lie and in what precision they compute.
+The host manages all weights: it decides their device and the precision of computation.
 
 Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
 L encoder layers, N tokens, D width.
@@ -40,31 +40,32 @@ from .takes import fingerprint_networks
 
 _log = getLogger(__name__)
 
-PROMPT_START = "turbotalk_start"  # in the options of a CONDITIONING: a video frame
+PROMPT_START = "turbotalk_start"  # key in the options of a CONDITIONING: a video frame
 PREVIEW_SIDE = 512  # pixels, the longer side of a preview
 
 
 class HostDenoiser:
-    """A MODEL with an audio adapter, for use inside ``with``; satisfies ``ports.Denoiser``.
+    """Denoiser over a MODEL with an audio adapter; satisfies ``ports.Denoiser``.
 
-    A call goes the way of the host's own samplers, so that LoRA, quantised weights, compilation,
-    attention patches and offloading keep working.
+    It is a context manager: sampling happens inside ``with``. A call uses the same functions as the
+    host's own samplers, so that LoRA, quantised weights, compilation, attention patches and
+    offloading keep working.
     """
 
     def __init__(self, model: ModelPatcher, sigmas: Tensor) -> None:
-        """Prepare.
+        """Store the model and the noise levels.
 
         Args:
             model: image-to-video Wan 2.1 with an audio adapter.
-            sigmas: all noise levels of a chunk; patches of other packs look at them.
+            sigmas: all noise levels of a chunk; patches of other packs read them.
         """
         self._model = model
         self._wan = get_wan(model)
         self._sigmas = sigmas
-        self._offloads = False  # as much of the weights as the host can, since memory ran out
+        self._offloads = False  # set when memory ran out: the host then offloads all it can
 
     def __enter__(self) -> HostDenoiser:
-        """Tell the model and its patches that sampling begins."""
+        """Prepare the model and its patches for sampling."""
         model, device = self._model, self._model.load_device
         self._options = create_model_options_clone(model.model_options)
         self._options["transformer_options"]["sample_sigmas"] = self._sigmas.to(device)
@@ -79,7 +80,7 @@ class HostDenoiser:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tell them that it ended."""
+        """Clean up the model and its patches."""
         self._model.cleanup()
 
     def __call__(
@@ -91,7 +92,7 @@ class HostDenoiser:
         except Exception as error:
             if self._offloads or not comfy.model_management.is_oom(error):
                 raise
-        # Not in the block above, where the error still holds what lay in memory when it was raised.
+        # Outside the except block: inside it the traceback keeps the tensors of the failed call.
         self._offloads = True
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
@@ -104,7 +105,7 @@ class HostDenoiser:
     def _predict(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
-        # One voice, and so the null voice too, is heard in the whole picture.
+        # A single voice, and so null audio too, applies to the whole picture.
         regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
         device = self._model.load_device
         cond = {"uuid": uuid4(), "model_conds": self._make_conds(conditioning)}
@@ -125,7 +126,7 @@ class HostDenoiser:
             (denoised_BCFHW,) = comfy.samplers.calc_cond_batch(
                 network, [[cond]], noisy_BCFHW, torch.full((1,), sigma, device=device), options
             )
-        # the host answers with x0 = x - sigma v
+        # the host returns x0 = x - sigma v
         return ((noisy_BCFHW - denoised_BCFHW) / sigma).to(latents_BCFHW.device)
 
     def _make_conds(self, conditioning: Conditioning) -> dict[str, CONDRegular]:
@@ -140,7 +141,7 @@ class HostDenoiser:
     def _make_text(self, text_BND: Tensor | None) -> Tensor:
         text_dim = self._wan.text_dim
         if text_BND is None:
-            # 512 equal rows attended to are one row attended to
+            # attention over 512 equal rows equals attention over one of them
             return torch.zeros(1, 1, text_dim)
         if text_BND.shape[1] > TEXT_LENGTH or text_BND.shape[2] != text_dim:
             raise MismatchError(
@@ -151,17 +152,17 @@ class HostDenoiser:
 
 
 class HostAudioEncoder:
-    """Our audio encoder as an AUDIO_ENCODER; satisfies ``ports.AudioEncoder`` as well."""
+    """The core's audio encoder as an AUDIO_ENCODER; also satisfies ``ports.AudioEncoder``."""
 
     def __init__(self, encoder: Wav2Vec2Encoder) -> None:
-        """Hand the weights to the host.
+        """Wrap the encoder, so that the host manages its weights.
 
         Args:
             encoder: on the CPU, float32.
         """
         self._encoder = encoder
-        # In a shell: the host writes the attribute ``device``, which transformers forbids. Its
-        # dynamic patcher is for the host's own layers, which these are not.
+        # The Sequential is needed because the host sets the attribute ``device``, which
+        # transformers forbids. The host's dynamic patcher supports only the host's own layers.
         self._patcher = ModelPatcher(
             torch.nn.Sequential(encoder.model),
             load_device=comfy.model_management.text_encoder_device(),
@@ -170,22 +171,22 @@ class HostAudioEncoder:
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """What it normalises over time; see ``ports.AudioEncoder``."""
+        """Width and stride of the first, normalised convolution; see ``ports.AudioEncoder``."""
         return self._encoder.first_kernel
 
     def fingerprint(self) -> str:
-        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        """Compute the fingerprint of the weights; see ``ports.AudioEncoder``."""
         return self._encoder.fingerprint()
 
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
-        """Hear a waveform; see ``ports.AudioEncoder``."""
+        """Encode a waveform; see ``ports.AudioEncoder``."""
         comfy.model_management.load_model_gpu(self._patcher)
         return self._encoder.encode(waveform_S, num_frames, moments).cpu()
 
     def encode_audio(self, audio: Tensor, sample_rate: int) -> dict[str, Any]:
-        """Hear an AUDIO as the host's AudioEncoderEncode asks for it.
+        """Encode an AUDIO in the format of the host's AudioEncoderEncode.
 
         Args:
             audio: [B, C, S].
@@ -205,7 +206,7 @@ class HostAudioEncoder:
 
 
 class NativeAudioEncoder:
-    """An AUDIO_ENCODER of the host's own loader; satisfies ``ports.AudioEncoder``."""
+    """AUDIO_ENCODER of the host's own loader; satisfies ``ports.AudioEncoder``."""
 
     def __init__(self, encoder: AudioEncoderModel) -> None:
         """Wrap an encoder.
@@ -217,18 +218,18 @@ class NativeAudioEncoder:
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """What it normalises over time; see ``ports.AudioEncoder``."""
+        """Width and stride of the first, normalised convolution; see ``ports.AudioEncoder``."""
         return find_first_kernel(self._encoder.model.feature_extractor.conv_layers[0])
 
     def fingerprint(self) -> str:
-        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        """Compute the fingerprint of the weights; see ``ports.AudioEncoder``."""
         return fingerprint_networks([self._encoder.model])
 
     @torch.no_grad()
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
-        """Hear a waveform; see ``ports.AudioEncoder``."""
+        """Encode a waveform; see ``ports.AudioEncoder``."""
         comfy.model_management.load_model_gpu(self._encoder.patcher)
         model = self._encoder.model
         with normalized_by(model.feature_extractor.conv_layers[0], moments):
@@ -239,28 +240,28 @@ class NativeAudioEncoder:
 
 
 class HostImageEncoder:
-    """A CLIP_VISION of the host; satisfies ``ports.ImageEncoder``."""
+    """CLIP_VISION of the host; satisfies ``ports.ImageEncoder``."""
 
     def __init__(self, clip_vision: Any) -> None:
         """Wrap an encoder.
 
         Args:
-            clip_vision: of the host's Load CLIP Vision.
+            clip_vision: from the host's Load CLIP Vision.
         """
         self._clip_vision = clip_vision
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        """Look at a picture; see ``ports.ImageEncoder``."""
+        """Encode a picture; see ``ports.ImageEncoder``."""
         image_BHWC = ((image_BCHW + 1) / 2).movedim(1, -1)
-        # squashed, not cut, as the reference does
+        # resized without a crop, as in the reference
         return self._clip_vision.encode_image(image_BHWC, crop=False).penultimate_hidden_states
 
 
 class HostProgress:
-    """One bar of the host over all work of a node; satisfies ``ports.Progress``."""
+    """Progress bar of the host over all work of a node; satisfies ``ports.Progress``."""
 
     def __init__(self, total: int) -> None:
-        """Start at nothing.
+        """Start the bar at 0.
 
         Args:
             total: units of work.
@@ -272,28 +273,28 @@ class HostProgress:
         preview = None
         if preview_HWC is not None:
             picture = Image.fromarray((preview_HWC * 255).round().to(torch.uint8).numpy())
-            # the host would enlarge a smaller one
+            # without the limit the host would enlarge a smaller picture
             preview = ("JPEG", picture, min(PREVIEW_SIDE, max(picture.size)))
         self._bar.update_absolute(self._bar.current + units, preview=preview)
 
 
 def check_stop() -> None:
-    """Raise what the host raises when its stop button was pressed; see ``ports.CheckStop``."""
+    """Raise the host's exception if its stop button was pressed; see ``ports.CheckStop``."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def read_texts(
     conditioning: list[Any] | None,
 ) -> tuple[Tensor | None, tuple[tuple[int, Tensor], ...]]:
-    """Give the text embeddings of a CONDITIONING.
+    """Return the text embeddings of a CONDITIONING.
 
     Args:
-        conditioning: a prompt, or those of Prompt schedule. Of several without a time only the
-            first is used, for the whole video.
+        conditioning: a prompt, or the output of Prompt schedule. If there are several entries
+            without a time, only the first is used, for the whole video.
 
     Returns:
-        The first embedding [1, N, D], or None without a prompt; and those after it, each with the
-        video frame from which on it holds.
+        The first embedding [1, N, D], or None without a prompt; and the later ones, each with the
+        video frame at which it starts.
     """
     if conditioning is None:
         return None, ()
@@ -310,23 +311,23 @@ def read_texts(
 def see_with(
     model: ModelPatcher, output: Any, clip_vision: Any
 ) -> tuple[Tensor | None, HostImageEncoder | None]:
-    """Give what the image branch of a model sees.
+    """Return the inputs for the image branch of a model.
 
     Args:
-        model: that it is for.
+        model: the model with or without an image branch.
         output: CLIP_VISION_OUTPUT of the portrait, or None.
-        clip_vision: CLIP_VISION, which looks at each picture that is shown, or None.
+        clip_vision: CLIP_VISION, which encodes each reference image, or None.
 
     Returns:
-        Image tokens [1, N, D] and the image encoder; at most one of them is there.
+        Image tokens [1, N, D] and the image encoder; at most one of them is not None.
 
     Raises:
-        MismatchError: the model has no image branch, or both were given.
+        MismatchError: The model has no image branch, or both inputs were given.
     """
     has_branch = get_wan(model).img_emb is not None
     if output is None and clip_vision is None:
         if has_branch:
-            # the host then lets this branch look at the text
+            # without image tokens the host feeds the text to this branch
             _log.warning("the model has an image branch; connect clip_vision for likeness")
         return None, None
     if not has_branch:
@@ -339,16 +340,16 @@ def see_with(
 
 
 def hear_with(audio_encoder: Any) -> AudioEncoder:
-    """Give the port of an AUDIO_ENCODER.
+    """Return an AUDIO_ENCODER as the core's ``ports.AudioEncoder``.
 
     Args:
         audio_encoder: from our loader or the host's.
 
     Returns:
-        What ``encode_speech`` takes.
+        The encoder, for ``encode_speech``.
 
     Raises:
-        MismatchError: an encoder that is no wav2vec2.
+        MismatchError: The encoder is not a wav2vec2.
     """
     if isinstance(audio_encoder, HostAudioEncoder):
         return audio_encoder

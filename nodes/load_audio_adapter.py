@@ -1,4 +1,4 @@
-"""Node: an InfiniteTalk audio adapter of any size to a MODEL_PATCH."""
+"""Node: InfiniteTalk audio adapter file of any size to MODEL_PATCH."""
 
 from comfy_api.latest import io
 
@@ -8,11 +8,11 @@ from .sockets import CATEGORY
 
 
 class LoadAudioAdapter(io.ComfyNode):
-    """Reads audio adapters of any size."""
+    """Node that loads audio adapters of any size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkLoadAudioAdapter",
             display_name="TurboTalk · Load audio adapter",

@@ -1,4 +1,4 @@
-"""Node: a wav2vec2 file to an AUDIO_ENCODER."""
+"""Node: wav2vec2 file to AUDIO_ENCODER."""
 
 from comfy_api.latest import io
 
@@ -9,11 +9,11 @@ from .sockets import CATEGORY
 
 
 class LoadAudioEncoder(io.ComfyNode):
-    """Reads wav2vec2 encoders of any size."""
+    """Node that loads wav2vec2 encoders of any size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkLoadAudioEncoder",
             display_name="TurboTalk · Load audio encoder",

@@ -1,7 +1,7 @@
-"""What the sampler says, in the log and on its node, where settings do not fit the loaded weights.
+"""Quality warnings in the log and on the sampler node: settings that do not fit the weights.
 
-The rules are the core's (``advice``). Separate because it is here that a MODEL must tell which file
-it came from.
+The rules are the core's (``advice``). Separate because in the host the file must first be found
+from which a MODEL was loaded.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _log = getLogger(__name__)
 
 
 def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -> list[str]:
-    """Compare settings with what the model's file ships with, and show what does not fit.
+    """Compare settings with those stored in the model's file, and show warnings on the node.
 
-    The node keeps the text when the run is over, until the next one; so something is said in any
-    case. Nothing here can fail a run.
+    A node keeps its text after a run, until the next one. So a text is shown in every case, which
+    replaces the old one. No error here can fail a run.
 
     Args:
         model: as it will be sampled.
         request: as it will be sampled.
-        node_id: of the node that shows the text; None where there is none.
+        node_id: of the node that shows the text; None without a node.
 
     Returns:
-        The notes; none where all fits, or where the file is not known.
+        The warnings; empty if all settings fit, or if the file is unknown.
     """
     info = find_info(model)
     if info is None:
@@ -52,13 +52,13 @@ def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -
 
 
 def show_text(text: str, node_id: str | None) -> None:
-    """Write on a node of the page, which keeps the text until its next run.
+    """Show a text on a node of the page, until the node's next run.
 
     Args:
-        text: any, of whatever origin.
-        node_id: of the node; None where there is none.
+        text: any text, possibly untrusted.
+        node_id: of the node; None without a node.
     """
-    # The page takes the text for HTML, and a file may have any name.
+    # The page interprets the text as HTML, and file names are untrusted.
     text = "\n".join(escape(show(line), quote=False) for line in text.split("\n"))
     server = getattr(PromptServer, "instance", None)  # none in a program that imports ComfyUI
     if server is not None and node_id is not None:
@@ -73,10 +73,10 @@ def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
         kind: what the file must be, as ``checkpoints.inspect.inspect`` calls it.
 
     Returns:
-        What the file is; None where the loader did not leave its path, as those of other packs need
-        not, or where the file is of another kind or none that TurboTalk reads, such as GGUF.
+        Description of the file; None if the loader did not store its path (loaders of other packs
+        may not), or if the file is of another kind or cannot be read by TurboTalk, such as GGUF.
     """
-    # Kept by the host's loaders to load the model once more: a function and its arguments.
+    # The host's loaders store a function and its arguments here, to load the model again.
     _, arguments, *_ = model.cached_patcher_init or (None, ())
     path = arguments[0] if arguments else None
     if not isinstance(path, str | Path):
@@ -90,11 +90,11 @@ def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
 
 
 def ships_anchored(model: ModelPatcher) -> bool:
-    """Tell whether a MODEL's file says that its chunks want an anchor; not where none is known."""
+    """Check whether a MODEL's file sets ``anchors_chunks``; False if the file is unknown."""
     info = find_info(model)
     return info is not None and info.settings.get("anchors_chunks") is True
 
 
 def has_lora(model: ModelPatcher) -> bool:
-    """Tell whether a LoRA was put on a MODEL, into its weights or beside them."""
+    """Check whether a MODEL has a LoRA, in its weights or beside them."""
     return bool(model.patches) or model.get_injections("bypass_lora") is not None

@@ -1,4 +1,4 @@
-"""Node: words with times to a CONDITIONING that changes during the video."""
+"""Node: prompts with times to a CONDITIONING that changes during the video."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .sockets import CATEGORY
 
 
 class PromptSchedule(io.ComfyNode):
-    """Encodes several prompts."""
+    """Node that encodes several prompts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkPromptSchedule",
             display_name="TurboTalk · Prompt schedule",
@@ -46,7 +46,7 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text: str | None) -> bool | str:
-        """Refuse before running what cannot be read; linked text is None here."""
+        """Check the prompts before running; linked text is None here."""
         if text is None:
             return True
         try:
@@ -57,7 +57,7 @@ class PromptSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
-        """Encode."""
+        """Encode the prompts."""
         if clip is None:
             raise RequestError("got no text encoder; connect Load CLIP of type wan")
         conditioning = []

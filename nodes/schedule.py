@@ -8,11 +8,11 @@ from .sockets import CATEGORY
 
 
 class Schedule(io.ComfyNode):
-    """Spaces the noise levels."""
+    """Node that computes the noise levels."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkSchedule",
             display_name="TurboTalk · Schedule",
@@ -53,7 +53,7 @@ class Schedule(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, steps: int | None, kind: str | None) -> bool | str:
-        """Refuse before running what no schedule has; a linked value is not known yet (None)."""
+        """Check kind and steps before running; a linked value is None here."""
         if kind is not None and kind not in SCHEDULES:
             return f"got kind {kind!r}; choose one of {', '.join(SCHEDULES)}"
         most = MAX_DISTILLED_STEPS if kind == "distilled" else MAX_STEPS
@@ -63,6 +63,6 @@ class Schedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps: int, shift: float, kind: str) -> io.NodeOutput:
-        """Space the levels."""
+        """Compute the levels."""
         space = distilled_sigmas if kind == "distilled" else reference_sigmas
         return io.NodeOutput(space(steps, shift))

@@ -17,11 +17,11 @@ TOGETHER, AFTER = "together", "after previous"
 
 
 class DescribeSpeaker(io.ComfyNode):
-    """Says who a person is, where, and what the person says when."""
+    """Node that adds a speaker: name, region, voice and turn."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkSpeaker",
             display_name="TurboTalk · Speaker",
@@ -89,7 +89,7 @@ class DescribeSpeaker(io.ComfyNode):
         mask: Tensor | None = None,
         speakers: tuple[Speaker, ...] = (),
     ) -> io.NodeOutput:
-        """Add the person."""
+        """Append the speaker to the chain."""
         box = (x, y, width, height) if any((x, y, width, height)) else None
         if box is not None and mask is not None:
             raise ImageError(

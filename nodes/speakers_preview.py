@@ -1,4 +1,4 @@
-"""Node: speakers over the picture they are in."""
+"""Node: reference image and speakers to an IMAGE of their regions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .sockets import CATEGORY, SpeakersSocket
 
 
 class SpeakersPreview(io.ComfyNode):
-    """Shows who is where."""
+    """Node that draws the regions of speakers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkSpeakersPreview",
             display_name="TurboTalk · Speakers preview",
@@ -42,7 +42,7 @@ class SpeakersPreview(io.ComfyNode):
     def execute(
         cls, reference_image: Tensor | io.Video.Type, speakers: tuple[Speaker, ...]
     ) -> io.NodeOutput:
-        """Draw."""
+        """Draw the regions."""
         image_HWC = pictures_from_host(reference_image)[0]
         drawn_THWC = draw_regions(image_HWC, speakers).unsqueeze(0)
         return io.NodeOutput(drawn_THWC, ui=ui.PreviewImage(drawn_THWC, cls=cls))

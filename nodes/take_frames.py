@@ -1,4 +1,4 @@
-"""Node: frames of a take to IMAGE."""
+"""Node: take to IMAGE."""
 
 from logging import getLogger
 
@@ -19,11 +19,11 @@ _GB = 1e9  # bytes
 
 
 class TakeFrames(io.ComfyNode):
-    """Reads frames of a take into memory."""
+    """Node that reads frames of a take into memory."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkTakeFrames",
             display_name="TurboTalk · Take frames",
@@ -41,25 +41,25 @@ class TakeFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, take: Take, start_frame: int, num_frames: int) -> io.NodeOutput:
-        """Read."""
+        """Read the frames."""
         stop = find_stop(take, start_frame, num_frames)
-        if start_frame < stop:  # else the take refuses
+        if start_frame < stop:  # otherwise take.iterate raises
             show_text(_weigh(take, stop - start_frame), cls.hidden.unique_id)
         return io.NodeOutput(_read(take, start_frame, stop))
 
 
 def _weigh(take: Take, num_frames: int) -> str:
-    """Say how much memory frames take; refuse those that do not fit.
+    """Compute the memory of the frames, and check that it is free.
 
     Args:
-        take: that they are of.
+        take: the source of the frames.
         num_frames: how many.
 
     Returns:
-        A sentence for people, which is also logged.
+        A message for the user, which is also logged.
 
     Raises:
-        RequestError: more frames than main memory has room for.
+        RequestError: The frames do not fit in the free main memory.
     """
     frame_bytes = take.height * take.width * 3 * torch.float32.itemsize
     wanted = num_frames * frame_bytes
@@ -77,7 +77,7 @@ def _weigh(take: Take, num_frames: int) -> str:
 
 
 def _read(take: Take, start: int, stop: int) -> Tensor:
-    """Read frames batch by batch, so that little more is taken than was said."""
+    """Read frames batch by batch, so that little more memory is used than was reported."""
     images_THWC = torch.empty(max(0, stop - start), take.height, take.width, 3)
     first = 0
     for frames_THWC in take.iterate(start, stop):

@@ -1,4 +1,4 @@
-"""The part of a take that a node reads: its two widgets and what they mean."""
+"""Widgets for the part of a take to use."""
 
 from comfy_api.latest import io
 
@@ -7,7 +7,7 @@ from ..turbotalk_core.video.take import Take
 
 
 def make_trim_inputs(num_frames: int) -> list[io.Int.Input]:
-    """Describe the widgets.
+    """Return the inputs of the two widgets.
 
     Args:
         num_frames: default length, 0 for the whole take.
@@ -36,5 +36,5 @@ def make_trim_inputs(num_frames: int) -> list[io.Int.Input]:
 
 
 def find_stop(take: Take, start_frame: int, num_frames: int) -> int:
-    """Give one past the last frame that the widgets mean."""
+    """Return one past the last frame that the widgets select."""
     return min(start_frame + num_frames, take.num_frames) if num_frames else take.num_frames
