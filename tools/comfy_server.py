@@ -1,4 +1,4 @@
-"""Start a ComfyUI with this pack in it, and talk to it over its API: for the demo and the tests."""
+"""ComfyUI server with this pack, and a client for its API; used by the demo and the tests."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ PACK_NAME = "ComfyUI-TurboTalk"  # the folder's name in custom_nodes
 START_SECONDS = 180
 STOP_SECONDS = 10
 LOG_LINES = 40  # of a server that failed
-TEXT, PREVIEW_WITH_METADATA = 3, 4  # ComfyUI's binary messages of a node's text and picture
+TEXT, PREVIEW_WITH_METADATA = 3, 4  # ComfyUI's binary messages with a node's text and picture
 
 Event = dict[str, Any]
 
 
 class ServerFailed(Exception):
-    """The server did not start, or ended."""
+    """Error: the server did not start, or ended."""
 
 
 class PromptRefused(Exception):
-    """The server refused a prompt, or a part of it, before running it.
+    """Error: the server refused a prompt, or a part of it, before running it.
 
     Attributes:
         node_errors: the server's reasons, by node id.
     """
 
     def __init__(self, status: int, answer: dict[str, Any]) -> None:
-        """Tell the reasons.
+        """Build the message from the server's reasons.
 
         Args:
             status: HTTP status.
@@ -56,14 +56,14 @@ class PromptRefused(Exception):
 
 
 class PromptFailed(Exception):
-    """A prompt ended with an error or an interruption.
+    """Error: a prompt ended with an error or an interruption.
 
     Attributes:
         event: the server's last message about it.
     """
 
     def __init__(self, event: Event) -> None:
-        """Tell the node and its message."""
+        """Build the message from the node's type and its error."""
         self.event = event
         data = event["data"]
         super().__init__(
@@ -72,14 +72,14 @@ class PromptFailed(Exception):
 
 
 class ComfyServer:
-    """A ComfyUI on this machine's CPU, running inside a ``with`` block."""
+    """ComfyUI on this machine's CPU, running inside a ``with`` block."""
 
     def __init__(self, host: Path, base: Path) -> None:
-        """Prepare.
+        """Choose a free port and build the command.
 
         Args:
             host: ComfyUI's folder.
-            base: folder for its models, inputs, outputs and log; made if need be.
+            base: folder for its models, inputs, outputs and log; created if missing.
         """
         self.base = base
         self.log = base / "server.log"
@@ -94,13 +94,13 @@ class ComfyServer:
         ]  # fmt: skip
 
     def __enter__(self) -> ComfyServer:
-        """Start and wait until it answers.
+        """Start the server and wait until it answers.
 
         Returns:
             This server.
 
         Raises:
-            ServerFailed: it ended, or did not answer in time.
+            ServerFailed: The server ended, or did not answer in time.
         """
         for name in ("custom_nodes", "models", "input", "output", "temp"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
@@ -120,11 +120,11 @@ class ComfyServer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it."""
+        """Stop the server."""
         self._stop()
 
     def kill(self) -> None:
-        """End it at once, as a power cut would."""
+        """Kill the server at once, like a power cut."""
         self._process.kill()
 
     def _wait(self) -> None:
@@ -155,11 +155,11 @@ class ComfyServer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A prompt that ended well.
+    """Result of a successful prompt.
 
     Attributes:
-        outputs: what the history holds, by node id.
-        cached: ids of the nodes that did not run because their result was known.
+        outputs: outputs in the history, by node id.
+        cached: ids of the nodes that did not run because their result was cached.
     """
 
     outputs: dict[str, Any]
@@ -167,10 +167,10 @@ class Run:
 
 
 class ComfyClient:
-    """Talks to a server; use inside ``async with``."""
+    """Client of a server's API, for use inside ``async with``."""
 
     def __init__(self, address: str) -> None:
-        """Prepare.
+        """Store the address.
 
         Args:
             address: host:port.
@@ -204,10 +204,10 @@ class ComfyClient:
         return json.loads(await self.read(path))
 
     async def upload(self, path: Path) -> str:
-        """Put a picture or a sound into the server's input folder.
+        """Upload a picture or a sound to the server's input folder.
 
         Args:
-            path: of the file; its name is kept.
+            path: the file; its name is kept.
 
         Returns:
             The name for LoadImage or LoadAudio.
@@ -219,7 +219,7 @@ class ComfyClient:
             return (await response.json())["name"]
 
     async def view(self, file: dict[str, str]) -> bytes:
-        """Fetch a file that a history names."""
+        """Fetch a file that is listed in a history."""
         return await self.read(
             "/view", **{key: file[key] for key in ("filename", "subfolder", "type")}
         )
@@ -232,7 +232,7 @@ class ComfyClient:
     async def run(
         self, prompt: dict[str, Any], on_event: Callable[[Event], object] = lambda _event: None
     ) -> Run:
-        """Queue a prompt and follow it to its end.
+        """Queue a prompt and wait for its end.
 
         Args:
             prompt: a workflow in API format.
@@ -240,11 +240,11 @@ class ComfyClient:
                 {"node": …, "bytes": …}}, texts as {"type": "text", "data": {"node": …, "text": …}}.
 
         Returns:
-            What came out.
+            The outputs.
 
         Raises:
-            PromptRefused: before running.
-            PromptFailed: while running.
+            PromptRefused: The server refused the prompt before running it.
+            PromptFailed: The prompt failed while running.
         """
         cached: frozenset[str] = frozenset()
         async with self._http.ws_connect("/ws", params={"clientId": self._id}) as socket_:
@@ -269,13 +269,13 @@ class ComfyClient:
         body = {"prompt": prompt, "client_id": self._id}
         async with self._http.post("/prompt", json=body) as response:
             answer = await response.json()
-            # even an accepted prompt may have lost a branch
+            # an accepted prompt may still have a refused output
             if response.status != 200 or answer["node_errors"]:
                 raise PromptRefused(response.status, answer)
             return answer["prompt_id"]
 
     async def _wait_for_history(self, prompt_id: str) -> dict[str, Any]:
-        while True:  # written just after the last message
+        while True:  # the server writes it just after the last message
             history = await self.get(f"/history/{prompt_id}")
             if prompt_id in history:
                 return history[prompt_id]
@@ -298,9 +298,9 @@ def _read_message(data: str | bytes) -> Event:
 def _put_pack(place: Path) -> None:
     if place.is_symlink():
         place.unlink()
-    elif place.exists():  # a copy may be of yesterday
+    elif place.exists():  # a copy may be out of date
         shutil.rmtree(place)
     try:
         place.symlink_to(PACK, target_is_directory=True)
-    except OSError:  # Windows without the right to make links
+    except OSError:  # Windows without permission to create links
         shutil.copytree(PACK, place, ignore=shutil.ignore_patterns(".*", "out"))

