@@ -550,7 +550,7 @@ class _Figure:
             self._draw(self.face, (-0.4, 0.25, 0.4, 0.6), moustache, avatar.brows)
 
     def _paint_mouth(self) -> None:
-        """Paint the lips, and between them the dark mouth with an area proportional to the aperture.
+        """Paint the lips, and between them the dark mouth, its area proportional to the aperture.
 
         Every part of the opening is a band between curves that scale with its height and width.
         Therefore teeth and tongue cover a constant fraction of it, and the visible dark area stays
