@@ -191,10 +191,10 @@ def difference_penalty(logit_B: Tensor, perturbed_B: Tensor) -> Tensor:
     """Compute the gradient penalty by a finite difference, Eq. 7: |D(x) - D(x + s eps)|^2.
 
     R1 (on real samples) and R2 (on generated ones) penalise |grad D|^2, whose gradient needs second
-    derivatives of the discriminator. Fused attention kernels have none, and they would double the
-    graph in memory. The finite difference needs first derivatives alone. To first order its
-    expectation is s^2 |grad D|^2, so weight w and size s act as R3GAN's gamma = 2 w s^2. Both
-    logits carry a graph, and x is exactly the tensor that was scored.
+    derivatives of the discriminator. Fused attention kernels do not provide these. The finite
+    difference needs first derivatives alone. To first order its expectation is s^2 |grad D|^2, so
+    weight w and size s act as R3GAN's gamma = 2 w s^2. Both logits carry a graph, and x is exactly
+    the tensor that was scored.
 
     Args:
         logit_B: logits D(x) of samples.
