@@ -1,4 +1,4 @@
-"""What strangers write: names, JSON and headers are taken whole or refused, and never believed."""
+"""Untrusted names, JSON and headers: accepted as a whole or refused, and always checked."""
 
 from __future__ import annotations
 

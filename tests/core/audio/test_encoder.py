@@ -1,4 +1,4 @@
-"""Every way an encoder's file can be spelt or broken, and what it hears."""
+"""Audio encoder files in all spellings, damaged files, and the encoder's features."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Model files: what goes in comes out, a header tells what a file is, and damage is named."""
+"""Model files: round trips, recognition by the header, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SILENT = {"audio_heads": None, "audio_token_dim": 768}  # as read from a file wi
 
 
 def _draw(module: nn.Module) -> None:
-    """Give every weight a value that float16 has to round."""
+    """Set every weight to a value that float16 must round."""
     generator = torch.Generator().manual_seed(0)
     for weight in module.parameters():
         weight.data = torch.randn(weight.shape, generator=generator)
@@ -103,7 +103,7 @@ def _rewrite(
     change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Change a file's tensors, and replace its metadata where some are given."""
+    """Change a file's tensors, and replace its metadata if new ones are given."""
     with safe_open(path, "pt") as file:
         old = file.metadata()
     save_file(change(load_file(path)), path, old if metadata is None else metadata)
@@ -365,7 +365,7 @@ def test_a_vae_comes_from_a_pickle_too(vae_path: Path) -> None:
 
 
 def _split(path: Path) -> Path:
-    """Make three shards and an index of a file, in a folder of their own."""
+    """Split a file into three shards and an index, in a folder of their own."""
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -421,7 +421,7 @@ def test_an_adapter_wins_over_a_merged_file(dit_path: Path, adapter_path: Path) 
 
 
 def _quantise(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Store as the public mixed files do: matrices of the blocks small, biases in full."""
+    """Save in the format of the public mixed files: matrices of blocks small, biases in full."""
     stored = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
     for key, tensor in tensors.items():
         if key.startswith("blocks.") and tensor.ndim == 2:
