@@ -1,1 +1,1 @@
-"""How the embedded model family is made: data, models' training, distillation, evaluation."""
+"""Training of the embedded model family: data, training, distillation, evaluation."""

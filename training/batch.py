@@ -1,11 +1,11 @@
-"""Chunks to learn from, and what the networks are told about them: what a training step is given.
+"""Batches: chunks to learn from, with their conditions.
 
-Separate because the data side makes them, every method reads them, and neither knows the other. How
-many latent frames are given is the data's to say: one where a video begins, three, of 9 context
-frames, where it goes on; TurboTalk has half of each.
+This module stands apart from the data reader, which makes batches, and from the methods, which use
+them, because neither imports the other. The reader decides how many latent frames are given: one
+where a video begins; three, from 9 context frames, where it continues. TurboTalk has half of each.
 
-Axes: B batch, C channels, F latent frames, H height, W width, P voices or speakers and last the
-background, K window, L encoder layers, N tokens, D width.
+Axes: B batch, C channels, F latent frames, H height, W width, P speakers (in masks, the background
+comes last), K window, L encoder layers, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.sampling.convert import add_noise
 
-CONTEXT_LATENTS = 3  # InfiniteTalk: 9 context frames
+CONTEXT_LATENTS = 3  # InfiniteTalk: latent frames of 9 context frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Chunks of one length and size, and their conditions.
+    """Chunks of one length and size, with their conditions.
 
     Attributes:
-        latents_BCFHW: clean, normalised: the real samples.
-        reference_BCFHW: 20 channels, mask and reference latents.
-        first_BPKLD: audio windows of the first latent frames, of each voice.
-        later_BPFKLD: audio windows of the later ones.
-        pinned_BF: True where a latent frame is given clean; of each chunk a beginning.
-        weight_BHW: how much a place counts, mean 1 over a chunk; None for all alike.
-        regions_PHW: of several speakers and the background, on latent cells; None for one.
+        latents_BCFHW: clean, normalised latents: the real samples.
+        reference_BCFHW: 20 channels, the mask and the reference latents.
+        first_BPKLD: audio windows of the first latent frame, for each voice.
+        later_BPFKLD: audio windows of the later latent frames.
+        pinned_BF: True where a latent frame is given clean; the given frames of a chunk come first.
+        weight_BHW: weight of each place in the loss, mean 1 over a chunk; None for 1 everywhere.
+        regions_PHW: masks of the speakers and the background, on latent cells; None for one.
         text_BND: text embedding; None for the null text.
         null_text_BND: embedding of the negative prompt, for guidance; None for zeros.
         image_embeds_BND: CLIP tokens, for a model with the image branch.
@@ -72,29 +72,29 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Chunks in the batch."""
+        """Number of chunks in the batch."""
         return self.latents_BCFHW.shape[0]
 
     @property
     def free_B1F11(self) -> Tensor:
-        """1 where a latent frame is to be made, 0 where it is given; float32."""
+        """1 where a latent frame is to be generated, 0 where it is given; float32."""
         return (~self.pinned_BF).float()[:, None, :, None, None]
 
     @property
     def has_text(self) -> bool:
-        """Whether a network that does not read the text is told anything else."""
+        """Whether leaving the text out changes the text condition of a network."""
         return self.text_BND is not None or self.null_text_BND is not None
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """Move to a device.
+        """Move the batch to a device.
 
         Args:
-            device: where to.
-            dtype: of everything but the latents and the pins, which stay in float32 and bool: the
-                arithmetic of noise is in float32. None leaves it.
+            device: target device.
+            dtype: target dtype of all tensors but ``latents_BCFHW``, which stays in float32 because
+                noise is added in float32, and ``pinned_BF``, which stays bool. None keeps all.
 
         Returns:
-            The same chunks there.
+            The same chunks on the device.
         """
         moved = {}
         for field in fields(self):
@@ -106,15 +106,15 @@ class Batch:
         return Batch(**moved)
 
     def pin(self, latents_BCFHW: Tensor) -> Tensor:
-        """Put the given latent frames in, clean.
+        """Replace the given latent frames by their clean values.
 
-        Through the pinned places no gradient flows: what a loss says of them reaches nobody.
+        No gradient flows through the replaced places, so a loss there has no effect.
 
         Args:
-            latents_BCFHW: of these chunks, at any noise level.
+            latents_BCFHW: latents of these chunks, at any noise level.
 
         Returns:
-            The same shape.
+            Latents of the same shape.
 
         Source: InfiniteTalk, wan/multitalk.py, the denoising loop (before and after every call).
         """
@@ -122,12 +122,12 @@ class Batch:
         return torch.where(pinned, self.latents_BCFHW.to(latents_BCFHW), latents_BCFHW)
 
     def add_noise(self, latents_BCFHW: Tensor, noise_BCFHW: Tensor, sigma_B: Tensor) -> Tensor:
-        """Bring chunks to noise levels, and leave the given latent frames clean.
+        """Add noise to latents, and keep the given latent frames clean.
 
         Args:
-            latents_BCFHW: clean; the batch's own or others under the same conditions.
-            noise_BCFHW: standard normal.
-            sigma_B: noise level of each chunk.
+            latents_BCFHW: clean latents; the batch's own or others under the same conditions.
+            noise_BCFHW: standard normal noise.
+            sigma_B: noise level of each chunk, in [0, 1].
 
         Returns:
             Noisy latents, the same shape.

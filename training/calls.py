@@ -1,8 +1,8 @@
-"""The network calls of a step: counted while it runs, and made again with nothing around them.
+"""Network calls of a training step: recorded while it runs, and repeated alone.
 
-What a step costs beyond its networks is seen by comparing it with the same calls of the same
-networks, bare: no engine, no loss, no draws, no optimiser, no average, no log. Separate because
-counting needs hooks on real networks, which are no business of the loop.
+Comparing a step with the same bare calls of the same networks (no engine, loss, random draws,
+optimiser, average or log) shows the cost of everything else. The module is separate from the
+training loop because recording needs hooks on the networks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.lora import adapters_off, list_adapters
 from training.networks import Discriminator, TalkingModel
 
 Kind = Literal["forward", "weights", "inputs"]
-SIGMA = 0.5  # what bare calls are told; no call costs more or less at another noise level
+SIGMA = 0.5  # noise level of bare calls; it does not change their cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +31,13 @@ class Call:
     """One call of one network.
 
     Attributes:
-        role: whose network.
-        part: of it that is called, by its module's name: empty for all of it, ``backbone`` for a
-            discriminator's alone.
-        kind: a forward pass alone, one with a backward pass to its trained weights, or one with a
-            backward pass to its latents alone.
-        named: what else than latents, noise level and batch it is given.
-        has_adapters: its LoRA layers count; True where there are none.
+        role: role of the network.
+        part: name of the called submodule: empty for the whole network, ``backbone`` for the
+            backbone of a discriminator.
+        kind: ``forward`` for a forward pass alone, ``weights`` for one with a backward pass to the
+            trained weights, ``inputs`` for one with a backward pass to the latents alone.
+        named: keyword arguments, besides latents, noise level and batch.
+        has_adapters: whether the LoRA layers are on; True for a network without any.
     """
 
     role: str
@@ -48,7 +48,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Role and part, for people."""
+        """Role and part, for display."""
         return f"{self.role}.{self.part}" if self.part else self.role
 
 
@@ -56,7 +56,7 @@ def count_calls(calls: Iterable[Call]) -> dict[str, dict[str, int]]:
     """Count calls by network and kind.
 
     Args:
-        calls: of one step or several.
+        calls: calls of one step or several.
 
     Returns:
         Numbers by kind, by ``role`` or ``role.part``.
@@ -69,17 +69,17 @@ def count_calls(calls: Iterable[Call]) -> dict[str, dict[str, int]]:
 
 @contextmanager
 def record_calls(networks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
-    """Note every call of some networks, for as long as the context is open.
+    """Record every call of some networks while the context is open.
 
-    A call inside another one, as of a backbone by its discriminator, is part of that one. A call is
-    of the kind ``weights`` or ``inputs`` only once a gradient has come back to its output, so the
-    list is complete when the context is left.
+    A call inside another one, such as a discriminator's call of its backbone, counts as part of the
+    outer call. The kind of a call becomes ``weights`` or ``inputs`` only when a gradient reaches
+    its output, so the list is complete when the context is left.
 
     Args:
-        networks: by role.
+        networks: networks by role.
 
     Yields:
-        The calls in their order; filled when the context is left.
+        The calls in order; filled when the context is left.
     """
     recorder, calls, handles = _Recorder(), [], []
     for role, network in networks.items():
@@ -96,7 +96,7 @@ def record_calls(networks: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
 
 
 class _Recorder:
-    """What hooks write down; a kind is known only when a gradient comes back."""
+    """Hooks and their records; the kind of a call is final once a gradient reached its output."""
 
     def __init__(self) -> None:
         self.notes: list[dict[str, Any]] = []
@@ -133,13 +133,13 @@ class _Recorder:
 
 
 class BareCalls:
-    """Networks on which the calls of a step are made with nothing around them.
+    """Networks on which the calls of a step are repeated alone.
 
     Args:
-        networks: by role, on their device; gradients are required of what is trained. They belong
-            to this alone.
-        batch: gives latents to call them with, and the conditions.
-        precision: of the calls, as in the loop.
+        networks: networks by role, on their device; the weights to train require gradients. Nothing
+            else may use them.
+        batch: latents and conditions for the calls.
+        precision: precision of the calls, as in the training loop.
     """
 
     def __init__(
@@ -157,10 +157,10 @@ class BareCalls:
             self._learns(role, yes=False)
 
     def make(self, calls: Sequence[Call]) -> None:
-        """Make the calls of one step, then forget the gradients.
+        """Repeat the calls of one step, then drop the gradients.
 
         Args:
-            calls: of ``record_calls``.
+            calls: calls from ``record_calls``.
         """
         for call in calls:
             self._make(call)

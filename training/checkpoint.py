@@ -1,9 +1,9 @@
-"""Checkpoints of a run: whole or not there.
+"""Checkpoints of a run: each is complete or absent.
 
-A run's folder holds ``checkpoints/00000100`` and so on, each with a folder per role, which the
-engines fill, and ``state.json``. ``COMPLETE`` is written last and lists every file with its size;
-a folder without it, or with a file that is not as listed, is no checkpoint and is removed at the
-next start.
+A run's folder contains ``checkpoints/00000100`` and so on, each with ``state.json`` and one folder
+per role, written by its engine. ``COMPLETE`` is written last and lists every file with its size. A
+folder without it, or with a file that differs from the list, does not count as a checkpoint and is
+removed at the next start.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from training.engine import Engine
 from turbotalk_core.errors import CheckpointError
 
 COMPLETE, STATE = "COMPLETE", "state.json"
-NAMES = 8 * "[0-9]"  # what else lies beside them is left alone
+NAMES = 8 * "[0-9]"  # other files in the folder are left alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Where a run is, besides its engines.
+    """Position of a run, without the state of its engines.
 
     Attributes:
-        step: updates made, over all phases.
+        step: number of steps made, over all phases.
         phase: number of the phase, from 0.
-        phase_step: updates made in it.
+        phase_step: number of steps made in this phase.
         recipe: fingerprint of the recipe.
-        streaks: of the guard.
+        streaks: state of the divergence check.
     """
 
     step: int
@@ -48,11 +48,11 @@ class RunState:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """Checkpoints of one run.
 
     Args:
-        folder: that holds them; made where it does not exist.
-        keep: how many of the newest stay, at least 1.
+        folder: folder of the checkpoints; created if it does not exist.
+        keep: number of newest checkpoints to keep, at least 1.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -60,14 +60,14 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, state: RunState, engines: Mapping[str, Engine]) -> Path:
-        """Write a checkpoint, then remove those that are too many; every rank calls it.
+        """Write a checkpoint, then remove the oldest ones beyond ``keep``; all ranks must call it.
 
         Args:
-            state: where the run is.
-            engines: by role.
+            state: position of the run.
+            engines: engines by role.
 
         Returns:
-            Its folder.
+            Folder of the checkpoint.
         """
         path = self.folder / f"{state.step:08d}"
         if ranks.rank() == 0:
@@ -86,10 +86,10 @@ class Checkpoints:
         return path
 
     def find_newest(self) -> tuple[RunState, Path] | None:
-        """Find where to go on, and remove what is no checkpoint; every rank calls it.
+        """Find the newest checkpoint, and remove incomplete ones; all ranks must call it.
 
         Returns:
-            The state and the folder of the newest one, or None where there is none.
+            State and folder of the newest complete checkpoint, or None if there is none.
         """
         if ranks.rank() == 0 and self.folder.is_dir():
             whole = set(self.list_complete())
@@ -103,12 +103,12 @@ class Checkpoints:
         return RunState(**json.loads((whole[-1] / STATE).read_text())), whole[-1]
 
     def list_complete(self) -> list[Path]:
-        """List the folders of whole checkpoints, oldest first."""
+        """List the folders of complete checkpoints, oldest first."""
         return [path for path in sorted(self.folder.glob(NAMES)) if is_complete(path)]
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether everything that was written to a folder is still there, in its size."""
+    """Return whether each file listed in ``COMPLETE`` exists with its listed size."""
     marker = folder / COMPLETE
     if not marker.is_file():
         return False
@@ -120,14 +120,14 @@ def is_complete(folder: Path) -> bool:
 
 
 def mark_complete(folder: Path) -> None:
-    """Write the list that makes a folder whole, in one stroke."""
+    """Write ``COMPLETE``, which makes a folder a checkpoint, atomically."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_text(folder / COMPLETE, json.dumps(sizes))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is never seen half-written."""
+    """Write a small file atomically: readers never find it half-written."""
     partial = path.with_name(f"{path.name}.part")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -137,19 +137,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, so that it is no checkpoint from the first moment on."""
+    """Remove a folder; ``COMPLETE`` goes first, so an interruption leaves no false checkpoint."""
     (folder / COMPLETE).unlink(missing_ok=True)
     if folder.is_dir():
         shutil.rmtree(folder)
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
-    """Write the weights that a role ended a phase with, whole or not at all.
+    """Write the weights of a role at the end of a phase, atomically.
 
     Args:
-        path: a safetensors file.
-        weights: by name, on the CPU.
-        note: kept in the metadata.
+        path: safetensors file to write.
+        weights: tensors by name, on the CPU.
+        note: values for the metadata.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.part")
@@ -159,16 +159,16 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read what ``write_weights`` wrote.
+    """Read the weights that ``write_weights`` wrote.
 
     Args:
-        path: a safetensors file.
+        path: safetensors file.
 
     Returns:
-        Weights by name, on the CPU.
+        Tensors by name, on the CPU.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: if the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:

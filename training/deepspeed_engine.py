@@ -1,12 +1,12 @@
-"""The engine for many devices: DeepSpeed's ZeRO 1, 2 and 3. The one file that imports deepspeed.
+"""Engine for many devices: DeepSpeed's ZeRO 1, 2 and 3. Only this file imports deepspeed.
 
     python -m training.deepspeed_engine CHECKPOINT
 
-rewrites a checkpoint so that a run of another number of ranks can go on with it.
+rewrites a checkpoint so that a run with another number of ranks can resume from it.
 
-What the rest of the training keeps to, because otherwise DeepSpeed learns something else or stops:
-a network that is not being stepped is called through ``.module`` and requires no gradient; all
-ranks make the same calls in the same order; nobody differentiates twice.
+The other training code keeps three rules, or DeepSpeed would update the wrong weights or hang: a
+network that is not being trained is called through ``.module`` and requires no gradient; all ranks
+make the same calls in the same order; no graph is differentiated twice.
 """
 
 from __future__ import annotations
@@ -49,12 +49,13 @@ STATE, UNIVERSAL, FACTS = "state", "universal", "engine.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZeroSettings:
-    """How networks are spread over ranks.
+    """Distribution of networks over ranks.
 
     Attributes:
         stage: what is divided: 1 the optimiser's states, 2 also gradients, 3 also weights.
-        offload: what lies in the CPU's memory between its uses.
-        bucket_size: gradients that are sent at a time; the smaller, the less memory and the slower.
+        offload: what is kept in the CPU's memory between uses.
+        bucket_size: number of gradient values reduced at a time; a smaller bucket needs less memory
+            and more time.
     """
 
     stage: Literal[1, 2, 3] = 3
@@ -63,15 +64,15 @@ class ZeroSettings:
 
 
 def start_ranks(timeout_seconds: float) -> torch.device:
-    """Join the other ranks, as the launcher says in the environment.
+    """Join the process group, with rank and address from the launcher's environment variables.
 
     Args:
-        timeout_seconds: how long a rank waits for another before it gives the run up.
+        timeout_seconds: how long a rank waits for another before the run fails.
 
     Returns:
         The device of this rank.
     """
-    # Otherwise it is compiled at the first start, and no run here needs it.
+    # DeepSpeed would compile this op at the first start, and no run here needs it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator: Any = get_accelerator()
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
@@ -91,17 +92,18 @@ def start_ranks(timeout_seconds: float) -> torch.device:
 
 
 class DeepSpeedEngine:
-    """One network spread over all ranks.
+    """One network distributed over all ranks.
 
     Args:
-        module: to be stepped where some of its weights require gradients; every rank gives the
-            same weights.
-        settings: how it is stepped.
-        zero: how it is spread.
-        device: of this rank.
+        module: network, to be trained if some of its weights require gradients; it must have the
+            same weights on every rank.
+        settings: settings of the optimiser and the precision.
+        zero: distribution over ranks.
+        device: device of this rank.
 
     Raises:
-        RecipeError: Muon, which needs whole matrices.
+        RecipeError: if the optimiser is Muon, which needs whole matrices, or the precision is
+            mixed.
     """
 
     def __init__(
@@ -132,12 +134,12 @@ class DeepSpeedEngine:
         module.to(dtype=DTYPES[settings.precision])
         set_checkpointing(module, uses=settings.uses_checkpointing)
         if not self._trained and zero.stage < 3:
-            module.to(device)  # whole on every rank: there is nothing to divide
+            module.to(device)  # whole on every rank: there are no states to divide
             return
         _announce_weights(module)
         optimizer = None
         if self._trained:
-            # Without foreach or fused: DeepSpeed hands it one flat tensor per group.
+            # Without foreach or fused: each group is one flat tensor of DeepSpeed's.
             optimizer = torch.optim.AdamW(
                 list(self._trained.values()),
                 self._peak,
@@ -152,26 +154,26 @@ class DeepSpeedEngine:
             self._average = Average(shards, settings.ema_decay, settings.ema_start)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Call the network in order to step it."""
+        """Call the network with a graph for the next update."""
         return (self._engine or self.module)(*inputs, **named)
 
     def learns(self, *, yes: bool) -> None:
-        """Let the trained weights require gradients, or none."""
+        """Set whether the trained weights require gradients."""
         for weight in self._trained.values():
             weight.requires_grad_(yes)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to what the next step takes."""
+        """Add the gradient of a loss to the gradients of the next update."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, factor: float) -> StepReport:
-        """Update the weights and forget the gradient.
+        """Update the weights and reset the gradients.
 
         Args:
-            factor: share of the peak learning rate.
+            factor: fraction of the peak learning rate.
 
         Returns:
-            The norm of the gradient; where it is not finite, the weights are lost.
+            The norm of the gradient; if it is not finite, the weights are lost.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._peak * factor
@@ -183,9 +185,11 @@ class DeepSpeedEngine:
         return StepReport(gradient_norm=float(norm))
 
     def _list_shards(self) -> dict[str, tuple[Tensor, int]]:
-        """Name this rank's shards of the optimiser's float32 weights, and where each begins.
+        """Return this rank's shards of the optimiser's float32 weights, with the start of each.
 
-        The tensors are the optimiser's own. A shard that ends past its weight is padded.
+        A weight is flattened and cut into one shard per rank; the start is an index into the flat
+        weight. The tensors are the optimiser's own. The last shard may be padded past the weight's
+        end.
         """
         shards = {}
         for name, weight in self._trained.items():
@@ -197,17 +201,17 @@ class DeepSpeedEngine:
         return shards
 
     def save(self, folder: Path) -> None:
-        """Write all that ``load`` needs; every rank calls it.
+        """Write everything that ``load`` reads; all ranks must call it.
 
         Args:
-            folder: of this engine alone; made where it does not exist.
+            folder: folder for this engine alone; created if it does not exist.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if ranks.rank() == 0:
             facts = {"world_size": ranks.world_size(), "stage": self.zero.stage}
             facts |= {"shapes": self._shapes}
             (folder / FACTS).write_text(json.dumps(facts))
-        if not self._trained:  # what a recipe names and nothing changes
+        if not self._trained:  # frozen weights are named in the recipe and do not change
             return
         self._engine.save_checkpoint(
             str(folder), tag=STATE, save_latest=False, exclude_frozen_parameters=True
@@ -221,14 +225,14 @@ class DeepSpeedEngine:
             )
 
     def load(self, folder: Path) -> None:
-        """Go on from what ``save`` wrote; every rank calls it.
+        """Restore the state that ``save`` wrote; all ranks must call it.
 
         Args:
-            folder: that ``save`` was given.
+            folder: folder that was passed to ``save``.
 
         Raises:
-            CheckpointError: it holds no state of this engine, one of another network, or one of
-                another number of ranks that nobody has converted.
+            CheckpointError: if the folder has no state of this kind of engine, or of another
+                network, or of another number of ranks and was not converted.
         """
         if not (folder / FACTS).is_file():
             raise CheckpointError(
@@ -249,13 +253,13 @@ class DeepSpeedEngine:
                 f"{self.zero.stage}; convert it first: python -m training.deepspeed_engine "
                 f"{folder.parent}"
             )
-        # Only while loading: an engine that keeps this setting saves incomplete checkpoints.
+        # Set while loading only: with this setting, the engine would save incomplete checkpoints.
         self._engine._config.load_universal_checkpoint = moves
         try:
             path, _ = self._engine.load_checkpoint(
                 str(folder),
                 tag=UNIVERSAL if moves else STATE,
-                load_module_strict=False,  # frozen weights are not in it
+                load_module_strict=False,  # the file has no frozen weights
                 load_lr_scheduler_states=False,
             )
         finally:
@@ -266,7 +270,11 @@ class DeepSpeedEngine:
             self._load_average(folder)
 
     def _load_average(self, folder: Path) -> None:
-        """Put this rank's shards of the average together from the shards of whatever ranks."""
+        """Fill this rank's shards of the average from files of any number of ranks.
+
+        A saved shard and a shard of this rank are ranges of the same flat weight; the overlap of
+        the two ranges is copied.
+        """
         assert self._average is not None
         shards = self._list_shards()
         for path in sorted(folder.glob("average_*.safetensors")):
@@ -284,7 +292,7 @@ class DeepSpeedEngine:
                         mine[low - first : high - first] = theirs[low - start : high - start]
 
     def close(self) -> None:
-        """Give the memory back, which DeepSpeed by itself does not where nobody has it any more."""
+        """Free the memory; DeepSpeed keeps it allocated even after the last reference is gone."""
         if self._engine is None:
             return
         optimizer, self._average = self._engine.optimizer, None
@@ -303,7 +311,7 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
-        """Give rank 0 all weights in float32 on the CPU, averaged where an average is kept."""
+        """Return all weights on rank 0, in float32 on the CPU; the average where one is kept."""
         gathered: dict[str, Tensor] = {}
         with self._averaged():
             for name, weight in self.module.named_parameters():
@@ -325,7 +333,7 @@ class DeepSpeedEngine:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Let the optimiser's float32 weights be the average for a while."""
+        """Replace the optimiser's float32 weights by the average while the context is open."""
         if self._average is None:
             yield
             return
@@ -344,7 +352,7 @@ def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> di
     optimization: dict[str, Any] = {
         "stage": zero.stage,
         "reduce_bucket_size": zero.bucket_size,
-        "overlap_comm": zero.stage == 2,  # with any number of losses per step only there
+        "overlap_comm": zero.stage == 2,  # with several losses per step: stage 2 only
     }
     if zero.stage == 3:
         optimization |= {"stage3_prefetch_bucket_size": zero.bucket_size // 4}
@@ -353,7 +361,7 @@ def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> di
     if zero.offload == "weights":
         optimization["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
-        # How a batch is made up is the loop's business: it calls backward as often as it has to.
+        # The loop decides how a batch is accumulated, and calls backward as often as needed.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
@@ -368,10 +376,11 @@ def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> di
 
 
 def _announce_weights(module: nn.Module) -> None:
-    """Tell ZeRO 3 that networks and each of their repeated blocks use the weights of their parts.
+    """Register the weights of submodules with each network and repeated block that uses them.
 
-    The transformer computes with weights of its parts without calling the parts, to keep float32
-    where the reference does; ZeRO 3 gathers weights for the part that is called.
+    The transformer computes with weights of submodules without calling these, to keep float32 where
+    the reference does. ZeRO 3 gathers the weights of a module only when it is called, so the
+    others must be registered.
     """
     blocks = [
         block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part
@@ -381,7 +390,7 @@ def _announce_weights(module: nn.Module) -> None:
         for weight in block.parameters():
             deepspeed.zero.register_external_parameter(block, weight)
     for part in module.modules():
-        # A discriminator's backbone is called on its own, too: not the outermost network alone.
+        # Not the outermost network alone: a discriminator's backbone is also called on its own.
         if any(True for _ in part.children()):
             for weight in part.parameters():
                 if id(weight) not in inside:
@@ -389,13 +398,13 @@ def _announce_weights(module: nn.Module) -> None:
 
 
 def convert(checkpoint: Path) -> None:
-    """Add to a checkpoint what a run of another number of ranks needs.
+    """Convert a checkpoint for a run with another number of ranks, by adding files to it.
 
     Args:
-        checkpoint: a complete one.
+        checkpoint: folder of a complete checkpoint.
 
     Raises:
-        CheckpointError: it holds nothing of DeepSpeed's.
+        CheckpointError: if the folder contains no state of DeepSpeed.
     """
     folders = [path.parent for path in sorted(checkpoint.glob(f"*/{STATE}"))]
     if not folders:

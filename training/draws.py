@@ -1,9 +1,9 @@
-"""Everything random in a run, as a pure function of where the run is.
+"""Random streams of a run, as a pure function of the position in the run.
 
-A draw names its purpose; seed, step, slot and purpose together are hashed into the state of one
-generator. So no generator's state is part of a checkpoint: whoever makes step k draws what any
-other would have drawn. A slot is one of the micro-batches of a step, counted over all ranks and
-accumulations, so the draws of a step do not depend on the number of ranks either.
+A draw has a named purpose. Seed, step, slot and purpose are hashed together into the state of one
+generator. So checkpoints contain no generator states: a resumed run draws at step k what an
+uninterrupted run would have drawn. A slot is one of the micro-batches of a step, counted over all
+ranks and accumulations, so the draws of a step do not depend on the number of ranks either.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch
 
 
 class Draws:
-    """The random streams of one micro-batch of one step.
+    """Random streams of one micro-batch of one step.
 
     Args:
-        seed: of the run.
-        step: of the run, from 0.
-        slot: of the step, from 0.
+        seed: seed of the run.
+        step: number of the step in the run, from 0.
+        slot: number of the micro-batch in the step, from 0.
     """
 
     def __init__(self, seed: int, step: int, slot: int) -> None:
@@ -28,11 +28,11 @@ class Draws:
         self.slot = slot
 
     def shared(self, purpose: str) -> torch.Generator:
-        """Open a stream that is the same in all slots of a step, for decisions of all ranks.
+        """Open a stream that is the same in all slots of a step, for decisions common to all ranks.
 
         Args:
-            purpose: what is drawn, for example ``exit step``. The same purpose gives the same
-                stream again: use another for another draw.
+            purpose: name of what is drawn, for example ``exit step``. The same purpose returns the
+                same stream again, so each draw needs its own.
 
         Returns:
             A generator on the CPU.
@@ -43,7 +43,7 @@ class Draws:
         """Open a stream that differs from slot to slot, for noise.
 
         Args:
-            purpose: as for ``shared``.
+            purpose: name of what is drawn, as for ``shared``.
 
         Returns:
             A generator on the CPU.

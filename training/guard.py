@@ -1,7 +1,7 @@
-"""When a run must stop: a term that is not a number, or one that has run away.
+"""Divergence check: stops a run on a term that is not finite, or that stays too large.
 
-What it judges has been averaged over all ranks, so all ranks stop at the same place, and the last
-checkpoint is from before.
+The checked terms have been averaged over all ranks, so all ranks stop at the same step. The last
+checkpoint is older than the bad step.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from turbotalk_core.errors import TrainingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """What is too much.
+    """Limits of the divergence check.
 
     Attributes:
-        largest: size that no term may have for ``patience`` steps in a row.
-        limits: the same of single terms, by name, for example ``generator/gradient_norm``.
-        patience: steps in a row, at least 1.
+        largest: absolute value that no term may exceed for ``patience`` steps in a row.
+        limits: limits of single terms instead, by name, for example ``generator/gradient_norm``.
+        patience: number of steps in a row, at least 1.
     """
 
     largest: float = 1e6
@@ -29,14 +29,13 @@ class GuardSettings:
 
 
 class Guard:
-    """Watches the terms of a run.
+    """Divergence check of the terms of a run.
 
     Args:
-        settings: what is too much.
+        settings: limits.
 
     Attributes:
-        streaks: of each term that is too large, for how many steps it has been; part of a
-            checkpoint.
+        streaks: for each term above its limit, for how many steps in a row; part of a checkpoint.
     """
 
     def __init__(self, settings: GuardSettings) -> None:
@@ -44,14 +43,14 @@ class Guard:
         self.streaks: dict[str, int] = {}
 
     def check(self, step: int, terms: Mapping[str, float]) -> None:
-        """Refuse terms that are not finite, before they reach the weights.
+        """Raise an error on terms that are not finite, before they reach the weights.
 
         Args:
-            step: of the run, for the message.
-            terms: by name, the same on all ranks.
+            step: number of the step in the run, for the message.
+            terms: values by name, the same on all ranks.
 
         Raises:
-            TrainingError: one or more are not finite.
+            TrainingError: if one or more terms are not finite.
         """
         bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
         if bad:
@@ -62,14 +61,14 @@ class Guard:
             )
 
     def watch(self, step: int, terms: Mapping[str, float]) -> None:
-        """Refuse terms that stay too large.
+        """Raise an error on terms that stay too large.
 
         Args:
-            step: of the run, for the message.
-            terms: those of one whole step, by name.
+            step: number of the step in the run, for the message.
+            terms: values of one whole step, by name.
 
         Raises:
-            TrainingError: a term was above its limit for ``patience`` steps in a row.
+            TrainingError: if a term was above its limit for ``patience`` steps in a row.
         """
         settings = self.settings
         limits = {name: settings.limits.get(name, settings.largest) for name in terms}

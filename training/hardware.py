@@ -1,4 +1,4 @@
-"""What a measurement ran on, in words that name no machine."""
+"""Hardware of a measurement, described without naming the machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def name_cpu() -> str:
-    """Name the processor: its model where the system tells it, else its architecture."""
+    """Return the processor's model name if the system reports it, else its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -16,13 +16,13 @@ def name_cpu() -> str:
 
 
 def read_resident_bytes(process_id: int | None = None) -> int | None:
-    """Read how much memory a process holds.
+    """Read the resident memory of a process.
 
     Args:
-        process_id: of the process; None is this one.
+        process_id: id of the process; None for this one.
 
     Returns:
-        Bytes; None where the system does not tell it as Linux does, or the process has ended.
+        Bytes; None if the system has no Linux ``/proc``, or the process has ended.
     """
     path = Path(f"/proc/{'self' if process_id is None else process_id}/statm")
     try:

@@ -1,4 +1,4 @@
-"""The log of a run: a line of JSON per step, of which no step is written twice."""
+"""Log of a run: a file with one line of JSON per step, in which no step occurs twice."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """Read the log of a run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Returns:
-        A mapping for each step; none of a line that was cut off.
+        A mapping per step; a last line that was cut off is left out.
     """
     path = folder / LOG
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -27,22 +27,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def append_log(folder: Path, line: Mapping[str, Any]) -> None:
-    """Add a step to the log.
+    """Append a step to the log.
 
     Args:
-        folder: of the run.
-        line: what the step was, with its number under ``step``.
+        folder: folder of the run.
+        line: values of the step, with its number under ``step``.
     """
     with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(line)) + "\n")
 
 
 def trim_log(folder: Path, step: int) -> None:
-    """Take back what was logged after a step, because it will be logged again.
+    """Remove the steps after a given one from the log, because they will be logged again.
 
     Args:
-        folder: of the run; made where it does not exist.
-        step: the last one that stays.
+        folder: folder of the run; created if it does not exist.
+        step: the last step that stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]

@@ -1,8 +1,8 @@
-"""LoRA: training a network by narrow additions to its matrices.
+"""LoRA: training a network by low-rank additions to its weight matrices.
 
-A chosen linear layer gets two narrow matrices beside its weight, and keeps the names of its own
-parameters, so that nothing else has to know. Reading LoRA files is the core's business
-(``turbotalk_core.checkpoints.lora``); what is written here, it reads.
+A chosen linear layer gets two narrow matrices beside its weight and keeps the names of its own
+parameters, so no other code has to change. ``turbotalk_core.checkpoints.lora`` reads LoRA files; it
+also reads those written here.
 
 Source: Hu et al., LoRA (2106.09685), section 4.1.
 """
@@ -23,20 +23,23 @@ from turbotalk_core.errors import MismatchError
 TARGETS = ("*blocks.*", "*projection.proj*")
 """Every linear layer inside the transformer's blocks, and those of the audio adapter."""
 
-_DIT = "dit."  # what a TalkingModel calls its transformer
+_DIT = "dit."  # name of the transformer in a TalkingModel
 _PROJECTION, _PUBLIC_PROJECTION = "projection.", "audio_proj."
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with a trainable addition of low rank to a frozen weight.
+    """Linear layer with a frozen weight W and a trainable addition: W + (alpha / rank) B A.
+
+    The factor alpha / rank keeps the size of the addition about the same when the rank changes, so
+    a learning rate can be kept too. B starts at zero, and the layer therefore starts unchanged.
 
     Args:
-        linear: gives weight and bias, which stay the same parameters.
-        rank: of the addition.
-        alpha: the addition counts alpha / rank.
+        linear: layer whose weight and bias are used; they stay the same parameters.
+        rank: rank of the addition.
+        alpha: scale of the addition, before the division by the rank.
 
     Attributes:
-        is_on: whether the addition counts.
+        is_on: whether the addition is used.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
@@ -50,29 +53,30 @@ class LoraLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         output = F.linear(input, self.weight, self.bias)
         if self.is_on:
-            # Scaled where it is narrow: a fraction of the values, and nothing wide is kept for it.
+            # Scaled at its narrow point: fewer products, and no wide tensor is kept for backward.
             narrow = (self.alpha / self.rank) * F.linear(input, self.lora_down)
             output = output + F.linear(narrow, self.lora_up)
         return output
 
     def change(self) -> Tensor:
-        """Give what the addition amounts to, the shape of the weight, float32."""
+        """Compute the addition to the weight, (alpha / rank) B A, in float32."""
         return (self.alpha / self.rank) * (self.lora_up.float() @ self.lora_down.float())
 
 
 def add_adapters(
     module: nn.Module, rank: int, alpha: float, targets: Sequence[str] = TARGETS
 ) -> None:
-    """Freeze a network and put LoRA layers into it; at first they change nothing.
+    """Freeze a network and put LoRA layers into it; its output does not change at first.
 
     Args:
-        module: changed in place; the narrow matrices are drawn from torch's global generator.
-        rank: of each addition, at least 1.
-        alpha: additions count alpha / rank.
-        targets: patterns of the layers' names, ``*`` for anything.
+        module: network, changed in place. Matrix A of each layer is drawn from torch's global
+            generator, matrix B is zero.
+        rank: rank of each addition, at least 1.
+        alpha: scale of the additions; they are multiplied by alpha / rank.
+        targets: patterns of layer names, ``*`` for anything.
 
     Raises:
-        MismatchError: no linear layer has such a name.
+        MismatchError: if no linear layer has a matching name.
     """
     module.requires_grad_(False)
     chosen = [
@@ -90,19 +94,19 @@ def add_adapters(
 
 
 def list_adapters(module: nn.Module) -> list[tuple[str, LoraLinear]]:
-    """List the LoRA layers of a network with their names."""
+    """List the LoRA layers of a network, each with its name."""
     return [(n, layer) for n, layer in module.named_modules() if isinstance(layer, LoraLinear)]
 
 
 @contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
-    """Make a network what it was before it got LoRA layers, for a while.
+    """Switch the LoRA layers of a network off while the context is open.
 
-    Not around the forward of a graph whose backward comes later: a block that is recomputed in
-    the backward would be another one.
+    Do not use it around a forward pass whose backward pass comes later: with activation
+    checkpointing, the backward pass would recompute the blocks with the LoRA layers on.
 
     Args:
-        module: with LoRA layers or without.
+        module: network with LoRA layers or without.
 
     Yields:
         Nothing.
@@ -120,10 +124,10 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module) -> None:
-    """Add the LoRA layers of a network to its weights, and make them ordinary layers again.
+    """Add the LoRA layers of a network to its weights, and replace them with plain linear layers.
 
     Args:
-        module: changed in place; weights that were frozen stay frozen.
+        module: network, changed in place; frozen weights stay frozen.
     """
     for name, layer in list_adapters(module):
         weight = layer.weight
@@ -134,13 +138,14 @@ def merge_adapters(module: nn.Module) -> None:
 
 
 def export_adapters(module: nn.Module) -> dict[str, Tensor]:
-    """Give the LoRA layers of a ``TalkingModel`` as the tensors of a LoRA file.
+    """Return the LoRA layers of a ``TalkingModel`` as the tensors of a LoRA file.
 
     Args:
-        module: with LoRA layers.
+        module: network with LoRA layers.
 
     Returns:
-        ``lora_down``, ``lora_up`` and ``alpha`` of each layer, by its public name.
+        ``lora_down`` (A, [rank, in]), ``lora_up`` (B, [out, rank]) and ``alpha`` (a scalar) of each
+        layer, by the layer's public name.
     """
     tensors = {}
     for name, layer in list_adapters(module):

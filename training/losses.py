@@ -1,10 +1,11 @@
-"""Every loss, as a pure function of tensors.
+"""Losses of all training methods, as pure functions of tensors.
 
 Equation numbers are TurboTalk's (arXiv 2604.14580). Its formulas are lost from the text; each
-docstring says whether a form was [read] somewhere, or is [inferred] from the words around it.
+docstring states whether a form was [read] somewhere, or is [inferred] from the words around it.
 
-Given latent frames count in none of them: what is made there is thrown away ([inferred] for
-adversarial losses, where the given frames are put in before a sample is scored).
+No loss counts the given latent frames, because the sampler discards what is generated there
+([inferred] for the adversarial losses, where the given frames are put in before a sample is
+scored).
 
 Axes: B batch, C channels, F latent frames, H height, W width, K kinds of samples.
 """
@@ -21,19 +22,19 @@ from torch import Tensor
 AdversarialLoss = Literal["r3gan", "gan", "hinge"]
 """TurboTalk's table 3: relativistic (its choice), non-saturating, hinge."""
 
-NORMALIZER_FLOOR = 1e-6  # FastGen
+NORMALIZER_FLOOR = 1e-6  # FastGen; keeps the division finite where sample and teacher agree
 
 
 def free_mean(values_BCFHW: Tensor, free_B1F11: Tensor) -> Tensor:
-    """Average over all latents of a batch that are to be made.
+    """Average over all latent values of a batch that are to be generated.
 
     Args:
         values_BCFHW: one number per latent value.
-        free_B1F11: 1 where a latent frame is to be made, 0 where it is given; between them it
-            counts in part.
+        free_B1F11: weight of each latent frame: 1 where it is to be generated, 0 where it is given,
+            and a fraction where it counts in part.
 
     Returns:
-        A scalar; 0 where nothing is to be made.
+        A scalar; 0 where nothing is to be generated.
     """
     per_frame = values_BCFHW[0, :, 0].numel()
     return (values_BCFHW * free_B1F11).sum() / (free_B1F11.sum() * per_frame).clamp_min(1)
@@ -45,16 +46,18 @@ def flow_loss(
     free_B1F11: Tensor,
     weight_BHW: Tensor | None = None,
 ) -> Tensor:
-    """Flow matching: the squared error of the velocity, without a weight of the noise level.
+    """Compute the flow matching loss: the squared error of the velocity.
+
+    All noise levels have the same weight.
 
     Args:
-        velocity_BCFHW: predicted.
-        target_BCFHW: noise - data.
-        free_B1F11: 1 where a latent frame is to be made.
-        weight_BHW: how much a place counts.
+        velocity_BCFHW: predicted velocity.
+        target_BCFHW: true velocity, noise - data.
+        free_B1F11: 1 where a latent frame is to be generated, 0 where it is given.
+        weight_BHW: weight of each place in the frame; None for 1 everywhere.
 
     Returns:
-        Weighted mean per latent value.
+        A scalar, the weighted mean per latent value.
 
     Source: Lipman et al., Flow Matching (2210.02747), Eq. 14; as the loss of the fake score
     [read: Self-Forcing].
@@ -68,21 +71,23 @@ def flow_loss(
 def dmd_direction(
     sample_BCFHW: Tensor, fake_BCFHW: Tensor, real_BCFHW: Tensor, free_B1F11: Tensor
 ) -> Tensor:
-    """Distribution matching's gradient at a sample, Eq. 3: (fake - real) / mean |sample - real|.
+    """Compute the DMD gradient at a sample, Eq. 3: (fake - real) / mean |sample - real|.
 
-    The score difference of Eq. 3 is that of two clean predictions times a factor of the noise
-    level, which the normaliser makes up for. It is each sample's own, so that one hard sample does
-    not silence the others, and in float32. Nothing is done about values that are not finite: the
-    guard of the run has to see them.
+    Eq. 3 has a difference of two scores. That is the difference of the two clean predictions, times
+    a factor that depends on the noise level alone. Dividing by the mean distance between the sample
+    and the teacher's prediction stands in for this factor: the predictions differ more at high
+    noise, and without the division those levels would dominate. Each sample has its own divisor, so
+    one hard sample does not drown out the others. The arithmetic is in float32. Values that are not
+    finite are passed on as they are, because the divergence check must stop the run on them.
 
     Args:
-        sample_BCFHW: what the student made.
-        fake_BCFHW: the fake score's clean prediction from it, noised.
-        real_BCFHW: the teacher's, guided.
-        free_B1F11: 1 where a latent frame is to be made.
+        sample_BCFHW: clean latents that the student generated.
+        fake_BCFHW: clean prediction of the fake score from the noised sample.
+        real_BCFHW: clean prediction of the teacher from the same latents, with guidance.
+        free_B1F11: 1 where a latent frame is to be generated, 0 where it is given.
 
     Returns:
-        Direction to go against, the same shape, 0 at given latents.
+        Gradient, the shape of the sample; 0 at given latent frames.
 
     Source: Eq. 3 [inferred, high confidence: LiveAvatar's Eq. 4]; normaliser [read: DMD2,
     Self-Forcing, FastGen].
@@ -95,15 +100,18 @@ def dmd_direction(
 
 
 def dmd_loss(sample_BCFHW: Tensor, direction_BCFHW: Tensor, free_B1F11: Tensor) -> Tensor:
-    """A loss whose gradient at the sample is the direction: 0.5 |x - sg(x - g)|^2, averaged.
+    """Compute a loss with a chosen gradient g at the sample x: 0.5 |x - sg(x - g)|^2, averaged.
+
+    ``sg`` stops the gradient, so the loss differentiates to x - (x - g) = g. Thus an ordinary
+    backward pass carries a gradient that was computed by hand.
 
     Args:
-        sample_BCFHW: what the student made, with its graph.
-        direction_BCFHW: g, of ``dmd_direction``.
-        free_B1F11: 1 where a latent frame is to be made.
+        sample_BCFHW: x, generated by the student, with its graph.
+        direction_BCFHW: g, from ``dmd_direction``.
+        free_B1F11: 1 where a latent frame is to be generated, 0 where it is given.
 
     Returns:
-        A scalar; d loss / d x = g / (number of latent values to be made).
+        A scalar; d loss / d x = g / (number of latent values to be generated).
 
     Source: Eq. 3; the form [read: DMD2, Self-Forcing, FastGen].
     """
@@ -112,17 +120,22 @@ def dmd_loss(sample_BCFHW: Tensor, direction_BCFHW: Tensor, free_B1F11: Tensor) 
 
 
 def relativistic_loss(better_B: Tensor, worse_B: Tensor) -> Tensor:
-    """-log sigmoid(better - worse): how far one logit still is from beating the other.
+    """Compute -log sigmoid(better - worse), the relativistic loss of two logits.
 
-    Eq. 6 for the discriminator with (real, student), for the student with (student, real); Eq. 10,
-    self-compare, with (student, 4-step reference).
+    Only the difference of the logits counts: a real and a generated video with the same conditions
+    are compared with each other, not with a fixed threshold. The gradient fades once ``better`` is
+    well above ``worse``.
+
+    Eq. 6 uses it with (real, student) for the discriminator and with (student, real) for the
+    student. Eq. 10, self-compare, uses it with (student, four-step model): it pulls the student up
+    to the four-step model and fades beyond.
 
     Args:
         better_B: logits that should be higher.
         worse_B: logits that should be lower, under the same conditions.
 
     Returns:
-        Mean over the batch; ln 2 where they are equal.
+        A scalar, the mean over the batch; ln 2 where the logits are equal.
 
     Source: R3GAN (2501.05441) [read]; Eq. 6 [read: names, inferred: typography]; Eq. 10 [read: a
     third-party note].
@@ -131,15 +144,17 @@ def relativistic_loss(better_B: Tensor, worse_B: Tensor) -> Tensor:
 
 
 def discriminator_loss(real_B: Tensor, student_B: Tensor, kind: AdversarialLoss) -> Tensor:
-    """What tells real samples and the student's apart, the adversarial term of Eq. 8.
+    """Compute the discriminator's adversarial loss, a term of Eq. 8.
+
+    It is low where real samples score higher than the student's.
 
     Args:
         real_B: logits of real samples.
-        student_B: logits of the student's.
-        kind: of loss.
+        student_B: logits of the student's samples.
+        kind: form of the loss.
 
     Returns:
-        Mean over the batch.
+        A scalar, the mean over the batch.
 
     Source: Eq. 6 for ``r3gan``; the others are TurboTalk's table 3 [inferred: the usual forms].
     """
@@ -151,17 +166,19 @@ def discriminator_loss(real_B: Tensor, student_B: Tensor, kind: AdversarialLoss)
 
 
 def student_loss(real_B: Tensor, student_B: Tensor, kind: AdversarialLoss) -> Tensor:
-    """What makes the student's samples look real, the adversarial term of Eq. 11.
+    """Compute the student's adversarial loss, a term of Eq. 11.
+
+    It is low where the student's samples score as real.
 
     Args:
-        real_B: logits of real samples; only ``r3gan`` looks at them.
-        student_B: logits of the student's.
-        kind: of loss.
+        real_B: logits of real samples; used by ``r3gan`` alone.
+        student_B: logits of the student's samples.
+        kind: form of the loss.
 
     Returns:
-        Mean over the batch.
+        A scalar, the mean over the batch.
 
-    Source: as ``discriminator_loss``.
+    Source: as for ``discriminator_loss``.
     """
     if kind == "r3gan":
         return relativistic_loss(student_B, real_B)
@@ -171,17 +188,20 @@ def student_loss(real_B: Tensor, student_B: Tensor, kind: AdversarialLoss) -> Te
 
 
 def difference_penalty(logit_B: Tensor, perturbed_B: Tensor) -> Tensor:
-    """Eq. 7: |D(x) - D(x + s eps)|^2, a gradient penalty without a second derivative.
+    """Compute the gradient penalty by a finite difference, Eq. 7: |D(x) - D(x + s eps)|^2.
 
-    Its expectation is s^2 |grad D|^2 to first order, so that weight w and size s do what R3GAN's
-    gamma = 2 w s^2 does. Both logits carry a graph, and x is the very tensor that was scored.
+    R1 (on real samples) and R2 (on generated ones) penalise |grad D|^2, whose gradient needs second
+    derivatives of the discriminator. Fused attention kernels do not provide these. The finite
+    difference needs first derivatives alone. To first order its expectation is s^2 |grad D|^2, so
+    weight w and size s act as R3GAN's gamma = 2 w s^2. Both logits carry a graph, and x is exactly
+    the tensor that was scored.
 
     Args:
-        logit_B: of samples.
-        perturbed_B: of the same with Gaussian noise of size s added.
+        logit_B: logits D(x) of samples.
+        perturbed_B: logits of the same samples with Gaussian noise of size s added.
 
     Returns:
-        Mean over the batch, without a weight.
+        A scalar, the mean over the batch, not yet weighted.
 
     Source: APT (2501.08316), APT2 (2506.09350) [read]; that Eq. 7 does not divide by s is
     [inferred].
@@ -190,18 +210,18 @@ def difference_penalty(logit_B: Tensor, perturbed_B: Tensor) -> Tensor:
 
 
 def linearize(loss: Callable[[Tensor], Tensor], logits_KB: Tensor) -> tuple[Tensor, Tensor]:
-    """Make one sample's share of a loss of many logits computable on its own.
+    """Compute a loss of many logits, and its derivative by each of them.
 
-    With weights w = d loss / d logits, the sum of w_k D(x_k), each backpropagated before the next
-    is built, gives the weights of D the gradient of the loss, with the activations of one network
-    call in memory instead of those of all.
+    With weights w_k = d loss / d D(x_k), the sum of w_k D(x_k) has the same gradient by the
+    discriminator's parameters as the loss (chain rule). Its terms can be built and backpropagated
+    one after the other, so the activations of one network call are in memory instead of all.
 
     Args:
-        loss: of logits, [K, B].
-        logits_KB: at which to take it; no graph is needed.
+        loss: function of logits [K, B] that returns a scalar.
+        logits_KB: logits at which the loss is taken; they need no graph.
 
     Returns:
-        The loss there, and w, [K, B]; both without a graph.
+        The loss, and w, [K, B]; both without a graph.
     """
     with torch.enable_grad():
         logits_KB = logits_KB.detach().requires_grad_()

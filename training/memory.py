@@ -1,8 +1,8 @@
-"""What a run needs, before it is started: parameters, bytes per GPU, and the schedule.
+"""Dry run of a recipe: parameters, estimated bytes per GPU, and the schedule.
 
-Networks are built on the meta device, so a 14B recipe is reckoned on any laptop. What ZeRO keeps
-is arithmetic; what autograd keeps of a forward pass is counted on shapes, but for what kernels take
-for themselves.
+Networks are built on the meta device, so a 14B recipe can be estimated on any laptop. The bytes of
+ZeRO's states follow from a formula. The bytes that autograd keeps of a forward pass are counted on
+shapes, without the workspace of kernels.
 
 Source: ZeRO (1910.02054), section 3: bytes per parameter of mixed-precision Adam.
 """
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from training.methods.method import Method
 
 GIB = 2**30
-STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters that are stepped at a time
+STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters updated at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """Parameters of a network.
+    """Numbers of parameters of a network.
 
     Attributes:
-        all: of the network.
-        trained: of these, what is trained.
-        block: of its largest repeated block.
-        outside: outside its repeated blocks.
+        all: in the whole network.
+        trained: trained ones among them.
+        block: in the largest repeated block.
+        outside: outside the repeated blocks.
     """
 
     all: int
@@ -55,11 +55,11 @@ class StateBytes:
     """Bytes per GPU of one network, without activations.
 
     Attributes:
-        weights: as they are computed with.
-        gradients: of what is trained.
-        optimizer: float32 copies and Adam's two moments.
-        average: of the weights.
-        buffers: weights gathered while they are used, gradients while they are sent and stepped.
+        weights: weights in the precision of the computation.
+        gradients: gradients of trained weights.
+        optimizer: float32 copies of trained weights, and Adam's two moments.
+        average: running average of trained weights.
+        buffers: weights gathered for use, and gradients while they are reduced and applied.
     """
 
     weights: float
@@ -70,7 +70,7 @@ class StateBytes:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """Sum of all bytes."""
         return sum(getattr(self, entry.name) for entry in fields(self))
 
 
@@ -79,10 +79,10 @@ class GraphBytes:
     """Bytes that autograd keeps of one forward pass of one network.
 
     Attributes:
-        inputs: of one block, which recomputation keeps.
-        inside: of one block, all of it.
-        rest: outside the blocks.
-        num_layers: blocks.
+        inputs: of the inputs of one block, which are kept under recomputation.
+        inside: of all tensors of one block.
+        rest: of everything outside the blocks.
+        num_layers: number of blocks.
     """
 
     inputs: int
@@ -91,10 +91,10 @@ class GraphBytes:
     num_layers: int
 
     def kept(self, activations: Activations) -> int:
-        """Sum up what stays between the forward pass and the backward pass.
+        """Return the bytes kept between the forward pass and the backward pass.
 
         Args:
-            activations: of the recipe; offloaded bytes are counted too.
+            activations: setting of the recipe; offloaded bytes are included.
 
         Returns:
             Bytes.
@@ -105,7 +105,7 @@ class GraphBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphNeed:
-    """What the graphs that are alive at one time take.
+    """Memory of the autograd graphs that exist at one time.
 
     Attributes:
         device: bytes on the GPU.
@@ -117,16 +117,16 @@ class GraphNeed:
 
 
 def reckon_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
-    """Reckon what graphs take that are alive at one time.
+    """Estimate the memory of graphs that exist at one time.
 
-    While one block is computed again its inside is there, of all graphs only once.
+    Recomputation holds the inside of one block at a time, so it counts once for all graphs.
 
     Args:
-        graphs: of networks that are behind each other.
-        activations: of the recipe.
+        graphs: graphs of networks in a chain.
+        activations: setting of the recipe.
 
     Returns:
-        Bytes.
+        Bytes on the GPU and in the CPU's memory.
     """
     kept = sum(graph.kept(activations) for graph in graphs)
     inside = max((graph.inside for graph in graphs), default=0)
@@ -138,7 +138,7 @@ def reckon_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> Gra
 
 
 def count_parameters(network: nn.Module) -> Counts:
-    """Count the parameters of a network; the meta device will do."""
+    """Count the parameters of a network, which may be on the meta device."""
     blocks = [
         sum(weight.numel() for weight in block.parameters())
         for part in network.modules()
@@ -155,17 +155,17 @@ def count_parameters(network: nn.Module) -> Counts:
 
 
 def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> StateBytes:
-    """Reckon what one GPU keeps of one network.
+    """Estimate the bytes that one GPU keeps of one network.
 
-    Per parameter, with b = 2 bytes in bfloat16 and 4 in float32: weight b, and where it is trained
-    gradient b, float32 copy 4 (the plain engine has none of float32 weights), moments 8, average 4.
-    ZeRO divides copy, moments and average by the number of ranks, from stage 2 on also gradients,
-    at stage 3 also weights.
+    Per parameter, with b = 2 bytes in bfloat16 and 4 in float32: weight b; and if it is trained
+    gradient b, float32 copy 4 (the plain engine needs none of float32 weights), moments 8, average
+    4. ZeRO divides copy, moments and average by the number of ranks, from stage 2 on the gradients
+    too, at stage 3 the weights too.
 
     Args:
-        counts: parameters.
-        engine: precision, stage, ranks and offload.
-        averages: keeps a running average.
+        counts: numbers of parameters.
+        engine: precision, ZeRO stage, number of ranks, and offload.
+        averages: whether a running average is kept.
 
     Returns:
         Bytes by kind.
@@ -194,19 +194,20 @@ def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> St
 def count_graph(
     config: WanConfig, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
 ) -> GraphBytes:
-    """Count what autograd keeps of a transformer's forward pass, on shapes alone.
+    """Count the bytes that autograd keeps of a transformer's forward pass, on shapes alone.
 
-    Blocks are alike, so a network of one and a network of two blocks tell a block from the rest.
+    All blocks are alike, so networks of one and of two blocks suffice: their difference is one
+    block, and the remainder is the rest.
 
     Args:
         config: sizes of the transformer.
-        num_audio_tokens: per latent frame.
-        clip: what one sample is.
-        size: samples at a time.
-        precision: of weights and activations.
+        num_audio_tokens: audio tokens per latent frame.
+        clip: shape of one sample.
+        size: number of samples at a time.
+        precision: precision of weights and activations.
 
     Returns:
-        Bytes.
+        Bytes of one block and of the rest.
     """
     dtype = DTYPES[precision]
     kept: list[int] = []
@@ -253,14 +254,14 @@ def count_saved(module: nn.Module, call: Callable[[], object]) -> int:
     """Count the bytes that autograd keeps for the backward pass of a call.
 
     Args:
-        module: whose weights are there anyway, and so not counted.
-        call: runs a forward pass, on any device.
+        module: network whose weights are not counted, because they exist anyway.
+        call: function that runs a forward pass, on any device.
 
     Returns:
         Bytes of all distinct tensors.
     """
     seen = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    alive: list[Tensor] = []  # so that no storage is given back and its address used again
+    alive: list[Tensor] = []  # keeps the storages, so that no address is used again
     total = 0
 
     def keep(tensor: Tensor) -> Tensor:
@@ -278,7 +279,7 @@ def count_saved(module: nn.Module, call: Callable[[], object]) -> int:
 
 
 class _FlashAttention(TorchFunctionMode):
-    """Lets attention keep its inputs and output alone, as fused kernels do, and no scores."""
+    """Mode in which attention keeps its inputs and output alone, no scores, as fused kernels do."""
 
     def __torch_function__(
         self,
@@ -293,7 +294,7 @@ class _FlashAttention(TorchFunctionMode):
 
 
 class _Attention(torch.autograd.Function):
-    """Shapes of attention, with what a fused kernel keeps."""
+    """Attention on shapes alone, keeping the tensors that a fused kernel keeps."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -304,15 +305,15 @@ class _Attention(torch.autograd.Function):
 
 
 def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder) -> Iterator[str]:
-    """Say what a run would be: parameters, memory per GPU, and the schedule of its phases.
+    """Describe a run: parameters, memory per GPU, and the schedule of its phases.
 
     Args:
-        recipe: all settings; ``engine.num_ranks`` says how many GPUs are reckoned with.
-        methods: of each phase.
-        builder: of the networks.
+        recipe: all settings; ``engine.num_ranks`` is the number of GPUs to plan for.
+        methods: method of each phase.
+        builder: builder of the networks.
 
     Yields:
-        Lines for people.
+        Lines of text for display.
     """
     engine = recipe.engine
     spread = f"ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "one device"
@@ -357,7 +358,7 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
             if counts.trained:
                 graphs[role] = _count_role_graph(network, clip, batch.size, engine.precision)
                 yield f"    graph {_explain(graphs[role], engine.activations)}"
-        # A student's graph goes on through the judge; any other is alone.
+        # A student's graph continues through the discriminator; the others stand alone.
         judged = any(spec.judges for spec in methods[number].roles().values())
         together = [list(graphs.values())] if judged else [[graph] for graph in graphs.values()]
         needs = [reckon_graphs(alive, engine.activations) for alive in together]

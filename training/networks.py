@@ -1,4 +1,4 @@
-"""The networks that learn: a transformer with its audio adapter, and a judge of videos.
+"""Networks that are trained: the talking model and the discriminator of videos.
 
 Axes: B batch, C channels, F latent frames, H height, W width, P voices, K window, L encoder
 layers, N tokens, D width.
@@ -22,18 +22,18 @@ from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.wan import CrossAttention, RMSNorm, WanModel
 from turbotalk_core.sampling.convert import denoised_from_velocity
 
-TAP_DEPTHS = (16 / 36, 26 / 36, 36 / 36)  # APT: after these of 36 layers
+TAP_DEPTHS = (16 / 36, 26 / 36, 36 / 36)  # APT: features after these of 36 layers
 
 
 class TalkingModel(nn.Module):
-    """A transformer and the audio adapter in front of it, which are trained as one.
+    """Transformer with its audio adapter, trained together.
 
     Args:
-        dit: with audio attention.
-        projection: from audio windows to the tokens that the transformer attends to.
+        dit: transformer with audio attention.
+        projection: audio adapter, from audio windows to the audio tokens that ``dit`` attends to.
 
     Raises:
-        MismatchError: a transformer without audio attention, or for tokens of another width.
+        MismatchError: if ``dit`` has no audio attention, or expects tokens of another width.
     """
 
     def __init__(self, dit: WanModel, projection: AudioProjection) -> None:
@@ -63,10 +63,11 @@ class TalkingModel(nn.Module):
         Args:
             noisy_BCFHW: latents at their noise levels, the given frames clean.
             sigma_B: noise level of each chunk, in [0, 1].
-            batch: the conditions.
-            hears: False for the null voice, windows of zeros, in the whole picture; a tensor [B]
-                says it of each chunk.
-            reads: False for the null text; a tensor [B] says it of each chunk.
+            batch: conditions.
+            hears: whether the audio is used; False replaces it by null audio, windows of zeros, in
+                the whole picture. A bool tensor [B] decides for each chunk.
+            reads: whether the text is used; False replaces it by the null text. A bool tensor [B]
+                decides for each chunk.
             hidden_after: see ``WanModel.forward``.
 
         Returns:
@@ -79,7 +80,7 @@ class TalkingModel(nn.Module):
             text_BND=_choose_text(batch, reads),
             image_embeds_BND=batch.image_embeds_BND,
             audio_BFND=self._hear(batch, hears),
-            # One voice, and so the null voice too, is heard in the whole picture.
+            # A single voice, and so null audio too, applies to the whole picture.
             regions_PHW=None if hears is False else batch.regions_PHW,
             hidden_after=hidden_after,
         )
@@ -99,19 +100,19 @@ class TalkingModel(nn.Module):
     def load(
         cls, dit: Path, adapter: Path | None = None, dtype: torch.dtype = torch.float32
     ) -> TalkingModel:
-        """Read the files of the two networks.
+        """Load both networks from their files.
 
         Args:
-            dit: the transformer; merged with an audio adapter or not.
-            adapter: the audio adapter; None takes the one in the transformer's file.
-            dtype: of the weights in memory.
+            dit: file of the transformer, with or without a merged audio adapter.
+            adapter: file of the audio adapter; None for the one in the transformer's file.
+            dtype: dtype of the weights in memory.
 
         Returns:
-            The networks, everything trainable.
+            The networks; all parameters require gradients.
 
         Raises:
-            CheckpointError: a file that is missing, damaged or of another kind.
-            MismatchError: no adapter, or one made for another transformer.
+            CheckpointError: if a file is missing, damaged or of another kind.
+            MismatchError: if there is no adapter, or it was made for another transformer.
         """
         model, projection = load_dit(dit, adapter, dtype)
         if projection is None:
@@ -121,15 +122,15 @@ class TalkingModel(nn.Module):
         return cls(model, projection).requires_grad_(True)
 
     def save(self, dit: Path, adapter: Path, settings: Mapping[str, Any]) -> None:
-        """Write the two networks as model files.
+        """Write both networks as model files.
 
-        LoRA layers are merged into the weights for good.
+        LoRA layers are merged into the weights permanently.
 
         Args:
             dit: file of the transformer.
             adapter: file of the audio adapter.
-            settings: what the transformer ships with, kept in its metadata; its ``kind`` is the
-                adapter's as well.
+            settings: settings that ship with the transformer, written to its metadata; its ``kind``
+                is written to the adapter's metadata as well.
         """
         merge_adapters(self)
         save_dit(dit, self.dit, settings)
@@ -144,8 +145,8 @@ def predict_denoised(
     Args:
         model: a ``TalkingModel``, or an engine around one.
         noisy_BCFHW: latents at their noise levels, the given frames clean.
-        sigma_B: noise level of each chunk.
-        batch: the conditions.
+        sigma_B: noise level of each chunk, in [0, 1].
+        batch: conditions, and the given latent frames.
 
     Returns:
         Clean latents, float32, the shape of the noisy ones.
@@ -156,13 +157,13 @@ def predict_denoised(
 
 
 def tap_blocks(num_layers: int) -> tuple[int, ...]:
-    """Choose the blocks after which a discriminator reads its backbone.
+    """Choose the blocks whose output the discriminator's heads use.
 
     Args:
-        num_layers: of the transformer.
+        num_layers: number of the transformer's blocks.
 
     Returns:
-        Three numbers, from 0; 17, 28, 39 of 40 blocks.
+        Three block numbers, from 0; 17, 28, 39 of 40 blocks.
 
     Source: APT (2501.08316), layers 16, 26 and 36 of 36 [read]; for other depths in proportion
     [inferred].
@@ -171,15 +172,15 @@ def tap_blocks(num_layers: int) -> tuple[int, ...]:
 
 
 class QueryHead(nn.Module):
-    """One learnable token that looks at all video tokens of one depth.
+    """Cross-attention of one learnable token to all video tokens of one depth.
 
     Args:
         dim: width of the video tokens.
         ffn_dim: width inside its feed-forward layers.
-        num_heads: attention heads.
-        eps: of the norms.
+        num_heads: number of attention heads.
+        eps: epsilon of the norms.
 
-    Source: APT (2501.08316), section 3.3 [read]; that the token begins near zero is [inferred].
+    Source: APT (2501.08316), section 3.3 [read]; that the token starts near zero is [inferred].
     """
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
@@ -193,18 +194,18 @@ class QueryHead(nn.Module):
         )
 
     def forward(self, hidden_BND: Tensor) -> Tensor:
-        """Sum up the tokens of each video, [B, D]."""
+        """Reduce the tokens [B, N, D] of each video to one vector, [B, D]."""
         token = self.query.expand(hidden_BND.shape[0], -1, -1)
         token = token + self.attention(self.norm_query(token), self.norm_video(hidden_BND), None)
         return (token + self.mlp(token)).squeeze(1)
 
 
 class Logit(nn.Module):
-    """The last layer: zero at the start, and without a bias.
+    """Last layer of the discriminator: zero at the start, and without a bias.
 
-    A relativistic loss does not see a constant that is added to all logits: a bias would have no
-    gradient but rounding noise, of which Adam makes full steps. In float32, because what counts is
-    the difference of two logits.
+    A relativistic loss depends on differences of logits, so a bias would cancel. Its gradient would
+    be rounding noise, which Adam normalises to full steps. The layer computes in float32, because
+    the difference of two logits is much smaller than the logits.
 
     Args:
         dim: width of its input.
@@ -220,17 +221,17 @@ class Logit(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Says how real a video is: one logit for all of it.
+    """Discriminator: one logit for a whole video.
 
-    Logits per frame, or a backbone that does not see the whole video, make the video freeze
+    Logits per frame, or a backbone that attends to less than the whole video, lead to frozen videos
     (AAD-1, 2606.03972).
 
     Args:
-        backbone: a transformer that it reads at three depths; heads are drawn from torch's global
-            generator.
+        backbone: transformer whose hidden states are used at three depths. The heads are drawn from
+            torch's global generator.
 
-    Source: APT [read]; TurboTalk names it, begins it with the 4-step model and its last layer with
-    zeros [read].
+    Source: APT [read]; that TurboTalk uses this design, starts the backbone from the 4-step model
+    and the last layer from zeros [read].
     """
 
     def __init__(self, backbone: TalkingModel) -> None:
@@ -250,9 +251,9 @@ class Discriminator(nn.Module):
         """Score videos.
 
         Args:
-            latents_BCFHW: what to score, the given frames clean.
-            sigma_B: the noise level that the backbone is told.
-            batch: the conditions.
+            latents_BCFHW: latents to score, the given frames clean.
+            sigma_B: noise level that is passed to the backbone, in [0, 1].
+            batch: conditions.
 
         Returns:
             Logits, [B], float32; higher is more real.
@@ -271,7 +272,7 @@ def _choose_text(batch: Batch, reads: bool | Tensor) -> Tensor | None:
     if given is None:
         return None
     text, null = (torch.zeros_like(given) if x is None else x.to(given) for x in (text, null))
-    # Of unequal length: the shorter one is padded with zeros, as the network itself would.
+    # If the lengths differ, the shorter text is padded with zeros, as the network itself does.
     length = max(text.shape[1], null.shape[1])
     text, null = (F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (text, null))
     return torch.where(reads.to(given.device).view(-1, 1, 1), text, null)

@@ -1,7 +1,6 @@
-"""Pictures of a report: curves and contact sheets, small enough to be committed.
+"""Plots and contact sheets of a report, small enough to be committed.
 
-Goes in: parts of the report. Comes out: files. Separate because nothing else needs matplotlib,
-which is imported when used.
+Matplotlib is imported when used, because no other module needs it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ if TYPE_CHECKING:
 
 Curve = Sequence[float | None]
 
-MAX_BYTES = 300_000  # of a picture
+MAX_BYTES = 300_000  # per image file
 DPI = 80
-LABEL_WIDTH = 220  # pixels, beside a contact sheet
-QUALITIES = (85, 75, 65, 50, 35, 20)  # of WebP, until a sheet is small enough
+LABEL_WIDTH = 220  # pixels, at the left of a contact sheet
+QUALITIES = (85, 75, 65, 50, 35, 20)  # of WebP, tried in order until a sheet is small enough
 LOG_PANELS = {"loss": ("loss",), "logits": ("gap", "accuracy"), "motion": ("motion",)}
 
 
 def require_matplotlib() -> None:
-    """Refuse to begin what could not be drawn.
+    """Check that plots can be drawn, before anything is measured.
 
     Raises:
-        MissingToolError: matplotlib is not installed.
+        MissingToolError: if matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
         raise MissingToolError(
@@ -47,13 +46,13 @@ def plot_steps(
     level_name: str,
     path: Path,
 ) -> None:
-    """Draw metrics by number of steps: medians as lines, all values as dots.
+    """Plot metrics by number of steps: medians as lines, all values as dots.
 
     Args:
-        panels: for each metric and series the values at each number of steps.
-        levels: for each metric the value of a dashed line, where there is one.
-        level_name: what that line is.
-        path: PNG.
+        panels: values at each number of steps, by metric and series.
+        levels: height of a dashed line by metric, for metrics that have one.
+        level_name: label of that line.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -78,12 +77,12 @@ def plot_steps(
 
 
 def plot_log(phases: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
-    """Draw the curves of a run: a column per phase, rows of losses, logits and motion.
+    """Plot the curves of a run: a column per phase; rows of losses, logits and motion.
 
     Args:
-        phases: for each phase the steps, under ``step``, and the values of each term there; None
-            where there is none.
-        path: PNG.
+        phases: for each phase the step numbers under ``step``, and the values of each term at these
+            steps; None where a term has no value.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -112,18 +111,18 @@ def plot_log(phases: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
 
 
 def draw_sheet(rows: Mapping[str, np.ndarray], path: Path) -> None:
-    """Put strips of frames under each other, each with its label.
+    """Write strips of frames below each other, each with its label.
 
     Args:
         rows: strips [H, W, 3], uint8, all of one size, by label.
-        path: WebP, made as good as ``MAX_BYTES`` allow.
+        path: WebP file to write, with the best quality that fits into ``MAX_BYTES``.
 
     Raises:
-        OutputError: it does not fit, even at the lowest quality.
+        OutputError: if the file is too large even at the lowest quality.
     """
     import matplotlib
 
-    # The one font that is there wherever this runs and has λ and é.
+    # This font ships with matplotlib, so it exists wherever this runs; it has λ and é.
     font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     font = ImageFont.truetype(font_file, 13)
     strips = list(rows.values())

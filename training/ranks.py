@@ -1,7 +1,7 @@
-"""What the ranks of a run tell each other; one process alone is rank 0 of 1.
+"""Communication between the ranks of a run; a single process is rank 0 of 1.
 
-Separate because the loop, the checkpoints and the engines all need it, and none of it is the
-business of one engine: it is plain ``torch.distributed``.
+This is plain ``torch.distributed``, and separate from the engines because the training loop and
+the checkpoints need it with every engine.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def rank() -> int:
-    """Tell which rank this process is."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Count the ranks."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -28,19 +28,19 @@ def barrier() -> None:
 
 
 def leave() -> None:
-    """Part from the other ranks, at the end of a run."""
+    """Leave the process group, at the end of a run."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def mean_over_ranks(values_N: Tensor) -> list[float]:
-    """Average numbers over all ranks, so that all ranks hold the same ones.
+    """Average numbers over all ranks; every rank gets the same means.
 
-    A number that is not finite on one rank is not finite on any of them afterwards, which lets
-    all ranks come to the same decision.
+    A number that is not finite on one rank is afterwards not finite on any, so all ranks reach the
+    same decision.
 
     Args:
-        values_N: as many on every rank, in the same order.
+        values_N: the same number of values on every rank, in the same order.
 
     Returns:
         The means.
@@ -54,10 +54,10 @@ def mean_over_ranks(values_N: Tensor) -> list[float]:
 
 
 def mean_scalars(named: dict[str, Tensor]) -> dict[str, float]:
-    """Average named scalars over all ranks, in one message and one wait for the device.
+    """Average named scalars over all ranks, with one message and one synchronisation of the device.
 
     Args:
-        named: the same names on every rank.
+        named: scalars by name, the same names on every rank.
 
     Returns:
         The means by name.

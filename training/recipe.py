@@ -1,9 +1,9 @@
-"""Recipes: everything that decides a run, as a file that derives from another.
+"""Recipes: all settings of a training run, as YAML files that derive from each other.
 
-A recipe is YAML. ``base: NAME`` takes all of another recipe first; mappings are merged key by key,
-anything else is replaced, and null takes a phase or a name out again. ``key.key=value`` on the
-command line comes last. A key that nobody knows is refused, with the nearest one that is known.
-What a run was started with is stored with it, resolved.
+A recipe is YAML. ``base: NAME`` starts from another recipe: mappings are merged key by key, other
+values are replaced, and null removes a phase or a named entry. ``key.key=value`` from the command
+line is applied last. An unknown key is an error, whose message contains the nearest known key. The
+resolved recipe is stored with the run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from training.engine import EngineSettings, Precision
 from training.guard import GuardSettings
 from turbotalk_core.errors import RecipeError
 
-MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
+MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
 
 Activations = Literal["keep", "recompute", "offload"]
@@ -39,14 +39,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSource:
-    """Where networks that no phase has made come from.
+    """Source of networks that no earlier phase has trained.
 
     Attributes:
-        dit: file of the video transformer; None draws weights at random.
-        adapter: file of the audio adapter; None takes the one in the transformer's file.
-        video: fields of ``WanConfig`` that are not as in the 14B model, for a dry run or for
-            random weights. Files say their own.
-        audio: the same of ``AudioAdapterConfig``.
+        dit: file of the video transformer; None initialises random weights.
+        adapter: file of the audio adapter; None uses the one in the transformer's file.
+        video: fields of ``WanConfig`` that differ from the 14B model, for a dry run or random
+            weights. Model files contain their own.
+        audio: the same for ``AudioAdapterConfig``.
     """
 
     dit: Path | None = None
@@ -57,11 +57,11 @@ class WeightSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSource:
-    """What to learn from.
+    """Training data.
 
     Attributes:
-        folder: a set that ``training.data`` prepared.
-        options: passed on to its reader.
+        folder: folder of a set that ``training.data`` prepared.
+        options: options of its reader.
     """
 
     folder: Path | None = None
@@ -70,14 +70,14 @@ class DataSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipShape:
-    """What one sample is; a dry run computes with it.
+    """Shape of one sample; a dry run computes with it.
 
     Attributes:
         num_frames: video frames, 4n + 1.
-        height: pixels.
-        width: pixels.
-        num_text_tokens: 0 where there is no prompt.
-        num_image_tokens: of CLIP; 0 for a model without the branch.
+        height: height in pixels.
+        width: width in pixels.
+        num_text_tokens: text tokens; 0 without a prompt.
+        num_image_tokens: CLIP tokens; 0 for a model without the image branch.
     """
 
     num_frames: Count = 81
@@ -89,12 +89,12 @@ class ClipShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchShape:
-    """What an update is made of.
+    """Batch of one update.
 
     Attributes:
         size: samples in one micro-batch.
-        count: micro-batches of an update, shared out evenly among ranks; what is more than one
-            per rank is accumulated. A run is the same for every number of ranks.
+        count: micro-batches of an update, divided evenly among the ranks. A rank with several
+            accumulates gradients, so the result does not depend on the number of ranks.
     """
 
     size: Count = 1
@@ -103,18 +103,18 @@ class BatchShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
-    """What steps the networks.
+    """Engine that trains the networks.
 
     Attributes:
         kind: plain for one device, deepspeed for any number.
-        num_ranks: that a dry run reckons with; a run takes those it is given.
+        num_ranks: number of GPUs that a dry run plans for; a run uses all that it was started with.
         zero_stage: what DeepSpeed divides: 1 optimiser states, 2 also gradients, 3 also weights.
         offload: what DeepSpeed keeps in the CPU's memory: none, optimizer, weights (and optimizer).
-        precision: of weights and gradients; mixed is float32 with network calls in bfloat16 (plain
-            alone).
-        activations: what is kept for the backward pass: keep all of it, recompute the insides of
-            blocks from their inputs, or offload, which also moves these to the CPU's memory.
-        optimizer: adamw, or muon for the matrices of blocks (plain alone).
+        precision: precision of weights and gradients; mixed is float32 with network calls in
+            bfloat16 (plain only).
+        activations: what is kept for the backward pass: keep (everything), recompute (the inputs of
+            blocks, whose insides are recomputed), or offload (those inputs, in the CPU's memory).
+        optimizer: adamw, or muon for the matrices of blocks (plain only).
         clip_norm: largest norm of a role's gradient.
         timeout_seconds: how long ranks wait for one that has died.
     """
@@ -132,11 +132,11 @@ class EngineChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateSchedule:
-    """The learning rate over the steps of each phase.
+    """Learning rate over the steps of each phase.
 
     Attributes:
-        kind: constant, or cosine down to a fiftieth.
-        num_warmup_steps: of linear growth.
+        kind: constant, or cosine down to one fiftieth.
+        num_warmup_steps: steps of linear growth at the start.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
@@ -145,12 +145,12 @@ class RateSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AverageChoice:
-    """The running average of weights, which is what a phase ends with.
+    """Running average of weights (EMA); a phase ends with the average, not the last weights.
 
     Attributes:
-        roles: that keep one.
-        decay: share that stays per update.
-        start: updates of a role before it begins.
+        roles: roles that keep an average.
+        decay: fraction of the average that remains per update.
+        start: number of updates of a role before its average begins.
     """
 
     roles: tuple[str, ...] = ("student", "teacher")
@@ -160,11 +160,11 @@ class AverageChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointChoice:
-    """When checkpoints are written.
+    """Times at which checkpoints are written.
 
     Attributes:
-        every: steps.
-        keep: newest ones that stay.
+        every: steps between two checkpoints.
+        keep: number of newest checkpoints to keep.
     """
 
     every: Count = 100
@@ -173,19 +173,21 @@ class CheckpointChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """A part of the run; its networks begin where those of the phase before ended.
+    """Part of a run; its networks continue from the end of the phase before.
 
     Attributes:
-        method: by name.
-        steps: of the loop; a step makes one update or several.
-        num_frames: of its clips; null takes the recipe's. Longer ones of the set are cut.
-        batch: what its updates are made of; null takes the recipe's.
-        settings: of the method, by its own names.
-        exports: role whose model files are written when the phase ends; null writes none.
-        extrapolation: where that role ends, on the straight line from what it began with (0) to its
-            average (1). With little data per update the average points the right way, but short.
+        method: name of the method.
+        steps: steps of the training loop; a step makes one update or several.
+        num_frames: video frames per sample; null uses the recipe's. Longer clips of the set are
+            cut.
+        batch: batch of an update; null uses the recipe's.
+        settings: settings of the method, by the names of its fields.
+        exports: role whose model files are written at the end of the phase; null writes none.
+        extrapolation: position of that role's final weights on the straight line from its start
+            (0) through its average (1). Values above 1 go beyond the average: with few samples per
+            update its direction is good, but its distance from the start too short.
             Source: ExPO, arXiv 2404.16792 [inferred: there between two stages of alignment].
-        ships_with: settings kept in the metadata of these files, named as in a request.
+        ships_with: settings for the metadata of these files, named as in a request.
     """
 
     method: str
@@ -200,20 +202,20 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides a run.
+    """All settings of a training run.
 
     Attributes:
-        seed: of all draws.
-        weights: by the name that roles begin with.
-        data: what to learn from.
-        clip: what one sample is.
-        batch: what an update is made of.
-        engine: what steps the networks.
-        rate: the learning rate over a phase.
-        average: the running average of weights.
-        checkpoints: when they are written.
-        guard: what stops the run.
-        phases: by name, in order.
+        seed: seed of all random draws.
+        weights: initial weights, by the name that roles refer to.
+        data: training data.
+        clip: shape of one sample.
+        batch: batch of an update.
+        engine: engine that trains the networks.
+        rate: learning rate over a phase.
+        average: running average of weights.
+        checkpoints: when checkpoints are written.
+        guard: limits of the divergence check.
+        phases: phases by name, in order.
     """
 
     seed: Natural = 0
@@ -230,20 +232,21 @@ class Recipe:
 
     @property
     def num_steps(self) -> int:
-        """Steps of all phases."""
+        """Number of steps of all phases."""
         return sum(phase.steps for phase in self.phases.values())
 
     def fingerprint(self, phase: int) -> str:
-        """Tell apart recipes whose runs cannot go on with each other's checkpoints.
+        """Compute a digest of the settings that decided the weights so far.
 
-        How a run is spread, how long it is, and when it writes is not part of it, nor are phases
-        that have not begun, nor what is done when the phase ends.
+        A run can resume from a checkpoint only if the digests are equal. The digest leaves out the
+        data source, the distribution over ranks, the numbers of steps, checkpoint and divergence
+        settings, later phases, and settings that take effect when the current phase ends.
 
         Args:
-            phase: number of the one that a run is in.
+            phase: number of the run's current phase.
 
         Returns:
-            Of what has decided the weights until then.
+            The digest.
         """
         plain = to_plain(self)
         plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
@@ -254,7 +257,7 @@ class Recipe:
         for number, settings in enumerate(plain["phases"].values()):
             for key in ("exports", "ships_with", "steps"):
                 del settings[key]
-            # Of the phase that goes on it decides nothing before the end; 1 leaves all as it is.
+            # In the current phase it has no effect before the end; 1 never has one.
             if number == phase or settings["extrapolation"] == 1:
                 del settings["extrapolation"]
         for name, source in plain["weights"].items():
@@ -262,23 +265,23 @@ class Recipe:
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def clip_of(self, phase: Phase) -> ClipShape:
-        """Say what one sample of a phase is."""
+        """Return the shape of one sample of a phase."""
         num_frames = phase.num_frames or self.clip.num_frames
         return dataclasses.replace(self.clip, num_frames=num_frames)
 
     def batch_of(self, phase: Phase) -> BatchShape:
-        """Say what the updates of a phase are made of."""
+        """Return the batch shape of a phase's updates."""
         return phase.batch or self.batch
 
     def settings_of(self, role: str, learning: Any) -> EngineSettings:
-        """Give the engine's settings of a role.
+        """Return the engine's settings for a role.
 
         Args:
-            role: its name.
+            role: name of the role.
             learning: ``Learning`` of its ``RoleSpec``.
 
         Returns:
-            Rates from the method, everything else from the recipe.
+            Settings with learning rates from the method and everything else from the recipe.
         """
         averages = role in self.average.roles
         return EngineSettings(
@@ -295,17 +298,18 @@ class Recipe:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe with everything that it derives from.
+    """Read a recipe and all recipes that it derives from.
 
     Args:
-        name: of a recipe in ``training/recipes``, or the path of a YAML file.
-        overrides: ``key.key=value``, the value in YAML.
+        name: name of a recipe in ``training/recipes``, or path of a YAML file.
+        overrides: ``key.key=value``, with values in YAML.
 
     Returns:
-        The recipe, checked.
+        The validated recipe.
 
     Raises:
-        RecipeError: no such recipe, a circle of bases, an unknown key, or a value out of range.
+        RecipeError: if there is no such recipe, its bases form a circle, a key is unknown, or a
+            value is out of range.
     """
     merged = _read_derived(name, ())
     for override in overrides:
@@ -323,11 +327,11 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def store_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe so that ``load_recipe`` reads the same one without any other.
+    """Write a recipe as one YAML file without a base; ``load_recipe`` reads it back unchanged.
 
     Args:
-        recipe: resolved.
-        path: a YAML file; its folder is made where it does not exist.
+        recipe: resolved recipe.
+        path: YAML file; its folder is created if it does not exist.
     """
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
     partial = path.with_name(f"{path.name}.part")
@@ -337,23 +341,23 @@ def store_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a dataclass into what JSON and YAML can say."""
+    """Convert a dataclass to plain values of JSON and YAML."""
     return TypeAdapter(type(value)).dump_python(value, mode="json")
 
 
 def parse(kind: type[T], data: Any, where: str) -> T:
-    """Make a dataclass of what YAML says, and refuse what it does not know.
+    """Build a dataclass from the values of a YAML file, and reject unknown keys.
 
     Args:
         kind: the dataclass; its fields may be dataclasses, and mappings of them.
         data: mappings, lists and plain values.
-        where: what this is, for messages.
+        where: name of the file or section, for messages.
 
     Returns:
-        The value.
+        An instance of ``kind``.
 
     Raises:
-        RecipeError: an unknown or missing key, or a value that does not fit.
+        RecipeError: if a key is unknown or missing, or a value has the wrong type or range.
     """
     _check_keys(kind, data, where, ())
     try:
@@ -415,18 +419,18 @@ def _read_derived(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Read plain YAML, which makes no objects.
+    """Parse plain YAML, which cannot create Python objects.
 
     Args:
-        text: of a recipe or a study.
-        where: what this is, for messages.
+        text: text of a recipe or a study.
+        where: name of the file, for messages.
 
     Returns:
         Mappings, lists and plain values.
 
     Raises:
-        RecipeError: no YAML, or one of more than ``MAX_VALUES`` values: by aliases of aliases a few
-            lines can mean any number.
+        RecipeError: if the text is not YAML, or has more than ``MAX_VALUES`` values. A few lines of
+            nested aliases can expand to any number.
     """
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -443,7 +447,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Count what is left when each alias is written out; those that hold themselves never end."""
+    """Count values with aliases expanded; the count of an alias inside itself is infinite."""
     if node is None:
         return 0
     if id(node) not in known:

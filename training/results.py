@@ -1,13 +1,14 @@
-"""The evidence: measure everything that a study compares, and make the page that shows it.
+"""Results of a study: measure everything that it compares, and write the page that shows it.
 
     python -m training.results training/studies/distillation.yaml
     python -m training.results training/studies/distillation.yaml --only steps.dmd_4 steps.teacher
     python -m training.results training/studies/distillation.yaml --from-json
 
-What one model scores at one seed is kept in RUNS/results under a name that follows from the model
-files and all settings, so the command goes on where it was stopped and measures what has changed.
-From these the report is made, a JSON file with everything that the page says; the page follows from
-the report alone. Separate from the evaluation, which knows nothing of runs.
+The scores of one model at one seed are cached in RUNS/results, under a key computed from the model
+files and all settings. So an interrupted command resumes, and only what has changed is measured
+again. The report, a JSON file with the whole content of the page, is made from the cache, and the
+page from the report alone. This command is separate from the evaluation, which handles one model
+and no runs.
 """
 
 from __future__ import annotations
@@ -56,26 +57,26 @@ from turbotalk_core.request import TalkRequest
 
 logger = logging.getLogger(__name__)
 
-MEASURE_VERSION = 1  # to be raised when a measure changes: what is kept is then measured again
+MEASURE_VERSION = 1  # raise it when a metric changes, so that cached results are measured again
 CACHE = "results"
 PARTS = ("dit", "adapter", "vae", "audio_encoder")
-CURVE_POINTS = 50  # of a log's curve in the report, each the mean of a span of steps
-CURVE_TERMS = ("loss", "gap", "accuracy", "motion")  # endings of what is kept of a log
+CURVE_POINTS = 50  # of a log's curve in the report; each is the mean of a span of steps
+CURVE_TERMS = ("loss", "gap", "accuracy", "motion")  # endings of the terms kept of a log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One thing to measure: a row's model, of one run, at one seed.
+    """One measurement: the model of a row, from one run, at one seed.
 
     Attributes:
         place: the row, as ``table.row``.
-        run: whose export it is; None for a model from files.
+        run: run that exported the model; None for a model from files.
         dit: file of the transformer.
-        adapter: file of its adapter.
-        request: all settings.
-        num_pairs: how many.
-        num_frames: of each clip.
-        settings: everything that the result depends on, the files by their SHA-256.
+        adapter: file of its audio adapter.
+        request: settings of the clips.
+        num_pairs: number of pairs.
+        num_frames: frames of each clip.
+        settings: everything that the result depends on, with files by their SHA-256.
     """
 
     place: str
@@ -89,18 +90,18 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name under which the result is kept."""
+        """Key of the cached result."""
         return fingerprint(self.settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What came out of a cell.
+    """Results of a cell.
 
     Attributes:
-        summary: by metric.
-        pairs: scores of each.
-        strips: the true and the generated clip of each pair on a sheet, one row each.
+        summary: values by metric.
+        pairs: scores of each pair.
+        strips: true and generated clip of each pair for a sheet, one row each.
     """
 
     summary: Mapping[str, float]
@@ -109,10 +110,10 @@ class Measured:
 
 
 class Measuring:
-    """Measures cells; networks and pairs that they share are made once.
+    """Measurement of cells; networks and pairs that they share are loaded and drawn once.
 
     Args:
-        study: how much is measured.
+        study: study that the cells belong to.
         weights: models folder with the VAE and the audio encoder.
     """
 
@@ -126,10 +127,10 @@ class Measuring:
         self._codec: RememberingCodec | None = None
 
     def __call__(self, cell: Cell) -> Measured:
-        """Measure a cell; those of one seed and length should come one after the other.
+        """Measure a cell; cells of one seed and length should follow each other.
 
         Args:
-            cell: what to measure.
+            cell: cell to measure.
 
         Returns:
             Its results.
@@ -172,7 +173,7 @@ class Measuring:
         )
 
     def _draw(self, seed: int, num_frames: int) -> None:
-        """Draw the pairs of a seed; of a cell with fewer they are the first."""
+        """Draw the pairs of a seed; a cell with fewer pairs uses the first ones."""
         study = self._study
         self._drawn = (seed, num_frames)
         self._pairs = measure_pairs(draw_pairs(seed, self._num_pairs, num_frames))
@@ -195,13 +196,14 @@ def find_model(
     """Find the files of a model.
 
     Args:
-        name: of the model.
-        source: where it comes from.
-        study: says how its runs are made.
+        name: name of the model.
+        source: origin of the model.
+        study: study with the runs' settings.
         runs: folder of all runs.
 
     Returns:
-        For each run, or once: the run, transformer, adapter, and what is missing, if anything is.
+        For each run, or once for a model from files: the run or None, the files of transformer and
+        adapter, and a note on what is missing or None.
     """
     if source.dit is not None and source.adapter is not None:
         missing = [str(path) for path in (source.dit, source.adapter) if not path.is_file()]
@@ -230,21 +232,21 @@ def _find_one(folder: Path) -> Path | None:
 def list_cells(
     study: Study, runs: Path, weights: Path, only: Iterable[str] = ()
 ) -> tuple[list[Cell], dict[str, list[str]]]:
-    """List everything that a study measures.
+    """List all measurements of a study.
 
     Args:
-        study: what it compares.
+        study: study to measure.
         runs: folder of all runs.
         weights: models folder with the VAE and the audio encoder.
-        only: rows to list; none lists all.
+        only: rows to list; empty for all.
 
     Returns:
-        The cells in the order of the tables, and for each row what is missing.
+        The cells in the order of the tables, and for each row notes on what is missing.
 
     Raises:
-        CheckpointError: a file that cannot be read.
-        RequestError: settings that do not go together.
-        RecipeError: a row that is not in the study.
+        CheckpointError: if a file cannot be read.
+        RequestError: if settings contradict each other.
+        RecipeError: if ``only`` names a row that is not in the study.
     """
     rows = study.rows()
     only = list(only)
@@ -289,7 +291,7 @@ def list_cells(
                     request=request,
                     num_pairs=num_pairs,
                     num_frames=num_frames,
-                    settings=json.loads(json.dumps(settings)),  # as they will be read again
+                    settings=json.loads(json.dumps(settings)),  # as JSON returns them
                 )
                 cells.append(cell)
     return cells, missing
@@ -301,21 +303,21 @@ def measure_cells(
     measure: Callable[[Cell], Measured],
     hardware: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Measure what is not kept yet.
+    """Measure the cells that are not in the cache.
 
     Args:
-        cells: what is wanted.
-        cache: folder of what is kept; made where it does not exist.
-        measure: measures one.
-        hardware: kept with what is measured now.
+        cells: cells to measure.
+        cache: folder of cached results; created if it does not exist.
+        measure: function that measures one cell.
+        hardware: description to store with new measurements.
 
     Returns:
-        For each key what is kept: settings, summary, pairs, hardware.
+        The cached settings, summary, pairs and hardware, by key.
     """
     cache.mkdir(parents=True, exist_ok=True)
     kept: dict[str, dict[str, Any]] = {}
     wanted = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
-    # By seed and length, so that true renders are drawn once; rows of the first seed come first.
+    # Sorted by seed and length, so that true renders are drawn once; the first seed comes first.
     seeds = list(dict.fromkeys(cell.request.seed for cell in cells))
     for cell in sorted(cells, key=lambda cell: (seeds.index(cell.request.seed), -cell.num_frames)):
         path = cache / f"{cell.key}.json"
@@ -338,13 +340,13 @@ def measure_cells(
 
 
 def describe_hardware(num_threads: int) -> dict[str, Any]:
-    """Say what measures, without naming the machine.
+    """Describe the measuring machine, without its name.
 
     Args:
-        num_threads: of torch.
+        num_threads: threads of torch.
 
     Returns:
-        Processor, its cores, threads, versions.
+        Processor, number of cores, threads, and versions.
     """
     return {
         "cpu": name_cpu(),
@@ -356,15 +358,15 @@ def describe_hardware(num_threads: int) -> dict[str, Any]:
 
 
 def describe_run(name: str, study: Study, runs: Path) -> dict[str, Any]:
-    """Sum up the log of a run.
+    """Summarise the log of a run.
 
     Args:
-        name: of the run.
-        study: says how it is made.
+        name: name of the run.
+        study: study with the run's settings.
         runs: folder of all runs.
 
     Returns:
-        Its command, and for each phase steps, seconds and curves; no phases where there is no log.
+        Its command, and for each phase steps, seconds and curves; no phases if there is no log.
     """
     source = study.runs[name]
     lines: dict[str, list[dict[str, Any]]] = {}
@@ -382,7 +384,7 @@ def describe_run(name: str, study: Study, runs: Path) -> dict[str, Any]:
 
 
 def _thin_out(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
-    """Curves of at most ``CURVE_POINTS`` points, and under ``step`` where they stand."""
+    """Reduce curves to at most ``CURVE_POINTS`` points; their steps are under ``step``."""
     spans = np.array_split(np.arange(len(steps)), min(CURVE_POINTS, len(steps)))
     curves: dict[str, list[float | None]] = {
         "step": [round(float(span.mean()) + 1, 1) for span in spans]
@@ -390,7 +392,7 @@ def _thin_out(steps: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None
     names = dict.fromkeys(name for step in steps for name in step if name.endswith(CURVE_TERMS))
     for name in names:
         curves[name] = []
-        for span in spans:  # a role may learn in some steps only
+        for span in spans:  # some roles are updated in some of the steps only
             values = [steps[index][name] for index in span if name in steps[index]]
             curves[name].append(float(f"{np.mean(values):.5g}") if values else None)
     return curves
@@ -404,18 +406,18 @@ def make_report(
     missing: Mapping[str, Sequence[str]],
     runs: Path,
 ) -> dict[str, Any]:
-    """Put together everything that the page says.
+    """Build the report, with the whole content of the page.
 
     Args:
-        name: of the study.
-        study: what it compares.
-        cells: what was measured.
-        kept: by the cells' keys.
-        missing: of each row.
+        name: name of the study.
+        study: the study.
+        cells: cells of the study.
+        kept: cached results by key.
+        missing: notes on what is missing, by row.
         runs: folder of all runs.
 
     Returns:
-        What JSON can say; ``training.results_page`` documents how it is read.
+        Values that JSON can represent; ``training.results_page`` documents the keys.
     """
     rows: dict[str, dict[str, Any]] = {
         place: {"results": [], "missing": list(missing.get(place, ()))} for place in study.rows()
@@ -456,8 +458,8 @@ def main(
     """Run from the command line.
 
     Args:
-        argv: arguments after the program's name; None takes those of the process.
-        measure: measures one cell; None does it with the models.
+        argv: arguments after the program's name; None for those of the process.
+        measure: function that measures one cell; None for the real measurement.
 
     Returns:
         The exit code.

@@ -1,8 +1,8 @@
-"""The page of results: a function of the report alone.
+"""Page of results, as a function of the report alone.
 
-The report is what ``training.results`` writes as JSON:
+The report is the JSON that ``training.results`` writes:
 
-    name, study          of the study, and all of its settings
+    name, study          name of the study, and all of its settings
     hardware             each machine that measured, without its name
     models               by label the SHA-256 of dit, adapter, vae and audio_encoder
     runs                 by name: command, note, and for each phase steps, seconds and curves
@@ -10,7 +10,8 @@ The report is what ``training.results`` writes as JSON:
     claims               by name: the figures, and whether it holds
     sheets               by table the contact sheets' files
 
-Separate because a page can be made again, with other words or plots, where no run is at hand.
+The page depends on nothing else, so it can be generated again, with other text or plots, on a
+machine that has none of the runs.
 """
 
 from __future__ import annotations
@@ -73,22 +74,22 @@ VERDICT = ("value", "of_value", "figure", "holds", "num_hold", "num_all")
 
 
 def read_values(report: Report, place: str, metric: str) -> list[float]:
-    """Give what was measured of a row, a value for each run and seed."""
+    """Return the measured values of a row, one for each run and seed."""
     results = report["rows"][place]["results"]
     return [result["summary"][metric] for result in results]
 
 
 def judge_claims(report: Report) -> dict[str, dict[str, Any]]:
-    """Hold what is claimed against what was measured.
+    """Check each claim against the measured values.
 
     Args:
-        report: with rows.
+        report: report with rows.
 
     Returns:
-        For each claim: ``value``, the row's median, ``of_value``, that of the other row,
-        ``figure``, what is bounded, ``holds``, and ``num_hold`` of ``num_all`` runs and seeds that
-        hold by themselves, each against the other row's median at the same seed. Without a
-        measurement they are None.
+        For each claim: ``value``, the row's median; ``of_value``, that of the other row;
+        ``figure``, the bounded number; ``holds``; and ``num_hold`` of ``num_all``, the number of
+        single results (run and seed) for which the claim holds, each against the other row's median
+        at the same seed. All are None if a row was not measured.
     """
     claims = report["study"]["claims"]
     return {name: _judge(report, claim) for name, claim in claims.items()}
@@ -122,11 +123,11 @@ def _judge(report: Report, claim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_page(report: Report, out: Path) -> None:
-    """Write the page and its plots; contact sheets stay as they are.
+    """Write the page and its plots; contact sheets are not touched.
 
     Args:
-        report: everything that the page says.
-        out: folder, made where it does not exist.
+        report: all content of the page.
+        out: folder, created if it does not exist.
     """
     out.mkdir(parents=True, exist_ok=True)
     steps = report["study"]["steps"]
@@ -162,7 +163,7 @@ def _by_steps(
 
 
 def _logged(report: Report) -> dict[str, dict[str, Any]]:
-    """Curves of each phase of the runs that are drawn and have been begun."""
+    """Return the curves of each phase, for the runs to plot that have a log."""
     runs = {run: report["runs"][run]["phases"] for run in report["study"]["logs"]}
     return {
         run: {name: phase["curves"] for name, phase in phases.items()}
@@ -185,15 +186,15 @@ def _label(report: Report, place: str) -> str:
 
 
 def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]:
-    """Put the contact sheets together from the strips that were kept.
+    """Write the contact sheets from the strips in the cache.
 
     Args:
-        report: with rows.
-        cache: folder of what is kept.
-        out: folder, made where it does not exist.
+        report: report with rows.
+        cache: folder of cached results.
+        out: folder, created if it does not exist.
 
     Returns:
-        For each table its files, a pair each.
+        For each table the names of its files, one per pair.
     """
     out.mkdir(parents=True, exist_ok=True)
     study = report["study"]
@@ -208,7 +209,7 @@ def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]
                     strips[row["label"]] = np.asarray(picture.convert("RGB"))
         for number in range(study["sheets"]["pairs"] if strips else 0):
             first = next(iter(strips.values()))
-            # A strip has the true and the generated clip of each pair.
+            # A strip has two rows of frames per pair: the true clip and the generated one.
             height = first.shape[0] // (2 * study["sheets"]["pairs"])
             top = 2 * number * height
             rows = {"true render": first[top : top + height]}
@@ -221,13 +222,13 @@ def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]
 
 
 def make_page(report: Report) -> str:
-    """Write the page.
+    """Return the page as Markdown.
 
     Args:
-        report: everything that it says.
+        report: all content of the page.
 
     Returns:
-        Markdown.
+        The text.
     """
     study = report["study"]
     parts = [f"# {study['title']}", study["about"]]

@@ -1,8 +1,9 @@
-"""Which network each role of each phase begins with.
+"""Initial networks of all roles in all phases.
 
-A role goes on where it ended in the phase before; one that was not there begins with another role
-of that phase, or with weights that the recipe names. ``phases/NAME/ROLE.safetensors`` in the run's
-folder holds what trained roles ended with, so any phase can be built by whoever goes on.
+A role continues from its weights at the end of the phase before. A role that the phase before did
+not have starts from another role of that phase, or from weights named in the recipe.
+``phases/NAME/ROLE.safetensors`` in the run's folder contains the final weights of trained roles, so
+any process can build any later phase.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkKind:
-    """What the networks of a recipe are; the tests have smaller ones.
+    """Constructors of a recipe's networks; tests substitute smaller networks.
 
     Attributes:
-        load: reads or draws the weights that a recipe names.
+        load: loads or randomly initialises the weights that a recipe names.
         sketch: builds the same network on the meta device, from its sizes alone.
-        prepare: makes a role's network of what it begins with; see ``methods.method``.
+        prepare: turns the initial network into the network of a role; see ``methods.method``.
     """
 
     load: Callable[[WeightSource], nn.Module]
@@ -41,13 +42,13 @@ class NetworkKind:
 
 
 class RoleBuilder:
-    """Builds the networks of all phases.
+    """Builder of the networks of all phases.
 
     Args:
-        recipe: names weights and phases.
-        methods: of each phase.
-        folder: of the run.
-        kind: what the networks are.
+        recipe: recipe with weights and phases.
+        methods: method of each phase.
+        folder: folder of the run.
+        kind: constructors of the networks.
     """
 
     def __init__(
@@ -59,18 +60,19 @@ class RoleBuilder:
         self.kind = kind
 
     def build(self, phase: int, role: str) -> nn.Module:
-        """Build what a role begins a phase with.
+        """Build the network that a role starts a phase with.
 
         Args:
             phase: number of the phase, from 0.
-            role: of its method.
+            role: role of the phase's method.
 
         Returns:
-            The network; what is to be trained requires gradients.
+            The network; the parameters to train require gradients.
 
         Raises:
-            RecipeError: it begins with something that is neither a role nor named in the recipe.
-            CheckpointError: an earlier phase has not ended, or weights are damaged.
+            RecipeError: if the role's start is neither a role of the phase before nor named in the
+                recipe.
+            CheckpointError: if an earlier phase has not ended, or weights are damaged.
         """
         earlier, source = self._find_beginning(phase, role)
         begin = self.kind.load(source) if source else self._take_up(phase - 1, earlier)
@@ -81,17 +83,18 @@ class RoleBuilder:
             return self.kind.prepare(self.specs[phase][role], begin)
 
     def sketch(self, phase: int, role: str) -> nn.Module:
-        """Build the same network without weights, on the meta device.
+        """Build the same network as ``build``, without weights, on the meta device.
 
         Args:
             phase: number of the phase, from 0.
-            role: of its method.
+            role: role of the phase's method.
 
         Returns:
             The network.
 
         Raises:
-            RecipeError: it begins with something that is neither a role nor named in the recipe.
+            RecipeError: if the role's start is neither a role of the phase before nor named in the
+                recipe.
         """
         earlier, source = self._find_beginning(phase, role)
         begin = self.kind.sketch(source) if source else self.sketch(phase - 1, earlier)
@@ -99,27 +102,27 @@ class RoleBuilder:
             return self.kind.prepare(self.specs[phase][role], begin)
 
     def end(self, phase: int, role: str, weights: dict[str, Tensor]) -> None:
-        """Keep what a trained role ended a phase with.
+        """Save the weights of a trained role at the end of a phase.
 
         Args:
             phase: number of the phase, from 0.
-            role: of its method.
-            weights: averaged, where the role keeps an average.
+            role: role of the phase's method.
+            weights: tensors by name; the running average for a role that has one.
         """
         write_weights(self._path(phase, role), weights, {"phase": phase, "role": role})
 
     def load_end(self, phase: int, role: str) -> nn.Module:
-        """Build what a role ended a phase with.
+        """Build the network that a role ended a phase with.
 
         Args:
             phase: number of the phase, from 0.
-            role: of its method.
+            role: role of the phase's method.
 
         Returns:
             The network, in float32.
 
         Raises:
-            CheckpointError: the phase has not ended, or the file is damaged.
+            CheckpointError: if the phase has not ended, or the file is damaged.
         """
         return self._take_up(phase, role)
 

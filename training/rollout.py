@@ -1,7 +1,8 @@
-"""What a student makes, by the steps that it is sampled with, and its gradient at the last one.
+"""Rollout of a student: clean latents from noise, with a gradient through the last step alone.
 
-Backward simulation in DMD and the full rollout of the adversarial method are one: steps without
-gradient, then one with. DMD stops at a step that is drawn, the adversarial method at the end.
+Backward simulation in DMD and the full rollout of the adversarial method are the same procedure:
+steps without gradient, then one step with gradient. DMD stops at a randomly drawn step, the
+adversarial method at the end of the schedule.
 
 Axes: B batch, C channels, F latent frames, H height, W width.
 """
@@ -23,9 +24,9 @@ def draw_exit(num_steps: int, generator: torch.Generator) -> int:
     """Draw the step at which a rollout ends.
 
     Args:
-        num_steps: of the student.
-        generator: the same on all ranks: a rank with another number of network calls would make
-            all wait for ever.
+        num_steps: number of the student's steps.
+        generator: random stream that is the same on all ranks. Ranks with different numbers of
+            network calls would wait for each other for ever.
 
     Returns:
         An index, uniform in 0 .. num_steps - 1.
@@ -43,17 +44,17 @@ def approach(
     noise_BCFHW: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """Go from noise to the last of some noise levels, Eq. 4, without gradient (Eq. 5).
+    """Denoise from noise to the last of the given noise levels, Eq. 4, without gradient (Eq. 5).
 
     Args:
         model: a ``TalkingModel``; called once per level but the last.
-        sigmas: descending from 1, without the final 0.
-        batch: conditions and the given latent frames, which are clean at every level.
-        noise_BCFHW: standard normal.
-        generator: of the fresh noise of each step.
+        sigmas: noise levels, descending from 1, without the final 0.
+        batch: conditions, and the given latent frames, which are clean at every level.
+        noise_BCFHW: standard normal noise.
+        generator: random stream for the fresh noise of each step.
 
     Returns:
-        Latents at the last level.
+        Latents at the last level, the shape of the noise.
 
     Source: Eq. 4-5 [read: TurboTalk's words]; fresh noise at each step [inferred: Self-Forcing,
     FlashTalk].
@@ -68,16 +69,16 @@ def approach(
 def finish(
     model: Callable[..., Tensor], latents_BCFHW: Tensor, sigma: float, batch: Batch
 ) -> Tensor:
-    """Make clean latents of those at the last level: the step that has a gradient.
+    """Predict clean latents from those at the last noise level: the step with a gradient.
 
     Args:
-        model: a ``TalkingModel``, or the engine around one that is being stepped.
-        latents_BCFHW: of ``approach``.
+        model: a ``TalkingModel``, or the engine around a trained one.
+        latents_BCFHW: latents at the last level, from ``denoise_no_grad``.
         sigma: their noise level.
-        batch: as for ``approach``.
+        batch: conditions, and the given latent frames.
 
     Returns:
-        Clean latents; given frames are put in and pass no gradient.
+        Clean latents, the same shape; the given frames are put in and pass no gradient.
     """
     return predict_denoised(model, latents_BCFHW, _fill(sigma, batch), batch)
 

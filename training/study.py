@@ -1,7 +1,7 @@
-"""Studies: which models are compared, at which settings, and what is claimed of them.
+"""Studies: the models to compare, their settings, and the claims about the results.
 
-Goes in: a YAML file. Comes out: a checked value. Separate because the command that measures and the
-page that shows both read it, and neither should know where it came from.
+A study is a YAML file. It is parsed and checked here, apart from the command that measures and the
+page that shows the results, because both use it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Several = Annotated[int, Ge(2)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSource:
-    """How a run is made.
+    """Training run of a study.
 
     Attributes:
-        recipe: by name.
-        changes: ``key.key=value`` after it.
-        note: anything to say of it: hardware, attempts that failed.
+        recipe: name of the recipe.
+        changes: ``key.key=value`` overrides of the recipe.
+        note: remarks for the page, such as hardware or failed attempts.
     """
 
     recipe: str
@@ -35,10 +35,10 @@ class RunSource:
     note: str = ""
 
     def command(self, name: str) -> str:
-        """Give the command that makes the run.
+        """Return the command that makes the run.
 
         Args:
-            name: of its folder.
+            name: name of the run's folder.
 
         Returns:
             One line for a shell.
@@ -49,13 +49,13 @@ class RunSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """Where a model comes from: what one or several runs exported, or files.
+    """Origin of a model: the exports of one or several runs, or files.
 
     Attributes:
-        runs: that differ in their training seed alone.
-        phase: of the runs, whose export it is.
+        runs: runs that differ in their training seed alone.
+        phase: phase of the runs whose export is used.
         dit: file of a video transformer.
-        adapter: file of the audio adapter that learnt with it.
+        adapter: file of the audio adapter that was trained with it.
     """
 
     runs: tuple[str, ...] = ()
@@ -66,17 +66,17 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A model at certain settings. What is left out is as the model ships.
+    """A model with settings for sampling; a setting left out has the model's shipped value.
 
     Attributes:
-        label: what the page calls it.
-        model: by name.
+        label: name on the page.
+        model: name of the model.
         steps: network evaluations per guidance branch.
-        schedule: how the noise levels are spaced.
-        update: from one noise level to the next.
-        audio_guidance: scale; 1 is off.
-        pairs: how many; None takes the study's.
-        seeds: of the evaluation; None takes the study's.
+        schedule: spacing of the noise levels.
+        update: update rule from one noise level to the next.
+        audio_guidance: guidance scale; 1 is off.
+        pairs: number of pairs; None uses the study's.
+        seeds: evaluation seeds; None uses the study's.
     """
 
     label: str
@@ -89,18 +89,19 @@ class Row:
     seeds: tuple[Natural, ...] | None = None
 
     def request(self, shipped: TalkRequest, num_frames: int, seed: int) -> TalkRequest:
-        """Give all settings of a clip.
+        """Return the request for one clip.
 
         Args:
-            shipped: with the model.
-            num_frames: of a clip, 4n + 1; a clip is one chunk, whatever the model was trained on.
-            seed: of the noise.
+            shipped: request with the model's shipped settings.
+            num_frames: frames of the clip, 4n + 1. A clip is one chunk, whatever the length of the
+                model's training samples.
+            seed: seed of the noise.
 
         Returns:
             The request.
 
         Raises:
-            RequestError: settings that do not go together.
+            RequestError: if the settings contradict each other.
         """
         told = {
             "num_inference_steps": self.steps,
@@ -114,13 +115,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows that are to be compared.
+    """Rows to be compared.
 
     Attributes:
         title: heading on the page.
-        about: what is compared, and how to read it.
-        frames: of each clip, 4n + 1; None takes the study's.
-        rows: by name, in order.
+        about: text on what is compared and how to read it.
+        frames: frames of each clip, 4n + 1; None uses the study's.
+        rows: rows by name, in order.
     """
 
     title: str
@@ -131,13 +132,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A bound on a median, or on the ratio of two.
+    """Bound on a median, or on the ratio of two medians.
 
     Attributes:
-        text: what is claimed, in words.
-        metric: by its name in a summary.
-        row: as ``table.row``.
-        of: row by whose median the first one is divided; None divides by nothing.
+        text: the claim in words.
+        metric: name of the metric in a summary.
+        row: ``table.row`` of the median.
+        of: ``table.row`` of the median to divide by; None for no division.
         at_least: lower bound.
         at_most: upper bound.
     """
@@ -155,9 +156,9 @@ class StepCurves:
     """Plots of metrics by number of steps.
 
     Attributes:
-        table: under which they stand.
-        series: rows by the name of what they have in common.
-        level: row drawn as a line that the others are to be read against.
+        table: table that the plots follow on the page.
+        series: rows of each line, by the line's name.
+        level: row drawn as a horizontal line, for comparison.
     """
 
     table: str
@@ -167,11 +168,11 @@ class StepCurves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSeeds:
-    """How diversity is measured.
+    """Measurement of diversity.
 
     Attributes:
-        pairs: the first ones of the evaluation.
-        seeds: clips of each.
+        pairs: number of pairs, the first ones of the evaluation.
+        seeds: number of clips per pair, each with another noise seed.
     """
 
     pairs: Count = 4
@@ -180,10 +181,10 @@ class NoiseSeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContactSheets:
-    """Clips side by side: a picture per table and pair.
+    """Contact sheets: clips side by side, one image per table and pair.
 
     Attributes:
-        pairs: the first ones of the first evaluation seed.
+        pairs: number of pairs, the first ones of the first evaluation seed.
         columns: frames of each clip.
     """
 
@@ -193,23 +194,23 @@ class ContactSheets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """Everything that decides a page of results.
+    """Complete definition of a page of results.
 
     Attributes:
-        title: of the page.
+        title: title of the page.
         about: first paragraph.
-        notes: paragraphs that no number tells: what was tried and failed.
-        frames: of each clip.
+        notes: paragraphs on facts without numbers, such as failed attempts.
+        frames: frames of each clip.
         pairs: held-out avatars with held-out utterances, for each seed.
-        seeds: of the evaluation: of pairs and noise.
-        diversity: how it is measured.
-        sheets: of contact.
-        runs: by the name of their folders.
-        models: by name.
-        tables: by name, in order.
-        claims: by name, in order.
+        seeds: evaluation seeds, of pairs and noise.
+        diversity: measurement of diversity.
+        sheets: contact sheets.
+        runs: runs by the names of their folders.
+        models: models by name.
+        tables: tables by name, in order.
+        claims: claims by name, in order.
         steps: plots by number of steps.
-        logs: runs whose curves are drawn.
+        logs: runs whose curves are plotted.
     """
 
     title: str
@@ -228,7 +229,7 @@ class Study:
     logs: tuple[str, ...] = ()
 
     def rows(self) -> dict[str, Row]:
-        """All rows, by ``table.row``."""
+        """Return all rows, by ``table.row``."""
         return {
             f"{table}.{name}": row
             for table, rows in self.tables.items()
@@ -237,16 +238,17 @@ class Study:
 
 
 def load_study(path: Path) -> Study:
-    """Read a study.
+    """Read and check a study.
 
     Args:
-        path: of a YAML file.
+        path: YAML file.
 
     Returns:
-        The study, checked.
+        The validated study.
 
     Raises:
-        RecipeError: no such file, an unknown key, a value out of range, or a name that nothing has.
+        RecipeError: if there is no such file, a key is unknown, a value is out of range, or a name
+            refers to nothing.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -261,14 +263,14 @@ def load_study(path: Path) -> Study:
 
 
 def check_names(study: Study, where: str) -> None:
-    """Refuse names that nothing has, and models that come from nowhere.
+    """Check that all names in a study refer to something, and that each model has one origin.
 
     Args:
-        study: parsed.
-        where: what it is, for messages.
+        study: parsed study.
+        where: name of the file, for messages.
 
     Raises:
-        RecipeError: such a name, and those that there are.
+        RecipeError: if a name refers to nothing; the message lists the existing names.
     """
 
     def check(kind: str, place: str, name: str, known: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""At which noise levels a student is called, and at which it is judged.
+"""Timestep schedules of a student, and noise levels for its training.
 
-Schedules are written as timesteps before the shift, in 0..1000, highest first, as papers do; the
-networks and all arithmetic have sigmas.
+Schedules are written as timesteps before the shift, in 0..1000, highest first, as papers do. The
+networks and all arithmetic use sigmas in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from turbotalk_core.sampling.schedule import shift_sigmas
 
 
 def even_timesteps(num_steps: int) -> tuple[float, ...]:
-    """T_N, the timesteps of an N-step student: even parts of 1000.
+    """Compute T_N, the timesteps of an N-step student: even parts of 1000.
 
-    The same as ``distilled_sigmas`` of the sampler, before the shift. A list of one's own, such as
-    the prefixes (1000, 750, 500) and (1000, 750), is sampled through a request's ``sigmas``.
+    The sampler's ``distilled_sigmas`` are the same list after the shift. Another list, such as the
+    prefixes (1000, 750, 500) and (1000, 750), is sampled through a request's ``sigmas``.
 
     Args:
         num_steps: N, at least 1.
@@ -29,7 +29,7 @@ def even_timesteps(num_steps: int) -> tuple[float, ...]:
         N timesteps: (1000, 750, 500, 250), (1000, 667, 333), (1000, 500), (1000).
 
     Raises:
-        ScheduleError: no step.
+        ScheduleError: if ``num_steps`` is below 1.
 
     Source: TurboTalk's T_4 to T_1 [inferred]: T_4 [read: Self-Forcing], T_2 [read: FlashTalk].
     """
@@ -39,17 +39,17 @@ def even_timesteps(num_steps: int) -> tuple[float, ...]:
 
 
 def choose_timesteps(num_steps: int, timesteps: Sequence[float] | None) -> tuple[float, ...]:
-    """Give the schedule of a student: a list of one's own, or even parts of 1000.
+    """Return the schedule of a student: the given timesteps, or even parts of 1000.
 
     Args:
-        num_steps: of the student.
-        timesteps: before the shift, or None.
+        num_steps: number of the student's steps.
+        timesteps: timesteps before the shift; None for even parts.
 
     Returns:
-        The timesteps, as many as there are steps.
+        ``num_steps`` timesteps.
 
     Raises:
-        ScheduleError: a list of another length, or no step.
+        ScheduleError: if ``timesteps`` has another length, or ``num_steps`` is below 1.
     """
     if timesteps is None:
         return even_timesteps(num_steps)
@@ -62,17 +62,17 @@ def choose_timesteps(num_steps: int, timesteps: Sequence[float] | None) -> tuple
 
 
 def to_sigmas(timesteps: Sequence[float], shift: float) -> list[float]:
-    """Turn timesteps into noise levels.
+    """Convert timesteps to noise levels.
 
     Args:
-        timesteps: before the shift, descending, in (0, 1000].
+        timesteps: timesteps before the shift, descending, in (0, 1000].
         shift: flow shift, > 0.
 
     Returns:
-        Sigmas, as many, as the sampler has them: computed in float64, rounded to float32.
+        One sigma per timestep, equal to the sampler's: computed in float64, rounded to float32.
 
     Raises:
-        ScheduleError: timesteps that are out of order or out of range.
+        ScheduleError: if the timesteps do not descend, are out of range, or there are none.
     """
     descends = all(one > next_one for one, next_one in pairwise(timesteps))
     if not timesteps or not descends or timesteps[0] > 1000 or timesteps[-1] <= 0:
@@ -86,16 +86,19 @@ def to_sigmas(timesteps: Sequence[float], shift: float) -> list[float]:
 def draw_last_timestep(
     old: float, new: float, generator: torch.Generator, progress: float = 1.0
 ) -> float:
-    """Eq. 9, dynamic timestep sampling: where a phase's last step stands while it warms up.
+    """Draw the last timestep of a phase during warm-up: dynamic timestep sampling, Eq. 9.
+
+    A student with fewer steps has to make its last step from a higher noise level than before. The
+    warm-up mixes levels between the old and the new one, so the task becomes harder gradually.
 
     Args:
         old: last timestep of the phase before.
-        new: that of this phase, at least ``old``.
-        generator: the same on all ranks.
-        progress: how far the upper bound has moved from old to new, in (0, 1]; 1 for a fixed one.
+        new: last timestep of this phase, at least ``old``.
+        generator: random stream that is the same on all ranks.
+        progress: how far the upper bound has moved from old to new, in (0, 1]; 1 for a fixed bound.
 
     Returns:
-        Uniform in (old, old + progress (new - old)].
+        A timestep, uniform in (old, old + progress (new - old)].
 
     Source: Eq. 9 [read: a third-party note: between the old and the new timestep; inferred: the
     law and its bounds, and the moving bound, from the paper's word "curriculum"].
@@ -105,20 +108,21 @@ def draw_last_timestep(
 
 
 def place_last_timestep(timesteps: Sequence[float], last: float) -> tuple[float, ...]:
-    """Let the last step of a schedule stand elsewhere.
+    """Replace the last timestep of a schedule.
 
-    The only step of a 1-step student is its first, too. There the drawn timestep becomes a second
-    step behind it: pure noise is a level of its own, and must not be called by another one's name.
-    As the drawn timestep goes to 1000, this goes to the 1-step sampler.
+    In a 1-step student the only step is the first one too, and it must start from pure noise at
+    1000: labelling pure noise with a lower timestep would be wrong. So the drawn timestep is
+    appended as a second step. As it approaches 1000, the two steps approach the 1-step sampler.
 
     Args:
-        timesteps: of the phase.
-        last: in (0, 1000].
+        timesteps: schedule of the phase.
+        last: the new last timestep, in (0, 1000].
 
     Returns:
-        As many timesteps; for a single one, two, unless the drawn one is the same.
+        As many timesteps as given. For a schedule of one timestep, two, if ``last`` is below
+        it.
 
-    Source: Eq. 9; one step: [inferred], the bridging reading.
+    Source: Eq. 9; for one step [inferred], the bridging reading.
     """
     if len(timesteps) > 1:
         return (*timesteps[:-1], last)
@@ -128,22 +132,22 @@ def place_last_timestep(timesteps: Sequence[float], last: float) -> tuple[float,
 def draw_sigmas(
     size: int, shift: float, generator: torch.Generator, *, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
-    """Draw noise levels at which samples are noised or judged.
+    """Draw noise levels at which samples are noised for a network that is trained or scores them.
 
-    One uniform draw is spread over the chunks of a batch, which lowers the variance of what is
-    averaged over them.
+    The unit interval is cut into as many equal parts as there are chunks, and each chunk draws from
+    its own part (stratified sampling). This lowers the variance of a mean over the batch.
 
     Args:
-        size: chunks.
-        shift: flow shift, > 0; more of them near 1 as it grows.
-        generator: differs from rank to rank.
+        size: number of chunks.
+        shift: flow shift, > 0; the larger, the more levels are near 1.
+        generator: random stream, different on each rank.
         low: smallest sigma, after the shift.
-        high: largest.
+        high: largest sigma.
 
     Returns:
         Sigmas, [size], in [low, high]; each is distributed as a shifted and clamped uniform draw.
 
-    Source: DMD2, Self-Forcing [read: shift 5, clamp to 0.02 and 0.98]; the spread [inferred].
+    Source: DMD2, Self-Forcing [read: shift 5, clamp to 0.02 and 0.98]; stratification [inferred].
     """
     places = torch.randperm(size, generator=generator)
     spread = (places + torch.rand(size, generator=generator)) / size

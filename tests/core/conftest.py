@@ -1,4 +1,4 @@
-"""A complete family of very small networks with random weights, and something to give them."""
+"""Complete family of very small networks with random weights, and inputs for them."""
 
 import wave
 from pathlib import Path
@@ -19,7 +19,7 @@ from turbotalk_core.model.vae import WanVAE
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder as ComfyUI lays it out."""
+    """Models folder in ComfyUI's layout."""
     folder = tmp_path_factory.mktemp("models")
     for name in ("diffusion_models", "model_patches", "audio_encoders", "vae"):
         (folder / name).mkdir()
@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
-    """A folder with a portrait and a voice."""
+    """Folder with a portrait and a voice."""
     folder = tmp_path / "inputs"
     folder.mkdir()
     rng = np.random.default_rng(0)

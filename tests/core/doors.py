@@ -1,7 +1,7 @@
-"""Every door through which a stranger's file comes in, with a file that it takes.
+"""Entry points for untrusted files, each with a valid file.
 
-Tests knock with damaged files, ``tests/fuzz.py`` with what a fuzzer makes of them. Whatever comes,
-a door takes it or raises a ``TurboTalkError``; anything else is a finding.
+Tests feed them damaged files, and ``tests/fuzz.py`` feeds them the output of a fuzzer. An entry
+point must accept a file or raise a ``TurboTalkError``; anything else is a finding.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ Door = Callable[[bytes], object]
 
 
 def knock(door: Door, data: bytes) -> bool:
-    """Tell whether a door takes a file; what it does not refuse in words of ours is raised."""
+    """Return whether an entry point accepts a file; errors other than TurboTalkError are raised."""
     try:
         door(data)
     except TurboTalkError:
@@ -75,7 +75,7 @@ def knock(door: Door, data: bytes) -> bool:
 
 
 def damage(data: bytes, seed: int) -> bytes:
-    """Cut a file short, flip some of its bits, or write over, leave out or repeat a part of it."""
+    """Truncate a file, flip some of its bits, or overwrite, remove or repeat a part of it."""
     draw = random.Random(seed)
     broken = bytearray(data)
     start = draw.randrange(len(data) + 1)
@@ -127,7 +127,7 @@ def open_box(data: bytes) -> None:
 
 
 def open_model(data: bytes, suffix: str = ".safetensors") -> None:
-    """Look at a file of any kind, ask for its settings, and load it as what it says it is."""
+    """Inspect a file of any kind, read its settings, and load it as the kind it claims to be."""
     with _file(data, f"model{suffix}") as path:
         info = inspect(path)
         assert info.lines()
@@ -153,7 +153,7 @@ def open_pickle(data: bytes) -> None:
 
 
 def open_index(data: bytes) -> None:
-    """Read the set of shards that an index names, beside one that is whole."""
+    """Read the shards that an index lists; one of them is intact."""
     with _file(data, "model.safetensors.index.json") as path:
         (path.parent / "whole.safetensors").write_bytes(make_models()["transformer"])
         load_dit(path)
@@ -180,7 +180,7 @@ def open_sound(data: bytes) -> None:
 
 
 def open_video(data: bytes) -> None:
-    """Look at some pictures of a file, and of the same in memory."""
+    """Decode some frames of a file, and of the same file in memory."""
     with _file(data, "video") as path:
         for source in (path, io.BytesIO(data)):
             frames = VideoFrames(source)
@@ -190,7 +190,7 @@ def open_video(data: bytes) -> None:
 
 
 def open_take(data: bytes) -> None:
-    """Read a take whose journal tells other things, each under its true checksum."""
+    """Read a take whose journal was changed, each line with a valid checksum."""
     lines = data.splitlines()
     sealed = b"".join(b"%08x %s\n" % (crc32(line), line) for line in lines)
     with TemporaryDirectory() as name:
@@ -203,7 +203,7 @@ def open_take(data: bytes) -> None:
 
 
 def open_journal(data: bytes) -> None:
-    """Read a take whose journal is another."""
+    """Read a take whose journal was replaced."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "take"
         _make_take(folder)
@@ -218,7 +218,7 @@ def _read_take(folder: Path) -> None:
 
 
 def open_carry(data: bytes) -> None:
-    """Go on with a take whose last chunk hands other things on."""
+    """Continue a take whose last chunk state was replaced."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "take"
         _make_take(folder)
@@ -229,13 +229,13 @@ def open_carry(data: bytes) -> None:
 
 
 def open_prompts(data: bytes) -> None:
-    """Read a prompt that changes with time."""
+    """Read a timed prompt."""
     for segment in parse_prompts(data.decode("utf-8", "replace")):
         assert segment.start >= 0
 
 
 def open_chunk(data: bytes) -> None:
-    """Read a take whose first file is another."""
+    """Read a take whose first chunk file was replaced."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "take"
         _make_take(folder)
@@ -244,7 +244,7 @@ def open_chunk(data: bytes) -> None:
 
 
 def open_take_sound(data: bytes) -> None:
-    """Read a take whose sound is another."""
+    """Read a take whose sound was replaced."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "take"
         _make_take(folder)
@@ -258,7 +258,7 @@ def open_take_sound(data: bytes) -> None:
 
 @cache
 def make_models() -> dict[str, bytes]:
-    """One small file of each kind."""
+    """Make one small file of each kind."""
     with TemporaryDirectory() as name, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         folder = Path(name)
@@ -291,7 +291,7 @@ def make_models() -> dict[str, bytes]:
 
 @cache
 def make_pictures() -> dict[str, bytes]:
-    """One small picture of each format."""
+    """Make one small picture of each format."""
     pixels = np.random.default_rng(0).integers(0, 255, (24, 20, 4), dtype=np.uint8)
     made = {}
     for suffix in ("png", "webp", "jpeg", "gif", "bmp", "tiff", "jpeg2000", "avif"):
@@ -307,7 +307,7 @@ def make_pictures() -> dict[str, bytes]:
 
 @cache
 def make_sounds() -> dict[str, bytes]:
-    """A tenth of a second in each format."""
+    """Make a tenth of a second of sound in each format."""
     tone = np.sin(np.arange(1_600) / 8).astype(np.float32)[None]
     formats = {
         "wav": "pcm_s16le", "flac": "flac", "mp3": "libmp3lame", "ogg": "libopus", "mp4": "aac",
@@ -328,7 +328,7 @@ def make_sounds() -> dict[str, bytes]:
 
 @cache
 def make_videos() -> dict[str, bytes]:
-    """Twenty frames in each container."""
+    """Make twenty frames in each container."""
     formats = {
         "mp4": "libx264", "matroska": "ffv1", "webm": "libvpx", "mpegts": "mpeg2video",
         "avi": "mpeg4", "mov": "png",
@@ -363,7 +363,7 @@ def _begin_take(folder: Path) -> AbstractContextManager[takes.TakeWriter]:
 
 @cache
 def make_take() -> dict[str, bytes]:
-    """The files of a take of which two chunks are finished."""
+    """Make the files of a take with two finished chunks."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "take"
         with _begin_take(folder) as writer:
@@ -380,14 +380,14 @@ def make_take() -> dict[str, bytes]:
 
 
 def _unseal() -> list[bytes]:
-    """What a journal tells, without its checksums."""
+    """Return the lines of a journal without their checksums."""
     lines = make_take()["take.journal"].splitlines()
     return [b"\n".join(line.partition(b" ")[2] for line in lines)]
 
 
 @cache
 def _transformer_path() -> Path:
-    """The family's transformer, for what is joined to one; gone when the process ends."""
+    """Return the family's transformer, for adapters and LoRA; deleted when the process ends."""
     folder = TemporaryDirectory()
     path = Path(folder.name) / "transformer.safetensors"
     path.write_bytes(make_models()["transformer"])
@@ -400,7 +400,7 @@ _KEPT: list[TemporaryDirectory[str]] = []
 
 @dataclass(frozen=True)
 class Target:
-    """A door for the fuzzer, and what it begins with."""
+    """Entry point for the fuzzer, with its initial files."""
 
     door: Door
     seeds: Callable[[], list[bytes]]
@@ -433,7 +433,7 @@ TARGETS = {
 
 
 def corpus(target: Target, num_each: int) -> Iterator[bytes]:
-    """Damage each of a door's files so many times."""
+    """Damage each file of an entry point so many times."""
     for number, data in enumerate(target.seeds()):
         for seed in range(num_each * number, num_each * (number + 1)):
             yield damage(data, seed)

@@ -1,4 +1,4 @@
-"""The sizes of a very small family, what tests agree on about it, and its rarer files."""
+"""Sizes of a very small model family, shared expectations of tests, and its rarer files."""
 
 import io
 from dataclasses import replace
@@ -52,7 +52,7 @@ NUM_FRAMES = 20  # two chunks of 13 that share 5
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that a refused command says."""
+    """Return the one line that a refused command prints."""
     captured = capsys.readouterr()
     assert captured.out == ""
     last = captured.err.splitlines()[-1]
@@ -62,7 +62,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def build_dit(config: WanConfig) -> WanModel:
-    """A transformer whose answer depends on all that it is told: the head is drawn, too."""
+    """Build a transformer whose output depends on all inputs: the head has random weights too."""
     model = WanModel(config)
     model.initialize()
     torch.nn.init.xavier_uniform_(model.head.head.weight)
@@ -70,7 +70,7 @@ def build_dit(config: WanConfig) -> WanModel:
 
 
 def train_tokenizer() -> bytes:
-    """A SentencePiece model of very few words, with the marks of umT5."""
+    """Train a SentencePiece model of very few words, with the special tokens of umT5."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a man speaks", "a dog", "she speaks to him"] * 4),
@@ -87,7 +87,7 @@ def train_tokenizer() -> bytes:
 
 
 def save_text_encoder(folder: Path, dim: int) -> None:
-    """A umT5 with the tokenizer inside (whole) and without (bare), and spiece.model."""
+    """Save a umT5 with the tokenizer inside (whole) and without (bare), and spiece.model."""
     folder.mkdir()
     tokenizer = train_tokenizer()
     config = UMT5Config(
@@ -110,7 +110,7 @@ def save_text_encoder(folder: Path, dim: int) -> None:
 
 
 def save_image_encoder(path: Path, dim: int) -> None:
-    """A CLIP image encoder of one block, that sees four patches, in the layout of Wan 2.1."""
+    """Save a CLIP image encoder of one block and four patches, in the layout of Wan 2.1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = ImageEncoder(
@@ -121,7 +121,7 @@ def save_image_encoder(path: Path, dim: int) -> None:
 
 
 def save_dit_with_image_branch(path: Path, image_dim: int) -> None:
-    """The family's transformer, other weights, with an image branch."""
+    """Save the family's transformer with other weights and an image branch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = build_dit(replace(CONFIG, image_dim=image_dim))

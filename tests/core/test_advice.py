@@ -1,4 +1,4 @@
-"""Notes on settings that do not fit the weights: each cause has its own, and good settings none."""
+"""Quality warnings for settings that do not fit the weights, and none for good settings."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The benchmark: memory counted as it is taken, and chunks really run, on very small networks."""
+"""Benchmark: memory counts, and real chunks, on very small networks."""
 
 from __future__ import annotations
 

@@ -43,14 +43,14 @@ Talk = Callable[..., int]
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A file to make, in a folder of its own."""
+    """File to write, in a folder of its own."""
     (tmp_path / "made").mkdir()
     return tmp_path / "made" / "talk.mp4"
 
 
 @pytest.fixture
 def talk(models: Path, inputs: Path, out: Path) -> Talk:
-    """The talk command with good arguments; later ones win."""
+    """Talk command with valid arguments; later arguments override earlier ones."""
 
     def run(*arguments: object) -> int:
         good = ["--image", inputs / "face.png", "--audio", inputs / "voice.wav", "--out", out]
@@ -61,7 +61,7 @@ def talk(models: Path, inputs: Path, out: Path) -> Talk:
 
 
 def _read(path: Path) -> tuple[np.ndarray, TalkRequest, float]:
-    """Frames, the request in the metadata and the seconds of sound of a video."""
+    """Return the frames of a video, the request in its metadata, and its seconds of sound."""
     with av.open(str(path)) as container:
         request = TalkRequest.from_json(container.metadata["turbotalk"])
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -240,7 +240,7 @@ def test_an_interrupt_leaves_no_half_file(
 
 @pytest.fixture
 def stop_in_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """Let a network call of a chunk, 0 or more, raise; returns what counts the calls since."""
+    """Make a network call of a chunk, 0 or more, raise; returns a counter of later calls."""
     call = WanDenoiser.__call__
 
     def arm(chunk: int) -> list[int]:
@@ -325,7 +325,7 @@ def test_a_video_that_cannot_be_written_costs_no_chunk(
 
 @pytest.fixture
 def run_short(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Let memory run out from a call of the network on; returns what counts the calls since."""
+    """Make memory run out from one network call on; returns a counter of later calls."""
     forward = WanModel.forward
 
     def arm(first: int, *, is_hopeless: bool = False) -> list[int]:
@@ -440,7 +440,7 @@ def _frames(talk: Talk, out: Path, *arguments: object) -> np.ndarray:
 
 @pytest.fixture
 def converse(models: Path, inputs: Path, out: Path) -> Talk:
-    """The talk command without a voice, large enough for two in the picture."""
+    """Talk command without a voice, in a size with room for two people."""
 
     def run(*arguments: object) -> int:
         good = ["--image", inputs / "face.png", "--out", out, "--crf", 0]
@@ -621,7 +621,7 @@ def test_another_frame_rate_is_as_long(talk: Talk, out: Path) -> None:
 
 @pytest.fixture
 def reading(models: Path) -> None:
-    """A text encoder of the family, with a tokenizer inside and one beside it."""
+    """Text encoder of the family, with the tokenizer inside, and with a separate one."""
     folder = models / "text_encoders"
     if not folder.exists():
         save_text_encoder(folder, dim=8)

@@ -1,4 +1,4 @@
-"""Damaged files at every door: each is taken or refused in words of ours, and none grows."""
+"""Damaged files at all entry points: accepted or a TurboTalkError, with bounded memory."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _one_tensor(shape: list[int], num_bytes: int, name: str = "head.modulation")
 
 
 def _tensors(shapes: dict[str, list[int]]) -> bytes:
-    """A file of float8 zeros."""
+    """Make a file of float8 zeros."""
     header, edge = {}, 0
     for name, shape in shapes.items():
         size = 1
@@ -133,7 +133,7 @@ def _png(width: int, height: int) -> bytes:
 
 
 def _mov_of(width: int, height: int) -> bytes:
-    """A film whose pictures, and whose header, claim a size."""
+    """Make a video whose track and header declare a given size."""
     data = make_videos()["mov"]
     small, large = struct.pack(">II", 32, 16), struct.pack(">II", width, height)
     data = data.replace(b"IHDR" + small, b"IHDR" + large)
@@ -143,9 +143,10 @@ def _mov_of(width: int, height: int) -> bytes:
 
 
 def _mp4_of(num_frames: int) -> bytes:
-    """A film whose tables claim a number of frames, of a byte each; ISO/IEC 14496-12, 8.6 and 8.7.
+    """Make a video whose tables declare a number of frames, of one byte each.
 
-    Those tables are stsz (size and count), stsc (frames in a chunk) and stts (count and duration).
+    The tables are stsz (size and count), stsc (frames in a chunk) and stts (count and duration);
+    ISO/IEC 14496-12, 8.6 and 8.7.
     """
     data = bytearray(make_videos()["mp4"])
     start = data.index(b"stsz")
@@ -241,7 +242,7 @@ TAKEN = {"sound of hours", "sound of 512 channels"}  # what is there of them is 
 
 
 def try_bombs() -> None:
-    """Open each bomb, and print by how many bytes the process grew, and what became of it."""
+    """Open each bomb, and print the growth of the process in bytes and the outcome."""
     import resource
 
     for name in TARGETS:  # what the doors themselves need is there from here on

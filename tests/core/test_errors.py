@@ -1,4 +1,4 @@
-"""Every kind of refusal can be caught as one family, or as the error it specialises."""
+"""All errors can be caught as TurboTalkError, or as the error that they specialise."""
 
 import inspect
 

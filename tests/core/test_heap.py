@@ -1,4 +1,4 @@
-"""The heap: what is free goes back to the system."""
+"""Host memory: freed memory returns to the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hours of sound: memory stays flat, and the encoder hears no more than what comes first."""
+"""Hours of sound: constant memory, and encoding of no more than the next sections."""
 
 import json
 import struct
@@ -58,7 +58,7 @@ print(json.dumps({
 
 
 def _write_silence(path: Path, sample_rate: int, num_channels: int) -> Path:
-    """Write a header, and behind it a hole, which takes no room on the disk."""
+    """Write a header followed by a hole, which uses no space on the disk."""
     frame = 2 * num_channels
     size = SECONDS * sample_rate * frame
     form = struct.pack("<IHHIIHH", 16, 1, num_channels, sample_rate, sample_rate * frame, frame, 16)

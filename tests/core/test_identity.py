@@ -1,4 +1,4 @@
-"""Identities: equal for equal videos, and different for whatever can change a frame."""
+"""Cache keys: equal for equal videos, different for everything that can change a frame."""
 
 import subprocess
 import sys
@@ -120,7 +120,7 @@ def voice(tmp_path):
 
 
 def identify_file(path, encoder, start="0", end=None, **settings):
-    """The identity of a part of a file, as the command line and the nodes make it."""
+    """Return the cache key of a part of a file, as the command line and the nodes compute it."""
     end = None if end is None else Fraction(end)
     sound = cut(open_sound(path, end), Fraction(start), end)
     return make(speeches=(encode_speech(sound, encoder, **settings),))

@@ -1,4 +1,4 @@
-"""Portraits of every kind come out as the same picture, or with a reason why not."""
+"""Portraits in all formats decode to the same picture, or raise an error with the reason."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def _two_colours() -> Image.Image:
-    """Red on the left, blue on the right, 40 x 24."""
+    """Picture with red on the left, blue on the right, 40 x 24."""
     image = Image.new("RGB", (40, 24), RED)
     image.paste(BLUE, (20, 0, 40, 24))
     return image

@@ -1,4 +1,4 @@
-"""Which model files are found, and what they ship with."""
+"""Search of model files, and their shipped settings."""
 
 import shutil
 from dataclasses import replace

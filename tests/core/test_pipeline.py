@@ -1,6 +1,6 @@
-"""The pipeline on toy networks that show what they were given.
+"""The pipeline on toy networks whose output shows their input.
 
-The toy codec pools pixels: latent channel 0 is the mean of its video frames, eight by eight, so
+The toy VAE pools pixels: latent channel 0 is the mean of its video frames, eight by eight, so
 that a frame's brightness can be followed through the whole pipeline.
 """
 
@@ -45,7 +45,7 @@ REFERENCE = torch.full((1, 3, HEIGHT, WIDTH), 0.25)
 
 
 class Codec:
-    """Means of 1, 4, 4, ... frames by 8 by 8 pixels in channel 0; decoding repeats them."""
+    """VAE with means of 1, 4, 4, ... frames by 8 by 8 pixels in channel 0; decode repeats them."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -73,7 +73,7 @@ class Codec:
 
 
 class Adapter:
-    """One token per latent frame: the mean of its window."""
+    """Audio adapter with one token per latent frame: the mean of its window."""
 
     def __init__(self) -> None:
         self.windows: list[AudioWindows] = []
@@ -85,7 +85,7 @@ class Adapter:
 
 
 class Denoiser:
-    """Knows one video: each latent frame is as bright as its audio token, less 0.01 for text."""
+    """Denoiser of one video: a latent frame is as bright as its audio token, less 0.01 for text."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -104,7 +104,7 @@ class Denoiser:
 
 
 class Watch:
-    """Progress and stop in one: logs questions, counts units, keeps previews."""
+    """Progress and stop callbacks; logs calls, counts units, keeps previews."""
 
     def __init__(self, stop_before: int | None = None) -> None:
         self.units = 0
@@ -124,7 +124,7 @@ class Watch:
 
 
 class Toy:
-    """All toy networks with one common log of what was called when."""
+    """All toy networks, with one common log of their calls."""
 
     def __init__(self, **told: Any) -> None:
         self.log: list[str] = []
@@ -135,7 +135,7 @@ class Toy:
 
 
 def _speech(num_frames: int) -> Speech:
-    """A voice whose features rise by 0.01 per frame, and a tail of silence."""
+    """Return a voice whose features rise by 0.01 per frame, and a tail of silence."""
     rows = torch.cat((torch.arange(num_frames) / 100, torch.zeros(25)))
     return Speech(
         features=AudioFeatures(
@@ -377,7 +377,7 @@ def test_other_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _lose(toy: Toy) -> Toy:
-    """A codec that gives back less than it was given: each encoding darkens by 0.1."""
+    """VAE with a loss: each encoding is darker by 0.1."""
     encode = toy.codec.encode
     toy.codec.encode = lambda frames_BCTHW: encode(frames_BCTHW) - 0.1  # type: ignore[method-assign]
     return toy

@@ -1,4 +1,4 @@
-"""Timed prompts: what is read is what was written, and what cannot be meant is refused."""
+"""Timed prompts: round trips, and errors for ambiguous ones."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Regions: from what a user draws on the picture to cells of the video."""
+"""Regions: conversion of a user's drawing to latent cells of the video."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Speed: what is timed is what is done, counted call by call on very small networks."""
+"""Speed: the timed calls are the calls of a real run, counted on very small networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The values that travel refuse what would break later rooms."""
+"""Value types reject contents that would fail later."""
 
 from typing import Any
 

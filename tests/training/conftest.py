@@ -1,4 +1,4 @@
-"""What several tests of the training share."""
+"""Fixtures for several tests of the training."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def _draw_humming_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
 
 @pytest.fixture(scope="session")
 def draw_humming_clip() -> Callable[[str, int, int], SyntheticClip]:
-    """Draws a small avatar, 48 pixels, that says a tone which swells and fades: no espeak-ng."""
+    """Draw a small avatar, 48 pixels, with a tone that swells and fades, without espeak-ng."""
     return _draw_humming_clip

@@ -1,4 +1,4 @@
-"""Chunks: what is pinned, and what fits together."""
+"""Batches: pinned frames, and checks of shapes."""
 
 from __future__ import annotations
 

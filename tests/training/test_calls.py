@@ -1,4 +1,4 @@
-"""Network calls: how many a step makes, by closed forms, and that they are made again alike."""
+"""Network calls: numbers per step against closed forms, and their repetition."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""DeepSpeed against the plain engine: the same run, killed and moved, in one process and in two.
+"""DeepSpeed against the plain engine: the same run, killed and resumed, in one process and in two.
 
-The processes are started once for the whole file, as DeepSpeed takes seconds to import: two that
-are killed, two that go on, and one alone.
+The processes are started once for the whole file, because DeepSpeed takes seconds to import: two
+that are killed, two that resume, and one alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.slow
 
 
 class KillingBatches(ToyBatches):
-    """Samples that cost the process its life at one step."""
+    """Samples that kill the process at one step."""
 
     def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
         """Draw the samples of a step, or die."""
@@ -63,7 +63,7 @@ class KillingBatches(ToyBatches):
 
 
 class NanBatches(ToyBatches):
-    """Samples of which the second micro-batch of a step is not finite."""
+    """Samples with a value that is not finite in the second micro-batch of a step."""
 
     def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
         """Draw the samples of a step."""
@@ -122,7 +122,7 @@ def _run_one(rank: int, port: int, folder: Path) -> None:
 
 
 def _move_to_one(device: torch.device, folder: Path) -> dict[str, Any]:
-    """Let one process go on with what two began; without and with a conversion."""
+    """Resume a run of two processes in one process, without and with a conversion."""
     from training.deepspeed_engine import convert
 
     recipe = make_recipe()
@@ -140,7 +140,7 @@ def _move_to_one(device: torch.device, folder: Path) -> dict[str, Any]:
 
 
 def _compare_bfloat16(device: torch.device) -> list[list[float]]:
-    """Step both engines in bfloat16; losses of each."""
+    """Step both engines in bfloat16; return the losses of each."""
     settings = EngineSettings(learning_rate=0.05, precision="bfloat16", ema_decay=0.5)
     losses = []
     for make in (PlainEngine, functools.partial(_make_engine, device=device, stage=3)):
@@ -158,9 +158,9 @@ def _compare_bfloat16(device: torch.device) -> list[list[float]]:
 
 
 def _compare_offloading(device: torch.device) -> list[list[Any]]:
-    """Step the plain engine, then all that leaves a part on the CPU; where, losses and norms.
+    """Step the plain engine, then all engines with offload; return devices, losses and norms.
 
-    Here both sides of every move are the CPU, so what is seen is that nothing is lost on the way:
+    Here both sides of every move are the CPU, so the test shows that nothing is lost on the way:
     gradients of several losses in one step, the optimiser's states, weights used past their layer.
     """
     settings = EngineSettings(learning_rate=0.05, ema_decay=0.5, clip_norm=0.5)
@@ -190,7 +190,7 @@ def _compare_offloading(device: torch.device) -> list[list[Any]]:
 
 
 def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]:
-    """Step a discriminator, then a talking model through it; losses and norms of each engine."""
+    """Step a discriminator, then a talking model through it; return losses and norms of each."""
     batch = make_batch()
     sigma_B = torch.tensor([0.3, 0.7])
     results: dict[str, list[list[float]]] = {}
@@ -210,7 +210,7 @@ def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]
 
 
 def _count_left(device: torch.device, stage: int) -> int:
-    """Count the values of optimiser and weights that outlive an engine which is closed."""
+    """Count the values of optimiser and weights that remain in memory after an engine is closed."""
     network = nn.Linear(30, 40)
     engine: Any = _make_engine(network, EngineSettings(), device=device, stage=stage)
     engine.backward(engine(torch.ones(2, 30)).sum())
@@ -251,7 +251,7 @@ def _find_port() -> int:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same run four times: plain, two processes, one process at each stage."""
+    """Folder with the same run four times: plain, two processes, one process at each stage."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         spawn(_run_two, (_find_port(), folder, True), nprocs=2)

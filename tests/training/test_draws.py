@@ -1,4 +1,4 @@
-"""Draws follow from where the run is, and from nothing else."""
+"""Random draws depend on the position in the run, and on nothing else."""
 
 import torch
 

@@ -1,6 +1,6 @@
-"""The student that ships: silence is silent, and each sound is in time, at whatever length.
+"""The shipped student: no mouth motion in silence, and every sound in time, at any length.
 
-The portrait and the voice are the shipped ones; the mouth is measured in pixels.
+Portrait and voice are the shipped ones; the mouth is measured in pixels.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def voice_S() -> Tensor:
 
 @pytest.fixture(scope="module")
 def talk() -> Talk:
-    """Let the portrait say samples; returns frames [3, T, H, W]."""
+    """Animate the portrait with samples; return frames [3, T, H, W]."""
     files = find_model_files()
     shipped = read_request(files.dit)
     models, encoder = (
@@ -66,13 +66,13 @@ def _pause(num_frames: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A clip that begins, pauses and ends in silence, and one that is silent throughout.
+    """Measurements of a clip with silence at its start, in a pause and at its end, and of silence.
 
     Attributes:
-        spoken_T: how far the mouth is open in the first clip, pixels.
-        silent_T: in the second, at the same place.
-        spoken_change_T: mean change from one frame to the next where the mouth is, full range 2.
-        silent_change_T: in the second.
+        spoken_T: mouth area in the first clip, pixels.
+        silent_T: mouth area in the silent clip, at the same place.
+        spoken_change_T: mean change from one frame to the next at the mouth, full range 2.
+        silent_change_T: the same in the silent clip.
     """
 
     spoken_T: Tensor
@@ -106,7 +106,7 @@ def said(talk: Talk, voice_S: Tensor) -> Said:
 
 
 def _is_pause() -> Tensor:
-    """Frames of silence that are not beside speech."""
+    """Return the silent frames that are not beside speech."""
     is_pause_T = torch.zeros(81, dtype=torch.bool)
     for start, stop in PAUSES:
         first = start + NEAR_SPEECH if start else 0

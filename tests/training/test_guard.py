@@ -1,4 +1,4 @@
-"""What stops a run, and what it says."""
+"""Divergence check: conditions and messages."""
 
 import pytest
 

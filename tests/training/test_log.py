@@ -1,4 +1,4 @@
-"""The log holds every step once."""
+"""The log contains every step once."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""LoRA layers: what they change, and how they leave."""
+"""LoRA layers: their effect, and their removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses against what they are on paper."""
+"""Losses against their closed forms."""
 
 from __future__ import annotations
 

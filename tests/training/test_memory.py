@@ -1,4 +1,4 @@
-"""What a run needs: counts on the meta device, and arithmetic against what tensors take."""
+"""Memory estimate: counts on the meta device, and formulas against real tensors."""
 
 from __future__ import annotations
 

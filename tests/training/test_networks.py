@@ -1,4 +1,4 @@
-"""The networks that learn: what they are told, and how the judge begins."""
+"""Trained networks: their inputs, and the initial discriminator."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_null_voice_is_windows_of_zeros() -> None:
 
 
 def _make_pair() -> Batch:
-    """Chunks of two speakers, of whom the right one's features are the left one's negated."""
+    """Make chunks of two speakers; the right one's features are the negative of the left one's."""
     batch = make_batch()
     regions = torch.zeros(3, 4, 6)
     regions[0, :, :3] = regions[1, :, 3:] = 1

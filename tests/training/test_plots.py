@@ -1,4 +1,4 @@
-"""Pictures say what they were given and stay small."""
+"""Plots contain the given values and are small files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: what they derive from, what they refuse, and what is stored."""
+"""Recipes: derivation, errors, and storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A study is measured once, goes on where it was stopped, and its page follows from its report."""
+"""Studies are measured once, resume after an interruption, and their page follows from a report."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ STUDY: dict[str, Any] = {
 
 
 class Place:
-    """A folder with a family, two runs of it and a study."""
+    """Folder with a model family, two runs of it and a study."""
 
     def __init__(self, folder: Path) -> None:
         self.runs, self.weights, self.out = folder / "runs", folder / "models", folder / "out"
@@ -92,7 +92,7 @@ class Place:
         }
 
     def run(self, *options: str, measure: Callable[[Cell], Measured] | None = None) -> int:
-        """Run the command on the study as it is now."""
+        """Run the command on the current study."""
         self.study.write_text(yaml.safe_dump(self.data, sort_keys=False))
         folders = ["--runs", self.runs, "--weights", self.weights, "--out", self.out]
         return main([str(self.study), *map(str, folders), *options], measure)
@@ -109,7 +109,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 class Fake:
-    """Measures in no time, and remembers what it was asked."""
+    """Measurement that takes no time, and records its arguments."""
 
     def __init__(self, stop_after: int = 100, **changes: float) -> None:
         self.asked: list[tuple[str, str | None, int]] = []

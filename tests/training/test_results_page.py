@@ -1,4 +1,4 @@
-"""Claims are arithmetic on what was measured, and the page says what comes out."""
+"""Claims are computed from measured values, and the page shows the outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from training.results_page import judge_claims, make_page
 
 
 def _results(*values: tuple[int, float]) -> dict[str, Any]:
-    """A row with a Fréchet distance at each seed."""
+    """Make a row with a Fréchet distance at each seed."""
     results = [
         {
             "run": f"run{number}",

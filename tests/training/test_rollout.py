@@ -1,4 +1,4 @@
-"""Rollouts: the sampler's own steps, and a gradient at the last one alone."""
+"""Rollouts: the sampler's steps, and a gradient through the last one alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SIGMAS = to_sigmas(even_timesteps(4), 5.0)
 
 
 class Uncounted(Progress):
-    """Nobody looks on."""
+    """Progress callback that does nothing."""
 
     def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
         del units, preview_HWC
 
 
 class Factor(torch.nn.Module):
-    """A network that says its weight times what it is shown, and counts its calls."""
+    """Network that multiplies its input by its weight, and counts its calls."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()

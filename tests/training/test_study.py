@@ -1,4 +1,4 @@
-"""A study is checked before anything is measured."""
+"""Studies are checked before anything is measured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 
 def _load(tmp_path: Path, path: str = "", value: object = None) -> Study:
-    """The small study with one thing changed."""
+    """Load the small study with one change."""
     data = yaml.safe_load(yaml.safe_dump(SMALL))
     *parents, last = path.split(".")
     if path:

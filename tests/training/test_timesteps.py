@@ -1,4 +1,4 @@
-"""Schedules of students, and where noise levels are drawn."""
+"""Schedules of students, and distributions of noise levels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A talking model of a few thousand weights, chunks for it, and steps of a method on them."""
+"""Talking model of a few thousand weights, chunks for it, and steps of a method with them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AUDIO_CONFIG = AudioAdapterConfig(frame_width=6, hidden_dim=8, num_tokens=2, tok
 
 
 def make_model(seed: int = 0, num_layers: int = 2) -> TalkingModel:
-    """Draw a model whose every weight, gate and shift says something."""
+    """Draw a model in which every weight, gate and shift has an effect."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dit = WanModel(replace(VIDEO_CONFIG, num_layers=num_layers))
@@ -42,7 +42,7 @@ def make_model(seed: int = 0, num_layers: int = 2) -> TalkingModel:
 
 
 def make_batch(size: int = 2, seed: int = 0, num_pinned: tuple[int, ...] = (1, 3)) -> Batch:
-    """Draw chunks; as many first latents of each are pinned as ``num_pinned`` says in turn."""
+    """Draw chunks; ``num_pinned`` has the number of pinned first latents of each."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -69,9 +69,9 @@ def make_engines(
     """Put the networks of a method into engines.
 
     Args:
-        method: names its roles.
-        begin: gives what each of them begins with.
-        learning_rate: instead of the method's own.
+        method: method with its roles.
+        begin: function that returns the initial network of each role.
+        learning_rate: learning rate instead of the method's own.
     """
 
     def build(role: str, spec: RoleSpec) -> PlainEngine:
@@ -94,7 +94,7 @@ def take_step(
     seed: int = 0,
     steps_optimizers: bool = True,
 ) -> dict[str, float]:
-    """Make the updates of one step, as the trainer does; gives the log by ``role/term``."""
+    """Make the updates of one step, as the trainer does; return the log by ``role/term``."""
     terms = {}
     for update in method.updates(step, batch, engines, Draws(seed, step, 0)):
         for role, engine in engines.items():

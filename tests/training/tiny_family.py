@@ -1,4 +1,4 @@
-"""A family of a few thousand random weights as files; its audio encoder is a fake."""
+"""Files of a family of a few thousand random weights; its audio encoder is a fake."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE = 48
 
 
 class LoudnessEncoder:
-    """Hears how loud each frame is, in two layers of three."""
+    """Audio encoder with the loudness of each frame, in two layers of three features."""
 
     first_kernel = None
 
@@ -37,7 +37,7 @@ class LoudnessEncoder:
 
 
 def make_networks() -> tuple[WanModel, AudioProjection, WanVAE]:
-    """Transformer, projection and VAE."""
+    """Make transformer, projection and VAE."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = WanModel(replace(VIDEO_CONFIG, num_layers=1))
@@ -50,7 +50,7 @@ def make_networks() -> tuple[WanModel, AudioProjection, WanVAE]:
 def write_family(
     folder: Path, networks: tuple[WanModel, AudioProjection, WanVAE], **settings: Any
 ) -> None:
-    """Write a models folder; in the file of the audio encoder there is nothing of use."""
+    """Write a models folder; the file of the audio encoder has no useful content."""
     model, projection, vae = networks
     shipped = {
         "steps": 2,

@@ -1,4 +1,4 @@
-"""A run of all methods on talking models of a few thousand weights, one phase after the other."""
+"""Run of all methods on talking models of a few thousand weights, one phase per method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STUDENT = {"student": LEARNING, "discriminator": LORA, "warmup_steps": 1}
 
 
 def make_recipe(**changes: Any) -> Recipe:
-    """A recipe of a phase per method, and of one that goes on from another."""
+    """Make a recipe of a phase per method, and of one phase that continues another."""
     phases = {
         "teacher": {"method": "flow_matching", "settings": {"teacher": LEARNING}},
         "dmd": {
@@ -46,7 +46,7 @@ def make_recipe(**changes: Any) -> Recipe:
 
 
 class TinyBatches:
-    """Chunks that follow from the step and the slot."""
+    """Chunks that depend on step and slot alone."""
 
     def stream(
         self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
@@ -68,7 +68,7 @@ def _sketch(source: WeightSource) -> nn.Module:
 
 
 def make_tiny_trainer(folder: Path, recipe: Recipe | None = None, **changes: Any) -> Trainer:
-    """The run in a folder."""
+    """Make a trainer of this run in a folder."""
     recipe = recipe or make_recipe()
     methods = make_methods(recipe)
     kind = NetworkKind(load=_load, sketch=_sketch, prepare=prepare_role)

@@ -1,8 +1,8 @@
-"""A run of seconds: small linear networks, and a method with the habits of the real ones.
+"""Run of a few seconds: small linear networks, and a method with the structure of the real ones.
 
-A generator learns to please a critic and to be near a frozen reference; the critic learns to tell
-both from each other, with two losses per update. Noise differs from slot to slot, one decision is
-shared by all.
+A generator is trained to score high with a critic and to be near a frozen reference. The critic is
+trained to distinguish the two, with two losses per update. Noise differs from slot to slot; one
+random decision is common to all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEARNING = Learning(learning_rate=0.02, betas=(0.5, 0.9), weight_decay=0.01)
 
 
 class Net(nn.Module):
-    """Repeated blocks between two layers, one of which is used without being called."""
+    """Repeated blocks between two layers, one of which is used without a call."""
 
     def __init__(self, out: int) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class ToyBatch:
 
 
 class ToyBatches:
-    """Samples that follow from seed, step and slot."""
+    """Samples that depend on seed, step and slot."""
 
     def draw(self, seed: int, step: int, start: int, size: int) -> ToyBatch:
-        """Draw the samples of a step, of which a micro-batch has some."""
+        """Draw the samples of a step; each micro-batch has a part of them."""
         generator = torch.Generator().manual_seed(seed + 1000 * step)
         return ToyBatch(x=torch.randn(64, WIDTH, generator=generator)[start : start + size])
 
@@ -92,12 +92,12 @@ class ToyBatches:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToyMethod:
-    """What every step does: a critic's update, and every second step a generator's.
+    """Method with a critic's update in every step, and a generator's in every second step.
 
     Attributes:
-        noise: of the generator's input.
+        noise: size of the generator's noise.
         explodes_at: step of the phase at which the critic's loss is not a number, -1 for none.
-        reference: what the frozen role begins with; None has none.
+        reference: initial weights of the frozen role; None for no such role.
     """
 
     noise: float = 0.1
@@ -106,7 +106,7 @@ class ToyMethod:
     learning: Learning = field(default=LEARNING)
 
     def roles(self) -> dict[str, RoleSpec]:
-        """Name the networks."""
+        """Return the networks by role."""
         roles = {
             "generator": RoleSpec(begins_with="teacher", learning=self.learning),
             "critic": RoleSpec(begins_with="judge", learning=self.learning),
@@ -152,14 +152,14 @@ class ToyMethod:
 
 
 def load(source: WeightSource, device: str = "cpu") -> Net:
-    """Draw a network whose sizes and seed the source names."""
+    """Draw a network with the sizes and the seed of a source."""
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(source.video.get("seed", 0))
         return Net(source.video["out"])
 
 
 def prepare(spec: RoleSpec, network: nn.Module) -> nn.Module:
-    """Let a network require gradients where it is trained."""
+    """Set whether a network requires gradients."""
     return network.requires_grad_(spec.learning.trains != "frozen")
 
 
@@ -167,7 +167,7 @@ KIND = NetworkKind(load=load, sketch=functools.partial(load, device="meta"), pre
 
 
 def make_recipe(**changes: Any) -> Recipe:
-    """A recipe of two short phases."""
+    """Make a recipe of two short phases."""
     fields: dict[str, Any] = {
         "weights": {
             "teacher": WeightSource(video={"out": WIDTH, "seed": 1}),
@@ -192,7 +192,7 @@ def make_plain(network: nn.Module, settings: EngineSettings) -> Engine:
 def make_trainer(
     folder: Path, recipe: Recipe | None = None, method: ToyMethod | None = None, **changes: Any
 ) -> Trainer:
-    """A toy run in a folder."""
+    """Make a trainer of the toy run in a folder."""
     recipe = recipe or make_recipe()
     methods = [method or ToyMethod()] * len(recipe.phases)
     fields: dict[str, Any] = {

@@ -1,8 +1,7 @@
-"""Preparing data for training: split, filter, precompute, inspect; or, for avatars, the last two.
+"""Preparation of training data: split, filter, precompute, inspect; for avatars the last two.
 
-Each command goes on where it was stopped, and of several processes each takes its share:
---part 0 --parts 4 is the first of four. Exit codes: 0 done, 2 refused (one line on stderr says
-why), 130 interrupted.
+Each command resumes where it was stopped. Several processes can share the work: --part 0 --parts 4
+is the first of four. Exit codes: 0 done, 2 refused (with a reason on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments after the program's name; None takes those of the process.
+        argv: arguments after the program's name; None for those of the process.
 
     Returns:
         The exit code.

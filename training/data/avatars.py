@@ -1,10 +1,10 @@
-"""Who an avatar is: every trait of its looks, drawn from a seed.
+"""Looks of an avatar: all traits, drawn from a seed.
 
-It is separate from the painting so that a person is a plain value that can be compared.
+The traits are separate from the rendering, so that an avatar is a plain value that can be compared.
 
 All lengths are in head units, half a head's height, with the origin in the middle of the face and
-`v` pointing down. No colour of a palette may have its green clearly under both red and blue: that
-is kept for the open mouth (see mouth.py).
+`v` pointing down. No colour of a palette may have a green value clearly below both red and blue:
+that is reserved for the open mouth (see mouth.py).
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ COLLARS = ("crew", "vee", "shirt", "turtle", "hood", "jacket")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Avatar:
-    """The looks of one person and the framing of the picture.
+    """Looks of one person and the framing of the picture.
 
     Attributes:
         centre: middle of the face at rest, in picture units of 1/128.
         scale: picture units per head unit; the head is twice that high.
-        is_half_body: shows chest and a hand.
-        liveliness: how far the head moves, around 1.
+        is_half_body: whether chest and a hand are visible.
+        liveliness: amplitude of head motion, around 1.
         light: side of the light, -1 left or 1 right.
         backdrop: upper and lower colour of the background, and the colour of its shape.
         backdrop_shape: centre and radius of the shape in picture units.
         face_width: half width of the face.
-        jaw: how much the face narrows to the chin.
+        jaw: narrowing of the face towards the chin.
         roundness: exponent of the outline; 2 is an ellipse.
         skin: colour.
         lips: colour.
         blush: strength of the cheeks' red.
-        has_freckles: dots on the cheeks.
+        has_freckles: whether there are dots on the cheeks.
         hair_style: one of HAIR_STYLES.
         hair: colour.
         hair_side: side of the parting or tail, -1 or 1.
@@ -76,8 +76,8 @@ class Avatar:
         brow_shape: thickness, arch, tilt.
         eyes: colour.
         eye_shape: half width, half height, tilt, distance from the middle.
-        has_lashes: longer outer lashes.
-        nose_shape: half width, height over the mouth.
+        has_lashes: whether the outer lashes are longer.
+        nose_shape: half width, height above the mouth.
         mouth_shape: half width, fullness of the lips, smile.
         ears: size.
         beard: 0 none, 1 stubble, 2 beard, 3 moustache.
@@ -87,7 +87,7 @@ class Avatar:
         collar: one of COLLARS.
         shoulders: half width.
         hand_side: side of the hand in a half body, -1 or 1.
-        has_earrings: small drops at the ears.
+        has_earrings: whether there are small drops at the ears.
     """
 
     centre: tuple[float, float]
@@ -127,29 +127,29 @@ class Avatar:
 
 
 def blend(start: Colour, stop: Colour, share: float) -> Colour:
-    """The colour `share` of the way from one to another."""
+    """Interpolate linearly from one colour to another; `share` is in [0, 1]."""
     red, green, blue = (a + (b - a) * share for a, b in zip(start, stop, strict=True))
     return red, green, blue
 
 
 def dim(colour: Colour, amount: float) -> Colour:
-    """A colour times an amount, kept in [0, 1]."""
+    """Multiply a colour by an amount, clipped to [0, 1]."""
     red, green, blue = (min(1.0, amount * value) for value in colour)
     return red, green, blue
 
 
 def draw_avatar(split: str, seed: int) -> Avatar:
-    """Draw a person.
+    """Draw an avatar.
 
     Args:
-        split: `train` or `heldout`; the two never share a draw.
+        split: `train` or `heldout`; the two have independent draws.
         seed: 0 or more.
 
     Returns:
-        The same person for the same arguments.
+        The avatar; the same arguments return the same one.
 
     Raises:
-        RequestError: an unknown split or a negative seed.
+        RequestError: if the split is unknown or the seed negative.
     """
     rng = open_stream(split, seed, "avatar")
     uniform = rng.uniform
@@ -164,7 +164,7 @@ def draw_avatar(split: str, seed: int) -> Avatar:
     scale = uniform(29.0, 31.0) if is_half_body else uniform(45.0, 50.0)
     place = int(uniform(0, len(SKINS) - 1e-6))
     skin = _vary(rng, SKINS[place], 0.015)
-    # Fair hair on dark skin is rare; leave it to the dyed teal.
+    # Fair hair on dark skin is rare, so its share is reduced; dyed teal keeps its share.
     shares = np.array(HAIR_SHARES)
     if place >= 4:
         shares[3:8] *= 0.1
@@ -239,7 +239,7 @@ def draw_avatar(split: str, seed: int) -> Avatar:
 
 
 def _vary(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
-    """A little lighter or darker, all channels alike so that the hue rule stays true."""
+    """Change the brightness a little, equally in all channels, to keep the rule on green."""
     return dim(colour, 1 + float(rng.uniform(-4, 4)) * amount)
 
 
@@ -250,7 +250,7 @@ def _distance(left: Colour, right: Colour) -> float:
 def _pick_backdrop(
     rng: np.random.Generator, worn: tuple[Colour, ...]
 ) -> tuple[Colour, Colour, Colour]:
-    """Background colours that stand apart from what is in front of them."""
+    """Choose background colours that differ from those in front of them."""
     tries = [BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))] for _ in range(4)]
     top = max(tries, key=lambda colour: min(_distance(colour, other) for other in worn))
     bottom = dim(top, float(rng.uniform(0.82, 0.95)))
@@ -259,6 +259,6 @@ def _pick_backdrop(
 
 
 def _pick_trimming(rng: np.random.Generator, main: Colour) -> Colour:
-    """A second colour that is seen on the first."""
+    """Choose a second colour that is visible on the first."""
     tries = [CLOTHES[int(rng.integers(len(CLOTHES)))] for _ in range(3)]
     return max(tries, key=lambda colour: _distance(colour, main))

@@ -1,9 +1,9 @@
-"""Soft-edged painting of moving shapes on a clip.
+"""Anti-aliased drawing of moving shapes on the frames of a clip.
 
-A `Space` is a moving coordinate system, a `Patch` the part of the picture in which a shape of that
-space can lie in any frame, with the coordinates of its pixels; coverages are computed on a patch
-from signed distances or boundary curves and laid on the canvas in place. It is separate because
-it knows nothing of faces.
+A `Space` is a moving coordinate system. A `Patch` is the part of the picture that a shape of a
+space can touch in any frame, with the coordinates of its pixels. Coverages are computed on a patch,
+from signed distances or boundary curves, and blended onto the canvas in place. This module has no
+knowledge of faces.
 
 Picture units: the picture is 128 wide and high, whatever its number of pixels. Space units: set by
 the scale. `v` points down. Axes: C channels, T video frames, H height, W width.
@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 PICTURE = 128.0
-EDGE = 1.3  # Width of an edge in picture units, like a camera's; sharper ones would shimmer.
+EDGE = 1.3  # Width of an edge in picture units, as in a camera's image; sharper edges would alias.
 
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """Pixels of a rectangle and their coordinates in a space.
+    """Pixels of a rectangle, with their coordinates in a space.
 
     Attributes:
-        rows: of the picture.
-        columns: of the picture.
+        rows: rows of the picture.
+        columns: columns of the picture.
         u_THW: coordinate to the right, in space units.
         v_THW: coordinate downwards, in space units.
         scale: picture units per space unit.
@@ -42,17 +42,17 @@ class Patch:
     scale: float
 
     def cover(self, distance_THW: Tensor, edge: float = EDGE) -> Tensor:
-        """Coverage of a shape by its signed distance in space units, negative inside."""
+        """Compute coverage from a signed distance in space units, negative inside the shape."""
         ramp = (distance_THW * (-self.scale / edge)).add_(0.5).clamp_(0, 1)
         return ramp.square().mul_(ramp.mul_(-2).add_(3))
 
     def band(self, top_THW: Tensor, bottom_THW: Tensor, edge: float = EDGE) -> Tensor:
-        """Coverage between two curves `v = f(u)`: however thin, its area is kept; none if empty."""
+        """Compute coverage between two curves `v = f(u)`; even a thin band keeps its area."""
         above = self.cover(top_THW - self.v_THW, edge)
         return above.sub_(self.cover(bottom_THW - self.v_THW, edge)).clamp_(min=0)
 
     def ellipse(self, u: float, v: float, a: float, b: float) -> Tensor:
-        """Signed distance to an ellipse, exact at its edge."""
+        """Compute the signed distance to an ellipse, exact at its edge."""
         x, y = (self.u_THW - u) / a, (self.v_THW - v) / b
         squared = x.square() + y.square()
         slope = ((x / a).square_() + (y / b).square_()).sqrt_().mul_(2).clamp_(min=1e-3)
@@ -61,28 +61,28 @@ class Patch:
     def capsule(
         self, start: tuple[float, float], stop: tuple[float, float], radius: float
     ) -> Tensor:
-        """Signed distance to a thick line."""
+        """Compute the signed distance to a line of a given radius."""
         du, dv = stop[0] - start[0], stop[1] - start[1]
         x, y = self.u_THW - start[0], self.v_THW - start[1]
         along = ((x * du + y * dv) / max(du * du + dv * dv, 1e-9)).clamp_(0, 1)
         return ((x - along * du).square_() + (y - along * dv).square_()).sqrt_().sub_(radius)
 
     def glow(self, u: float, v: float, a: float, b: float) -> Tensor:
-        """A soft spot, 1 in its middle and 0 from its ellipse on."""
+        """Compute a soft spot, 1 in the middle of an ellipse and 0 from its edge outwards."""
         squared = ((self.u_THW - u) / a).square_() + ((self.v_THW - v) / b).square_()
         return (1 - squared).clamp_(min=0).square_()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """A coordinate system that moves over the picture.
+    """Coordinate system that moves over the picture.
 
     Attributes:
-        x_T: place of the pivot in the picture, to the right.
-        y_T: place of the pivot in the picture, downwards.
-        u_T: coordinates of the pivot in the space.
-        v_T: coordinates of the pivot in the space.
-        roll_T: turn, radians, clockwise.
+        x_T: position of the pivot in the picture, to the right, in picture units.
+        y_T: position of the pivot in the picture, downwards, in picture units.
+        u_T: coordinate of the pivot in the space, to the right.
+        v_T: coordinate of the pivot in the space, downwards.
+        roll_T: rotation in radians, clockwise.
         scale: picture units per space unit.
     """
 
@@ -94,13 +94,13 @@ class Space:
     scale: float
 
     def shift(self, du_T: Tensor, dv_T: Tensor) -> Space:
-        """The same space with its contents moved by an amount per frame, in space units."""
+        """Return the space with its contents moved by an amount per frame, in space units."""
         return replace(self, u_T=self.u_T - du_T, v_T=self.v_T - dv_T)
 
     def patch(
         self, size: int, left: float, top: float, right: float, bottom: float
     ) -> Patch | None:
-        """Pixels that a rectangle of this space touches in any frame; None if outside."""
+        """Return the pixels that a rectangle of this space touches in any frame; None for none."""
         cosine_T, sine_T = self.roll_T.cos(), self.roll_T.sin()
         u_T4 = torch.tensor([left, right, left, right]) - self.u_T[:, None]
         v_T4 = torch.tensor([top, top, bottom, bottom]) - self.v_T[:, None]
@@ -128,10 +128,10 @@ class Space:
 
 
 class Canvas:
-    """Frames under the brush, and which of their pixels were ever touched."""
+    """Frames to draw on, with a record of which pixels were ever touched."""
 
     def __init__(self, background_CHW: Tensor, num_frames: int) -> None:
-        """Begin every frame with the same background, colours in [0, 1]."""
+        """Fill every frame with the same background, colours in [0, 1]."""
         self.size = background_CHW.shape[-1]
         self.frames_CTHW = background_CHW[:, None].repeat(1, num_frames, 1, 1)
         self.touched_HW = torch.zeros(background_CHW.shape[1:], dtype=torch.bool)
@@ -140,8 +140,8 @@ class Canvas:
         """Blend a colour over a patch.
 
         Args:
-            patch: where.
-            coverage_THW: 0 nothing to 1 opaque.
+            patch: pixels to blend over.
+            coverage_THW: opacity, from 0 (nothing) to 1 (opaque).
             colour: one colour, or one per pixel `[3, T, H, W]`.
         """
         view_CTHW = self.frames_CTHW[:, :, patch.rows, patch.columns]

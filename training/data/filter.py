@@ -1,10 +1,10 @@
-"""From pieces to judged pieces: scores and a quality tier for each; none is dropped.
+"""Filtering of pieces: scores and a quality tier for each; no piece is dropped.
 
     python -m training.data filter --videos FOLDER --set SET
 
-In: ``SET/scenes``. Out: ``SET/pieces``, a line per piece. Training chooses tiers; what is poor for
-one purpose is fair for another, so nothing is thrown away here. Faces and lip sync are judged where
-the user supplies the weights, which cannot be shipped.
+Input: ``SET/scenes``. Output: ``SET/pieces``, a line per piece. Training selects tiers, because a
+piece that is poor for one purpose is fair for another. Faces and lip sync are scored only if the
+user supplies the weights, which cannot be shipped.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ PIECES = "pieces"  # folder of this stage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterSettings:
-    """What pieces are judged by.
+    """Settings of the filter.
 
     Attributes:
-        face_detector: program of ``scores.FaceDetector``; None leaves faces unjudged.
-        sync_judge: program of ``scores.SyncJudge``, which looks at what the detector finds; None
-            leaves sync unjudged.
-        limits: what scores must reach.
+        face_detector: program of ``scores.FaceDetector``; None leaves faces unscored.
+        sync_judge: program of ``scores.SyncJudge``, applied to the detected faces; None leaves lip
+            sync unscored.
+        limits: limits of the scores.
 
     Raises:
-        RequestError: a sync judge without a face detector.
+        RequestError: if there is a ``sync_judge`` without a face detector.
     """
 
     face_detector: Path | None = None
@@ -79,20 +79,20 @@ class FilterSettings:
 
 
 def run_filter(videos: Path, out: Path, settings: FilterSettings, work: Work) -> Summary:
-    """Judge all pieces that are not judged yet.
+    """Score all pieces that are not scored yet.
 
     Args:
         videos: folder that was split.
-        out: the set.
-        settings: judges and limits.
-        work: this process's share.
+        out: folder of the set.
+        settings: networks and limits.
+        work: this process's share of the work.
 
     Returns:
-        What was done.
+        Summary of the run.
 
     Raises:
-        RequestError: nothing was split, or pieces were judged with other settings.
-        CheckpointError: a judge that cannot be loaded.
+        RequestError: if nothing was split, or pieces were scored with other settings.
+        CheckpointError: if a network cannot be loaded.
     """
     before = read_settings(out / SCENES)
     pieces = list_pieces(out)
@@ -122,10 +122,10 @@ def list_pieces(out: Path) -> dict[str, Record]:
     """List the pieces of a set.
 
     Args:
-        out: the set.
+        out: folder of the set.
 
     Returns:
-        By key: video, start, stop, height, width, caption. Pieces of one video follow each other.
+        Video, start, stop, height, width and caption by key. Pieces of one video follow each other.
     """
     return {
         f"{name}#{start}-{stop}": {
@@ -163,7 +163,7 @@ def _judge(
         faces = find_faces(looked_at, detector)
         scores |= score_faces(faces)
         if judge is not None and "face_side" in scores:
-            # Decoded once more, so that no more than the small cut-outs are in memory.
+            # Decoded a second time, so that only the small crops are in memory.
             crops = [crop_faces([shown], faces) for shown in open_video(path).play(start, stop)]
             scores |= score_sync(*judge(torch.cat(crops), waveform_S))
     tier, reasons = rank(scores, limits)

@@ -1,7 +1,7 @@
-"""Pieces of recorded videos: their pictures at 25 per second, fitted, and the sound beside them.
+"""Pieces of recorded videos: frames at 25 per second, fitted to a size, and their sound.
 
-In: a file, or a line that names a piece of one. Out: pictures and sound that belong together.
-Separate because both filtering and encoding look at the same pieces.
+Input: a file, or a line that names a piece of one. Output: frames and sound in sync. Filtering and
+encoding both use these functions.
 
 Axes: C channels, T video frames, H height, W width, S audio samples.
 """
@@ -22,14 +22,14 @@ from turbotalk_core.types import Waveform
 from turbotalk_core.video.source import VideoFrames
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
-VIDEOS_KEPT = 2  # whose sound is in memory, decoded: the pieces of a video follow each other
+VIDEOS_KEPT = 2  # videos whose decoded sound is cached: pieces of one video follow each other
 
 
 def find_videos(folder: Path) -> list[str]:
     """List the videos of a folder and its sub-folders.
 
     Args:
-        folder: to look through.
+        folder: folder to search.
 
     Returns:
         Paths relative to it, with forward slashes, sorted.
@@ -40,36 +40,36 @@ def find_videos(folder: Path) -> list[str]:
 
 @lru_cache(maxsize=VIDEOS_KEPT)
 def open_video(path: Path) -> VideoFrames:
-    """Read the times of a video's pictures.
+    """Read the frame times of a video.
 
     Args:
-        path: of the video.
+        path: file of the video.
 
     Returns:
-        Its pictures, 25 per second.
+        Its frames, 25 per second.
 
     Raises:
-        ImageError: the file is missing or damaged, or shows nothing.
+        ImageError: if the file is missing or damaged, or has no frames.
     """
     return VideoFrames(path)
 
 
 @lru_cache(maxsize=VIDEOS_KEPT)
 def read_sound(path: Path) -> Waveform:
-    """Read the sound of a video, from its first picture on.
+    """Read the sound of a video, from its first frame on.
 
-    Many files begin their sound a little before or after the picture; lips and voice are in time
-    only by the file's clock.
+    In many files the sound begins a little before or after the first frame. The timestamps of the
+    file are therefore used to align lips and voice.
 
     Args:
-        path: of the video.
+        path: file of the video.
 
     Returns:
-        The sound; its first sample is heard when picture 0 is shown.
+        The sound; its first sample is at the time of frame 0.
 
     Raises:
-        AudioError: the file has no sound or is damaged.
-        ImageError: it has no picture.
+        AudioError: if the file has no sound or is damaged.
+        ImageError: if it has no frames.
     """
     waveform = read_audio(path)
     lead_seconds = read_first_second(path) - open_video(path).first_second
@@ -79,15 +79,15 @@ def read_sound(path: Path) -> Waveform:
 
 
 def cut_sound(waveform: Waveform, start: int, stop: int) -> Waveform:
-    """Cut the sound of some pictures out of a video's.
+    """Cut the sound of a range of frames out of a video's sound.
 
     Args:
-        waveform: of the whole video.
-        start: first picture.
-        stop: one past the last.
+        waveform: sound of the whole video.
+        start: first frame.
+        stop: one past the last frame.
 
     Returns:
-        Exactly as much sound as the pictures take; silence where the video's ends before.
+        Sound exactly as long as the frames, padded with silence after the end of the video's sound.
     """
     first, last = (count_samples(frame, waveform.sample_rate) for frame in (start, stop))
     samples_CS = waveform.samples_CS[:, first:last]
@@ -96,20 +96,20 @@ def cut_sound(waveform: Waveform, start: int, stop: int) -> Waveform:
 
 
 def show(path: Path, start: int, stop: int, height: int, width: int) -> Tensor:
-    """Decode pictures and fit them to a size, as a portrait is fitted.
+    """Decode frames and fit them to a size, as a portrait is fitted.
 
     Args:
-        path: of the video.
-        start: first picture.
-        stop: one past the last.
-        height: wanted, pixels.
-        width: wanted, pixels.
+        path: file of the video.
+        start: first frame.
+        stop: one past the last frame.
+        height: target height in pixels.
+        width: target width in pixels.
 
     Returns:
-        [3, T, height, width] in [-1, 1].
+        Frames, [3, T, height, width] in [-1, 1].
 
     Raises:
-        ImageError: the file is damaged, or ends earlier.
+        ImageError: if the file is damaged, or ends earlier.
     """
     pictures = open_video(path).play(start, stop)
     fitted = [prepare_reference(picture_HWC, height, width)[0] for picture_HWC in pictures]

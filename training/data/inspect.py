@@ -1,9 +1,9 @@
-"""A prepared sample turned back into a video, to see and hear what will be trained on.
+"""Inspection of a prepared sample: its latents decoded to a video with sound.
 
     python -m training.data inspect PREPARED --vae FILE --key KEY --mp4 sample.mp4
 
-In: a prepared set and the VAE it was made with. Out: an mp4 of a clip with its sound, and the
-manifest line. Separate because it is the one place that decodes.
+Input: a prepared set and the VAE it was made with. Output: an mp4 of a clip with its sound, and the
+manifest line. No other data module decodes latents.
 
 Axes: P voices, S audio samples.
 """
@@ -33,15 +33,15 @@ def choose_record(folder: Path, key: str | None) -> Record:
     """Find the manifest line of a sample.
 
     Args:
-        folder: the prepared set.
-        key: of the sample; None takes the first.
+        folder: folder of the prepared set.
+        key: key of the sample; None for the first sample.
 
     Returns:
-        Its line.
+        The manifest line.
 
     Raises:
-        RequestError: there is no such sample, or none at all.
-        OutputError: the set is damaged.
+        RequestError: if there is no such sample, or none at all.
+        OutputError: if the set is damaged.
     """
     records = read_manifest(folder)
     for record in records:
@@ -54,30 +54,30 @@ def choose_record(folder: Path, key: str | None) -> Record:
 
 
 def describe(record: Record) -> str:
-    """Write a manifest line out for people, a fact a line."""
+    """Format a manifest line for display, one fact per line."""
     return "\n".join(f"{name}: {json.dumps(value)}" for name, value in record.items())
 
 
 def decode_sample(
     folder: Path, record: Record, vae: Path, mp4: Path, *, clip: str, device: torch.device
 ) -> int:
-    """Decode a clip of a sample into a video with its sound.
+    """Decode a clip of a sample to a video with its sound.
 
     Args:
-        folder: the prepared set.
+        folder: folder of the prepared set.
         record: manifest line of the sample.
         vae: file of the VAE that the set was made with.
         mp4: file to write.
         clip: one of ``CLIPS``.
-        device: where the VAE runs.
+        device: device of the VAE.
 
     Returns:
-        Frames written.
+        Number of frames written.
 
     Raises:
-        RequestError: an unknown clip.
-        CheckpointError: a VAE that cannot be used.
-        OutputError: the set is damaged, or the file cannot be written.
+        RequestError: if the clip is unknown.
+        CheckpointError: if the VAE cannot be used.
+        OutputError: if the set is damaged, or the file cannot be written.
     """
     if clip not in CLIPS:
         raise RequestError(f"got the clip {clip!r}; choose one of {', '.join(CLIPS)}")

@@ -1,10 +1,10 @@
-"""How an avatar moves apart from its mouth.
+"""Motion of an avatar, except for its mouth.
 
-Most of it is free: head, gaze, blinks, brows and breath follow the motion seed alone and nothing
-in the sound gives them away. Nods, brow lifts and hands follow the slow energy of speech as well.
-Heads stay within a few pixels of where they began, as a newsreader's does: the embedded transformer
-sees a picture as 64 patches, and tears a face apart that wanders through them.
-It is separate because it draws numbers and no picture.
+Most of it is independent of the sound: head, gaze, blinks, brows and breath follow from the motion
+seed alone, so they cannot be predicted from the audio. Nods, brow lifts and hands also follow the
+slow energy of speech. Heads stay within a few pixels of their start, like a newsreader's: for the
+embedded transformer a picture has only 64 patches, and it breaks up a face that moves across them.
+This module draws numbers, no pictures.
 
 Axes: T video frames.
 """
@@ -21,29 +21,29 @@ from training.data.avatars import Avatar
 from training.data.mouth import FPS
 from training.data.seeds import open_stream
 
-BLINK_FRAMES = 3.2  # Half length of a blink: 0.26 s in all, as people's.
+BLINK_FRAMES = 3.2  # Half length of a blink: 0.26 s in all, as in people.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
-    """Curves over video frames. Lengths are in head units, half a head's height.
+    """Motion curves over video frames. Lengths are in head units, half a head's height.
 
     Attributes:
-        head_x_T: to the right.
-        head_y_T: downwards.
+        head_x_T: head position to the right.
+        head_y_T: head position downwards.
         roll_T: tilt of the head, radians, clockwise.
         yaw_T: turn of the head to the right, about -1 to 1.
         pitch_T: nod downwards, about -1 to 1.
-        lids_T: 0 shut to 1 open.
-        gaze_x_T: look to the right, -1 to 1.
-        gaze_y_T: look down, -1 to 1.
+        lids_T: eyelids, 0 shut to 1 open.
+        gaze_x_T: gaze to the right, -1 to 1.
+        gaze_y_T: gaze downwards, -1 to 1.
         brow_T: brow lift, about -0.5 to 1.
-        body_x_T: shoulders to the right.
-        body_y_T: shoulders downwards: breath.
-        sway_T: loose hair to the right, late after the head.
-        hand_x_T: hand to the right.
-        hand_y_T: hand downwards.
-        hand_roll_T: turn of the hand, radians, clockwise.
+        body_x_T: shoulder position to the right.
+        body_y_T: shoulder position downwards, from breath.
+        sway_T: displacement of loose hair to the right, which lags behind the head.
+        hand_x_T: hand position to the right.
+        hand_y_T: hand position downwards.
+        hand_roll_T: rotation of the hand, radians, clockwise.
     """
 
     head_x_T: Tensor
@@ -63,27 +63,27 @@ class Motion:
     hand_roll_T: Tensor
 
     def select(self, start: int, stop: int) -> Motion:
-        """The frames `[start, stop)`."""
+        """Return the frames `[start, stop)`."""
         return Motion(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
 
 def draw_motion(avatar: Avatar, split: str, seed: int, num_frames: int, energy_T: Tensor) -> Motion:
-    """Draw how an avatar moves.
+    """Draw the motion of an avatar.
 
     A longer motion of the same seed begins with the shorter one.
 
     Args:
-        avatar: who moves.
+        avatar: the avatar.
         split: `train` or `heldout`.
-        seed: of the motion, 0 or more.
-        num_frames: length.
-        energy_T: mouth opening, `[num_frames]`, from which the speech gestures come.
+        seed: seed of the motion, 0 or more.
+        num_frames: number of video frames.
+        energy_T: mouth opening, `[num_frames]`, from which gestures of speech follow.
 
     Returns:
         Curves of `num_frames` values, float32.
 
     Raises:
-        RequestError: an unknown split or a negative seed.
+        RequestError: if the split is unknown or the seed negative.
     """
     rng = open_stream(split, seed, "motion")
     lively = avatar.liveliness
@@ -116,7 +116,7 @@ def draw_motion(avatar: Avatar, split: str, seed: int, num_frames: int, energy_T
         "brow_T": 0.30 * waves["brow"] + lift * slow,
         "body_x_T": body_x,
         "body_y_T": 0.022 * breath,
-        # Half a second behind the head: what hangs follows.
+        # A lag of about half a second behind the head, because loose hair follows it.
         "sway_T": _follow(body_x - head_x - 0.05 * yaw, 6),
         "hand_x_T": 0.16 * waves["hand_x"] - 0.10 * wave_up * slow,
         "hand_y_T": 0.13 * waves["hand_y"] - 0.55 * wave_up * slow,
@@ -126,7 +126,7 @@ def draw_motion(avatar: Avatar, split: str, seed: int, num_frames: int, energy_T
 
 
 def _wave(rng: np.random.Generator, num_frames: int, low: float, high: float) -> np.ndarray:
-    """Smooth wandering of unit power: four sines, faster ones smaller."""
+    """Return a smooth random curve of unit power: four sines, with less power at higher rates."""
     hertz = np.exp(rng.uniform(np.log(low), np.log(high), 4))
     height = hertz**-0.7
     phase = rng.uniform(0, 2 * np.pi, 4)
@@ -136,7 +136,7 @@ def _wave(rng: np.random.Generator, num_frames: int, low: float, high: float) ->
 
 
 def _blinks(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """Lids that shut every two to five seconds, sometimes twice."""
+    """Return lids that shut every two to five seconds, sometimes twice."""
     lids, frames = np.ones(num_frames), np.arange(num_frames)
     centre = rng.uniform(-40, 70)
     while centre < num_frames + BLINK_FRAMES:
@@ -149,7 +149,7 @@ def _blinks(rng: np.random.Generator, num_frames: int) -> np.ndarray:
 
 
 def _saccades(rng: np.random.Generator, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaze that rests mostly near the camera and jumps within two frames."""
+    """Return a gaze that rests mostly near the camera and jumps within two frames."""
     frames = np.arange(num_frames)
     gaze = np.zeros((2, num_frames))
     at, now = float(rng.uniform(-30, 30)), np.zeros(2)
@@ -169,7 +169,7 @@ def _smooth_gauss(curve: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _follow(target: np.ndarray, frames: float) -> np.ndarray:
-    """First-order lag."""
+    """Filter a curve with a first-order lag."""
     followed, state = np.empty_like(target), target[0]
     for index, value in enumerate(target):
         state += (value - state) / frames

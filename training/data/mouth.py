@@ -1,7 +1,7 @@
-"""The mouth as a fixed function of the sound, and its reading from pixels.
+"""Mouth curves: computed from sound by a fixed function, and measured in pixels.
 
-In: a waveform, or rendered frames. Out: curves over video frames. It is separate because both the
-renderer (which draws the curve) and the evaluation (which measures it again) rest on it.
+Input: a waveform, or rendered frames. Output: curves over video frames. The renderer draws the
+first curve and the evaluation measures it again, so both use this module.
 
 Axes: S audio samples, C colour channels, T video frames, H height, W width, K samples of a window.
 """
@@ -22,26 +22,26 @@ WINDOW_SECONDS = 0.05
 FFT_SIZE = 1024
 LOW_HZ, SPLIT_HZ, HIGH_HZ = 150.0, 1500.0, 4000.0
 
-# Band energy of speech at -23 LUFS: pauses with mild room noise lie under the first value, the
-# middle of a stressed vowel at the second. dB relative to full scale.
+# Band energy of speech at -23 LUFS, in dB relative to full scale: pauses with mild room noise are
+# below the first value, the middle of a stressed vowel is near the second.
 CLOSED_DB, OPEN_DB = -40.0, -16.0
-# Energy above SPLIT_HZ over energy below it: 'oo' lies near the first value, 'ee' and 's' above
-# the second. dB.
+# Energy above SPLIT_HZ relative to the energy below it, in dB: 'oo' is near the first value, 'ee'
+# and 's' are above the second.
 ROUND_DB, WIDE_DB = -28.0, -3.0
 
-# The colour of an open mouth, red-green-blue in [0, 1]. It is the only colour of the set whose
-# green lies clearly under both its red and its blue, which is how pixels are recognised.
+# Colour of an open mouth, red-green-blue in [0, 1]. No other colour of the set has a green value
+# clearly below both red and blue, so mouth pixels can be recognised by it.
 MOUTH_COLOUR = (0.42, 0.0, 0.30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MouthCurve:
-    """What the mouth does in each video frame.
+    """Mouth shape in each video frame.
 
     Attributes:
         opening_T: 0 closed to 1 fully open.
         width_T: 0 narrow to 1 wide; 0.5 is neutral and the value of a closed mouth.
-        rounding_T: 0 spread to 1 round lips; the opposite of the width.
+        rounding_T: 0 spread to 1 round lips; 1 - width.
     """
 
     opening_T: Tensor
@@ -50,11 +50,11 @@ class MouthCurve:
 
     @property
     def aperture_T(self) -> Tensor:
-        """The drawn open area, as a share of the largest: opening times relative width."""
+        """Drawn open area as a fraction of the largest: opening times relative width."""
         return self.opening_T * (0.65 + 0.35 * self.width_T)
 
     def select(self, start: int, stop: int) -> MouthCurve:
-        """The frames `[start, stop)`."""
+        """Return the frames `[start, stop)`."""
         return replace(
             self,
             opening_T=self.opening_T[start:stop],
@@ -64,7 +64,7 @@ class MouthCurve:
 
 
 def _smooth(curve_T: Tensor, passes: int) -> Tensor:
-    """Binomial smoothing [1/4, 1/2, 1/4], edges repeated."""
+    """Smooth with the binomial kernel [1/4, 1/2, 1/4], edges repeated."""
     for _ in range(passes):
         padded = functional.pad(curve_T[None, None], (1, 1), mode="replicate")[0, 0]
         curve_T = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
@@ -74,25 +74,27 @@ def _smooth(curve_T: Tensor, passes: int) -> Tensor:
 def mouth_curve(
     waveform_S: Tensor, sample_rate: int = 16000, num_frames: int | None = None
 ) -> MouthCurve:
-    """Compute the mouth that says a sound.
+    """Compute the mouth curve of a sound.
 
     The sound is brought to -23 LUFS. For frame `i` a Hann window of 50 ms centred on `i / 25` s
-    gives the energy between 150 and 4000 Hz in dB, mapped linearly from CLOSED_DB..OPEN_DB to
-    0..1 and smoothed by [1/4, 1/2, 1/4]. The energy above 1500 Hz relative to that below, in dB,
-    mapped from ROUND_DB..WIDE_DB to 0..1, is the width; it goes to 0.5 as the mouth closes and is
-    smoothed twice.
+    gives the energy between 150 and 4000 Hz in dB. The opening is this energy, mapped linearly from
+    CLOSED_DB..OPEN_DB to 0..1 and smoothed by [1/4, 1/2, 1/4]. The width is the energy above 1500
+    Hz relative to that below, in dB, mapped from ROUND_DB..WIDE_DB to 0..1: spread vowels and
+    fricatives have more high frequencies than rounded vowels. It goes to 0.5 as the mouth closes
+    and is smoothed twice.
 
     Args:
         waveform_S: mono sound in [-1, 1].
         sample_rate: Hz, at least 8000.
-        num_frames: video frames wanted; whole frames that the sound covers when None. Frames
-            past the end of the sound hear silence.
+        num_frames: number of video frames; None for the whole frames that the sound covers. Frames
+            past the end of the sound have silence.
 
     Returns:
         Curves of `num_frames` values.
 
     Raises:
-        AudioError: not a mono sound, a rate under 8000 Hz, or shorter than one frame.
+        AudioError: if the sound is not mono, its rate is below 8000 Hz, or it is shorter than one
+            frame.
     """
     if waveform_S.ndim != 1:
         raise AudioError(f"the sound must be mono [S], got a tensor {tuple(waveform_S.shape)}")
@@ -109,14 +111,14 @@ def mouth_curve(
     opening_T = _smooth(((level_T - CLOSED_DB) / (OPEN_DB - CLOSED_DB)).clamp(0, 1), 1)
     tilt_T = 10 * torch.log10((high_T + floor) / (low_T + floor))
     spread_T = ((tilt_T - ROUND_DB) / (WIDE_DB - ROUND_DB)).clamp(0, 1)
-    # A nearly closed mouth has no shape of its own: its spectrum is that of the room.
+    # A nearly closed mouth has no shape of its own: the spectrum is then that of the room.
     certainty_T = (4 * opening_T).clamp(0, 1)
     width_T = _smooth(0.5 + certainty_T * (spread_T - 0.5), 2)
     return MouthCurve(opening_T=opening_T, width_T=width_T, rounding_T=1 - width_T)
 
 
 def _take_windows(waveform_S: Tensor, sample_rate: int, num_frames: int) -> Tensor:
-    """Hann windows of unit power centred on the frame times, `[T, K]`."""
+    """Return Hann windows of unit power centred on the frame times, `[T, K]`."""
     size = round(WINDOW_SECONDS * sample_rate)
     centres_T = (torch.arange(num_frames) * sample_rate / FPS).round().long()
     needed = int(centres_T[-1]) + size
@@ -126,7 +128,7 @@ def _take_windows(waveform_S: Tensor, sample_rate: int, num_frames: int) -> Tens
 
 
 def _band_power(windows_TK: Tensor, sample_rate: int, low: float, high: float) -> Tensor:
-    """Mean square of the part of each window between two frequencies."""
+    """Compute the mean square of the part of each window between two frequencies."""
     size = max(FFT_SIZE, windows_TK.shape[1])
     spectrum = torch.fft.rfft(windows_TK, n=size)
     hertz = torch.fft.rfftfreq(size, 1 / sample_rate)
@@ -135,20 +137,21 @@ def _band_power(windows_TK: Tensor, sample_rate: int, low: float, high: float) -
 
 
 def estimate_aperture(frames_CTHW: Tensor) -> Tensor:
-    """Read from pixels how far a mouth is open, in any picture of this set.
+    """Measure in pixels how far the mouth is open, in any picture of this set.
 
-    A pixel belongs to the mouth as far as its green lies under both its red and its blue (see
-    MOUTH_COLOUR), which is linear in how much of the pixel the mouth covers, so blur moves area
-    about without losing it. What lies far from the mouth's place in the clip is not counted.
+    The part of a pixel that the mouth covers is proportional to the distance of its green value
+    below both red and blue (see MOUTH_COLOUR). Blur distributes this amount over more pixels and
+    keeps the sum, so the measured area does not depend on sharpness. Pixels far from the mouth's
+    place in the clip are not counted.
 
     Args:
         frames_CTHW: red, green and blue in [-1, 1].
 
     Returns:
-        Mouth area per frame in pixels; to be compared up to offset and scale.
+        Mouth area per frame in pixels; comparable up to offset and scale.
 
     Raises:
-        MismatchError: not three channels of frames.
+        MismatchError: if the frames have no four axes or not three channels.
     """
     if frames_CTHW.ndim != 4 or frames_CTHW.shape[0] != 3:
         raise MismatchError(f"frames must be [3, T, H, W], got {tuple(frames_CTHW.shape)}")
@@ -157,13 +160,13 @@ def estimate_aperture(frames_CTHW: Tensor) -> Tensor:
 
 
 def mouth_share(frames_CTHW: Tensor) -> Tensor:
-    """How much of each pixel is open mouth, judged by its colour.
+    """Compute by colour which fraction of each pixel is open mouth.
 
     Args:
-        frames_CTHW: red, green and blue in [-1, 1]; any axes may stand for T, H and W.
+        frames_CTHW: red, green and blue in [-1, 1]; any axes may replace T, H and W.
 
     Returns:
-        The frames without their colour axis: 0 none, about 1 all of it.
+        Fractions, the frames' shape without the colour axis: 0 for none, about 1 for all.
     """
     red, green, blue = frames_CTHW.float() / 2  # the span of 2 becomes one of 1
     by_red = (red - green) / (MOUTH_COLOUR[0] - MOUTH_COLOUR[1])
@@ -172,12 +175,12 @@ def mouth_share(frames_CTHW: Tensor) -> Tensor:
 
 
 def _mouth_place(share_THW: Tensor) -> Tensor:
-    """A soft disc, `[H, W]`, around where mouth colour is found in a clip."""
+    """Return a soft disc, `[H, W]`, around the place of mouth colour in a clip."""
     height, width = share_THW.shape[1:]
     found_HW = share_THW.square().mean(0)
     rows_H1 = torch.arange(height)[:, None].float()
     columns_W = torch.arange(width).float()
-    # The strongest neighbourhood first, so that a stray pixel far away cannot drag the centre.
+    # The centre is the strongest neighbourhood, so that a stray pixel far away cannot shift it.
     pooled_HW = functional.avg_pool2d(found_HW[None, None], 9, stride=1, padding=4)[0, 0]
     peak = int(pooled_HW.argmax())
     distance_HW = ((rows_H1 - peak // width) ** 2 + (columns_W - peak % width) ** 2).sqrt()
@@ -186,19 +189,19 @@ def _mouth_place(share_THW: Tensor) -> Tensor:
 
 
 def sync(estimated_T: Tensor, true_T: Tensor, max_lag: int = 5) -> tuple[float, int]:
-    """Compare two curves at the shift that fits best.
+    """Correlate two curves at the shift that fits best.
 
     Args:
-        estimated_T: what was measured.
-        true_T: what should have been, as long.
-        max_lag: largest shift looked at, in frames.
+        estimated_T: measured curve.
+        true_T: true curve, equally long.
+        max_lag: largest shift to try, in frames.
 
     Returns:
-        Pearson correlation at the best lag (0 where a curve is constant), and that lag in frames;
-        positive when the measured curve comes late.
+        Pearson correlation at the best lag (0 if a curve is constant), and that lag in frames;
+        positive if the measured curve is late.
 
     Raises:
-        MismatchError: curves of different lengths, or not longer than the shift by two frames.
+        MismatchError: if the lengths differ, or are below `max_lag + 3`.
     """
     length = true_T.shape[0]
     if estimated_T.shape != true_T.shape or length < max_lag + 3:
@@ -207,7 +210,7 @@ def sync(estimated_T: Tensor, true_T: Tensor, max_lag: int = 5) -> tuple[float, 
             f"must be equally long and at least {max_lag + 3} frames for lags up to {max_lag}"
         )
     best = (-2.0, 0)
-    # Small lags first: of equally good ones the smallest is reported.
+    # Small lags come first: of equally good lags the smallest is returned.
     for lag in sorted(range(-max_lag, max_lag + 1), key=abs):
         late_T = estimated_T[max(lag, 0) : length + min(lag, 0)]
         early_T = true_T[max(-lag, 0) : length - max(lag, 0)]

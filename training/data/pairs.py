@@ -1,7 +1,7 @@
-"""Two avatars side by side, of whom each has a voice: the two-speaker variant of the set.
+"""Two avatars side by side, each with its own voice: the two-speaker variant of the set.
 
-In: a split, a seed and who speaks when. Out: one wide picture and what each half says, and regions
-as a user would draw them. It is separate because only what several speakers need is here.
+Input: a split, a seed, and the turns of the speakers. Output: one wide picture, the speech of each
+half, and regions such as a user would draw. Only code for several speakers is here.
 
 Axes: C channels, T video frames, H height, W width, S audio samples.
 """
@@ -23,17 +23,17 @@ from turbotalk_core.regions import box_mask, fit_regions
 
 Turns = Literal["left", "right", "both", "in turn"]
 TURNS: tuple[str, ...] = get_args(Turns)
-LARGEST_MARGIN = 0.25  # of a half's side that a region leaves free at most
+LARGEST_MARGIN = 0.25  # of a half's side, left free by a region at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairClip:
-    """Two avatars in one picture.
+    """Clip of two avatars in one picture.
 
     Attributes:
         frames_CTHW: float32 in [-1, 1], twice as wide as high; the left avatar's picture beside the
             right one's.
-        clips: of the left and of the right avatar alone, each with its own voice and mouth.
+        clips: clips of the left and of the right avatar alone, each with its own voice and mouth.
     """
 
     frames_CTHW: Tensor
@@ -41,7 +41,7 @@ class PairClip:
 
 
 def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
-    """Draw two avatars.
+    """Draw a clip of two avatars.
 
     Args:
         split: `train` or `heldout`.
@@ -51,11 +51,12 @@ def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
             first half and the right one in the second.
 
     Returns:
-        The same pair for the same arguments.
+        The clip; the same arguments return the same one.
 
     Raises:
-        MissingToolError: espeak-ng is not installed.
-        RequestError: an unknown split or way to speak, a negative seed or too few frames.
+        MissingToolError: if espeak-ng is not installed.
+        RequestError: if the split or ``turns`` is unknown, the seed negative, or frames are too
+            few.
     """
     if turns not in TURNS or num_frames < 2:
         raise RequestError(
@@ -79,15 +80,15 @@ def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
 
 
 def draw_halves(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Draw a box in each half of a picture, as a user would around each of two avatars.
+    """Draw a box in each half of a picture, such as a user would draw around two avatars.
 
     Args:
         rows: height of the latents.
-        columns: their width.
-        generator: of the margins, up to a quarter of a half on each side.
+        columns: width of the latents.
+        generator: random stream of the margins, up to a quarter of a half on each side.
 
     Returns:
-        [3, H, W]: left, right and background.
+        Masks, [3, H, W]: left, right and background.
     """
     height, width = SPATIAL_STRIDE * rows, SPATIAL_STRIDE * columns
     half = width // 2
@@ -103,7 +104,7 @@ def draw_halves(rows: int, columns: int, generator: torch.Generator) -> Tensor:
 
 
 def _speak_within(split: str, seed: int, num_frames: int, span: slice) -> Tensor:
-    """Give a voice that is silent outside a span of its samples."""
+    """Return an utterance that is silenced outside a range of its samples."""
     voice_S = torch.zeros(num_frames * SAMPLES_PER_FRAME)
     voice_S[span] = draw_speech(split, seed, num_frames / FPS)[span]
     return voice_S

@@ -1,7 +1,6 @@
-"""Painting an avatar, from the background to the fringe.
+"""Rendering of an avatar, from the background to the fringe.
 
-In: who, how it moves, what the mouth does. Out: frames. It is separate because it holds all shapes
-and nothing else does.
+Input: an avatar, its motion and its mouth curve. Output: frames. All shapes are in this module.
 
 Lengths are in head units, half a head's height; `u` right and `v` down from the middle of the face.
 Axes: C channels, T video frames, H height, W width.
@@ -23,19 +22,20 @@ from training.data.motion import Motion
 from training.data.mouth import MOUTH_COLOUR, MouthCurve
 from turbotalk_core.errors import MismatchError
 
-MOUTH_V = 0.50  # Where the closed lips meet.
-MOUTH_HEIGHT = 0.37  # Of the fully open mouth.
+MOUTH_V = 0.50  # Height at which the closed lips meet.
+MOUTH_HEIGHT = 0.37  # Height of the fully open mouth.
 WHITE: Colour = (0.97, 0.96, 0.93)
 INK: Colour = (0.13, 0.10, 0.09)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Painting:
-    """A rendered clip.
+    """Rendered clip.
 
     Attributes:
         frames_CTHW: float32 red, green and blue in [-1, 1].
-        still_mask_HW: True where no pixel that the lens gathers from was ever painted over.
+        still_mask_HW: True where no moving shape ever covered the pixel or its neighbours in the
+            blur.
     """
 
     frames_CTHW: Tensor
@@ -43,24 +43,24 @@ class Painting:
 
 
 def render(avatar: Avatar, motion: Motion, mouth: MouthCurve, size: int = 128) -> Tensor:
-    """Render a clip; see `paint`."""
+    """Render the frames of a clip; see `paint`."""
     return paint(avatar, motion, mouth, size).frames_CTHW
 
 
 def paint(avatar: Avatar, motion: Motion, mouth: MouthCurve, size: int = 128) -> Painting:
-    """Render a clip and find what stands still in it.
+    """Render a clip, and find the pixels that stand still in it.
 
     Args:
-        avatar: who.
-        motion: T frames of movement.
-        mouth: T frames of speech.
+        avatar: the avatar.
+        motion: motion over T frames.
+        mouth: mouth curve over T frames.
         size: height and width in pixels.
 
     Returns:
         T square frames and the still pixels.
 
     Raises:
-        MismatchError: motion and mouth of different lengths.
+        MismatchError: if motion and mouth curve differ in length.
     """
     num_frames = motion.head_x_T.shape[0]
     if mouth.opening_T.shape[0] != num_frames:
@@ -79,7 +79,7 @@ def paint(avatar: Avatar, motion: Motion, mouth: MouthCurve, size: int = 128) ->
 
 
 def _see_through_lens(frames_CTHW: Tensor) -> Tensor:
-    """Blur by [1/4, 1/2, 1/4] both ways, as a lens does: no edge is sharper than its sensor."""
+    """Blur by [1/4, 1/2, 1/4] in both directions, as a lens limits the sharpness of edges."""
     for axis in (-1, -2):
         before, after = frames_CTHW.clone(), frames_CTHW.clone()
         length = frames_CTHW.shape[axis]
@@ -90,7 +90,7 @@ def _see_through_lens(frames_CTHW: Tensor) -> Tensor:
 
 
 def _paint_backdrop(avatar: Avatar, size: int) -> Tensor:
-    """A gradient with one large disc and a hill, `[3, H, W]`."""
+    """Paint a gradient with one large disc and a hill, `[3, H, W]`."""
     grid = (torch.arange(size) + 0.5) * (PICTURE / size)
     y_H1, x_W = grid[:, None], grid
     top, bottom, shape = (torch.tensor(colour)[:, None, None] for colour in avatar.backdrop)
@@ -109,7 +109,7 @@ def _smoothstep(value: Tensor) -> Tensor:
 
 
 class _Figure:
-    """The spaces of one clip and the layers painted in them, back to front."""
+    """Coordinate spaces of one clip, and the layers painted in them, back to front."""
 
     def __init__(self, avatar: Avatar, motion: Motion, mouth: MouthCurve, canvas: Canvas) -> None:
         self.avatar, self.motion, self.mouth, self.canvas = avatar, motion, mouth, canvas
@@ -120,13 +120,13 @@ class _Figure:
             x_T=x + scale * motion.body_x_T, y_T=y + scale * motion.body_y_T,
             u_T=zero_T, v_T=zero_T, roll_T=zero_T, scale=scale,
         )  # fmt: skip
-        # The head turns about the top of the neck.
+        # The pivot of the head is the top of the neck.
         self.head = Space(
             x_T=x + scale * (motion.head_x_T + 0.4 * motion.body_x_T),
             y_T=y + scale * (motion.head_y_T + 0.95),
             u_T=zero_T, v_T=zero_T + 0.95, roll_T=motion.roll_T, scale=scale,
         )  # fmt: skip
-        # What lies nearer to the camera moves further when the head turns.
+        # Parallax: parts nearer to the camera move further when the head turns.
         self.face = self._turn(0.10, 0.05)
         self.tip = self._turn(0.155, 0.075)
         self.front = self._turn(0.045, 0.03)
@@ -137,7 +137,7 @@ class _Figure:
         return self.head.shift(by_yaw * self.motion.yaw_T, by_pitch * self.motion.pitch_T)
 
     def _shade_skin(self, amount: float) -> Colour:
-        """Skin in shadow turns warmer as it darkens."""
+        """Return the skin colour in shadow, which becomes warmer as it darkens."""
         red, green, blue = self.avatar.skin
         return red * (0.35 + 0.65 * amount), green * amount * 0.97, blue * amount * 0.94
 
@@ -148,14 +148,14 @@ class _Figure:
         cover: Callable[[Patch], Tensor],
         colour: Colour | Callable[[Patch], Tensor],
     ) -> None:
-        """Lay one shape that lies inside `box` (left, top, right, bottom) of a space."""
+        """Paint one shape that lies inside `box` (left, top, right, bottom) of a space."""
         patch = space.patch(self.canvas.size, *box)
         if patch is not None:
             painted = colour(patch) if callable(colour) else colour
             self.canvas.lay(patch, cover(patch), painted)
 
     def _lit(self, base: Colour, strength: float) -> Callable[[Patch], Tensor]:
-        """A colour that is brighter towards the light."""
+        """Return a colour that is brighter towards the light."""
         slope_u, slope_v = strength * self.avatar.light, -0.6 * strength
 
         def colour(patch: Patch) -> Tensor:
@@ -165,7 +165,7 @@ class _Figure:
         return colour
 
     def paint(self) -> None:
-        """All layers."""
+        """Paint all layers."""
         self._paint_back_hair()
         self._paint_body()
         self._paint_neck()
@@ -278,7 +278,7 @@ class _Figure:
             self._paint_lapels(trim if avatar.collar == "jacket" else WHITE)
 
     def _paint_lapels(self, colour: Colour) -> None:
-        """A shirt's collar; under a jacket a whole shirt front."""
+        """Paint a shirt's collar, and under a jacket the whole shirt front."""
         avatar, body = self.avatar, self.body
         if avatar.collar == "jacket":
 
@@ -324,7 +324,7 @@ class _Figure:
             roll_T=side * motion.hand_roll_T, scale=avatar.scale,
         )  # fmt: skip
         elbow = (side * 0.35, 1.9)
-        # A soft shadow parts the sleeve from the chest of the same colour.
+        # A soft shadow separates the sleeve from the chest, which has the same colour.
         self._draw(
             hand, (-0.9, -0.2, 0.9, 2.4),
             lambda p: p.cover(p.capsule((0.05, 0.44), elbow, 0.31), 5.0) * 0.35,
@@ -353,7 +353,7 @@ class _Figure:
         self._draw(hand, (-0.5, -0.6, 0.5, 0.35), fingers, self._lit(avatar.skin, 0.10))
 
     def _paint_wrap(self) -> None:
-        """The part of a scarf that lies around neck and shoulders."""
+        """Paint the part of a scarf that lies around neck and shoulders."""
         avatar = self.avatar
         if avatar.hair_style == "scarf":
             self._draw(
@@ -369,7 +369,7 @@ class _Figure:
     # ---- head -------------------------------------------------------------------------------
 
     def _egg(self, patch: Patch, side: float, above: float) -> Tensor:
-        """Signed distance to the outline of the head, grown by margins; the jaw drops in speech."""
+        """Compute the signed distance to the head's outline plus margins; speech lowers the jaw."""
         avatar = self.avatar
         chin_T11 = (1.0 + 0.055 * self.mouth.opening_T)[:, None, None]
         below = patch.v_THW.clamp(min=0) / chin_T11
@@ -461,7 +461,7 @@ class _Figure:
         lower = rest + 0.62 * half_height * profile
         open_T11 = motion.lids_T[:, None, None]
         upper = rest + profile * half_height * (0.55 - 1.55 * open_T11)
-        # The socket gives depth to flat skin.
+        # Shading of the eye socket gives depth to flat skin.
         self.canvas.lay(patch, patch.glow(u, -0.06, 0.27, 0.20) * 0.30, self.shadow)
         white = patch.band(upper, lower)
         self.canvas.lay(patch, white, WHITE)
@@ -550,10 +550,11 @@ class _Figure:
             self._draw(self.face, (-0.4, 0.25, 0.4, 0.6), moustache, avatar.brows)
 
     def _paint_mouth(self) -> None:
-        """Lips, and between them the dark mouth, whose area is proportional to the aperture.
+        """Paint the lips, and between them the dark mouth, its area proportional to the aperture.
 
-        Every part of the opening is a band between curves that scale with its height and width, so
-        teeth and tongue take a constant share of it.
+        Every part of the opening is a band between curves that scale with its height and width.
+        Therefore teeth and tongue cover a constant fraction of it, and the visible dark area stays
+        proportional to the aperture, which the evaluation measures.
         """
         avatar, mouth = self.avatar, self.mouth
         half_width, fullness, smile = avatar.mouth_shape
@@ -601,7 +602,7 @@ class _Figure:
     # ---- hair -------------------------------------------------------------------------------
 
     def _hairline(self, u_THW: Tensor) -> Tensor:
-        """The lower edge of the hair on the forehead, as `v` of `u`."""
+        """Compute the lower edge of the hair on the forehead, as `v` of `u`."""
         avatar = self.avatar
         q = u_THW / (avatar.face_width + 0.02)
         style, side = avatar.hair_style, avatar.hair_side
@@ -618,7 +619,7 @@ class _Figure:
         return line
 
     def _forehead(self, patch: Patch) -> Tensor:
-        """Signed distance to where front hair may lie: over the hairline, or in a side lock."""
+        """Compute the signed distance to the front hair: above the hairline, or a side lock."""
         avatar = self.avatar
         style = avatar.hair_style
         if style == "scarf":
@@ -628,7 +629,7 @@ class _Figure:
         fall = patch.v_THW.clamp(min=-0.4) + 0.4
         inner = avatar.face_width * (0.80 + (0.06 if style in low else 0.16) * fall)
         lock = torch.maximum(inner - patch.u_THW.abs(), patch.v_THW - low.get(style, 0.14))
-        # A smooth union rounds the corner at the temple.
+        # A smooth union of the two shapes rounds the corner at the temple.
         near = (0.5 + (lock - above) / 0.24).clamp_(0, 1)
         return lock + (above - lock) * near - 0.12 * near * (1 - near)
 
@@ -694,7 +695,7 @@ class _Figure:
         wide = avatar.face_width
 
         def hanging(patch: Patch) -> Patch:
-            """The lower it hangs, the further it swings."""
+            """Shift the patch with the swing of the hair, more the lower it hangs."""
             swing = sway_T11 * (patch.v_THW + 0.4).clamp(min=0) * 0.9
             return replace(patch, u_THW=patch.u_THW - swing)
 
@@ -707,7 +708,8 @@ class _Figure:
 
         def lumps(patch: Patch, spots: list[tuple[float, float, float]]) -> Tensor:
             swung = hanging(patch)
-            # (d^2 - r^2) / 2r touches the distance d - r at the rim and needs no root.
+            # (d^2 - r^2) / 2r has the value and slope of the distance d - r at the rim, without a
+            # square root.
             distance = torch.full_like(patch.u_THW, 9.0)
             for u, v, radius in spots:
                 squared = (swung.u_THW - u).square_().add_((swung.v_THW - v).square_())
@@ -776,9 +778,9 @@ class _Figure:
 
 
 _FRECKLES = ((-0.13, 0.0), (-0.03, 0.06), (0.06, -0.01), (0.13, 0.07))
-# Curls down the sides: how far inside the face's edge, height, radius.
+# Curls at the sides: distance inside the face's edge, height, radius.
 _LOCKS = ((0.05, -0.6, 0.30), (-0.02, -0.25, 0.29), (-0.03, 0.1, 0.29), (0.02, 0.42, 0.27))
-# A tail that springs from the crown and narrows as it falls: overlapping discs.
+# A ponytail that starts at the crown and narrows downwards: overlapping discs.
 _TAIL = [
     (
         0.55 + 0.55 * math.sin(1.9 * t),
@@ -787,7 +789,7 @@ _TAIL = [
     )
     for t in torch.linspace(0, 1, 20).tolist()
 ]
-# Unit vectors around a head of curls, open below.
+# Unit vectors of a ring of curls around the head, open at the bottom.
 _RING = [
     (float(torch.tensor(angle).sin()), -float(torch.tensor(angle).cos()))
     for angle in torch.linspace(-2.2, 2.2, 12).tolist()

@@ -1,14 +1,15 @@
-"""From shots to what training reads: latents, audio features, image and text tokens, in shards.
+"""Encoding of shots to a prepared set: latents, audio features, image and text tokens, in shards.
 
     python -m training.data precompute --videos FOLDER --set SET --out PREPARED --vae FILE …
     python -m training.data precompute --avatars 600 --out PREPARED --vae FILE --encoder FILE
 
-In: judged pieces of videos, or seeds of the synthetic set, and the model files. Out: a prepared
-set (``shards``). Two clips are cut from each shot:
+Input: filtered pieces of videos, or seeds of the synthetic set, and the model files. Output: a
+prepared set (``shards``). Two clips are cut from each shot:
 
 - ``opening``: begins with the reference image itself, as the first chunk of a video does;
-- ``later``: begins somewhere after it, as every other chunk does; what it is given of the chunk
-  before are its first latent frames, since the codec looks only back.
+- ``later``: begins after it, as every other chunk does. Its first latent frames serve as motion
+  frames of the chunk before. They are encoded from the clip's own first frame, which is correct
+  because the VAE is causal: no latent frame depends on later video frames.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N tokens, D width.
 """
@@ -57,8 +58,8 @@ from turbotalk_core.errors import MismatchError, RequestError
 from turbotalk_core.model.text_encoder import encode_prompt
 from turbotalk_core.ports import AudioEncoder, ImageEncoder, VideoCodec
 
-SAME_LATENT = 2e-3  # normalised; less is no difference in float16, whose steps are that wide
-LEAST_WEIGHT = 0.4  # of a place where nothing moves
+SAME_LATENT = 2e-3  # normalised; about the spacing of float16, so smaller differences are rounding
+LEAST_WEIGHT = 0.4  # weight of a place without motion
 
 TextPort = Callable[[str], Tensor]
 """Embeds a prompt: [N, D], the rows of its tokens alone."""
@@ -66,17 +67,17 @@ TextPort = Callable[[str], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderFiles:
-    """The model files that a set is prepared with.
+    """Model files that a set is prepared with.
 
     Attributes:
         vae: video VAE.
         audio: wav2vec2.
         image: CLIP, for a model with the image branch; None prepares no image tokens.
-        text: umT5; None prepares no prompts.
-        tokenizer: ``spiece.model`` of the text encoder; None where it is inside of its file.
+        text: umT5; None prepares no text embeddings.
+        tokenizer: ``spiece.model`` of the text encoder; None if it is in the text encoder's file.
 
     Raises:
-        RequestError: a tokenizer without its text encoder.
+        RequestError: if there is a tokenizer without its text encoder.
     """
 
     vae: Path
@@ -90,7 +91,7 @@ class EncoderFiles:
             raise RequestError("got a tokenizer without a text encoder; give --text-encoder too")
 
     def describe(self) -> dict[str, Any]:
-        """Say which files these are, by their bytes."""
+        """Return names and digests of the files, for the fingerprint of the set."""
         files = {
             "vae": self.vae,
             "audio": self.audio,
@@ -105,7 +106,7 @@ class EncoderFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoders:
-    """The networks that turn a shot into a sample; image and text may be missing."""
+    """Networks that encode a shot to a sample; image and text encoder may be missing."""
 
     codec: VideoCodec
     audio: AudioEncoder
@@ -114,17 +115,17 @@ class Encoders:
 
 
 def load_encoders(files: EncoderFiles, device: torch.device) -> Encoders:
-    """Build the networks of files.
+    """Load the networks from their files.
 
     Args:
-        files: which.
-        device: where codec, image and text encoder run.
+        files: model files.
+        device: device of the VAE and of the image and text encoders.
 
     Returns:
         The networks.
 
     Raises:
-        CheckpointError: a file that is missing, damaged or of another kind.
+        CheckpointError: if a file is missing, damaged or of another kind.
     """
     text = None
     if files.text is not None:
@@ -138,7 +139,7 @@ def load_encoders(files: EncoderFiles, device: torch.device) -> Encoders:
 
 
 def _load_text(path: Path, tokenizer_path: Path | None, device: torch.device) -> TextPort:
-    # bfloat16, which the public weights are in: in float32 they are 22 GB.
+    # bfloat16 is the dtype of the public weights; in float32 they would need 22 GB.
     encoder, tokenizer = load_text_encoder(path, tokenizer_path, torch.bfloat16)
     torch.nn.Module.to(encoder.model, device)
     return lambda prompt: encode_prompt(prompt, tokenizer, encoder)[0]
@@ -157,21 +158,21 @@ def run_precompute(
     """Encode all shots that are not encoded yet.
 
     Args:
-        source: of the shots.
-        out: the prepared set.
-        files: of the networks.
-        work: this process's share.
-        device: where networks run.
-        shard_samples: shots in a shard; so many are in memory at once.
-        negative_prompt: embedded once for the whole set, where prompts are.
+        source: source of the shots.
+        out: folder of the prepared set.
+        files: model files of the networks.
+        work: this process's share of the work.
+        device: device of the networks.
+        shard_samples: shots in a shard; this many are in memory at a time.
+        negative_prompt: prompt that is encoded once for the whole set, if a text encoder is given.
 
     Returns:
-        What was done.
+        Summary of the run.
 
     Raises:
-        RequestError: no shots, or the set was made with other settings.
-        CheckpointError: a model file that cannot be used.
-        OutputError: the disk refused.
+        RequestError: if there are no shots, or the set was made with other settings.
+        CheckpointError: if a model file cannot be used.
+        OutputError: if a file cannot be written.
     """
     keys = source.keys
     if not keys or shard_samples < 1:
@@ -188,7 +189,7 @@ def run_precompute(
     if encoders.text is not None and work.part == 0 and not (out / NULL_TEXT).exists():
         write_tensors(out / NULL_TEXT, {"text_ND": encoders.text(negative_prompt).cpu()})
     journal = Journal(out, work)
-    # A sample whose shard is gone or cut short is made anew.
+    # A sample whose shard is missing or truncated is encoded again.
     done = {
         key: record
         for key, record in journal.before.items()
@@ -202,7 +203,7 @@ def run_precompute(
             samples = [sample for _, sample in group if sample is not None]
             told = write_shard(out, f"{work.name}-{number:06d}", samples) if samples else {}
             made = iter(range(len(samples)))
-            # Only now, when the samples are on disk, does the manifest tell of them.
+            # The manifest is written after the samples, so it never lists a missing sample.
             journal.append(
                 record if sample is None else {**record, **told, INDEX: next(made)}
                 for record, sample in group
@@ -237,7 +238,7 @@ def _encode_all(
 
 
 def _count_shards(records: dict[str, Record], work: Work) -> int:
-    """Number the next shard of this process: one that no line tells of is written over."""
+    """Return this process's next shard number; a shard without manifest lines is overwritten."""
     names = {Path(record[SHARD]).stem for record in records.values() if SHARD in record}
     numbers = [int(name.rsplit("-", 1)[1]) for name in names if name.startswith(work.name)]
     return max(numbers, default=-1) + 1
@@ -248,15 +249,15 @@ def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
     """Encode a shot.
 
     Args:
-        shot: pictures and voices.
+        shot: frames and voices.
         encoders: the networks.
 
     Returns:
         Latents, features and tokens in float16, on the CPU.
 
     Raises:
-        MismatchError: a network said something that is not finite in float16.
-        TurboTalkError: pictures or sound that cannot be read.
+        MismatchError: if the output of a network is not finite in float16.
+        TurboTalkError: if frames or sound cannot be read.
     """
     length = shot.clip_frames
     opening_CTHW = shot.show(0, length)
@@ -287,13 +288,16 @@ def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
 
 
 def trim_tail(reference_CFHW: Tensor) -> Tensor:
-    """Drop the latent frames of a grey tail that repeat the one before.
+    """Drop the last latent frames of a reference if they repeat the frame before them.
+
+    The reference is one image followed by grey frames. The VAE has a limited temporal range, so its
+    latents are constant from some frame on; ``shards.fill_reference`` restores them.
 
     Args:
-        reference_CFHW: of an image and grey.
+        reference_CFHW: latents of an image and grey frames.
 
     Returns:
-        As many of the first latent frames that all further ones equal the last of these.
+        The first latent frames, up to the first one that all later ones equal.
     """
     differences_F = (reference_CFHW - reference_CFHW[:, -1:]).abs().amax((0, 2, 3))
     other = (differences_F > SAME_LATENT).nonzero()
@@ -301,16 +305,17 @@ def trim_tail(reference_CFHW: Tensor) -> Tensor:
 
 
 def weigh_places(*clips_CFHW: Tensor) -> Tensor:
-    """Weigh places by how much moves there, so that the mouth counts more than the wall.
+    """Compute loss weights of the places in a frame from the motion there.
 
-    The weight belongs to the shot, not to a moment, so what a network converges to stays the
-    conditional mean.
+    So the mouth counts more than the background. A weight is constant over a shot. It therefore
+    does not depend on the noise or the moment, and the optimum of the weighted squared error is
+    still the conditional mean.
 
     Args:
         *clips_CFHW: latents of one shot.
 
     Returns:
-        [H, W], mean 1, at least 0.4.
+        Weights, [H, W], mean 1, at least 0.4.
     """
     moved = torch.cat(clips_CFHW, 1).float().std(1).mean(0)
     return LEAST_WEIGHT + (1 - LEAST_WEIGHT) * moved / moved.mean().clamp_min(1e-6)

@@ -1,18 +1,20 @@
-"""Prepared sets as batches: which samples a training step sees follows from its number alone.
+"""Batches of a prepared set; the samples of a training step follow from its number alone.
 
-In: a prepared set, and (seed, step, rank). Out: batches, ready for a network but for the device.
-No state is kept between steps, so a run that goes on at step k sees what it would have seen.
-Separate because it alone decides the order of the data.
+Input: a prepared set, and (seed, step, rank). Output: batches on the CPU. No state is kept between
+steps, so a run that resumes at step k reads what an uninterrupted run would have read. This module
+alone decides the order of the data.
 
-How samples are dealt out. A batch has one size, so samples lie in buckets of one height, width and
-number of voices. Of each bucket there is an endless stream: all its samples shuffled, then all
-shuffled anew, and so on. The ranks of a step take the next ``world_size * size`` of one bucket's
-stream, rank after rank. Which bucket comes at which step goes in rounds, in each of which a bucket
-comes as often as its size deserves, in an order shuffled per round.
+Order of the samples. A batch has one size, so samples are grouped into buckets of one height,
+width and number of voices. Each bucket is an endless stream: all its samples in a random order,
+then all in a new random order, and so on. At each step the ranks take the next ``world_size *
+size`` samples of one bucket's stream, in the order of the ranks. The buckets alternate in rounds.
+In a round, each bucket has a number of steps proportional to its size, and the order of the steps
+is random.
 
-Each sample has two clips. In one epoch it shows the opening one, of which the reference image is
-given, in the next the later one, of which 9 context frames are given, and half of the samples the
-other way round: so half of all draws have context.
+Each sample has two clips: the opening one, whose given frame is the reference image, and the later
+one, with 9 given context frames. In one epoch a sample supplies the opening clip, in the next the
+later one; for half of the samples it is the other way round. So half of all draws have context
+frames.
 
 Axes: B batch, C channels, F latent frames, H height, W width, P voices, K window, L encoder layers,
 N tokens, D width.
@@ -44,8 +46,8 @@ from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
 from turbotalk_core.pipeline import MASK_CHANNELS
 from turbotalk_core.types import AudioFeatures, Chunk
 
-MOST_VOICES = 2  # whose places in the picture are known: halves
-ORDERS_KEPT = 8  # shuffled orders in memory: steps near each other share them
+MOST_VOICES = 2  # two speakers are in the left and right half; for more, no regions are known
+ORDERS_KEPT = 8  # cached orders per bucket, because successive steps use the same ones
 
 BucketKey = tuple[int, int, int]
 """Height and width in pixels, and number of voices."""
@@ -53,11 +55,11 @@ BucketKey = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """What one row of a batch shows.
+    """Sample and clip of one row of a batch.
 
     Attributes:
         record: manifest line of the sample.
-        is_later: whether it shows the later clip, of which context frames are given.
+        is_later: whether the row has the later clip, with given context frames.
         epoch: how often the sample was drawn before.
     """
 
@@ -68,11 +70,11 @@ class Draw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a step's samples lie.
+    """Position of a step's samples.
 
     Attributes:
-        bucket: whose samples they are.
-        start: of all ranks' samples together, counted in the bucket's endless stream.
+        bucket: bucket of the samples.
+        start: index of the first sample of all ranks in the bucket's endless stream.
     """
 
     bucket: BucketKey
@@ -80,13 +82,13 @@ class Place:
 
 
 class PreparedSet:
-    """A prepared set, or what is chosen of it.
+    """Prepared set, or a selection from it.
 
     Attributes:
-        num_samples: chosen.
-        num_layers: of the audio encoder.
-        feature_width: of the audio encoder.
-        fingerprint: of how the set was made.
+        num_samples: number of selected samples.
+        num_layers: layers of the audio features.
+        feature_width: width of the audio features.
+        fingerprint: fingerprint of the set's settings.
     """
 
     def __init__(
@@ -100,17 +102,17 @@ class PreparedSet:
         """Read the manifest; no shard is opened yet.
 
         Args:
-            folder: the prepared set.
-            num_frames: of the chunks, 4n + 1; longer clips are cut, shorter ones left out. None
-                takes the length of the shortest clip, so that none is left out.
-            worst_tier: leave out samples of a higher tier; None takes them all.
-            num_voices: choose samples of so many voices; None takes them all.
+            folder: folder of the prepared set.
+            num_frames: frames of the chunks, 4n + 1; longer clips are cut, shorter ones left out.
+                None for the length of the shortest clip, so that none is left out.
+            worst_tier: highest tier to select; None for all.
+            num_voices: number of voices of samples to select; None for all.
 
         Raises:
-            RequestError: no prepared set, or nothing in it that is asked for.
-            OutputError: a shard is missing or cut short, or the manifest is damaged.
-            MismatchError: samples whose features are of another shape than the others'.
-            GeometryError: a number of frames that is not 4n + 1.
+            RequestError: if there is no prepared set, or nothing is selected.
+            OutputError: if a shard is missing or truncated, or the manifest is damaged.
+            MismatchError: if the features of the samples differ in shape.
+            GeometryError: if ``num_frames`` is not 4n + 1.
         """
         self.fingerprint: str = read_settings(folder)["fingerprint"]
         self._folder = folder
@@ -146,22 +148,22 @@ class PreparedSet:
 
     @property
     def bucket_sizes(self) -> dict[BucketKey, int]:
-        """How many samples there are of each height, width and number of voices."""
+        """Number of samples by height, width and number of voices."""
         return {key: len(records) for key, records in self._buckets.items()}
 
     def locate(self, seed: int, step: int, global_size: int) -> Place:
-        """Tell which samples the ranks of a step share.
+        """Find the samples that the ranks share at a step.
 
         Args:
-            seed: of the order.
-            step: 0 or more.
-            global_size: samples of all ranks together.
+            seed: seed of the order.
+            step: number of the step, 0 or more.
+            global_size: number of samples of all ranks together.
 
         Returns:
-            Their place.
+            Position of the samples.
 
         Raises:
-            RequestError: a bucket has fewer samples than a step needs, or the step is negative.
+            RequestError: if a bucket has fewer samples than a step needs, or the step is negative.
         """
         if step < 0 or global_size < 1:
             raise RequestError(f"got step {step} of {global_size} samples; both must be positive")
@@ -184,20 +186,20 @@ class PreparedSet:
         return Place(bucket=key, start=(number * turns.count(key) + before) * global_size)
 
     def draw(self, seed: int, step: int, *, rank: int, world_size: int, size: int) -> list[Draw]:
-        """Tell what a rank sees at a step: a pure function of the arguments and the set.
+        """Find the samples of one rank at a step: a pure function of the arguments and the set.
 
         Args:
-            seed: of the order.
-            step: 0 or more.
-            rank: data-parallel, 0 or more.
-            world_size: data-parallel ranks.
-            size: of each rank's batch.
+            seed: seed of the order.
+            step: number of the step, 0 or more.
+            rank: data-parallel rank, 0 or more.
+            world_size: number of data-parallel ranks.
+            size: batch size of each rank.
 
         Returns:
             One draw per row of the batch.
 
         Raises:
-            RequestError: too few samples, or a rank that is not one of the ranks.
+            RequestError: if there are too few samples, or the rank is out of range.
         """
         if not 0 <= rank < world_size:
             raise RequestError(f"got rank {rank} of {world_size}; ranks count from 0")
@@ -213,22 +215,22 @@ class PreparedSet:
         return draws
 
     def batch(self, seed: int, step: int, *, rank: int, world_size: int, size: int) -> Batch:
-        """Read what a rank sees at a step.
+        """Read the batch of one rank at a step.
 
         Args:
-            seed: of the order.
-            step: 0 or more.
-            rank: data-parallel, 0 or more.
-            world_size: data-parallel ranks.
-            size: of each rank's batch.
+            seed: seed of the order.
+            step: number of the step, 0 or more.
+            rank: data-parallel rank, 0 or more.
+            world_size: number of data-parallel ranks.
+            size: batch size of each rank.
 
         Returns:
             The batch, float32 on the CPU.
 
         Raises:
-            RequestError: too few samples, or a rank that is not one of the ranks.
-            OutputError: a shard is damaged.
-            MismatchError: a shard does not hold what the manifest says.
+            RequestError: if there are too few samples, or the rank is out of range.
+            OutputError: if a shard is damaged.
+            MismatchError: if the tensors of a shard differ from the manifest.
         """
         draws = self.draw(seed, step, rank=rank, world_size=world_size, size=size)
         rows = [self._read(draw) for draw in draws]
@@ -265,22 +267,22 @@ class PreparedSet:
         num_workers: int = 2,
         ahead: int = 4,
     ) -> Iterator[Batch]:
-        """Read the batches of all steps from one on, ahead of time, and hand them out in order.
+        """Read the batches of all steps from a given one on ahead of time, and yield them in order.
 
         Args:
-            seed: of the order.
-            first_step: of the first batch.
-            rank: data-parallel, 0 or more.
-            world_size: data-parallel ranks.
-            size: of each rank's batch.
-            num_workers: threads that read.
-            ahead: batches that are read and not yet handed out, at most; they are in memory.
+            seed: seed of the order.
+            first_step: step of the first batch.
+            rank: data-parallel rank, 0 or more.
+            world_size: number of data-parallel ranks.
+            size: batch size of each rank.
+            num_workers: number of threads that read.
+            ahead: largest number of batches that were read and not yet yielded; they are in memory.
 
         Yields:
-            Batch after batch, without end. Closing the iterator ends the threads.
+            Batches without end. Closing the iterator stops the threads.
 
         Raises:
-            RequestError: settings that cannot be.
+            RequestError: if the settings are invalid.
         """
         if num_workers < 1 or ahead < 1:
             raise RequestError(
@@ -332,13 +334,13 @@ class PreparedSet:
         if not records[0][f"{kind}_tokens"]:
             return None
         rows = [self._reader.read(record, f"{kind}_ND").float() for record in records]
-        # Wan pads texts with zeros itself, and attends to them.
+        # Wan pads texts with zeros itself, and attends to the padding.
         most = max(len(row) for row in rows)
         return torch.stack([F.pad(row, (0, 0, 0, most - len(row))) for row in rows])
 
 
 def _check_features(records: Sequence[Record], folder: Path) -> tuple[int, int]:
-    """Make sure that all features are of one encoder, and that voices can be placed."""
+    """Check that all features are of one encoder, and that each voice has a known region."""
     first = _describe_features(records[0])
     for record in records:
         if _describe_features(record) != first:
@@ -375,7 +377,7 @@ def _read_null_text(folder: Path) -> Tensor:
 
 
 def _shuffle(length: int, seed: int, purpose: str) -> Tensor:
-    """Draw the order of some things, for a purpose of a seed; all threads read the same one."""
+    """Draw a permutation for a purpose of a seed; it is the same in all threads."""
     generator = torch.Generator().manual_seed(_hash(f"{seed} {purpose}"))
     return torch.randperm(length, generator=generator)
 

@@ -1,7 +1,8 @@
-"""How good a piece of footage is for learning to speak: numbers, and the tier they put it in.
+"""Quality scores of a piece of footage, and the tier that follows from them.
 
-In: sound, pictures, and judges whose weights the user supplies. Out: scores by name, and a tier
-with its reasons. Separate because it is arithmetic, without files.
+Input: sound, frames, and networks whose weights the user supplies. Output: scores by name, and a
+tier with its reasons. The functions are arithmetic; apart from loading a network they read no
+files.
 
 Axes: C channels, T video frames, H height, W width, S audio samples, N windows, D width.
 """
@@ -21,25 +22,25 @@ from turbotalk_core.audio.loudness import TARGET_LUFS, measure_loudness
 from turbotalk_core.errors import CheckpointError
 from turbotalk_core.geometry import SAMPLE_RATE, count_samples
 
-SILENCE_DB = -50.0  # mean power of a video frame's sound, once the piece has -23 LUFS
-FACE_EVERY = 5  # video frames: a face is looked for in one of so many
-FACE_SCORE = 0.5  # below it, a detector's box is no face
+SILENCE_DB = -50.0  # mean power of a silent video frame's sound, in a piece at -23 LUFS
+FACE_EVERY = 5  # video frames; the face detector runs on one in so many
+FACE_SCORE = 0.5  # boxes with a lower score are not faces
 MOST_SHIFT = 15  # video frames; SyncNet's evaluation
 FACE_CROP = 224  # pixels; SyncNet
-CROP_MARGIN = 0.4  # SyncNet: of half a face's side, around the face
-CROP_GREY = 110 / 255  # SyncNet: what is outside the picture
+CROP_MARGIN = 0.4  # SyncNet: margin around the face, as a part of half its side
+CROP_GREY = 110 / 255  # SyncNet: value outside the picture
 
 
 class FaceDetector(Protocol):
-    """Finds faces; a ``torch.export`` program of this form can be given to the filter."""
+    """Face detector; a ``torch.export`` program of this form can be supplied to the filter."""
 
     def __call__(self, picture_CHW: Tensor) -> Tensor:
-        """Find faces in a picture, RGB in [0, 1]: [N, 5] of left, top, right, bottom, score."""
+        """Detect faces in a picture, RGB in [0, 1]: [N, 5] of left, top, right, bottom, score."""
         ...
 
 
 class SyncJudge(Protocol):
-    """Embeds lips and voice so that what belongs together is near; a SyncNet, or the like."""
+    """Network that embeds lips and voice close to each other if they match, such as SyncNet."""
 
     def __call__(self, faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
         """Embed faces [T, 3, 224, 224], RGB in [0, 1], and 16 kHz sound: twice [N, D]."""
@@ -48,12 +49,12 @@ class SyncJudge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """What a score must reach.
+    """Limits of a score.
 
     Attributes:
-        good: for tier 0.
-        fair: for tier 1; beyond it the tier is 2.
-        is_most: whether these are the largest values allowed, not the smallest.
+        good: limit of tier 0.
+        fair: limit of tier 1; scores beyond it are in tier 2.
+        is_most: whether the limits are upper bounds, not lower bounds.
     """
 
     good: float
@@ -61,7 +62,7 @@ class Limit:
     is_most: bool = False
 
     def place(self, score: float) -> int:
-        """Tell the tier of a score: 0, 1 or 2."""
+        """Return the tier of a score: 0, 1 or 2."""
         sign = -1 if self.is_most else 1
         return sum(sign * score < sign * bound for bound in (self.good, self.fair))
 
@@ -70,10 +71,10 @@ LIMITS: Mapping[str, Limit] = {
     "side": Limit(good=480, fair=256),  # pixels of the picture's shorter side
     "loudness": Limit(good=-35, fair=-50),  # LUFS
     "silence_share": Limit(good=0.4, fair=0.8, is_most=True),  # of the frames
-    "face_share": Limit(good=0.9, fair=0.5),  # of the frames looked at, with one face alone
+    "face_share": Limit(good=0.9, fair=0.5),  # of the frames searched, those with exactly one face
     "face_side": Limit(good=256, fair=128),  # pixels, median; 256: LatentSync
     "sync_confidence": Limit(good=3, fair=1.5),  # 3: LatentSync
-    "sync_offset": Limit(good=1, fair=3, is_most=True),  # video frames, either way
+    "sync_offset": Limit(good=1, fair=3, is_most=True),  # video frames, absolute value
 }
 """Scores that count; those that were not measured, for want of a judge, do not."""
 
@@ -81,16 +82,16 @@ WORST = 2
 
 
 def load_judge(path: Path) -> Any:
-    """Load a face detector or sync judge that the user supplies.
+    """Load a face detector or a lip-sync network that the user supplies.
 
     Args:
         path: a ``torch.export`` program, .pt2, in the form of ``FaceDetector`` or ``SyncJudge``.
 
     Returns:
-        What can be called.
+        A callable.
 
     Raises:
-        CheckpointError: no such file, or not such a program.
+        CheckpointError: if there is no such file, or it is not such a program.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -108,13 +109,14 @@ def load_judge(path: Path) -> Any:
 
 
 def score_sound(waveform_S: Tensor) -> dict[str, float]:
-    """Measure how loud a voice is, and how much of it is silence.
+    """Measure the loudness of a voice, and the fraction of silence.
 
     Args:
         waveform_S: 16 kHz mono.
 
     Returns:
-        ``loudness``, LUFS, where there is any; ``silence_share``, of the video frames.
+        ``loudness`` in LUFS, if the sound is loud enough to measure; ``silence_share``, the
+        fraction of silent video frames.
     """
     lufs = measure_loudness(waveform_S)
     if lufs is None:
@@ -128,17 +130,17 @@ def score_sound(waveform_S: Tensor) -> dict[str, float]:
 
 
 def find_faces(pictures: Sequence[Tensor], detector: FaceDetector) -> list[Tensor]:
-    """Find the faces of pictures.
+    """Detect the faces of pictures.
 
     Args:
         pictures: each [H, W, 3] in [0, 1].
-        detector: finds faces.
+        detector: face detector.
 
     Returns:
-        Of each picture the boxes that are faces, [N, 4] of left, top, right, bottom.
+        For each picture the boxes of faces, [N, 4] of left, top, right, bottom.
 
     Raises:
-        CheckpointError: the detector returns something else than boxes with scores.
+        CheckpointError: if the output of the detector is not boxes with scores.
     """
     faces = []
     for picture_HWC in pictures:
@@ -153,14 +155,14 @@ def find_faces(pictures: Sequence[Tensor], detector: FaceDetector) -> list[Tenso
 
 
 def score_faces(faces: Sequence[Tensor]) -> dict[str, float]:
-    """Measure how often there is one face alone, and how large it is.
+    """Measure how often there is exactly one face, and how large it is.
 
     Args:
-        faces: of each picture, [N, 4].
+        faces: boxes of each picture, [N, 4].
 
     Returns:
-        ``face_share``, and where there is any lone face ``face_side``, the median of the mean of
-        width and height, pixels.
+        ``face_share``, the fraction of pictures with exactly one face; and if there are any,
+        ``face_side``, the median over these of the mean of width and height, in pixels.
     """
     lone = [boxes[0] for boxes in faces if len(boxes) == 1]
     share = {"face_share": round(len(lone) / max(1, len(faces)), 4)}
@@ -172,14 +174,14 @@ def score_faces(faces: Sequence[Tensor]) -> dict[str, float]:
 
 
 def crop_faces(pictures: Sequence[Tensor], faces: Sequence[Tensor]) -> Tensor:
-    """Cut the face out of all pictures of a piece, at its median place, as SyncNet is shown it.
+    """Crop the face out of all pictures of a piece, at its median place, as SyncNet expects it.
 
     Args:
         pictures: each [H, W, 3] in [0, 1].
-        faces: of some pictures, at least one with a lone face.
+        faces: boxes of some pictures; at least one picture has exactly one face.
 
     Returns:
-        [T, 3, 224, 224] in [0, 1].
+        Crops, [T, 3, 224, 224] in [0, 1].
 
     Source: Chung and Zisserman, syncnet_python, run_pipeline.py, crop_video.
     """
@@ -192,26 +194,26 @@ def crop_faces(pictures: Sequence[Tensor], faces: Sequence[Tensor]) -> Tensor:
     crops = []
     for picture_HWC in pictures:
         height, width = picture_HWC.shape[:2]
-        edges = (-x, x + side - width, -y, y + side - height)  # negative ones cut
+        edges = (-x, x + side - width, -y, y + side - height)  # negative values crop
         crop = F.pad(picture_HWC.permute(2, 0, 1), edges, value=CROP_GREY)[None]
         crops.append(F.interpolate(crop, (FACE_CROP, FACE_CROP), mode="bilinear", antialias=True))
     return torch.cat(crops)
 
 
 def score_sync(seen_ND: Tensor, heard_ND: Tensor) -> dict[str, float]:
-    """Measure how well lips follow a voice, and how far off in time they are.
+    """Measure how well lips match a voice, and their offset in time.
 
     Args:
         seen_ND: embeddings of the lips, one per window.
-        heard_ND: of the voice at the same times.
+        heard_ND: embeddings of the voice at the same times.
 
     Returns:
-        ``sync_distance``: the least mean distance over all shifts; ``sync_confidence``: how much
-        less that is than the median; ``sync_offset``: the shift, in video frames, positive where
-        the voice comes late. Nothing where there are too few windows for all shifts.
+        ``sync_distance``: the least mean distance over all shifts; ``sync_confidence``: the median
+        over all shifts minus the least; ``sync_offset``: the shift in video frames, positive if the
+        voice is late. Empty if there are too few windows for all shifts.
 
     Raises:
-        CheckpointError: embeddings of unequal shapes.
+        CheckpointError: if the embeddings differ in shape.
 
     Source: Chung and Zisserman, Out of time (2016); Sync-C and Sync-D of later work.
     """
@@ -223,7 +225,7 @@ def score_sync(seen_ND: Tensor, heard_ND: Tensor) -> dict[str, float]:
     num_windows = len(seen_ND)
     if num_windows <= 2 * MOST_SHIFT:
         return {}
-    middle = slice(MOST_SHIFT, num_windows - MOST_SHIFT)  # what every shift can be compared for
+    middle = slice(MOST_SHIFT, num_windows - MOST_SHIFT)  # windows with a partner at every shift
     distances = torch.stack(
         [
             (seen_ND[middle] - heard_ND[MOST_SHIFT + shift :][: num_windows - 2 * MOST_SHIFT])
@@ -243,14 +245,14 @@ def score_sync(seen_ND: Tensor, heard_ND: Tensor) -> dict[str, float]:
 def rank(
     scores: Mapping[str, float], limits: Mapping[str, Limit] = LIMITS
 ) -> tuple[int, list[str]]:
-    """Put a piece into a tier: that of its worst score.
+    """Return the tier of a piece: that of its worst score.
 
     Args:
-        scores: by name; those without a limit do not count.
-        limits: by name; scores that were not measured do not count.
+        scores: values by name; those without a limit do not count.
+        limits: limits by name; scores that were not measured do not count.
 
     Returns:
-        0 (good), 1 (fair) or 2 (poor), and the scores that kept it from tier 0.
+        0 (good), 1 (fair) or 2 (poor), and the scores that prevent tier 0.
     """
     tiers = {
         name: limit.place(abs(scores[name]) if name == "sync_offset" else scores[name])

@@ -1,7 +1,7 @@
 """Random streams that two splits can never share.
 
-Every draw of the synthetic set names its split, its seed and its purpose; the three together are
-hashed into the state of one generator. It is separate so that no module seeds anything by itself.
+Every draw of the synthetic set has a split, a seed and a purpose; the three are hashed together
+into the state of one generator. All modules of the set get their randomness here.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ def open_stream(split: str, seed: int, purpose: str) -> np.random.Generator:
     Args:
         split: `train` or `heldout`.
         seed: any integer of at least 0.
-        purpose: what is drawn, for example `avatar`; streams of different purposes are independent.
+        purpose: name of what is drawn, for example `avatar`; streams of different purposes are
+            independent.
 
     Returns:
         A generator seeded with SHA-256 of `split/seed/purpose`.
 
     Raises:
-        RequestError: an unknown split or a negative seed.
+        RequestError: if the split is unknown or the seed negative.
     """
     if split not in get_args(Split):
         raise RequestError(f"got the split {split!r}; it must be one of {list(get_args(Split))}")

@@ -1,13 +1,12 @@
-"""Prepared samples on disk: safetensors shards, and the manifest that says what is in them.
+"""Storage of prepared samples: safetensors shards, and a manifest of their contents.
 
-    PREPARED/settings.json             how it was made, with a fingerprint of the model files
-    PREPARED/items-00-of-01.jsonl      the manifest: one line per sample, of one process
-    PREPARED/shards/…safetensors       some samples each
-    PREPARED/null_text.safetensors     the embedding of the empty prompt, where prompts are encoded
+    PREPARED/settings.json             settings of the set, with a fingerprint of the model files
+    PREPARED/items-00-of-01.jsonl      manifest of one process: one line per sample
+    PREPARED/shards/…safetensors       several samples each
+    PREPARED/null_text.safetensors     embedding of the negative prompt, if prompts are encoded
 
-In: encoded samples. Out: the same, one at a time. A shard appears under its name only when it is
-whole, and the manifest tells of it only afterwards. Separate because writer, reader and inspection
-must agree on the names in a file.
+A shard gets its name only when it is complete, and its manifest lines are written after that.
+Writer, reader and inspection share this module, because they must agree on the names in a file.
 
 Axes: C channels, F latent frames, H height, W width, P voices, T video frames, L encoder layers,
 D width, S audio samples, N tokens.
@@ -35,21 +34,22 @@ from turbotalk_core.video.files import whole_file
 
 SHARDS = "shards"
 NULL_TEXT = "null_text.safetensors"
-OPEN_SHARDS = 32  # files that a reader holds open
+OPEN_SHARDS = 32  # files that a reader keeps open
 
 SHARD, BYTES, INDEX = "shard", "shard_bytes", "index"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """A shot, encoded.
+    """Encoded shot.
 
     Attributes:
         opening_CFHW: normalised latents of the clip that begins with the reference image.
-        later_CFHW: of the later clip, encoded from its own first frame, as motion frames are.
-        reference_CFHW: of [reference image, grey, grey, ...], without what only repeats the last.
-        weight_HW: how much each place moves, as a weight of mean 1.
-        features_PTLD: audio features of each voice, of the whole shot and a tail of silence.
+        later_CFHW: latents of the later clip, encoded from its own first frame, like motion frames.
+        reference_CFHW: latents of [reference image, grey, grey, ...], without repetitions at the
+            end.
+        weight_HW: loss weight of each place by its motion, mean 1.
+        features_PTLD: audio features of each voice, for the whole shot and a tail of silence.
         sound_PS: the voices themselves, 16 kHz, 16 bits.
         image_ND: CLIP tokens of the reference image, or None.
         text_ND: embedding of the caption, or None.
@@ -65,20 +65,20 @@ class Sample:
     text_ND: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Give what there is, by name."""
+        """Return the tensors that are not None, by name."""
         named = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def fill_reference(reference_CFHW: Tensor, num_latents: int) -> Tensor:
-    """Give a reference its whole length again: its last latent frame repeats.
+    """Extend a stored reference to its full length by repeating its last latent frame.
 
     Args:
-        reference_CFHW: as a sample has it.
-        num_latents: wanted.
+        reference_CFHW: reference of a sample.
+        num_latents: target number of latent frames.
 
     Returns:
-        [C, num_latents, H, W].
+        Latents, [C, num_latents, H, W].
     """
     missing = num_latents - reference_CFHW.shape[1]
     tail = reference_CFHW[:, -1:].expand(-1, max(0, missing), -1, -1)
@@ -89,15 +89,15 @@ def write_shard(folder: Path, name: str, samples: Sequence[Sample]) -> dict[str,
     """Write a shard.
 
     Args:
-        folder: the prepared set.
-        name: of the shard, without suffix.
-        samples: to put into it.
+        folder: folder of the prepared set.
+        name: name of the shard, without suffix.
+        samples: samples of the shard.
 
     Returns:
-        What the manifest lines of all its samples say of it.
+        Facts about the shard for the manifest lines of all its samples.
 
     Raises:
-        OutputError: the disk refused.
+        OutputError: if the file cannot be written.
     """
     path = folder / SHARDS / f"{name}.safetensors"
     write_tensors(
@@ -112,14 +112,14 @@ def write_shard(folder: Path, name: str, samples: Sequence[Sample]) -> dict[str,
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file that is whole or not there.
+    """Write a safetensors file atomically.
 
     Args:
-        path: of the file; its folder is made.
-        tensors: by name.
+        path: file to write; its folder is created.
+        tensors: tensors by name.
 
     Raises:
-        OutputError: the disk refused.
+        OutputError: if the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def describe_sample(sample: Sample) -> dict[str, int]:
-    """Tell the sizes of a sample, for its manifest line; a reader holds the tensors to them."""
+    """Return the sizes of a sample for its manifest line; the reader checks tensors by them."""
     _, num_latents, rows, columns = sample.opening_CFHW.shape
     num_voices, num_rows, num_layers, feature_width = sample.features_PTLD.shape
     return {
@@ -151,23 +151,23 @@ def describe_sample(sample: Sample) -> dict[str, int]:
 
 
 def is_whole(folder: Path, record: Record) -> bool:
-    """Tell whether the shard of a manifest line is there, in its full size."""
+    """Return whether the shard of a manifest line exists with its full size."""
     path = folder / record[SHARD]
     return path.is_file() and path.stat().st_size == record[BYTES]
 
 
 def read_manifest(folder: Path) -> list[Record]:
-    """Read the lines of all samples of a prepared set.
+    """Read the manifest lines of all samples of a prepared set.
 
     Args:
-        folder: the prepared set.
+        folder: folder of the prepared set.
 
     Returns:
-        Lines of samples that were made, sorted by key.
+        Lines of complete samples, sorted by key.
 
     Raises:
-        OutputError: a shard that is missing, cut short or not in the set's own folder, or a line
-            that is damaged.
+        OutputError: if a shard is missing, truncated or outside the set's folder, or a line is
+            damaged.
     """
     records = [record for record in read_journals(folder).values() if SKIPPED not in record]
     for record in records:
@@ -190,13 +190,13 @@ def read_manifest(folder: Path) -> list[Record]:
 
 
 class ShardReader:
-    """Reads samples, holding a limited number of files open; may be shared by threads."""
+    """Reader of samples with a limited number of open files; threads may share it."""
 
     def __init__(self, folder: Path) -> None:
-        """Remember where shards are.
+        """Store the folder; no shard is opened yet.
 
         Args:
-            folder: the prepared set.
+            folder: folder of the prepared set.
         """
         self._folder = folder
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
@@ -205,15 +205,15 @@ class ShardReader:
         """Read one tensor of a sample.
 
         Args:
-            record: its manifest line.
-            name: of a field of ``Sample``.
+            record: manifest line of the sample.
+            name: name of a field of ``Sample``.
 
         Returns:
             The tensor as it is stored.
 
         Raises:
-            OutputError: the shard is missing or damaged.
-            MismatchError: the tensor has not the shape that the manifest tells.
+            OutputError: if the shard is missing or damaged.
+            MismatchError: if the shape of the tensor differs from the manifest.
         """
         path = self._folder / record[SHARD]
         try:
@@ -234,10 +234,10 @@ class ShardReader:
         return tensor
 
     def read_sample(self, record: Record) -> Sample:
-        """Read all of a sample.
+        """Read all tensors of a sample.
 
         Args:
-            record: its manifest line.
+            record: manifest line of the sample.
 
         Returns:
             The sample.

@@ -1,7 +1,7 @@
-"""What is prepared: shots, each some pictures and the voices heard meanwhile.
+"""Shots to encode: frames of a span of time with the voices in it.
 
-In: judged pieces of videos, or seeds of the synthetic set. Out: shots, made when they are asked
-for. Separate because the encoders should not know where pictures come from.
+Input: filtered pieces of videos, or seeds of the synthetic set. Output: shots, made on request.
+Through this interface the encoders are independent of the origin of the frames.
 
 Axes: C channels, T video frames, H height, W width.
 """
@@ -29,24 +29,24 @@ from turbotalk_core.errors import GeometryError, RequestError
 from turbotalk_core.geometry import FPS, count_samples
 from turbotalk_core.types import Waveform
 
-SECONDS = 8.0  # of an avatar's utterance: 200 frames, room for a later clip anywhere in it
-SILENT_SHARE = 0.04  # of avatars: they say nothing, and keep the mouth shut
-FALLS_SILENT_SHARE = 0.25  # of avatars: a voice that ends before the shot does
-EARLIEST_LATER = 10  # video frames; a later clip of an avatar begins no earlier
+SECONDS = 8.0  # length of an avatar's utterance: 200 frames, enough for a later clip anywhere
+SILENT_SHARE = 0.04  # fraction of avatars that are silent, with the mouth closed
+FALLS_SILENT_SHARE = 0.25  # fraction of avatars whose voice ends before the shot does
+EARLIEST_LATER = 10  # video frames; earliest start of an avatar's later clip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """Somebody speaks, or some do, in one shot.
+    """Frames and voices of one shot.
 
     Attributes:
-        show: gives the pictures from one on to another, [3, T, H, W] in [-1, 1].
-        voices: of the speakers, from left to right, each as long as the shot.
-        num_frames: of the shot.
-        clip_frames: of the two clips that are encoded, 4n + 1.
-        later_start: first picture of the later clip; the other one begins with the shot.
-        caption: a prompt for it, if there is any.
-        facts: what else its manifest line shall tell; JSON values.
+        show: function of start and stop that returns these frames, [3, T, H, W] in [-1, 1].
+        voices: voices of the speakers, from left to right, each as long as the shot.
+        num_frames: frames of the shot.
+        clip_frames: frames of each of the two clips to encode, 4n + 1.
+        later_start: first frame of the later clip; the opening clip begins with the shot.
+        caption: prompt, or None.
+        facts: further values for the manifest line; JSON values.
     """
 
     show: Callable[[int, int], Tensor]
@@ -59,15 +59,15 @@ class Shot:
 
 
 class Source(Protocol):
-    """Where shots come from."""
+    """Source of shots."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """Names of all shots."""
+        """Keys of all shots."""
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Say what decides the shots, besides their names: JSON values for the fingerprint."""
+        """Return the settings that decide the shots, besides their keys: JSON values."""
         ...
 
     def open(self, key: str) -> Shot:
@@ -76,7 +76,7 @@ class Source(Protocol):
 
 
 class VideoSource:
-    """Pieces of recorded videos, fitted to one of some sizes."""
+    """Source of shots from pieces of recorded videos, fitted to one of several sizes."""
 
     def __init__(
         self,
@@ -86,14 +86,14 @@ class VideoSource:
         sizes: Sequence[tuple[int, int]],
         clip_frames: Sequence[int],
     ) -> None:
-        """Remember what to make.
+        """Store the settings of the shots.
 
         Args:
             videos: folder of the videos.
             pieces: lines of the filter.
-            fingerprint: of the settings that made them.
-            sizes: (height, width), pixels; each piece takes the one nearest to its shape.
-            clip_frames: lengths of clips; each piece takes the longest that fits into it.
+            fingerprint: fingerprint of the settings that made them.
+            sizes: (height, width), pixels; each piece gets the one nearest to its aspect ratio.
+            clip_frames: lengths of clips; each piece gets the longest that fits into it.
         """
         self._videos = videos
         self._pieces = {key: piece for key, piece in pieces.items() if SKIPPED not in piece}
@@ -103,11 +103,11 @@ class VideoSource:
 
     @property
     def keys(self) -> Sequence[str]:
-        """Names of all pieces."""
+        """Keys of all pieces."""
         return list(self._pieces)
 
     def describe(self) -> Mapping[str, Any]:
-        """Say what decides the shots."""
+        """Return the settings that decide the shots."""
         return {
             "source": "videos",
             "pieces": self._fingerprint,
@@ -116,17 +116,17 @@ class VideoSource:
         }
 
     def open(self, key: str) -> Shot:
-        """Make a shot of a piece.
+        """Make the shot of a piece.
 
         Args:
-            key: of the piece.
+            key: key of the piece.
 
         Returns:
-            The shot; pictures are decoded when they are asked for.
+            The shot; frames are decoded when they are requested.
 
         Raises:
-            GeometryError: the piece is shorter than every clip.
-            AudioError: the sound cannot be read.
+            GeometryError: if the piece is shorter than every clip length.
+            AudioError: if the sound cannot be read.
         """
         piece = self._pieces[key]
         path, start, stop = self._videos / piece["video"], piece["start"], piece["stop"]
@@ -144,7 +144,7 @@ class VideoSource:
             voices=(cut_sound(read_sound(path), start, stop),),
             num_frames=num_frames,
             clip_frames=fitting[-1],
-            # Anywhere but at the beginning, which the other clip shows.
+            # Anywhere except at the beginning, where the opening clip starts.
             later_start=1 + draw_number(key, "later") % room if room else 0,
             caption=piece["caption"],
             facts={fact: piece[fact] for fact in ("video", "start", "stop", "tier", "scores")},
@@ -152,7 +152,7 @@ class VideoSource:
 
 
 class AvatarSource:
-    """Drawn avatars, alone or in pairs, that speak for a while."""
+    """Source of shots of drawn avatars, alone or in pairs."""
 
     def __init__(
         self,
@@ -164,15 +164,15 @@ class AvatarSource:
         long_frames: int = 81,
         long_every: int = 3,
     ) -> None:
-        """Remember what to draw.
+        """Store the settings of the shots.
 
         Args:
-            avatars: seeds 0 to this, exclusive.
-            pairs: seeds 0 to this, exclusive; their clips are long.
+            avatars: number of single avatars; their seeds count from 0.
+            pairs: number of pairs; their seeds count from 0 and their clips are long.
             split: ``train`` or ``heldout``.
-            short_frames: of most avatars' clips.
-            long_frames: of the other clips.
-            long_every: one avatar in this many has long clips; 0: none.
+            short_frames: frames of most avatars' clips.
+            long_frames: frames of the other clips.
+            long_every: one avatar in this many has long clips; 0 for none.
         """
         self._counts = {"avatar": avatars, "pair": pairs}
         self._split = split
@@ -180,13 +180,13 @@ class AvatarSource:
 
     @property
     def keys(self) -> Sequence[str]:
-        """Names of all shots: kind and seed."""
+        """Keys of all shots: kind and seed."""
         return [
             f"{kind}_{seed:06d}" for kind, count in self._counts.items() for seed in range(count)
         ]
 
     def describe(self) -> Mapping[str, Any]:
-        """Say what decides the shots; there may be more of them later."""
+        """Return the settings that decide the shots, without their number, which may grow."""
         return {
             "source": "avatars",
             "split": self._split,
@@ -204,7 +204,7 @@ class AvatarSource:
             The shot.
 
         Raises:
-            MissingToolError: espeak-ng is not installed.
+            MissingToolError: if espeak-ng is not installed.
         """
         kind, number = key.split("_")
         seed = int(number)
@@ -251,18 +251,18 @@ class AvatarSource:
 
 
 def choose_size(height: int, width: int, sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """Choose the size whose shape is nearest to a picture's, so that the least is cut off.
+    """Choose the size with the aspect ratio nearest to a picture's, so that least is cropped.
 
     Args:
-        height: of the picture.
-        width: of the picture.
+        height: height of the picture.
+        width: width of the picture.
         sizes: (height, width); at least one.
 
     Returns:
         One of the sizes.
 
     Raises:
-        RequestError: no sizes.
+        RequestError: if there are no sizes.
     """
     allowed = list(sizes)
     if not allowed:

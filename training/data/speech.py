@@ -1,7 +1,7 @@
-"""Synthetic speech: sentences of espeak-ng in many voices, sometimes as a poor recording.
+"""Synthetic speech: sentences of espeak-ng in many voices, sometimes degraded like poor recordings.
 
-In: a split and a seed. Out: mono sound at 16 kHz. It is separate because it alone needs the
-espeak-ng program.
+Input: a split and a seed. Output: mono sound at 16 kHz. Only this module needs the espeak-ng
+program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from turbotalk_core.errors import AudioError, MissingToolError
 
 SAMPLE_RATE = 16000
 
-# Accents of one language share its words.
+# Accents of one language use the same words.
 _VOICES = {
     "en": ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc"),
     "de": ("de",),
@@ -48,20 +48,20 @@ def draw_speech(split: str, seed: int, seconds: float) -> Tensor:
     """Draw an utterance.
 
     Voice, language, speed, pitch, sentences, pauses and recording conditions follow from split and
-    seed alone. The splits say different words.
+    seed alone. The splits have different words.
 
     Args:
         split: `train` or `heldout`.
         seed: 0 or more.
-        seconds: length wanted, positive.
+        seconds: target length, positive.
 
     Returns:
         float32 `[round(16000 * seconds)]` within [-1, 1].
 
     Raises:
-        AudioError: a length that is not positive, or espeak-ng gave no sound.
-        MissingToolError: espeak-ng is not installed.
-        RequestError: an unknown split or a negative seed.
+        AudioError: if the length is not positive, or espeak-ng produced no sound.
+        MissingToolError: if espeak-ng is not installed.
+        RequestError: if the split is unknown or the seed negative.
     """
     length = round(SAMPLE_RATE * seconds)
     if length < 1:
@@ -77,7 +77,7 @@ def draw_speech(split: str, seed: int, seconds: float) -> Tensor:
 
 
 def _language_shares() -> list[float]:
-    """Half of what is said is English, the rest is shared equally."""
+    """Return the shares of the languages: one half for English, the rest divided equally."""
     return [0.5 if name == "en" else 0.5 / (len(WORDS) - 1) for name in WORDS]
 
 
@@ -89,11 +89,11 @@ def _speak_until(
     voice: str,
     settings: tuple[int, int],
 ) -> np.ndarray:
-    """Sentences with pauses between them, exactly `length` samples."""
+    """Synthesise sentences with pauses between them, exactly `length` samples."""
     pieces = [np.zeros(int(SAMPLE_RATE * rng.uniform(0.04, 0.4)))]
     total = len(pieces[0])
     while total < length:
-        # About what fits, so that long sentences are not made to be thrown away.
+        # About as many words as fit, to avoid synthesising speech that is then cut off.
         wanted = 1 + int(2.8 * (length - total) / SAMPLE_RATE)
         count = int(min(rng.integers(3, 12), wanted + 1))
         spoken = _speak(_write_sentence(rng, words, count), voice, *settings)
@@ -101,7 +101,7 @@ def _speak_until(
         pieces += [spoken, pause]
         total += len(spoken) + len(pause)
     sound = np.concatenate(pieces)[:length]
-    # Cut by a short fade, not by a click; some clips end in silence.
+    # The end is faded out shortly, to avoid a click; some clips end in silence.
     tail = int(SAMPLE_RATE * (rng.uniform(0.1, 0.4) if rng.random() < 0.5 else 0.0))
     fade = min(320, length)
     if tail + fade < length // 2:
@@ -119,7 +119,7 @@ def _write_sentence(rng: np.random.Generator, words: tuple[str, ...], count: int
 
 
 def _speak(text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
-    """One sentence at 16 kHz without its leading and trailing silence."""
+    """Synthesise one sentence at 16 kHz, without its leading and trailing silence."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise MissingToolError(
@@ -145,7 +145,7 @@ def _speak(text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarr
 
 
 def _degrade(rng: np.random.Generator, clean: np.ndarray) -> np.ndarray:
-    """Room, noise and music as in ordinary recordings; mostly none of them."""
+    """Add room, noise and music as in ordinary recordings; in most cases none of them."""
     sound = clean / max(float(np.abs(clean).max()), 1e-6)
     speech_level = float(np.sqrt(np.mean(sound**2)))
     if rng.random() < 0.25:
@@ -161,7 +161,7 @@ def _degrade(rng: np.random.Generator, clean: np.ndarray) -> np.ndarray:
 
 
 def _add_room(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
-    """A short exponential echo tail; direct sound stays first, so nothing is delayed."""
+    """Add a short exponential echo tail; the direct sound comes first, so nothing is delayed."""
     decay = rng.uniform(0.08, 0.25)
     times = np.arange(int(SAMPLE_RATE * decay)) / SAMPLE_RATE
     tail = rng.standard_normal(len(times)) * 10 ** (-3 * times / decay)
@@ -171,7 +171,7 @@ def _add_room(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
 
 
 def _colour_noise(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Noise of unit power between white and brown."""
+    """Return noise of unit power with a spectrum between white and brown."""
     spectrum = np.fft.rfft(rng.standard_normal(length))
     hertz = np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 40.0)
     noise = np.fft.irfft(spectrum * hertz ** -rng.uniform(0, 1), length)
@@ -179,7 +179,7 @@ def _colour_noise(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def _play_music(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Slow soft chords of unit power."""
+    """Return slow soft chords of unit power."""
     times = np.arange(length) / SAMPLE_RATE
     music = np.zeros(length)
     root = rng.uniform(110, 220)

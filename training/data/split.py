@@ -1,16 +1,17 @@
-"""From a folder of videos to pieces: spans without a cut, not too short and not too long.
+"""Splitting of videos into pieces: spans without a cut and within limits of length.
 
     python -m training.data split --videos FOLDER --set SET
 
-In: mp4, mkv and webm files, and captions beside them or in a table. Out: ``SET/scenes``, a line per
-video that names its pieces. Nothing is encoded anew: a piece is a file and a span of its pictures,
-25 per second.
+Input: mp4, mkv and webm files, with captions beside them or in a table. Output: ``SET/scenes``, a
+line per video that lists its pieces. No video is re-encoded: a piece is a file and a range of its
+frames, 25 per second.
 
-A cut is where a picture differs from the one before by more than ``CUT_DIFFERENCE``, and by more
-than ``CUT_RATIO`` times what its neighbours differ by (median): the second keeps a moving camera or
-a flickering lamp from being taken for cuts. PySceneDetect does the same with more kinds of
-measures; it needs OpenCV, of which several packages overwrite each other in the environments of
-ComfyUI's users, and here hard cuts are all there is to find: fades are rare where people talk.
+A cut is a frame that differs from the one before by more than ``CUT_DIFFERENCE``, and by more than
+``CUT_RATIO`` times the median difference of its neighbours. The second condition prevents a moving
+camera or a flickering lamp from being detected as cuts. PySceneDetect has the same method with more
+kinds of measures, but it needs OpenCV, and several OpenCV packages overwrite each other in the
+environments of ComfyUI users. Hard cuts are enough here, because fades are rare in footage of
+people who talk.
 
 Axes: T video frames, H height, W width, C channels.
 """
@@ -48,19 +49,19 @@ SCENES = "scenes"  # folder of this stage
 CUT_DIFFERENCE = 0.08  # mean absolute difference of pixels in [0, 1]
 CUT_RATIO = 3.0
 CUT_NEIGHBOURS = 3  # differences on each side
-THUMBNAIL = (24, 24)  # pixels: small enough that motion hardly counts, and a cut does
+THUMBNAIL = (24, 24)  # pixels: so small that motion changes little, and a cut changes much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSettings:
-    """What decides the pieces.
+    """Settings that decide the pieces.
 
     Attributes:
-        min_frames: of a piece; 25 are a second. At least a chunk of the training.
-        max_frames: of a piece; longer scenes are cut into equal pieces.
+        min_frames: shortest piece, in frames at 25 per second; at least one training chunk.
+        max_frames: longest piece; longer scenes are cut into equal pieces.
 
     Raises:
-        RequestError: lengths that cannot be.
+        RequestError: if the lengths are invalid.
     """
 
     min_frames: int = 81
@@ -80,17 +81,18 @@ def run_split(
     """Split all videos of a folder that are not split yet.
 
     Args:
-        videos: folder to look through.
-        out: the set.
-        settings: lengths.
-        work: this process's share.
-        captions: table of captions; None where they stand beside the videos, if anywhere.
+        videos: folder to search.
+        out: folder of the set.
+        settings: limits of length.
+        work: this process's share of the work.
+        captions: table of captions; None to use text files beside the videos, if there are any.
 
     Returns:
-        What was done.
+        Summary of the run.
 
     Raises:
-        RequestError: no videos, or a table of captions that cannot be read or names other files.
+        RequestError: if there are no videos, or the table of captions cannot be read or lists files
+            that are not there.
     """
     names = find_videos(videos) if videos.is_dir() else []
     if not names:
@@ -105,7 +107,7 @@ def run_split(
             f"{strangers[0]}); name files by their path inside that folder"
         )
     folder = out / SCENES
-    # Where the videos are may change; what they are may not.
+    # The folder of the videos may change between runs; these settings may not.
     open_stage(folder, {**asdict(settings), "cuts": [CUT_DIFFERENCE, CUT_RATIO]}, work)
     journal = Journal(folder, work)
     missing = list_missing(names, journal.before, work)
@@ -120,7 +122,7 @@ def run_split(
 def _split(videos: Path, name: str, settings: SplitSettings, captions: Mapping[str, str]) -> Record:
     path = videos / name
     frames = open_video(path)
-    read_sound(path)  # a video that cannot be heard is of no use, and this says so
+    read_sound(path)  # raises an error for a video without sound, which is useless here
     picture_HWC = next(frames.play(0, 1))
     scenes = find_scenes(frames.play(0, len(frames)))
     pieces = [piece for scene in scenes for piece in cut_pieces(*scene, settings)]
@@ -143,10 +145,10 @@ def find_scenes(pictures: Iterable[Tensor]) -> list[tuple[int, int]]:
     """Find the spans between cuts.
 
     Args:
-        pictures: each [H, W, 3] in [0, 1]; at least one.
+        pictures: frames, each [H, W, 3] in [0, 1]; at least one.
 
     Returns:
-        Spans [start, stop) that tile the pictures.
+        Spans [start, stop) that cover all frames.
     """
     differences, before = [], None
     for picture_HWC in pictures:
@@ -159,21 +161,21 @@ def find_scenes(pictures: Iterable[Tensor]) -> list[tuple[int, int]]:
 
 
 def find_cuts(differences_T: Tensor) -> list[int]:
-    """Tell at which pictures a new scene begins.
+    """Find the frames at which a new scene begins.
 
     Args:
-        differences_T: of each picture from the one before, the first's is 0.
+        differences_T: difference of each frame from the one before; the first value is 0.
 
     Returns:
-        Numbers of pictures, ascending, none of them 0.
+        Frame numbers, ascending, without 0.
     """
     differences = differences_T.tolist()
     cuts = []
     for t in range(1, len(differences)):
-        # The first entry compares with nothing, so it is no neighbour.
+        # The first frame has no frame before it, so its difference is left out.
         before = differences[max(1, t - CUT_NEIGHBOURS) : t]
         around = before + differences[t + 1 : t + CUT_NEIGHBOURS + 1]
-        # The median, which another cut nearby does not move.
+        # The median is not changed by another cut nearby.
         usual = median(around) if around else 0.0
         if differences[t] > max(CUT_DIFFERENCE, CUT_RATIO * usual):
             cuts.append(t)
@@ -181,15 +183,15 @@ def find_cuts(differences_T: Tensor) -> list[int]:
 
 
 def cut_pieces(start: int, stop: int, settings: SplitSettings) -> list[tuple[int, int]]:
-    """Cut a scene into equal pieces, as few as the longest length allows.
+    """Cut a scene into equal pieces, as few as the largest length allows.
 
     Args:
-        start: first picture of the scene.
-        stop: one past its last.
-        settings: lengths.
+        start: first frame of the scene.
+        stop: one past its last frame.
+        settings: limits of length.
 
     Returns:
-        Spans that tile the scene; none where pieces would be too short.
+        Spans that cover the scene; empty if the pieces would be too short.
     """
     num_frames = stop - start
     num_pieces = -(-num_frames // settings.max_frames)
@@ -202,13 +204,13 @@ def read_captions(path: Path) -> dict[str, str]:
     """Read a table of captions.
 
     Args:
-        path: CSV with a head line, or JSONL; columns ``file`` and ``caption``.
+        path: CSV with a header line, or JSONL; columns ``file`` and ``caption``.
 
     Returns:
         Captions by file.
 
     Raises:
-        RequestError: the table cannot be read, or lacks a column.
+        RequestError: if the table cannot be read, or lacks a column.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -1,11 +1,10 @@
-"""What all stages of preparing data share: settings, journals, and the parts of the work.
+"""Resumable stages of data preparation: settings, journals, and division of the work.
 
-    SET/scenes/settings.json           the settings that made this folder, and their fingerprint
-    SET/scenes/items-00-of-01.jsonl    one line per finished item, of one process of one
+    SET/scenes/settings.json           settings that made this folder, and their fingerprint
+    SET/scenes/items-00-of-01.jsonl    journal of process 0 of 1: one line per finished item
 
-In: settings and items. Out: a folder that says how it was made and what of it is done. An item's
-line is appended when everything it tells of is on disk, so a run that was stopped at any moment
-goes on where it was. Separate because a stage itself should only know how one item is made.
+The line of an item is appended after all its files are on disk, so a run that was stopped at any
+moment can resume. The stages themselves only implement how one item is made.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SETTINGS = "settings.json"
 JOURNALS = "items-*.jsonl"
 KEY, SKIPPED, ATTEMPT = "key", "skipped", "attempt"
 
-_PLAIN = (".pt2", ".model")  # programs and tokenizers: a file each, and no weights
+_PLAIN = (".pt2", ".model")  # exported programs and tokenizers: single files, not sharded weights
 
 _log = getLogger(__name__)
 
@@ -43,16 +42,16 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Which share of the work a process does, and how it treats what is there.
+    """A process's share of the work, and its treatment of existing items.
 
     Attributes:
-        part: of several processes, which one; 0 or more.
-        parts: how many processes share the work.
-        overwrites: throw away what was made with other settings.
-        retries: try again what was skipped.
+        part: number of the process, 0 or more.
+        parts: number of processes that share the work.
+        overwrites: whether to delete items that were made with other settings.
+        retries: whether to try skipped items again.
 
     Raises:
-        RequestError: a part that is not one of the parts.
+        RequestError: if ``part`` is out of range.
     """
 
     part: int = 0
@@ -69,18 +68,18 @@ class Work:
 
     @property
     def name(self) -> str:
-        """What files of this share are called by."""
+        """Prefix of the names of this share's files."""
         return f"{self.part:02d}-of-{self.parts:02d}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What a run of a stage did.
+    """Summary of a run of a stage.
 
     Attributes:
-        num_made: items of this run.
-        num_kept: items that were there before.
-        skips: why items, of now and of before, were left out; each reason with its number.
+        num_made: items made in this run.
+        num_kept: items that existed before.
+        skips: numbers of skipped items, of this run and earlier ones, by reason.
     """
 
     num_made: int
@@ -88,7 +87,7 @@ class Summary:
     skips: Mapping[str, int]
 
     def lines(self) -> list[str]:
-        """Describe the run for people, a fact a line."""
+        """Return the summary for display, one fact per line."""
         lines = [f"{self.num_made} made, {self.num_kept} were there"]
         if self.skips:
             lines.append(f"{sum(self.skips.values())} skipped:")
@@ -97,32 +96,32 @@ class Summary:
 
 
 def fingerprint_files(path: Path) -> dict[str, Any]:
-    """Say which model file this is, so that another one is noticed.
+    """Identify a model file by its content.
 
     Args:
-        path: of a model file, or what stands for its shards.
+        path: model file, or the index file of its shards.
 
     Returns:
         Name, bytes and SHA-256 of all its bytes.
 
     Raises:
-        CheckpointError: a file that is missing or cannot be read.
+        CheckpointError: if a file is missing or cannot be read.
     """
     return hash_files(path.name, (path,) if path.suffix in _PLAIN else read_header(path).files)
 
 
 def hash_files(name: str, files: Sequence[Path]) -> dict[str, Any]:
-    """Read whole files to say which they are.
+    """Identify files by their whole content.
 
     Args:
-        name: that stands for them all.
-        files: read one after the other.
+        name: common name of the files.
+        files: files to read, one after the other.
 
     Returns:
         Name, bytes and SHA-256 of all their bytes.
 
     Raises:
-        CheckpointError: a file that is missing or cannot be read.
+        CheckpointError: if a file is missing or cannot be read.
     """
     digest, num_bytes = hashlib.sha256(), 0
     try:
@@ -139,24 +138,24 @@ def hash_files(name: str, files: Sequence[Path]) -> dict[str, Any]:
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """Give a short name to settings: equal ones have the same, others do not."""
+    """Return a short digest of settings; equal settings have equal digests."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_stage(
     folder: Path, settings: Mapping[str, Any], work: Work, products: Iterable[str] = ()
 ) -> None:
-    """Make the folder of a stage, or check that it was made with the same settings.
+    """Create the folder of a stage, or check that it was made with the same settings.
 
     Args:
-        folder: of the stage.
-        settings: everything that decides what its items are; JSON values.
-        work: says whether what was made with other settings may be thrown away.
+        folder: folder of the stage.
+        settings: everything that decides the items; JSON values.
+        work: whether items made with other settings may be deleted.
         products: patterns of the files that the stage makes besides its journals.
 
     Raises:
-        RequestError: it was made with other settings.
-        OutputError: the folder cannot be written.
+        RequestError: if it was made with other settings.
+        OutputError: if the folder cannot be written.
     """
     path = folder / SETTINGS
     with reports_disk_errors(path):
@@ -175,30 +174,30 @@ def open_stage(
                 "part 0 throws it away; start that one first"
             )
         with reports_disk_errors(folder):
-            # Journals first: what is left of a deletion that was stopped is made anew.
+            # Journals first: after an interrupted deletion, all items are made again.
             for pattern in (JOURNALS, *products):
                 for file in folder.glob(pattern):
                     file.unlink()
         present = None
     if present is None:
         described = {"fingerprint": fingerprint(settings), "settings": settings}
-        partial = folder / f".{work.name}.{SETTINGS}"  # parts that start together share none
+        partial = folder / f".{work.name}.{SETTINGS}"  # unique, in case parts start together
         with reports_disk_errors(path):
             partial.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
             partial.replace(path)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read how a stage's folder was made.
+    """Read the settings that made a stage's folder.
 
     Args:
-        folder: of the stage.
+        folder: folder of the stage.
 
     Returns:
         ``fingerprint`` and ``settings``.
 
     Raises:
-        RequestError: there is no such folder, or its settings cannot be read.
+        RequestError: if there is no such folder, or its settings cannot be read.
     """
     path = folder / SETTINGS
     try:
@@ -213,18 +212,18 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_journals(folder: Path) -> dict[str, Record]:
-    """Read what a stage has finished, by key; of two lines of an item the last attempt counts.
+    """Read the finished items of a stage, by key; of several lines of an item the last counts.
 
-    A line that a stopped process left unfinished is passed over: its item is made again.
+    A line that a stopped process left unfinished is ignored, so its item is made again.
 
     Args:
-        folder: of the stage.
+        folder: folder of the stage.
 
     Returns:
         The lines of all processes, sorted by key.
 
     Raises:
-        OutputError: a finished line that is not JSON.
+        OutputError: if a finished line is not JSON.
     """
     records: dict[str, Record] = {}
     for path in sorted(folder.glob(JOURNALS)):
@@ -247,21 +246,21 @@ def read_journals(folder: Path) -> dict[str, Record]:
 
 
 class Journal:
-    """Finished items of one process, appended to its file.
+    """Journal of one process: a file to which finished items are appended.
 
     Attributes:
-        before: what all processes had finished when it was opened, by key.
+        before: items that all processes had finished when it was opened, by key.
     """
 
     def __init__(self, folder: Path, work: Work) -> None:
-        """Open the file; an unfinished last line is cut off.
+        """Open the file, and remove an unfinished last line.
 
         Args:
-            folder: of the stage.
-            work: names the file.
+            folder: folder of the stage.
+            work: share of the work, from which the file's name follows.
 
         Raises:
-            OutputError: the file cannot be written, or a line is damaged.
+            OutputError: if the file cannot be written, or a line is damaged.
         """
         self.before = read_journals(folder)
         self._path = folder / JOURNALS.replace("*", work.name)
@@ -274,10 +273,10 @@ class Journal:
         """Write finished items; they are on disk when this returns.
 
         Args:
-            records: one line each; of an item that had one before, it is the next attempt.
+            records: one line per item; for an item with a line, it is the next attempt.
 
         Raises:
-            OutputError: the disk refused.
+            OutputError: if the file cannot be written.
         """
         lines = "".join(json.dumps(self._count(record)) + "\n" for record in records)
         with reports_disk_errors(self._path), self._path.open("ab") as file:
@@ -291,15 +290,15 @@ class Journal:
 
 
 def list_missing(keys: Iterable[str], done: Mapping[str, Record], work: Work) -> list[str]:
-    """Choose this process's share of the items that are not done.
+    """List this process's share of the items that are not done.
 
-    The share depends on an item's key alone, so that processes which see other lists, because files
-    were added between their starts, never share an item.
+    The share depends on an item's key alone. So processes never share an item, even if their lists
+    differ because files were added between their starts.
 
     Args:
-        keys: all items.
+        keys: keys of all items.
         done: finished items.
-        work: the share, and whether what was skipped is tried again.
+        work: the share, and whether skipped items are tried again.
 
     Returns:
         Keys, in the order given.
@@ -313,19 +312,19 @@ def list_missing(keys: Iterable[str], done: Mapping[str, Record], work: Work) ->
 
 
 def draw_number(key: str, purpose: str) -> int:
-    """Draw a whole number from 0 to 2**64 - 1 that belongs to an item and a purpose."""
+    """Return an integer from 0 to 2**64 - 1, as a fixed hash of an item's key and a purpose."""
     return int.from_bytes(hashlib.sha256(f"{purpose}/{key}".encode()).digest()[:8], "big")
 
 
 def attempt(key: str, make: Callable[[], Record]) -> Record:
-    """Make the line of an item, or the one that says why there is none.
+    """Make the line of an item, or a line with the reason why it was skipped.
 
-    What is wrong with the item is told in its line. What is wrong with the run, such as a model
-    file, a full disk or a missing program, is raised: every other item would meet it, too.
+    An error of the item itself goes into its line. An error that every other item would meet too,
+    such as a bad model file, a full disk or a missing program, is raised.
 
     Args:
-        key: of the item.
-        make: makes what its line tells, without the key.
+        key: key of the item.
+        make: function that returns the line without the key.
 
     Returns:
         The line.
@@ -340,14 +339,14 @@ def attempt(key: str, make: Callable[[], Record]) -> Record:
 
 
 def summarize(folder: Path, num_made: int) -> Summary:
-    """Count what a stage's folder holds now.
+    """Count the items in a stage's folder.
 
     Args:
-        folder: of the stage.
-        num_made: items that this run made.
+        folder: folder of the stage.
+        num_made: number of items that this run made.
 
     Returns:
-        The counts; reasons are counted by their kind of error.
+        The counts; reasons are grouped by type of error.
     """
     records = read_journals(folder)
     skips: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Clips of the synthetic talking-avatar set, whole: picture, sound and the truth about the mouth.
+"""Complete clips of the synthetic talking-avatar set: picture, sound and the true mouth curve.
 
-In: a split and a seed. Out: clips, or with `python -m training.data.synthetic` files to look at.
-It is separate because it is the one door to this set for training and evaluation.
+Input: a split and a seed. Output: clips, or files from `python -m training.data.synthetic`.
+Training and evaluation use the set through this module.
 
 Axes: C channels, T video frames, H height, W width, S audio samples.
 """
@@ -28,19 +28,19 @@ from turbotalk_core.types import Waveform
 from turbotalk_core.video.assemble import assemble, quantize_frames
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
-SILENT_SHARE = 0.03  # Of clips, so that a model learns what silence looks like.
+SILENT_SHARE = 0.03  # Fraction of silent clips, from which a model learns the closed mouth.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticClip:
-    """One avatar saying one utterance.
+    """Clip of one avatar with one utterance.
 
     Attributes:
         frames_CTHW: float32 in [-1, 1].
         waveform_S: float32 mono, exactly as long as the frames.
         sample_rate: Hz.
-        mouth: the true mouth, which follows from the waveform alone.
-        still_mask_HW: True where no pixel changes in this clip, nor from its reference.
+        mouth: true mouth curve, which follows from the waveform alone.
+        still_mask_HW: True where no pixel changes, neither in this clip nor from its reference.
     """
 
     frames_CTHW: Tensor
@@ -59,11 +59,11 @@ def draw_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
         num_frames: at least 1, at 25 frames a second.
 
     Returns:
-        The same clip for the same arguments.
+        The clip; the same arguments return the same one.
 
     Raises:
-        MissingToolError: espeak-ng is not installed.
-        RequestError: an unknown split, a negative seed or no frames.
+        MissingToolError: if espeak-ng is not installed.
+        RequestError: if the split is unknown, the seed negative, or there are no frames.
     """
     return draw_clip_with_reference(split, seed, num_frames, gap_frames=0)[0]
 
@@ -71,21 +71,21 @@ def draw_clip(split: str, seed: int, num_frames: int) -> SyntheticClip:
 def draw_clip_with_reference(
     split: str, seed: int, num_frames: int, gap_frames: int
 ) -> tuple[SyntheticClip, Tensor]:
-    """Draw a clip and an earlier frame of the same take.
+    """Draw a clip, and an earlier frame of the same recording as its reference.
 
     Args:
         split: `train` or `heldout`.
         seed: 0 or more.
-        num_frames: of the clip, at least 1.
-        gap_frames: how long before the clip's first frame the reference was taken; motion and
-            speech go on in between. 0 makes the first frame the reference.
+        num_frames: frames of the clip, at least 1.
+        gap_frames: frames from the reference to the clip's first frame, with continuous motion and
+            speech. With 0 the first frame is the reference.
 
     Returns:
         The clip, and the reference `[3, H, W]`.
 
     Raises:
-        MissingToolError: espeak-ng is not installed.
-        RequestError: an unknown split, a negative seed or gap, or no frames.
+        MissingToolError: if espeak-ng is not installed.
+        RequestError: if the split is unknown, the seed or gap negative, or there are no frames.
     """
     if num_frames < 1 or gap_frames < 0:
         raise RequestError(
@@ -103,13 +103,13 @@ def draw_clip_with_reference(
 def film(
     split: str, seed: int, take_S: Tensor, gap_frames: int = 0
 ) -> tuple[SyntheticClip, Tensor]:
-    """Let an avatar say a given sound.
+    """Render an avatar that says a given sound.
 
     Args:
         split: `train` or `heldout`.
-        seed: of the avatar and its motion.
-        take_S: what is said, mono at SAMPLE_RATE, a whole number of frames and more than the gap.
-        gap_frames: frames at the start that come before the clip, of which the first is the
+        seed: seed of the avatar and its motion.
+        take_S: the sound, mono at SAMPLE_RATE, a whole number of frames and longer than the gap.
+        gap_frames: frames at the start that come before the clip; the first of them is the
             reference.
 
     Returns:
@@ -120,7 +120,7 @@ def film(
     take_mouth = mouth_curve(take_S)
     motion = draw_motion(avatar, split, seed, total, take_mouth.opening_T)
     waveform_S = take_S[gap_frames * SAMPLES_PER_FRAME :].clone()
-    # The clip's mouth follows from the sound of the clip, not from what was said before it.
+    # The mouth curve of the clip is computed from its own sound, without the sound before it.
     mouth = mouth_curve(waveform_S)
     painting = paint(avatar, motion.select(gap_frames, total), mouth)
     frames_CTHW, still_mask_HW = painting.frames_CTHW, painting.still_mask_HW
@@ -140,12 +140,12 @@ def film(
 
 
 def to_pixels(frames_CTHW: Tensor) -> np.ndarray:
-    """Frames in [-1, 1] as uint8 `[T, H, W, C]`."""
+    """Convert frames in [-1, 1] to uint8 `[T, H, W, C]`."""
     return quantize_frames(frames_CTHW.unsqueeze(0)).contiguous().numpy()
 
 
 def make_sheet(clips_CTHW: Sequence[Tensor], columns: int) -> np.ndarray:
-    """Rows of evenly chosen frames, one row per clip, as one uint8 picture `[H, W, C]`."""
+    """Arrange evenly spaced frames, one row per clip, in one uint8 picture `[H, W, C]`."""
     rows = []
     for frames_CTHW in clips_CTHW:
         chosen = torch.linspace(0, frames_CTHW.shape[1] - 1, columns).round().long()

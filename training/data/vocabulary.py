@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001 - Turkish writes a dotless i.
-"""The words that the synthetic voices say, in twelve languages.
+"""Vocabulary of the synthetic voices, in twelve languages.
 
 Every fourth word of a language belongs to the held-out split and the others to the training split,
-so no held-out word is ever heard in training.
+so no held-out word occurs in training.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class WordList:
-    """The words of one language.
+    """Words of one language.
 
     Attributes:
         words: all words, without repetition.
@@ -21,7 +21,7 @@ class WordList:
     words: tuple[str, ...]
 
     def of(self, split: str) -> tuple[str, ...]:
-        """The words of `train` or `heldout`."""
+        """Return the words of a split, `train` or `heldout`."""
         wants_heldout = split == "heldout"
         return tuple(
             word for place, word in enumerate(self.words) if (place % 4 == 3) == wants_heldout

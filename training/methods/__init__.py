@@ -1,1 +1,1 @@
-"""The methods: what is learnt from a batch, each in a file of its own."""
+"""Training methods, each in a file of its own."""

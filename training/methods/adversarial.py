@@ -1,8 +1,9 @@
-"""Progressive adversarial distillation: a four-step student becomes a one-step one (stage 2).
+"""Progressive adversarial distillation: a one-step student from a four-step one (stage 2).
 
-Phases of 3, 2 and 1 steps, each going on from the one before. In each the student makes whole
-videos by all its steps, with a gradient at the last, and a discriminator tells them from real ones.
-Self-compare asks for more: at first to be as good as the four-step model is.
+Phases of 3, 2 and 1 steps, each starting from the one before. The student generates whole videos
+with all its steps, with a gradient through the last step alone. A discriminator is trained to score
+real videos above the student's. Self-compare adds a second goal for the student: to score at least
+as high as the four-step model, which is within reach from the start of a phase.
 
 Axes: B batch, C channels, F latent frames, H height, W width, K samples.
 Source: TurboTalk, section 3.3, Eq. 4-11 and Algorithm 1.
@@ -53,46 +54,46 @@ from training.timesteps import (
 )
 from turbotalk_core.errors import RecipeError, ScheduleError
 
-FOUR_STEPS = 4  # TurboTalk: what stage 1 ends with and self-compare compares with
+FOUR_STEPS = 4  # TurboTalk: steps of stage 1's student, the reference of self-compare
 
 Samples = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adversarial:
-    """Settings of one phase.
+    """Settings of one phase of adversarial distillation.
 
     Every step updates the discriminator once; every ``student_every``-th step updates the student
     once after it.
 
     Attributes:
-        student: how it learns; rate [read: a third-party note: "about 4e-7"].
-        discriminator: how it learns: LoRA layers on the four-step model and its heads, or all
+        student: training settings; rate [read: a third-party note: "about 4e-7"].
+        discriminator: training settings: LoRA layers on the four-step model and its heads, or all
             weights [inferred: 2e-6 for all weights, ten times that with LoRA].
-        num_steps: of the student in this phase.
-        timesteps: of the student, before the shift; None for even parts of 1000.
-        before: last timestep of the phase before; None for that of one step more.
+        num_steps: number of the student's steps in this phase.
+        timesteps: timesteps before the shift; None for even parts of 1000.
+        before: last timestep of the phase before; None for that of a student with one step more.
         shift: flow shift of the schedules, which inference must share.
-        warmup: dynamic timestep sampling, Eq. 9: the last step stands anywhere between ``before``
-            and its place (uniform), up to a bound that moves there (curriculum), or at its place
-            from the start (off).
-        warmup_steps: of the phase, how long [read: TurboTalk: 500].
-        student_every: steps of which one updates the student; 1 [inferred: APT].
-        loss: of the discriminator's and the student's adversarial terms.
-        self_compare_weight: lambda of Eq. 11 [read: 50]; 0 does without the four-step model.
-        four_step: where its samples come from. ``adapters_off``: the discriminator's backbone
+        warmup: dynamic timestep sampling, Eq. 9: the last timestep is drawn between ``before`` and
+            its final value (uniform), up to a bound that moves there (curriculum), or has its
+            final value from the start (off).
+        warmup_steps: length of the warm-up in steps of the phase [read: TurboTalk: 500].
+        student_every: the student is updated once in so many steps; 1 [inferred: APT].
+        loss: form of the discriminator's and the student's adversarial terms.
+        self_compare_weight: lambda of Eq. 11 [read: 50]; with 0 there is no four-step model.
+        four_step: network of the four-step samples. ``adapters_off``: the discriminator's backbone
             without its LoRA layers, which is the four-step model, at no cost in memory
-            [inferred]. ``frozen``: a copy.
-        four_step_weight: of a term by which the discriminator tells four-step samples from the
-            student's [inferred: 0, Eq. 8 has none].
-        penalty_weight: gamma of Eq. 8, of all finite-difference penalties [inferred: APT's 100].
-        penalty_size: s of Eq. 7, of the noise that is added [inferred: APT's 0.1].
-        discriminator_shift: of the noise level that the discriminator is told, uniform at 1
-            [inferred: APT2].
-        scores_noisy: samples are brought to that level before they are scored, as DMD2 and AAD-1
-            do; else they are scored clean, as APT does [inferred].
-        memory_light: the discriminator's loss is backpropagated one sample at a time, for one
-            more call of each but one; the gradient is the same.
+            [inferred]. ``frozen``: a copy of the model.
+        four_step_weight: weight of a term by which the discriminator scores four-step samples
+            above the student's [inferred: 0, Eq. 8 has none].
+        penalty_weight: gamma of Eq. 8, for all finite-difference penalties [inferred: APT's 100].
+        penalty_size: s of Eq. 7, the size of the added noise [inferred: APT's 0.1].
+        discriminator_shift: flow shift of the noise level that is passed to the discriminator;
+            with 1 the level is uniform [inferred: APT2].
+        scores_noisy: whether samples are noised to that level before they are scored, as in DMD2
+            and AAD-1, or scored clean, as in APT [inferred: clean].
+        memory_light: whether the discriminator's loss is backpropagated one sample at a time. The
+            gradient is the same; each sample except the last needs a second network call.
     """
 
     student: Learning = Learning(learning_rate=4e-7)
@@ -137,17 +138,17 @@ class Adversarial:
         return even_timesteps(self.num_steps + 1)[-1]
 
     def sigmas(self, last_timestep: float | None = None) -> list[float]:
-        """List the noise levels at which the student is called.
+        """Compute the noise levels at which the student is called.
 
         Args:
-            last_timestep: where the last step stands; None for its own place.
+            last_timestep: last timestep of the schedule; None for its final value.
 
         Returns:
-            Descending, without the final 0.
+            Sigmas, descending, without the final 0.
 
         Raises:
-            ScheduleError: timesteps or a shift that make no schedule, or a last one that does not
-                come before its own place.
+            ScheduleError: if timesteps and shift form no valid schedule, or the last timestep is
+                above its final value.
         """
         timesteps = self._timesteps()
         if last_timestep is not None:
@@ -161,11 +162,11 @@ class Adversarial:
         return to_sigmas(timesteps, self.shift)
 
     def roles(self) -> dict[str, RoleSpec]:
-        """Name the networks it needs.
+        """Return the networks it needs.
 
         Returns:
-            Student and discriminator, which both begin with the student that stage 1 ended with,
-            and where it is a copy the four-step model. In later phases all go on.
+            Student and discriminator, which both start from stage 1's student, and for ``frozen``
+            the four-step model. In later phases all continue.
         """
         roles = {
             "student": RoleSpec(begins_with="student", learning=self.student),
@@ -180,13 +181,13 @@ class Adversarial:
     def updates(
         self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
     ) -> Iterator[Update]:
-        """Make the updates of one step: the discriminator's, and the student's where it is due.
+        """Make the updates of one step: the discriminator's, and the student's in its turn.
 
         Args:
-            step: of the phase.
+            step: number of the step in the phase.
             batch: real samples and conditions.
-            roles: the engines.
-            draws: of this step.
+            roles: engines by role.
+            draws: random streams of this step.
 
         Yields:
             The updates.
@@ -194,8 +195,8 @@ class Adversarial:
         last_timestep = self.draw_timestep(step, draws.shared("last timestep"))
         sigmas = self.sigmas(last_timestep)
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
-        # The discriminator's update does not change the student: what leads to its last step,
-        # and what the four-step model makes, serve both updates.
+        # The discriminator's update does not change the student. So the noisy latents before its
+        # last step, and the four-step samples, are computed once for both updates.
         student = roles["student"]
         noisy = approach(student.module, sigmas, batch, noise, draws.own("renoise"))
         with torch.no_grad():
@@ -218,14 +219,14 @@ class Adversarial:
             yield Update(role="student", losses=[loss], log=log)
 
     def draw_timestep(self, step: int, generator: torch.Generator) -> float | None:
-        """Draw where the last step stands, Eq. 9.
+        """Draw the last timestep, Eq. 9.
 
         Args:
-            step: of the phase.
-            generator: the same on all ranks.
+            step: number of the step in the phase.
+            generator: random stream that is the same on all ranks.
 
         Returns:
-            A timestep before the shift, or None for its own place.
+            A timestep before the shift, or None for its final value.
         """
         if self.warmup == "off" or step >= self.warmup_steps:
             return None
@@ -236,7 +237,7 @@ class Adversarial:
     def _make_four_step(
         self, batch: Batch, noise: Tensor, roles: Mapping[str, Engine], draws: Draws
     ) -> Tensor:
-        # The student's noise: Eq. 10 needs no pairs, but pairs have less variance [inferred].
+        # With the student's noise: Eq. 10 needs no pairs, but pairs lower the variance [inferred].
         sigmas = to_sigmas(even_timesteps(FOUR_STEPS), self.shift)
         if self.four_step == "frozen":
             model = roles["four_step"].module
@@ -251,7 +252,7 @@ class Adversarial:
     def _present(
         self, samples: Samples, batch: Batch, draws: Draws, purpose: str
     ) -> tuple[Samples, Tensor]:
-        """Give samples as they are scored, and the noise level that the discriminator is told."""
+        """Return samples as they are scored, and the noise level for the discriminator."""
         generator = draws.own(f"{purpose} noise level")
         sigma_B = draw_sigmas(batch.size, self.discriminator_shift, generator)
         sigma_B = sigma_B.to(batch.latents_BCFHW.device)
@@ -268,17 +269,17 @@ class Adversarial:
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Iterator[Callable[[], Tensor]]:
-        """Eq. 8, whole or a sample at a time."""
+        """Yield Eq. 8, as a whole or one sample at a time."""
         scored, sigma_B = self._present(samples, batch, draws, "discriminator")
         inputs = dict(scored)
         if self.penalty_weight > 0:
             for name, latents in scored.items():
                 noise = draw_noise(latents, draws.own(f"perturbation of {name}"))
-                # Of what was scored, itself.
+                # The perturbation is added to exactly the latents that are scored.
                 perturbed = latents + self.penalty_size * noise * batch.free_B1F11
                 inputs[f"perturbed {name}"] = perturbed
         elif self.four_step_weight == 0:
-            inputs.pop("four_step", None)  # no term would look at it
+            inputs.pop("four_step", None)  # no term of the loss uses it
         names, rows = list(inputs), list(inputs.values())
         loss = partial(self._discriminator_loss, names, log)
         if not self.memory_light:
@@ -288,13 +289,13 @@ class Adversarial:
 
             yield whole
             return
-        # All logits are needed to know what each sample's counts; the last one's graph serves.
+        # All logits are needed for the weight of each sample; only the last call keeps its graph.
         *earlier, last = rows
         found: list[Tensor] = []
 
         def share(logit_B: Tensor, value: Tensor, weight_B: Tensor) -> Tensor:
             weighted = (logit_B * weight_B).sum()
-            # The parts add up to the loss, and have the gradients of their shares.
+            # The values of the parts add up to the loss, their gradients to its gradient.
             return weighted - weighted.detach() + value / len(rows)
 
         def begin() -> Tensor:
@@ -337,7 +338,7 @@ class Adversarial:
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Tensor:
-        """Eq. 11; the discriminator's weights stay, and only the student's logit has a graph."""
+        """Compute Eq. 11; the discriminator is frozen, and only the student's logit has a graph."""
         scored, sigma_B = self._present(samples, batch, draws, "student")
         logits: dict[str, Tensor] = {}
         for name, latents in scored.items():
@@ -354,7 +355,7 @@ class Adversarial:
 
 
 def _compare_logits(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Mean logits, how far apart they are, and how often real samples score above the student's."""
+    """Return mean logits, their gaps, and how often real samples score above the student's."""
     means = {
         f"{name}_logit": logits[name].detach().mean()
         for name in ("real", "student", "four_step")

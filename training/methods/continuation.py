@@ -1,11 +1,11 @@
-"""Continuation: a student learns to go on from the frames before a chunk without a step.
+"""Continuation: training a few-step student to join the given frames without a visible seam.
 
-A student of few steps makes the first frames behind those it is given as it makes all others, and
-so a little beside where they should be. Within a chunk nobody sees it; in a long video it is a seam
-every three seconds. What comes next is nearly certain there, so it can be learnt from data alone,
-without a judge. The student is shown real frames that are off as its own are at the end of a chunk,
-and learns to begin where they are and to come back from there gradually. Everything else is to stay
-as it was.
+A few-step student makes the first frames after the given ones like all others, with a small error.
+Between chunks of a long video this error shows as a seam every three seconds. These frames are
+nearly determined by the given ones, so a regression on real data suffices, without a discriminator.
+The given frames are perturbed by the student's own error at the end of a chunk, as they are in a
+long video. The student learns to start from the perturbed frames and to return to the data
+gradually. Elsewhere its target is its output before this phase, so nothing else changes.
 
 Axes: B batch, C channels, F latent frames, H height, W width.
 Source: ours; the papers have no such phase.
@@ -44,14 +44,14 @@ class Continuation(FewSteps):
     """Settings of continuation.
 
     Attributes:
-        student: how it learns.
-        border: latent frames behind the given ones that are to continue these: the first in full,
-            each later one less, and so many later the student is to do what it did.
-        border_weight: how much the first of them counts, where all others count 1.
-        drift: how far given frames may be off, in what the student is off at the end of a chunk;
-            uniform from 0 to this for each chunk.
-        anchored: share of chunks that begin with the reference image, as a request with
-            ``anchors_chunks`` lets them.
+        student: training settings of the student.
+        border: length of the border, in latent frames after the given ones. The target moves
+            linearly over it, from continuing the given frames to the student's earlier output.
+        border_weight: loss weight of the first border frame; the weight of frames outside is 1.
+        drift: largest perturbation of the given frames, as a multiple of the student's error at the
+            end of a chunk; drawn uniformly from 0 to this for each chunk.
+        anchored: fraction of chunks that start with the reference image, as in a request with
+            ``anchors_chunks``.
     """
 
     student: Learning = Learning(learning_rate=4e-7)
@@ -62,7 +62,7 @@ class Continuation(FewSteps):
     anchored: Share = 0.5
 
     def roles(self) -> dict[str, RoleSpec]:
-        """Name the networks it needs: the student, and the same as it was, frozen."""
+        """Return its roles: the student, and a frozen copy of its initial state."""
         return {
             "student": RoleSpec(begins_with="student", learning=self.student),
             "before": RoleSpec(begins_with="student"),
@@ -71,13 +71,13 @@ class Continuation(FewSteps):
     def updates(
         self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
     ) -> Iterator[Update]:
-        """Make the one update of a step.
+        """Make the single update of a step.
 
         Args:
-            step: of the phase.
-            batch: real chunks, of which some go on from given frames.
-            roles: the engines.
-            draws: of this step.
+            step: number of the step in the phase.
+            batch: real chunks, some of which continue from given frames.
+            roles: engines by role.
+            draws: random streams of this step.
 
         Yields:
             The update.
@@ -114,14 +114,14 @@ class Continuation(FewSteps):
 
 
 def anchor(batch: Batch, chosen_B: Tensor) -> Batch:
-    """Let chunks that go on from given frames begin with the reference image.
+    """Replace the first latent frame of continuing chunks by the reference image.
 
     Args:
         batch: real chunks.
-        chosen_B: which of them; those that begin with that image anyway do not change.
+        chosen_B: True for the chunks to change; those that begin a video do not change.
 
     Returns:
-        The same chunks, as the pipeline shows them to the network where it anchors.
+        Chunks as the pipeline passes them to the network when it anchors.
     """
     latents = batch.latents_BCFHW
     image = batch.reference_BCFHW[:, MASK_CHANNELS:, :1].to(latents)
@@ -131,15 +131,15 @@ def anchor(batch: Batch, chosen_B: Tensor) -> Batch:
 
 
 def weigh_border(batch: Batch, length: int) -> Tensor:
-    """Say how far each latent frame is to continue the given ones.
+    """Compute the weight by which each latent frame should continue the given ones.
 
     Args:
-        batch: chunks; those of which one frame is given begin a video and continue nothing.
-        length: latent frames.
+        batch: chunks; those with one given frame begin a video and continue nothing.
+        length: length of the border in latent frames.
 
     Returns:
-        1 for the first frame behind the given ones, falling linearly to 0 so many later, and 0
-        elsewhere; float32, as ``Batch.free_B1F11``.
+        1 for the first frame after the given ones, falling linearly to 0 over ``length`` frames,
+        and 0 elsewhere; float32, the shape of ``Batch.free_B1F11``.
     """
     num_given_B = batch.pinned_BF.sum(1)
     places_F = torch.arange(batch.pinned_BF.shape[1], device=batch.pinned_BF.device)
@@ -149,16 +149,17 @@ def weigh_border(batch: Batch, length: int) -> Tensor:
 
 
 def drift(batch: Batch, error_BCFHW: Tensor) -> Batch:
-    """Move the given frames by what is off in the last frames of a chunk.
+    """Add the error of the last frames of a chunk to its given frames.
 
-    The first given frame stays: it is one picture, sharp and often the reference image.
+    The first given frame does not change: it is a single image, sharp and often the reference
+    image.
 
     Args:
         batch: real chunks.
-        error_BCFHW: of all latent frames.
+        error_BCFHW: error of all latent frames.
 
     Returns:
-        The same chunks with other given frames; those that begin a video do not change.
+        Chunks with perturbed given frames; those that begin a video do not change.
     """
     latents = batch.latents_BCFHW.clone()
     for row in torch.nonzero(_goes_on(batch)).flatten().tolist():
@@ -168,5 +169,5 @@ def drift(batch: Batch, error_BCFHW: Tensor) -> Batch:
 
 
 def _goes_on(batch: Batch) -> Tensor:
-    """Of each chunk, whether it is given more than one frame to begin with."""
+    """Return for each chunk whether it has more than one given frame."""
     return batch.pinned_BF.sum(1) > 1

@@ -1,8 +1,9 @@
-"""Distribution matching distillation: a many-step teacher becomes a few-step student (stage 1).
+"""Distribution matching distillation (DMD): a few-step student from a many-step teacher (stage 1).
 
-What the student makes is noised. There a fake score, which learns from the student's samples
-alone, and the guided teacher say what is clean, and the student goes from the one towards the
-other. Student and fake score both begin with the teacher.
+Noise is added to a sample of the student. The guided teacher and a fake score both predict the
+clean sample. The fake score is trained on the student's samples alone, so it estimates the score
+of the student's distribution. The student moves from the fake score's prediction towards the
+teacher's. Student and fake score both start from the teacher.
 
 Axes: B batch, C channels, F latent frames, H height, W width.
 Source: TurboTalk, section 3.2; DMD2 (2405.14867); Self-Forcing (2506.08009).
@@ -43,21 +44,21 @@ from turbotalk_core.sampling.guidance import guide
 class Dmd(FewSteps):
     """Settings of distribution matching distillation.
 
-    Every step updates the fake score once; every ``student_every``-th step updates the student
-    once before it. So there are ``student_every`` updates of the fake score to one of the student,
-    and the fake score goes ahead.
+    Every step updates the fake score once. Every ``student_every``-th step updates the student
+    before that. So the fake score has ``student_every`` updates for one of the student, which keeps
+    it close to the student's current distribution.
 
     Attributes:
-        student: how it learns; rate [read: a third-party note: "about 4e-7"].
-        fake_score: how it learns [inferred: five times the student's rate].
-        student_every: steps of which one updates the student [read: Self-Forcing, DMD2: 5].
-        guidance_scale: of the teacher's push towards the text, in InfiniteTalk's convention, where
-            1 is off: uncond + s (cond - uncond). Self-Forcing and FastGen write s - 1.
-        audio_guidance_scale: the same towards the voice. With both the teacher makes three calls,
-            with the voice's alone two. 5 and 4 [read: InfiniteTalk's defaults].
-        score_shift: of the noise levels at which the two scores are compared.
-        lowest_score_sigma: they are clamped to this and
-        highest_score_sigma: this [read: Self-Forcing].
+        student: training settings; rate [read: a third-party note: "about 4e-7"].
+        fake_score: training settings [inferred: five times the student's rate].
+        student_every: the student is updated once in so many steps [read: Self-Forcing, DMD2: 5].
+        guidance_scale: text guidance of the teacher, in InfiniteTalk's convention, where 1 is off:
+            uncond + s (cond - uncond). Self-Forcing and FastGen write s - 1.
+        audio_guidance_scale: audio guidance of the teacher. With both the teacher makes three
+            calls, with audio guidance alone two. 5 and 4 [read: InfiniteTalk's defaults].
+        score_shift: flow shift of the noise levels at which the two scores are compared.
+        lowest_score_sigma: smallest of these noise levels [read: Self-Forcing].
+        highest_score_sigma: largest of these noise levels [read: Self-Forcing].
     """
 
     student: Learning = Learning(learning_rate=4e-7)
@@ -71,7 +72,7 @@ class Dmd(FewSteps):
     highest_score_sigma: Share = 0.98
 
     def roles(self) -> dict[str, RoleSpec]:
-        """Name the networks it needs: student and fake score, and the teacher, frozen."""
+        """Return its roles: student, fake score, and the frozen teacher."""
         return {
             "student": RoleSpec(begins_with="teacher", learning=self.student),
             "fake_score": RoleSpec(begins_with="teacher", learning=self.fake_score),
@@ -81,13 +82,13 @@ class Dmd(FewSteps):
     def updates(
         self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
     ) -> Iterator[Update]:
-        """Make the updates of one step: the student's where it is its turn, the fake score's.
+        """Make the updates of one step: the student's in its turn, and the fake score's.
 
         Args:
-            step: of the phase.
+            step: number of the step in the phase.
             batch: conditions; of the real samples only the given latent frames are used.
-            roles: the engines.
-            draws: of this step.
+            roles: engines by role.
+            draws: random streams of this step.
 
         Yields:
             The updates.
@@ -108,7 +109,8 @@ class Dmd(FewSteps):
                 return self._student_loss(sample, batch, roles, draws, log)
 
             yield Update(role="student", losses=[student_loss], log=log)
-            (sample,) = made  # of before the update: the same distribution, and a rollout less
+            # Made before the update: nearly the same distribution, and one rollout is saved.
+            (sample,) = made
         else:
             with torch.no_grad():
                 sample = finish(roles["student"].module, noisy, sigmas[last], batch)
@@ -152,7 +154,7 @@ class Dmd(FewSteps):
         def predict(reads: bool, hears: bool) -> Tensor:
             return teacher.module(noisy, sigma_B, batch, hears=hears, reads=reads)
 
-        # Without a text both of its predictions are the same: a push of nothing needs no call.
+        # Without a text, both text predictions are equal: guidance would need a call for nothing.
         scale = self.guidance_scale if batch.has_text else 1.0
         velocity = guide(predict, scale, self.audio_guidance_scale)
         return denoised_from_velocity(noisy, velocity, sigma_B.view(-1, 1, 1, 1, 1))

@@ -1,7 +1,7 @@
-"""Flow matching: a teacher learns, or is fine-tuned, from data alone.
+"""Flow matching: training or fine-tuning a teacher on data alone.
 
-Each chunk is shown at one noise level. Now and then the network does not hear the voice, or does
-not read the text, so that guidance has something to compare with.
+Each chunk is noised to one random level. In some chunks the audio or the text is replaced by its
+null condition, which the teacher needs to learn for guidance.
 
 Axes: B batch, C channels, F latent frames, H height, W width.
 """
@@ -35,10 +35,10 @@ class FlowMatching:
     """Settings of flow matching.
 
     Attributes:
-        teacher: how it learns.
-        shift: of the noise levels; more of them near 1 as it grows.
-        audio_dropout: share of chunks that hear nothing.
-        text_dropout: share of chunks that read the null text, drawn apart.
+        teacher: training settings of the teacher.
+        shift: flow shift of the noise levels; the larger, the more levels are near 1.
+        audio_dropout: fraction of chunks with null audio.
+        text_dropout: fraction of chunks with the null text, drawn independently.
     """
 
     teacher: Learning = Learning(learning_rate=1e-5, betas=(0.9, 0.999))
@@ -47,19 +47,19 @@ class FlowMatching:
     text_dropout: Share = 0.1
 
     def roles(self) -> dict[str, RoleSpec]:
-        """Name the networks it needs: the teacher."""
+        """Return its one role: the teacher."""
         return {"teacher": RoleSpec(begins_with="teacher", learning=self.teacher)}
 
     def updates(
         self, step: int, batch: Batch, roles: Mapping[str, Engine], draws: Draws
     ) -> Iterator[Update]:
-        """Make the one update of a step.
+        """Make the single update of a step.
 
         Args:
-            step: of the phase.
+            step: number of the step in the phase.
             batch: real chunks.
-            roles: the teacher's engine.
-            draws: of this step.
+            roles: engine of the teacher.
+            draws: random streams of this step.
 
         Yields:
             The update.

@@ -1,4 +1,4 @@
-"""What a method is: the roles it needs, and the updates it makes of a batch.
+"""Interface of methods: the roles that a method needs, and the updates it makes from a batch.
 
 Axes: B batch, C channels, F latent frames, H height, W width.
 """
@@ -31,16 +31,16 @@ Positive = Annotated[float, Gt(0)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
-    """What of a network is trained, and how fast.
+    """Training settings of one network.
 
     Attributes:
-        trains: all weights, LoRA layers beside frozen ones, or nothing. A discriminator's heads
-            are trained with its LoRA layers.
+        trains: all weights, LoRA layers beside frozen weights, or nothing (frozen). A
+            discriminator's heads are trained with its LoRA layers.
         learning_rate: peak; with LoRA 10 to 25 times that of all weights [inferred: LiveAvatar].
-        betas: of AdamW, both floats.
-        weight_decay: of AdamW.
-        rank: of LoRA layers.
-        alpha: they count alpha / rank.
+        betas: betas of AdamW, both floats.
+        weight_decay: weight decay of AdamW.
+        rank: rank of LoRA layers.
+        alpha: scale of LoRA layers; they are multiplied by alpha / rank.
     """
 
     trains: Trains = "full"
@@ -56,14 +56,14 @@ FROZEN = Learning(trains="frozen", learning_rate=0.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleSpec:
-    """A network that a method needs.
+    """Network that a method needs.
 
     Attributes:
-        begins_with: whose weights it begins with: a role of the phase before as it ended, or
-            weights that the recipe names. Where the phase before had this very role, it goes on
-            with that one instead, LoRA layers and heads included.
-        learning: what of it is trained.
-        judges: it is a ``Discriminator`` around those weights.
+        begins_with: origin of the initial weights: a role of the phase before, as it ended, or
+            weights named in the recipe. If the phase before had this very role, its network is used
+            instead, with LoRA layers and heads.
+        learning: training settings.
+        judges: whether it is a ``Discriminator`` around those weights.
     """
 
     begins_with: str
@@ -73,12 +73,12 @@ class RoleSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """One optimiser step, before it is made.
+    """One optimiser step that is still to be made.
 
     Attributes:
-        role: whose optimiser steps.
-        losses: each is called and backpropagated before the next one is asked for; their
-            gradients add up.
+        role: role whose weights are updated.
+        losses: loss functions; each is called and backpropagated before the next one is requested.
+            Their gradients add up.
         log: scalars on the device, filled while the losses run.
     """
 
@@ -89,16 +89,16 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FewSteps:
-    """At which noise levels a student is called.
+    """Schedule of a few-step student.
 
     Attributes:
-        num_steps: of the student.
-        timesteps: of the student, before the shift; None for even parts of 1000.
-        shift: flow shift of its schedule, which inference must share; 5 [read: Self-Forcing,
+        num_steps: number of the student's steps.
+        timesteps: timesteps before the shift; None for even parts of 1000.
+        shift: flow shift of the schedule, which inference must share; 5 [read: Self-Forcing,
             FlashTalk], 7 and 11 are InfiniteTalk's at 480 and 720 rows.
 
     Raises:
-        ScheduleError: no step, or timesteps or a shift that make no schedule.
+        ScheduleError: if there is no step, or timesteps and shift form no valid schedule.
     """
 
     num_steps: Count
@@ -109,22 +109,22 @@ class FewSteps:
         self.sigmas()
 
     def sigmas(self) -> list[float]:
-        """List the noise levels.
+        """Compute the noise levels of the schedule.
 
         Returns:
-            Descending, without the final 0.
+            Sigmas, descending, without the final 0.
 
         Raises:
-            ScheduleError: no step, or timesteps or a shift that make no schedule.
+            ScheduleError: if there is no step, or timesteps and shift form no valid schedule.
         """
         return to_sigmas(choose_timesteps(self.num_steps, self.timesteps), self.shift)
 
 
 class Method(Protocol):
-    """A way to learn from batches; a frozen value, its fields are its settings."""
+    """Training method; a frozen value whose fields are its settings."""
 
     def roles(self) -> dict[str, RoleSpec]:
-        """Name the networks it needs."""
+        """Return the networks it needs, by role."""
         ...
 
     def updates(
@@ -134,34 +134,34 @@ class Method(Protocol):
 
         While an update's losses run, the weights of its role alone require gradients. Its role is
         called through the engine, all others through ``Engine.module``. The losses of an update
-        are run, and its step is made, before the next update is asked for. Which roles are updated
+        are run, and its step is made, before the next update is requested. Which roles are updated
         depends on ``step`` alone, so that all ranks agree.
 
         Args:
-            step: of the phase, from 0.
+            step: number of the step in the phase, from 0.
             batch: real samples and conditions, on the device of the networks.
             roles: an engine for each of ``roles()``.
-            draws: of this step.
+            draws: random streams of this step.
 
         Returns:
-            The updates, in their order.
+            The updates, in order.
         """
         ...
 
 
 def prepare_role(spec: RoleSpec, network: nn.Module) -> TalkingModel | Discriminator:
-    """Make a role's network of the weights that it begins or goes on with.
+    """Turn initial weights into the network of a role.
 
     Args:
-        spec: of the role.
+        spec: specification of the role.
         network: a ``TalkingModel``, or the role's own network of the phase before; changed in
-            place and taken over.
+            place.
 
     Returns:
-        The network; what is to be trained requires gradients, the rest does not.
+        The network; only the parameters to train require gradients.
 
     Raises:
-        MismatchError: a discriminator for a role that is none.
+        MismatchError: if ``network`` is a discriminator and the role is not.
     """
     learning = spec.learning
     goes_on = isinstance(network, Discriminator)
@@ -187,14 +187,14 @@ def prepare_role(spec: RoleSpec, network: nn.Module) -> TalkingModel | Discrimin
 
 
 def describe_latents(name: str, latents_BCFHW: Tensor) -> dict[str, Tensor]:
-    """Measure what tells a collapse early: a frozen, drifting or washed-out video.
+    """Compute statistics that reveal a collapse early: a frozen, drifting or washed-out video.
 
     Args:
-        name: of the samples, for the log.
-        latents_BCFHW: clean.
+        name: name of the samples, for the log.
+        latents_BCFHW: clean latents.
 
     Returns:
-        ``<name>_motion``, the mean absolute difference of neighbouring latent frames,
+        ``<name>_motion``, the mean absolute difference of neighbouring latent frames, and
         ``<name>_mean`` and ``<name>_std``.
     """
     latents = latents_BCFHW.detach().float()
@@ -206,14 +206,15 @@ def describe_latents(name: str, latents_BCFHW: Tensor) -> dict[str, Tensor]:
 
 
 def draw_noise(latents_BCFHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw standard normal noise where the generator lives, in the shape of latents.
+    """Draw standard normal noise in the shape of latents.
 
     Args:
-        latents_BCFHW: give shape and device.
-        generator: on the CPU for the same draw on every device.
+        latents_BCFHW: latents with the target shape and device.
+        generator: random stream; noise is drawn on its device. A stream on the CPU makes the same
+            noise for every device.
 
     Returns:
-        Noise, float32.
+        Noise, float32, on the device of the latents.
     """
     noise = torch.randn(latents_BCFHW.shape, generator=generator, device=generator.device)
     return noise.to(latents_BCFHW.device)

@@ -1,8 +1,8 @@
 """FID, KID, FVD, E-FID, Sync-C and Sync-D of generated videos against real ones.
 
 Writes metrics.json, metrics.md and contact sheets. Metrics whose weights are missing are left out,
-with the reason, unless they are asked for. Exit codes: 0 done, 2 refused (one line on stderr says
-why), 130 interrupted.
+with the reason, unless they are named. Exit codes: 0 done, 2 refused (with a reason on stderr),
+130 interrupted.
 """
 
 from __future__ import annotations

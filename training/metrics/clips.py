@@ -1,7 +1,6 @@
-"""The clips of a folder, and their pictures a span at a time.
+"""Clips of a folder, decoded a span of frames at a time; all metrics read them.
 
-In: a folder of videos. Out: clips that can be read, and why others cannot. Separate because every
-metric looks at the same clips.
+Input: a folder of videos. Output: the readable clips, and reasons for the others.
 
 Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 """
@@ -19,18 +18,18 @@ from torch import Tensor
 from training.data.footage import find_videos, open_video
 from turbotalk_core.errors import CheckpointError, GeometryError, RequestError, TurboTalkError
 
-SPAN_FRAMES = 16  # a sample of FVD, Unterthiner et al., 2018; of other metrics a batch
+SPAN_FRAMES = 16  # a sample of FVD, Unterthiner et al., 2018; for other metrics a batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A video, or its beginning.
+    """Video, or the beginning of one.
 
     Attributes:
-        name: its path in its folder, without suffix: generated and real clips of one name are a
+        name: path in its folder, without suffix; a generated and a real clip of one name are a
             pair.
-        path: of the file.
-        num_frames: how many of its pictures count, at 25 a second.
+        path: the file.
+        num_frames: number of frames to measure, at 25 per second.
     """
 
     name: str
@@ -40,13 +39,13 @@ class Clip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
-    """Why a clip is left out.
+    """Clip that is left out, with the reason.
 
     Attributes:
         side: ``generated`` or ``real``.
-        clip: its name.
+        clip: name of the clip.
         of: what it is left out of: ``all``, or a metric.
-        reason: for people.
+        reason: text for the report.
     """
 
     side: str
@@ -56,10 +55,10 @@ class Skip:
 
 
 class FeatureSpace(Protocol):
-    """What a set-level metric sees of clips."""
+    """Feature extractor of a set-level metric."""
 
     def __call__(self, clip: Clip) -> Tensor:
-        """Describe a clip by samples [N, D], on the CPU; at least one."""
+        """Compute features [N, D] of a clip's N samples, on the CPU; N is at least 1."""
         ...
 
 
@@ -67,16 +66,16 @@ def list_clips(folder: Path, side: str, num_frames: int | None) -> tuple[list[Cl
     """List the clips of a folder.
 
     Args:
-        folder: of mp4, mkv and webm files.
-        side: what the folder is.
-        num_frames: of each clip so many count, from its beginning, and shorter ones are left out;
-            None counts all of every clip.
+        folder: folder with mp4, mkv and webm files.
+        side: ``generated`` or ``real``.
+        num_frames: number of frames to measure, from the beginning of each clip; shorter clips are
+            left out. None measures all frames of every clip.
 
     Returns:
-        Clips in the order of their names, and those that cannot be used.
+        Clips sorted by name, and those that cannot be used.
 
     Raises:
-        RequestError: no video, or two of one name.
+        RequestError: if there is no video, or two have the same name.
     """
     files = find_videos(folder) if folder.is_dir() else []
     if not files:
@@ -110,13 +109,13 @@ def iterate_spans(clip: Clip) -> Iterator[Tensor]:
     """Decode a clip.
 
     Args:
-        clip: to decode.
+        clip: clip to decode.
 
     Yields:
-        uint8 [T, 3, H, W] of ``SPAN_FRAMES`` frames; the last has what is left.
+        uint8 [T, 3, H, W] of ``SPAN_FRAMES`` frames; the last span may be shorter.
 
     Raises:
-        ImageError: the file is damaged.
+        ImageError: if the file is damaged.
     """
     span: list[Tensor] = []
     for picture_HWC in open_video(clip.path).play(0, clip.num_frames):
@@ -129,19 +128,19 @@ def iterate_spans(clip: Clip) -> Iterator[Tensor]:
 
 
 def check_features(features: object, num_samples: int, width: int | None, what: str) -> Tensor:
-    """Make sure that a network gives what its metric is defined on.
+    """Check the output of a metric's network.
 
     Args:
-        features: what it returned.
-        num_samples: expected.
-        width: expected; None for any.
-        what: the network is.
+        features: output of the network.
+        num_samples: expected number of samples.
+        width: expected feature width; None for any.
+        what: name of the network, for messages.
 
     Returns:
         The features, float32 on the CPU, [num_samples, D].
 
     Raises:
-        CheckpointError: another shape, or numbers that are not finite.
+        CheckpointError: if the shape differs, or numbers are not finite.
     """
     expected: Sequence[object] = (num_samples, "any" if width is None else width)
     if (

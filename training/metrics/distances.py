@@ -1,7 +1,7 @@
-"""How far one set of features is from another.
+"""Distances between two sets of features.
 
-In: features of two sets, a sample per row. Out: numbers. Separate because it is arithmetic, and
-because several metrics differ in nothing but where their features come from.
+Input: features of two sets, a sample per row. Output: numbers. Several metrics share these
+formulas and differ in the network of the features alone.
 
 Axes: N samples, D feature width.
 """
@@ -15,33 +15,33 @@ from torch import Tensor
 from turbotalk_core.errors import RequestError
 
 KID_SUBSETS = 100  # Binkowski et al., 2018
-KID_SUBSET_SIZE = 1000  # the same; smaller where a set has not twice as many samples
+KID_SUBSET_SIZE = 1000  # the same; smaller if a set has less than twice as many samples
 KID_DEGREE = 3  # of the polynomial kernel
 
 
 def frechet_distance(left_ND: Tensor, right_ND: Tensor) -> float:
-    """Fréchet distance of two sets of features, each taken as a Gaussian.
+    """Compute the Fréchet distance of two sets of features, each modelled as a Gaussian.
 
-    |mean difference|^2 + trace(S1 + S2 - 2 (S1 S2)^(1/2)).
+    It is |mean difference|^2 + trace(S1 + S2 - 2 (S1 S2)^(1/2)), with covariances S1 and S2.
 
     Args:
         left_ND: one set, at least two samples.
-        right_ND: the other.
+        right_ND: the other set.
 
     Returns:
-        The squared distance, 0 for equal sets. The fewer samples, the larger: it is biased.
+        The squared distance, 0 for equal sets. It is biased: larger for fewer samples.
 
     Raises:
-        RequestError: fewer than two samples, or features of different widths.
+        RequestError: if a set has fewer than two samples, or the feature widths differ.
 
     Source: Dowson and Landau, 1982, Eq. 5.
     """
     _check(left_ND, right_ND)
     left, right = left_ND.double().cpu().numpy(), right_ND.double().cpu().numpy()
     left_root, right_root = _root(left), _root(right)
-    # With S1 = A^T A and S2 = B^T B, the eigenvalues of S1 S2 other than 0 are the squares of the
-    # singular values of A B^T. So no covariance is multiplied out, nor any root taken of what
-    # rounding left of a zero.
+    # With S1 = A^T A and S2 = B^T B, the non-zero eigenvalues of S1 S2 are the squared singular
+    # values of A B^T, so the trace of the square root is the sum of these singular values. This
+    # needs no D x D matrix square root, which is inaccurate for eigenvalues near zero.
     shared = np.linalg.svd(left_root @ right_root.T, compute_uv=False).sum()
     shift = left.mean(0) - right.mean(0)
     spread = np.square(left_root).sum() + np.square(right_root).sum() - 2 * shared
@@ -49,7 +49,7 @@ def frechet_distance(left_ND: Tensor, right_ND: Tensor) -> float:
 
 
 def _root(samples_ND: np.ndarray) -> np.ndarray:
-    """Give a matrix A with A^T A = the covariance, of no more rows than columns."""
+    """Return a matrix A with A^T A = the covariance and at most as many rows as columns."""
     deviations_ND = (samples_ND - samples_ND.mean(0)) / np.sqrt(len(samples_ND) - 1)
     if len(deviations_ND) <= deviations_ND.shape[1]:
         return deviations_ND
@@ -57,18 +57,17 @@ def _root(samples_ND: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(left_ND: Tensor, right_ND: Tensor) -> float:
-    """Squared maximum mean discrepancy of two sets by the kernel (x·y / D + 1)^3, unbiased.
+    """Estimate the squared maximum mean discrepancy with the kernel (x·y / D + 1)^3, unbiased.
 
     Args:
         left_ND: one set, at least two samples.
-        right_ND: the other.
+        right_ND: the other set.
 
     Returns:
-        The estimate; around 0, and so negative as often as not, where both sets are of one
-        distribution.
+        The estimate. For two sets of one distribution its mean is 0, so it may be negative.
 
     Raises:
-        RequestError: fewer than two samples, or features of different widths.
+        RequestError: if a set has fewer than two samples, or the feature widths differ.
 
     Source: Gretton et al., 2012, Eq. 3; Binkowski et al., Demystifying MMD GANs, 2018.
     """
@@ -78,18 +77,18 @@ def kernel_distance(left_ND: Tensor, right_ND: Tensor) -> float:
 
 
 def subset_kernel_distances(left_ND: Tensor, right_ND: Tensor, seed: int) -> Tensor:
-    """Estimate the kernel distance on random subsets, which shows how sure it is.
+    """Estimate the kernel distance on random subsets, whose spread shows its uncertainty.
 
     Args:
         left_ND: one set, at least two samples.
-        right_ND: the other.
-        seed: of the subsets.
+        right_ND: the other set.
+        seed: seed of the subsets.
 
     Returns:
         An estimate per subset, [KID_SUBSETS]; their mean is the kernel inception distance.
 
     Raises:
-        RequestError: fewer than two samples, or features of different widths.
+        RequestError: if a set has fewer than two samples, or the feature widths differ.
     """
     _check(left_ND, right_ND)
     size = choose_subset_size(len(left_ND), len(right_ND))
@@ -103,7 +102,7 @@ def subset_kernel_distances(left_ND: Tensor, right_ND: Tensor, seed: int) -> Ten
 
 
 def choose_subset_size(num_left: int, num_right: int) -> int:
-    """Tell how many samples a subset has: half of the smaller set at most, or all were alike."""
+    """Return the samples per subset: at most half the smaller set, so that subsets differ."""
     return max(2, min(KID_SUBSET_SIZE, num_left // 2, num_right // 2))
 
 

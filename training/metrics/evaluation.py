@@ -1,7 +1,7 @@
-"""Generated clips measured against real ones, by every metric whose networks are there.
+"""Evaluation of generated clips against real ones, by every metric whose networks are available.
 
-In: two folders of videos and one of weights. Out: a report and contact sheets. Separate because it
-is the one file that knows all metrics.
+Input: two folders of videos and one of weights. Output: a report and contact sheets. Only this
+module imports all metrics.
 
 Axes: N samples, D feature width.
 """
@@ -52,7 +52,7 @@ from training.metrics.weights import (
 from turbotalk_core.errors import CheckpointError, MissingToolError, RequestError
 
 GENERATED, REAL = "generated", "real"
-LEAST_CLIPS = 2  # of each side: one clip is no set, however many frames it has
+LEAST_CLIPS = 2  # of each side: one clip is not a set, however many frames it has
 
 INCEPTION_SPACE, I3D_SPACE, EXPRESSION_SPACE, SYNC = "inception", "i3d", "expression", "sync"
 SET_METRICS = {
@@ -76,17 +76,17 @@ Instrument = Callable[[Clip], Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What and how is measured.
+    """Settings of an evaluation.
 
     Attributes:
-        metrics: those that must be measured; None measures those whose weights are there.
-        num_frames: of each clip so many count, from its beginning; None counts all.
-        seed: of the subsets of kid.
-        device: where the networks run, but for the user's own exports, which run where they were
-            exported.
+        metrics: required metrics; None measures those whose weights are available.
+        num_frames: number of frames to measure, from the beginning of each clip; None for all.
+        seed: seed of the subsets of kid.
+        device: device of the networks. The user's own exported programs run on the device that they
+            were exported for.
 
     Raises:
-        RequestError: an unknown metric, or no frame.
+        RequestError: if a metric is unknown, or ``num_frames`` is below 1.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -106,11 +106,11 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instruments:
-    """What is there to measure with.
+    """Loaded networks, and the reasons for missing ones.
 
     Attributes:
-        loaded: by feature space, or ``sync``.
-        missing: metrics that cannot be measured, and why.
+        loaded: instruments by feature space, or ``sync``.
+        missing: metrics that cannot be measured, with reasons.
         weights: files that were loaded.
     """
 
@@ -120,24 +120,24 @@ class Instruments:
 
 
 def evaluate(generated: Path, real: Path, weights: Path, out: Path, settings: Settings) -> Report:
-    """Measure, and write report and contact sheets.
+    """Measure clips, and write the report and contact sheets.
 
     Args:
-        generated: folder of videos.
-        real: the same, what they should be like.
+        generated: folder of generated videos.
+        real: folder of real videos.
         weights: folder with files of ``weights.KNOWN_FILES``.
         out: folder to write to.
-        settings: what and how.
+        settings: settings of the evaluation.
 
     Returns:
-        What was written.
+        The report that was written.
 
     Raises:
-        RequestError: folders without videos, or too few for a metric that was asked for.
-        CheckpointError: weights that are not what they should be; missing ones, of a metric that
-            was asked for.
-        MissingToolError: a package that such a metric needs is not installed.
-        OutputError: the disk refused.
+        RequestError: if a folder has no videos, or too few for a required metric.
+        CheckpointError: if weights are not the expected ones, or those of a required metric are
+            missing.
+        MissingToolError: if a package that a required metric needs is not installed.
+        OutputError: if a file cannot be written.
     """
     instruments = load_instruments(weights, settings)
     sides, skips = {}, []
@@ -154,17 +154,17 @@ def load_instruments(folder: Path, settings: Settings) -> Instruments:
     """Load the networks of the wanted metrics.
 
     Args:
-        folder: of the weights.
-        settings: which metrics are wanted; those asked for by name must be there.
+        folder: folder of the weights.
+        settings: wanted metrics; those required by name must load.
 
     Returns:
-        What could be loaded, and for the rest the reasons.
+        The loaded networks, and reasons for the others.
 
     Raises:
-        CheckpointError: a file that a metric asked for needs is missing or not what it should be.
-        MissingToolError: a package that it needs is.
+        CheckpointError: if a file of a required metric is missing or not the expected one.
+        MissingToolError: if a package that it needs is not installed.
     """
-    open_judge = cache(load_judge)  # sync and expressions share a detector, and what it found
+    open_judge = cache(load_judge)  # sync and expressions share one detector and its cached faces
 
     def load_expression(regressor: Path, face: Path) -> Instrument:
         return ExpressionSpace(open_judge(regressor), open_judge(face))
@@ -216,23 +216,23 @@ def measure(
 
     Args:
         sides: clips of ``GENERATED`` and ``REAL``.
-        instruments: what there is.
-        settings: what is wanted.
-        skips: clips that were left out already.
+        instruments: loaded networks.
+        settings: settings of the evaluation.
+        skips: clips that were left out before.
 
     Returns:
-        What was found. A clip that an instrument cannot look at is left out of its metrics.
+        The results. A clip that an instrument cannot measure is left out of its metrics.
 
     Raises:
-        RequestError: too few clips for a metric that was asked for.
-        CheckpointError: a network gives something else than it should.
+        RequestError: if there are too few clips for a required metric.
+        CheckpointError: if the output of a network has the wrong form.
     """
     skips = list(skips)
     found: dict[str, dict[str, list[tuple[Clip, Any]]]] = {
         name: {side: [] for side in sides} for name in instruments.loaded
     }
     for side, clips in sides.items():
-        # All that is to be known of a clip at once: what was decoded of it last is still there.
+        # All instruments measure a clip before the next clip, while its decoded faces are cached.
         for clip in tqdm(clips, desc=f"{side} clips", mininterval=10, disable=None):
             for name, look in instruments.loaded.items():
                 record = attempt(clip.name, lambda clip=clip, look=look: {"found": look(clip)})

@@ -1,9 +1,9 @@
-"""What E-FID sees of a clip: the expression of its face, by a regressor that the user supplies.
+"""Features of E-FID: facial expressions of a clip, by a regressor that the user supplies.
 
-In: the regressor and a face detector. Out: a feature space. Separate because no library has the
-metric: papers name it after the Fréchet distance of the expression coefficients of a 3D face model,
-pooled over all frames of all clips, and differ in the model. The coefficients are taken as they
-are; no Inception network sees them.
+Input: the regressor and a face detector. Output: a feature space. No library provides the metric:
+papers define it as the Fréchet distance of the expression coefficients of a 3D face model, pooled
+over all frames of all clips, and use different models. The coefficients are used directly, without
+an Inception network.
 
 Axes: T video frames, C channels, H height, W width, D coefficients.
 """
@@ -21,41 +21,41 @@ from training.metrics.faces import cut_faces
 
 
 class Regressor(Protocol):
-    """Reads expressions; a ``torch.export`` program of this form can be given."""
+    """Expression regressor; a ``torch.export`` program of this form can be supplied."""
 
     def __call__(self, faces_TCHW: Tensor) -> Tensor:
-        """Read faces [T, 3, 224, 224], RGB in [0, 1]: coefficients [T, D]."""
+        """Estimate coefficients [T, D] of faces [T, 3, 224, 224], RGB in [0, 1]."""
         ...
 
 
 class ExpressionSpace:
-    """A sample per picture."""
+    """Feature space with one sample per frame."""
 
     def __init__(self, regressor: Regressor, detector: FaceDetector) -> None:
-        """Take the networks.
+        """Store the networks.
 
         Args:
-            regressor: reads expressions.
-            detector: finds faces.
+            regressor: expression regressor.
+            detector: face detector.
         """
         self._regressor = regressor
         self._detector = detector
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
-        """Describe a clip.
+        """Compute the expression coefficients of a clip.
 
         Args:
-            clip: to decode.
+            clip: clip to decode.
 
         Returns:
-            [frames, D].
+            Coefficients, [frames, D].
 
         Raises:
-            ImageError: the file is damaged, or no face can be followed through it.
-            CheckpointError: the regressor gives something else.
+            ImageError: if the file is damaged, or no face can be tracked through it.
+            CheckpointError: if the output of the regressor has the wrong form.
         """
-        # In equal parts: programs of torch.export take every number of faces but a single one.
+        # Parts of equal size: a torch.export program accepts any number of faces except one.
         num_parts = -(-clip.num_frames // SPAN_FRAMES)
         batches = cut_faces(clip, self._detector).tensor_split(num_parts)
         return torch.cat(

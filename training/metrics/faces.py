@@ -1,7 +1,7 @@
-"""The face of a clip, followed from frame to frame and cut out as SyncNet is shown it.
+"""Face of a clip, tracked from frame to frame and cropped as SyncNet expects it.
 
-In: a clip and a face detector. Out: small pictures of the face. Separate because lip sync and
-expressions are read from the same faces, and because it is where a clip without a face is told.
+Input: a clip and a face detector. Output: small images of the face. Lip sync and expressions share
+these faces, and clips without a face are detected here.
 
 Axes: N faces of a picture, T video frames, C channels, H height, W width.
 """
@@ -20,25 +20,25 @@ from training.data.scores import FaceDetector, crop_faces, find_faces
 from training.metrics.clips import Clip
 from turbotalk_core.errors import ImageError
 
-SAME_FACE = 0.5  # intersection over union with the face before: syncnet_python, run_pipeline.py
-MOST_MISSING = 25  # video frames without a face, between two with it; the same
-SMOOTHED = 13  # video frames of a median; the same
+SAME_FACE = 0.5  # overlap (IoU) with the box before; syncnet_python, run_pipeline.py
+MOST_MISSING = 25  # video frames without a face between two with it; same source
+SMOOTHED = 13  # video frames of the median filter; same source
 
 
-@lru_cache(maxsize=1)  # of the clip at hand: several metrics look at its faces
+@lru_cache(maxsize=1)  # the current clip: several metrics use its faces
 def cut_faces(clip: Clip, detector: FaceDetector) -> Tensor:
-    """Cut the face out of each picture of a clip.
+    """Crop the face of each frame of a clip.
 
     Args:
-        clip: to decode, twice, so that no more than the small cut-outs are in memory.
-        detector: finds faces.
+        clip: clip to decode; it is decoded twice, so that only the small crops are in memory.
+        detector: face detector.
 
     Returns:
-        [T, 3, 224, 224], RGB in [0, 1].
+        Crops, [T, 3, 224, 224], RGB in [0, 1].
 
     Raises:
-        ImageError: the file is damaged, or no face can be followed through it.
-        CheckpointError: the detector returns something else than boxes with scores.
+        ImageError: if the file is damaged, or no face can be tracked through it.
+        CheckpointError: if the output of the detector is not boxes with scores.
     """
     video = open_video(clip.path)
     with torch.no_grad():
@@ -52,16 +52,16 @@ def cut_faces(clip: Clip, detector: FaceDetector) -> Tensor:
 
 
 def follow_face(faces: Sequence[Tensor]) -> Tensor:
-    """Follow the face that is largest where one is first seen.
+    """Track the face that is the largest in the first frame with a face.
 
     Args:
-        faces: of each picture, [N, 4] of left, top, right, bottom.
+        faces: boxes of each frame, [N, 4] of left, top, right, bottom in pixels.
 
     Returns:
-        Its box in every picture, [T, 4]; where it is missed for a moment, from those around.
+        Its box in every frame, [T, 4]; short gaps are interpolated.
 
     Raises:
-        ImageError: there is none, or it is lost for longer.
+        ImageError: if there is no face, or a gap is longer than ``MOST_MISSING`` frames.
     """
     seen: dict[int, Tensor] = {}
     for number, boxes_N4 in enumerate(faces):
@@ -85,13 +85,13 @@ def follow_face(faces: Sequence[Tensor]) -> Tensor:
 
 
 def smooth_track(track_T4: Tensor) -> Tensor:
-    """Calm a track: square boxes whose middle and side are medians over time.
+    """Smooth a track: square boxes whose centre and side are medians over time.
 
     Args:
-        track_T4: left, top, right, bottom.
+        track_T4: left, top, right, bottom in pixels.
 
     Returns:
-        The same of squares.
+        Square boxes in the same form.
     """
     sides_T2 = (track_T4[:, 2:] - track_T4[:, :2]).amax(1, keepdim=True) / 2
     parts_TP = torch.cat(((track_T4[:, :2] + track_T4[:, 2:]) / 2, sides_T2), 1)

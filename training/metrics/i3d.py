@@ -1,7 +1,6 @@
-"""What FVD sees of a clip: spans of sixteen frames, by the I3D network of Kinetics-400.
+"""Features of FVD: spans of sixteen frames, by the I3D network of Kinetics-400.
 
-In: its TorchScript file. Out: a feature space. Separate because it is the one file that loads
-TorchScript.
+Input: the network's TorchScript file. Output: a feature space. No other file loads TorchScript.
 
 Axes: B batch, T video frames, C channels, H height, W width, N samples, D feature width.
 """
@@ -18,37 +17,37 @@ from torch import Tensor
 from training.metrics.clips import SPAN_FRAMES, Clip, check_features, iterate_spans
 from turbotalk_core.errors import CheckpointError, GeometryError
 
-WIDTH = 400  # the classes: FVD is of what comes before the softmax
+WIDTH = 400  # number of classes: FVD uses the activations before the softmax
 
 
 class I3DSpace:
-    """A sample per span; spans follow each other, and what is left at the end does not count."""
+    """Feature space with one sample per span; an incomplete span at the end is left out."""
 
     def __init__(self, network: Callable[..., Tensor], device: torch.device) -> None:
-        """Take a network.
+        """Store the network.
 
         Args:
-            network: [B, 3, T, H, W] in [0, 255], ``rescale``, ``resize`` and ``return_features``
-                to [B, 400].
-            device: where it runs.
+            network: function of [B, 3, T, H, W] in [0, 255], ``rescale``, ``resize`` and
+                ``return_features`` that returns [B, 400].
+            device: device of the network.
         """
         self._network = network
         self._device = device
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
-        """Describe a clip.
+        """Compute the features of a clip.
 
         Args:
             clip: to decode.
 
         Returns:
-            [spans, 400].
+            Features, [spans, 400].
 
         Raises:
-            ImageError: the file is damaged.
-            GeometryError: it is shorter than a span.
-            CheckpointError: the network gives something else.
+            ImageError: if the file is damaged.
+            GeometryError: if the clip is shorter than a span.
+            CheckpointError: if the output of the network has the wrong form.
         """
         if clip.num_frames < SPAN_FRAMES:
             raise GeometryError(
@@ -59,11 +58,11 @@ class I3DSpace:
         )
 
     def _embed(self, span_TCHW: Tensor) -> Tensor:
-        # The network's own resize cannot take a view.
+        # The network's own resize needs contiguous memory.
         span_BCTHW = span_TCHW.transpose(0, 1).unsqueeze(0).to(self._device).float().contiguous()
         try:
             features = self._network(span_BCTHW, rescale=True, resize=True, return_features=True)
-        except RuntimeError as error:  # TorchScript has no other kind
+        except RuntimeError as error:  # TorchScript raises no other kind
             raise CheckpointError(
                 f"the I3D network cannot be called ({str(error).strip().splitlines()[-1]}); take "
                 "the file that docs/evaluation.md names"
@@ -75,17 +74,17 @@ def load_i3d(path: Path, device: torch.device) -> I3DSpace:
     """Load the network.
 
     Args:
-        path: of its TorchScript file.
-        device: where it runs.
+        path: the TorchScript file.
+        device: device of the network.
 
     Returns:
         The feature space.
 
     Raises:
-        CheckpointError: it is no TorchScript.
+        CheckpointError: if the file is not TorchScript.
     """
     with warnings.catch_warnings():
-        # The network of the published numbers exists in this form alone, deprecated or not.
+        # The network of published numbers exists only as TorchScript, which torch deprecates.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             network = torch.jit.load(path, map_location=device).eval()

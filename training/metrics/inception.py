@@ -1,8 +1,8 @@
-"""What FID and KID see of a clip: each picture, by the Inception network of 2015.
+"""Features of FID and KID: single frames, by the Inception network of 2015.
 
-In: the file of its weights. Out: a feature space. Separate because one file knows torch-fidelity,
-whose network and resize agree with those that published numbers were made with; torchvision's own
-Inception has other weights, and gives other numbers.
+Input: the file of its weights. Output: a feature space. Only this file uses torch-fidelity, whose
+network and resize agree with those of published numbers. Torchvision's Inception has other weights
+and leads to other numbers.
 
 Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 """
@@ -23,31 +23,31 @@ WIDTH = 2048
 
 
 class InceptionSpace:
-    """A sample per picture."""
+    """Feature space with one sample per frame."""
 
     def __init__(self, network: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Take a network.
+        """Store the network.
 
         Args:
-            network: uint8 [T, 3, H, W] to [T, 2048].
-            device: where it runs.
+            network: function of uint8 [T, 3, H, W] that returns [T, 2048].
+            device: device of the network.
         """
         self._network = network
         self._device = device
 
     @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
-        """Describe a clip.
+        """Compute the features of a clip.
 
         Args:
             clip: to decode.
 
         Returns:
-            [frames, 2048].
+            Features, [frames, 2048].
 
         Raises:
-            ImageError: the file is damaged.
-            CheckpointError: the network gives something else.
+            ImageError: if the file is damaged.
+            CheckpointError: if the output of the network has the wrong form.
         """
         return torch.cat(
             [
@@ -66,30 +66,30 @@ def load_inception(path: Path, device: torch.device) -> InceptionSpace:
     """Load the network.
 
     Args:
-        path: of its weights, already known to be the public file: torch-fidelity unpickles it
-            whatever it holds.
-        device: where it runs.
+        path: file of its weights. It must already be verified as the public file, because
+            torch-fidelity unpickles any content.
+        device: device of the network.
 
     Returns:
         The feature space.
 
     Raises:
-        MissingToolError: torch-fidelity is not installed.
-        CheckpointError: the weights do not fit.
+        MissingToolError: if torch-fidelity is not installed.
+        CheckpointError: if the weights do not fit.
     """
     if find_spec("torch_fidelity") is None:
         raise MissingToolError(
             "torch-fidelity is not installed, whose Inception network FID and KID are measured "
             "with; install it with pip install -e '.[metrics]'"
         )
-    # Imported when used: it takes seconds, and is there only with the extra.
+    # Imported when used: the import takes seconds, and the package is an optional extra.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
         network = FeatureExtractorInceptionV3(
             "inception", [str(WIDTH)], feature_extractor_weights_path=str(path)
         )
-    except Exception as error:  # torch raises a different kind for each way to be no weights
+    except Exception as error:  # torch raises many kinds of errors for files that are no weights
         raise CheckpointError(
             f"{path} does not fit the Inception network ({type(error).__name__}); download it again"
         ) from error

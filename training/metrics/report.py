@@ -1,7 +1,7 @@
-"""What was measured, as JSON for programs and Markdown for people.
+"""Report of an evaluation, as JSON for programs and Markdown for people.
 
-In: a report. Out: files, and the report read back. Separate because what a number is worth (how
-many clips, which weights, what was left out) has to travel with it.
+Input: a report. Output: files, and the report read back. The report keeps numbers together with
+their context: how many clips, which weights, and what was left out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ RULE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SideCount:
-    """What of a folder can be used.
+    """Numbers of usable clips and frames in a folder.
 
     Attributes:
         side: ``generated`` or ``real``.
-        num_clips: that could be opened.
-        num_frames: of them all.
+        num_clips: clips that could be opened.
+        num_frames: frames of all of them.
     """
 
     side: str
@@ -43,18 +43,18 @@ class SideCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetScore:
-    """A distance of the generated set from the real one.
+    """Distance of the generated set from the real one.
 
     Attributes:
         metric: fid, kid, fvd or e_fid.
         value: the distance.
         spread: standard deviation over subsets, for kid.
-        sample: what a sample is.
-        width: of a sample's features.
-        clips: that samples were taken of; generated, real.
-        frames: of those clips, the same.
-        samples: taken of them, the same.
-        notes: what to know before it is believed.
+        sample: description of one sample.
+        width: feature width.
+        clips: numbers of clips, generated and real.
+        frames: numbers of frames of these clips, generated and real.
+        samples: numbers of samples taken from them, generated and real.
+        notes: caveats for readers.
     """
 
     metric: str
@@ -70,15 +70,15 @@ class SetScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipScore:
-    """Scores of one clip, see ``syncnet.SyncScores``.
+    """Scores of one clip; see ``syncnet.SyncScores``.
 
     Attributes:
         side: ``generated`` or ``real``.
-        clip: its name.
-        num_frames: measured.
-        sync_c: more is better.
-        sync_d: less is better.
-        offset: video frames, positive where the voice comes late.
+        clip: name of the clip.
+        num_frames: number of measured frames.
+        sync_c: confidence; more is better.
+        sync_d: distance; less is better.
+        offset: in video frames, positive if the voice is late.
     """
 
     side: str
@@ -95,10 +95,10 @@ class ClipMean:
 
     Attributes:
         side: ``generated`` or ``real``.
-        num_clips: measured.
-        num_frames: of them all.
-        sync_c: mean.
-        sync_d: mean.
+        num_clips: number of measured clips.
+        num_frames: frames of all of them.
+        sync_c: mean of the clips' values.
+        sync_d: mean of the clips' values.
     """
 
     side: str
@@ -110,17 +110,17 @@ class ClipMean:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All that one evaluation found.
+    """Complete results of one evaluation.
 
     Attributes:
-        settings: it was made with.
-        sides: what was compared.
+        settings: settings of the evaluation.
+        sides: numbers of clips and frames that were compared.
         set_scores: distances between the sets.
         clip_means: means of ``clip_scores``.
-        clip_scores: of each clip alone.
-        not_measured: metric and reason.
+        clip_scores: scores of each clip.
+        not_measured: metrics that were not measured, with reasons.
         skips: clips that were left out, and of what.
-        weights: the files used.
+        weights: weight files that were used.
     """
 
     settings: dict[str, Any]
@@ -137,10 +137,10 @@ def average_clips(scores: Sequence[ClipScore]) -> tuple[ClipMean, ...]:
     """Average clip scores by side.
 
     Args:
-        scores: of all clips.
+        scores: scores of all clips.
 
     Returns:
-        A mean per side that has any.
+        Means per side that has any scores.
     """
     means = []
     for side in dict.fromkeys(score.side for score in scores):
@@ -158,14 +158,14 @@ def average_clips(scores: Sequence[ClipScore]) -> tuple[ClipMean, ...]:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write both forms.
+    """Write a report as JSON and as Markdown.
 
     Args:
-        report: to write.
-        folder: made where it is missing.
+        report: report to write.
+        folder: folder to write to; created if it does not exist.
 
     Raises:
-        OutputError: the disk refused.
+        OutputError: if a file cannot be written.
     """
     text = json.dumps(asdict(report), indent=1) + "\n"
     for name, content in ((REPORT, text), (TABLE, format_report(report))):
@@ -214,13 +214,13 @@ def _freeze(value: Any) -> Any:
 
 
 def format_report(report: Report) -> str:
-    """Write a report as Markdown.
+    """Format a report as Markdown.
 
     Args:
-        report: to write.
+        report: report to format.
 
     Returns:
-        Tables, and what was left out.
+        Tables, and lists of what was left out.
     """
     parts = ["# Generated against real videos", _tabulate_sides(report), RULE]
     if report.set_scores:

@@ -1,6 +1,6 @@
 """Contact sheets: generated clips beside the real ones of the same names.
 
-In: clips of both sides. Out: pictures. Separate because no number is to be believed unseen.
+Input: clips of both sides. Output: image files, so that numbers can be checked by eye.
 
 Axes: C channels, T video frames, H height, W width.
 """
@@ -21,39 +21,39 @@ from turbotalk_core.errors import ImageError
 from turbotalk_core.image import prepare_reference
 from turbotalk_core.video.files import reports_disk_errors, whole_file
 
-SHEETS = "sheets"  # folder
-COLUMNS = 8  # moments of a clip
+SHEETS = "sheets"  # name of the folder
+COLUMNS = 8  # frames per clip
 PAIRS_PER_SHEET = 6
 CELL_HEIGHT = 160  # pixels
-CELL_WIDTH = 160  # pixels; wider pictures are cut at their sides
+CELL_WIDTH = 160  # pixels; wider frames are cropped at the sides
 
 
 def pair_clips(generated: Sequence[Clip], real: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
-    """Find the clips of one name.
+    """Pair the clips that have the same name.
 
     Args:
-        generated: of one side.
-        real: of the other.
+        generated: generated clips.
+        real: real clips.
 
     Returns:
-        Generated and real clip of each name that both have, in the order of the names.
+        Generated and real clip of each common name, sorted by name.
     """
     by_name = {clip.name: clip for clip in real}
     return [(clip, by_name[clip.name]) for clip in generated if clip.name in by_name]
 
 
 def write_sheets(pairs: Sequence[tuple[Clip, Clip]], folder: Path) -> list[Path]:
-    """Draw pairs, a row of moments for the real clip and one for the generated below it.
+    """Draw pairs: a row of frames for the real clip, and one for the generated clip below it.
 
     Args:
-        pairs: generated and real clips; those that are damaged are left out.
-        folder: made where it is missing.
+        pairs: generated and real clips; damaged ones are left out.
+        folder: folder to write to; created if it does not exist.
 
     Returns:
         The files.
 
     Raises:
-        OutputError: the disk refused.
+        OutputError: if a file cannot be written.
     """
     rows = [row for generated, real in pairs for row in _draw(generated, real)]
     step, files = 2 * PAIRS_PER_SHEET, []
@@ -68,13 +68,13 @@ def write_sheets(pairs: Sequence[tuple[Clip, Clip]], folder: Path) -> list[Path]
 
 
 def _draw(generated: Clip, real: Clip) -> list[Tensor]:
-    # The same moments of both, as the same words are said at them.
+    # The same times in both clips, because the same words are spoken then.
     num_frames = min(generated.num_frames, real.num_frames)
     moments = torch.linspace(0, num_frames - 1, COLUMNS).round().long().tolist()
     try:
         return [_draw_row(clip, moments) for clip in (real, generated)]
     except ImageError:
-        return []  # what is wrong with it is told where it is measured
+        return []  # the metrics report the damage
 
 
 def _draw_row(clip: Clip, moments: Sequence[int]) -> Tensor:

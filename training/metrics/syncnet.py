@@ -1,8 +1,9 @@
-"""Sync-C and Sync-D: how well lips follow a voice, by SyncNet.
+"""Sync-C and Sync-D: lip synchronisation, measured by SyncNet.
 
-In: faces and sound of a clip, and the public weights. Out: the scores of the literature. Separate
-because it holds SyncNet itself and how it hears. The packages that wrap it ask for OpenCV, of which
-several overwrite each other in the environments of ComfyUI's users, and for programs around it.
+Input: faces and sound of a clip, and the public weights. Output: the scores of the literature.
+SyncNet and its audio front end are implemented here, because the packages that wrap it require
+external programs and OpenCV. Several OpenCV packages overwrite each other in the environments of
+ComfyUI users.
 
 Axes: T video frames, C channels, H height, W width, S audio samples, N windows, K window length,
 M sound frames, D embedding width.
@@ -29,12 +30,12 @@ from turbotalk_core.errors import CheckpointError, GeometryError
 from turbotalk_core.geometry import SAMPLE_RATE, count_samples
 
 WIDTH = 1024
-WINDOW_FRAMES = 5  # video frames, and four times as many sound frames
+WINDOW_FRAMES = 5  # video frames; four times as many sound frames
 SOUND_PER_FRAME = 4
-BATCH = 20  # windows
+BATCH = 20  # windows per network call
 
-# How SyncNet hears: mel-frequency cepstral coefficients as its authors took them, with the
-# defaults of python_speech_features 0.6.
+# Audio front end of SyncNet: mel-frequency cepstral coefficients as its authors computed them, with
+# the defaults of python_speech_features 0.6.
 SOUND_LENGTH = 400  # samples, 25 ms
 SOUND_STEP = 160  # samples, 10 ms
 NUM_BINS = 512  # of the Fourier transform
@@ -42,18 +43,19 @@ NUM_FILTERS = 26
 NUM_COEFFICIENTS = 13
 PREEMPHASIS = 0.97
 LIFTER = 22
-FULL_SCALE = 32768  # it was trained on the whole numbers of 16-bit files
+FULL_SCALE = 32768  # SyncNet was trained on the integers of 16-bit files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncScores:
-    """What SyncNet says of a clip.
+    """Lip sync scores of a clip.
 
     Attributes:
-        sync_c: how much less the least distance is than the median; more is better.
-        sync_d: the least mean distance of lips and voice over all shifts; less is better.
-        offset: of the least distance, video frames, positive where the voice comes late. SyncNet's
-            own program tells it with the other sign.
+        sync_c: confidence, the median over all shifts of the mean distance, minus the least; more
+            is better.
+        sync_d: least mean distance of lip and voice embeddings over all shifts; less is better.
+        offset: shift of the least distance, in video frames, positive if the voice is late.
+            SyncNet's own program reports the opposite sign.
     """
 
     sync_c: float
@@ -62,14 +64,14 @@ class SyncScores:
 
 
 class SyncNet(nn.Module):
-    """The network of "Out of time", its parameters named as in the public file.
+    """Network of "Out of time", with parameter names of the public file.
 
     Source: Chung and Zisserman, Out of time: automated lip sync in the wild, 2016; layer sizes of
     syncnet_v2.
     """
 
     def __init__(self) -> None:
-        """Build it, with random weights."""
+        """Build the network with random weights."""
         super().__init__()
         self.netcnnaud = nn.Sequential(
             *_convolve_sound(1, 64, 3, 1),
@@ -97,17 +99,17 @@ class SyncNet(nn.Module):
         self.netfclip = _project()
 
     def forward(self, faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed lips and voice of windows that begin a frame apart; the last does not count.
+        """Embed lips and voice of windows that start one frame apart, without the last window.
 
         Args:
             faces_TCHW: [T, 3, 224, 224], RGB in [0, 1].
-            waveform_S: 16 kHz, of the same frames.
+            waveform_S: sound of the same frames, 16 kHz.
 
         Returns:
-            Twice [N, 1024], at the same times.
+            Lip embeddings and voice embeddings, both [N, 1024], at the same times.
 
         Raises:
-            GeometryError: too few frames for a window.
+            GeometryError: if there are too few frames for a window.
         """
         num_frames = min(len(faces_TCHW), len(waveform_S) // count_samples(1, SAMPLE_RATE))
         num_windows = num_frames - WINDOW_FRAMES
@@ -120,7 +122,7 @@ class SyncNet(nn.Module):
         heard_MD = mfcc(waveform_S).to(device)
         sounds_NDK = heard_MD.unfold(0, SOUND_PER_FRAME * WINDOW_FRAMES, SOUND_PER_FRAME)
         seen = [
-            # It was trained on the blue, green and red of OpenCV, in [0, 255].
+            # SyncNet was trained on OpenCV's channel order, BGR, in [0, 255].
             self.netfclip(self.netcnnlip(255 * batch.flip(1).to(device)).flatten(1))
             for batch in lips_NCKHW.split(BATCH)
         ]
@@ -156,14 +158,14 @@ def load_syncnet(path: Path, device: torch.device) -> SyncNet:
     """Load the network.
 
     Args:
-        path: of the public file, a pickle of tensors.
-        device: where it runs.
+        path: the public file, a pickle of tensors.
+        device: device of the network.
 
     Returns:
-        The network, for evaluation.
+        The network, in evaluation mode.
 
     Raises:
-        CheckpointError: the file holds something else.
+        CheckpointError: if the file contains anything else.
     """
     network = SyncNet()
     try:
@@ -177,13 +179,13 @@ def load_syncnet(path: Path, device: torch.device) -> SyncNet:
 
 
 def mfcc(waveform_S: Tensor) -> Tensor:
-    """Compute mel-frequency cepstral coefficients, the first replaced by the log energy.
+    """Compute mel-frequency cepstral coefficients; log energy replaces the first one.
 
     Args:
         waveform_S: 16 kHz, in [-1, 1].
 
     Returns:
-        [M, 13] float32, a row every 10 ms; the end is filled up with silence.
+        [M, 13] float32, a row every 10 ms; the end is padded with silence.
 
     Source: Davis and Mermelstein, 1980; settings of python_speech_features 0.6.
     """
@@ -193,12 +195,12 @@ def mfcc(waveform_S: Tensor) -> Tensor:
     length = SOUND_LENGTH + num_steps * SOUND_STEP
     frames_MS = F.pad(samples_S, (0, length - len(samples_S))).unfold(0, SOUND_LENGTH, SOUND_STEP)
     power_MB = torch.fft.rfft(frames_MS, NUM_BINS).abs().square() / NUM_BINS
-    least = torch.finfo(torch.float64).eps  # whose logarithm stands for silence
+    least = torch.finfo(torch.float64).eps  # floor of the logarithm, for silence
     bands_MF = (power_MB @ _mel_filters().T).clamp_min(least).log()
     orders_D = torch.arange(NUM_COEFFICIENTS, dtype=torch.float64)
     middles_F = torch.arange(NUM_FILTERS, dtype=torch.float64) + 0.5
     cosines_FD = torch.cos(math.pi / NUM_FILTERS * middles_F[:, None] * orders_D)
-    # The cosine transform is made orthonormal, but for its first row, which is replaced.
+    # The cosine transform is scaled to be orthonormal, except for its first row, which is replaced.
     lifter_D = 1 + LIFTER / 2 * torch.sin(math.pi / LIFTER * orders_D)
     cepstrum_MD = bands_MF @ cosines_FD * math.sqrt(2 / NUM_FILTERS) * lifter_D
     cepstrum_MD[:, 0] = power_MB.sum(1).clamp_min(least).log()
@@ -206,7 +208,7 @@ def mfcc(waveform_S: Tensor) -> Tensor:
 
 
 def _mel_filters() -> Tensor:
-    """Triangles between neighbouring points of the mel scale, at whole bins, [filters, bins]."""
+    """Return triangular filters on the mel scale, with corners at whole bins, [filters, bins]."""
     most_mel = 2595 * math.log10(1 + SAMPLE_RATE / 2 / 700)
     mels_P = torch.linspace(0, most_mel, NUM_FILTERS + 2, dtype=torch.float64)
     hertz_P = 700 * (10 ** (mels_P / 2595) - 1)
@@ -223,18 +225,19 @@ def _mel_filters() -> Tensor:
 def measure_sync(seen_ND: Tensor, heard_ND: Tensor) -> SyncScores:
     """Compare lips with the voice at every shift.
 
-    Unlike ``training.data.scores.score_sync``, every window counts at every shift, and beyond the
-    ends of the clip the voice is zero: so do SyncNet's own program, and the published numbers.
+    Unlike ``training.data.scores.score_sync``, all windows count at every shift, and voice
+    embeddings past the ends of the clip are zero. SyncNet's own program does the same, so published
+    numbers depend on it.
 
     Args:
         seen_ND: embeddings of the lips, one per window.
-        heard_ND: of the voice at the same times.
+        heard_ND: embeddings of the voice at the same times.
 
     Returns:
         The scores.
 
     Raises:
-        GeometryError: no more windows than shifts, of which the ends would be most.
+        GeometryError: if there are not more windows than shifts, so that padding would dominate.
 
     Source: Chung and Zisserman, syncnet_python, SyncNetInstance.py, evaluate.
     """
@@ -262,18 +265,18 @@ def score_clip(clip: Clip, judge: SyncJudge, detector: FaceDetector) -> SyncScor
     """Measure the lip sync of a clip.
 
     Args:
-        clip: with sound.
+        clip: clip with sound.
         judge: SyncNet.
-        detector: finds faces.
+        detector: face detector.
 
     Returns:
         The scores.
 
     Raises:
-        AudioError: it has no sound.
-        ImageError: it is damaged, or no face can be followed through it.
-        GeometryError: it is too short.
-        CheckpointError: a network gives something else than it should.
+        AudioError: if the clip has no sound.
+        ImageError: if it is damaged, or no face can be tracked through it.
+        GeometryError: if it is too short.
+        CheckpointError: if the output of a network has the wrong form.
     """
     waveform_S = to_mono_16k(cut_sound(read_sound(clip.path), 0, clip.num_frames))
     seen_ND, heard_ND = judge(cut_faces(clip, detector), waveform_S)

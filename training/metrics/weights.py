@@ -1,7 +1,7 @@
-"""The files of networks that metrics are defined by, which the user supplies.
+"""Weight files that define the metrics; the user supplies them.
 
-In: a folder. Out: the path of a file in it, and which file it is. Separate because these weights
-are not ours to ship, and a number of another network is another metric.
+Input: a folder. Output: the path of a file in it, and its identification. These weights cannot be
+shipped with this project, and another network would make another metric.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from turbotalk_core.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownFile:
-    """A file that a metric needs.
+    """Weight file that a metric needs.
 
     Attributes:
-        what: it is.
-        source: where it is known to be.
-        sha256: of the public file; None where no public source tells it, or each user has their
-            own.
+        what: description of the file.
+        source: where the file is published.
+        sha256: SHA-256 of the public file; None if no public source states it, or each user has a
+            file of their own.
     """
 
     what: str
@@ -63,13 +63,14 @@ KNOWN_FILES: Mapping[str, KnownFile] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsedFile:
-    """A file that numbers were made with.
+    """Weight file that was used for a measurement.
 
     Attributes:
-        file: its name.
-        bytes: its size.
-        sha256: of its bytes.
-        is_public: whether that is the SHA-256 of a public file; else only equal ones compare.
+        file: name of the file.
+        bytes: size in bytes.
+        sha256: SHA-256 of its content.
+        is_public: whether this is the SHA-256 of a public file; otherwise numbers are comparable
+            only with those from an equal file.
     """
 
     file: str
@@ -79,17 +80,17 @@ class UsedFile:
 
 
 def find_weights(folder: Path, name: str) -> tuple[Path, UsedFile]:
-    """Find a file, and make sure that it is what its name says.
+    """Find a weight file and verify it.
 
     Args:
-        folder: of the weights.
+        folder: folder of the weights.
         name: one of ``KNOWN_FILES``.
 
     Returns:
-        Its path, and what the report says of it.
+        Path of the file, and its entry for the report.
 
     Raises:
-        CheckpointError: there is no such file, or it is not the public one.
+        CheckpointError: if the file does not exist, or is not the public one.
     """
     known, path = KNOWN_FILES[name], folder / name
     if not path.is_file():

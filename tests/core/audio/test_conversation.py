@@ -1,4 +1,4 @@
-"""Who speaks when, told by an encoder that writes down what it hears."""
+"""Turns of speakers, checked with an encoder that records its input."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +24,7 @@ RATE = 16_000
 
 
 class Listener:
-    """Hears in each video frame the mean square of its 640 samples, and remembers all it heard."""
+    """Audio encoder with the mean square of a frame's 640 samples; records its input."""
 
     first_kernel = None
 
@@ -55,7 +55,7 @@ def _talk(*speakers: Speaker) -> tuple[Conversation, list[Tensor]]:
 
 
 def _read(sound: Sound) -> Tensor:
-    """All samples of a sound."""
+    """Read all samples of a sound."""
     return torch.cat(list(sound.blocks()), dim=1)
 
 

@@ -1,4 +1,4 @@
-"""How a voice is heard, whole or in sections, told by an encoder that writes down what it hears."""
+"""Audio features of a whole sound and of sections, with an encoder that records its input."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -31,7 +31,7 @@ from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Wavef
 
 
 class LevelEncoder:
-    """Hears in each video frame the mean square of its 640 samples and how much it was given."""
+    """Audio encoder with the mean square of a frame's 640 samples, and the length of the input."""
 
     first_kernel = None
 
@@ -116,7 +116,7 @@ def test_frames_are_counted_on_the_original(num_samples: int, sample_rate: int) 
 def _hear_both(
     waveform: Waveform, section_frames: int, context_frames: int = 250
 ) -> tuple[Tensor, SectionFeatures, LevelEncoder]:
-    """What is heard of 16 kHz mono at once, and section by section."""
+    """Encode 16 kHz mono at once, and section by section."""
     seconds, encoder = Fraction(waveform.num_samples, 16_000), LevelEncoder()
     whole = hear(normalize_loudness(waveform.samples_CS[0]), seconds, LevelEncoder())
     features = hear_in_sections(
@@ -208,7 +208,7 @@ def encoder() -> Wav2Vec2Encoder:
 
 
 def _listen(waveform: Waveform, encoder: AudioEncoder) -> SectionFeatures:
-    """Hear 16 kHz mono in short sections."""
+    """Encode 16 kHz mono in short sections."""
     seconds = Fraction(waveform.num_samples, 16_000)
     return hear_in_sections(
         waveform, Fraction(0), seconds, encoder, section_frames=50, context_frames=25

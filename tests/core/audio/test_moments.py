@@ -1,4 +1,4 @@
-"""Moments against sums over all stretches, and a norm that is told them against its own."""
+"""Normalization statistics against sums over all stretches, and normalization by them."""
 
 from typing import Any
 

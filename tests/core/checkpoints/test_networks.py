@@ -161,7 +161,7 @@ def test_a_vae_comes_from_a_pickle_too(vae_path: Path) -> None:
 
 
 def _split(path: Path) -> Path:
-    """Make three shards and an index of a file, in a folder of their own."""
+    """Split a file into three shards and an index, in a folder of their own."""
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -217,7 +217,7 @@ def test_an_adapter_wins_over_a_merged_file(dit_path: Path, adapter_path: Path) 
 
 
 def _quantise(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Store as the public mixed files do: matrices of the blocks small, biases in full."""
+    """Save in the format of the public mixed files: matrices of blocks small, biases in full."""
     stored = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
     for key, tensor in tensors.items():
         if key.startswith("blocks.") and tensor.ndim == 2:

@@ -1,4 +1,4 @@
-"""A pickle may hold tensors and nothing else, no larger than it is, and is never run."""
+"""Pickle files: tensors alone are accepted, sizes are bounded, and no code is run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TENSORS = {
 
 
 class _Call:
-    """What a pickle calls when it is read."""
+    """Object whose pickle calls a function when it is read."""
 
     def __init__(self, function: Callable[..., Any], *arguments: object) -> None:
         self._told = function, arguments
@@ -47,7 +47,7 @@ def _save(path: Path, content: object) -> Path:
 
 
 def _rewrite(path: Path, change: Callable[[bytes], bytes], how: int = zipfile.ZIP_STORED) -> Path:
-    """Change the pickle inside of a file, and pack it again."""
+    """Change the pickle inside a file, and pack it again."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", how) as archive:

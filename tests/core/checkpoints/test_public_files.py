@@ -1,8 +1,8 @@
-"""The files that people have, told apart by their headers: right names and shapes, and no data.
+"""Recognition of public model files by their headers, with right names and shapes and no data.
 
-Names, shapes and sizes are those of the published files, as far as they are documented; they are
-written down here on their own, so that they also hold the networks to them. Each file is sparse: as
-long as the real one, and empty.
+Names, shapes and sizes are those of the published files, as far as they are documented. They are
+written down here independently, so that they also check the networks. Each file is sparse: as long
+as the real one, and empty.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _norm(name: str, width: int) -> Shapes:
 
 
 def _wan(in_channels: int = 36, *, has_image: bool = True) -> Shapes:
-    """Wan2.1-14B, as the reference names it."""
+    """Return Wan2.1-14B with the names of the reference."""
     shapes: Shapes = {
         "patch_embedding.weight": (WIDTH, in_channels, 1, 2, 2),
         "patch_embedding.bias": (WIDTH,),
@@ -83,7 +83,7 @@ def _wan(in_channels: int = 36, *, has_image: bool = True) -> Shapes:
 
 
 def _audio() -> Shapes:
-    """InfiniteTalk's audio modules."""
+    """Return InfiniteTalk's audio modules."""
     shapes = {
         **_linear("audio_proj.proj1", 512, 46080),
         **_linear("audio_proj.proj1_vf", 512, 73728),
@@ -105,7 +105,7 @@ def _vae() -> Shapes:
 
 
 def _wav2vec2() -> Shapes:
-    """chinese-wav2vec2-base with the tensors of its pre-training."""
+    """Return chinese-wav2vec2-base with the tensors of its pre-training."""
     kernels = (10, 3, 3, 3, 3, 2, 2)
     shapes: Shapes = {
         f"feature_extractor.conv_layers.{i}.conv.weight": (512, 512 if i else 1, kernel)
@@ -165,7 +165,7 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _mix(shapes: Shapes, dtype: str, *, wide: Callable[[str], bool]) -> Header:
-    """Matrices of the blocks in one dtype, some of the rest in float32, the others in float16."""
+    """Store matrices of the blocks in one dtype, some others in float32, the rest in float16."""
     return {
         name: (dtype if _is_matrix(name, shape) else "F32" if wide(name) else "F16", shape)
         for name, shape in shapes.items()
@@ -173,7 +173,7 @@ def _mix(shapes: Shapes, dtype: str, *, wide: Callable[[str], bool]) -> Header:
 
 
 def _scale(header: Header, dtype: str, scale: str = "scale_weight") -> Header:
-    """Add what ComfyUI and kijai put beside float8 matrices."""
+    """Add the tensors that ComfyUI and kijai store beside float8 matrices."""
     scaled = dict(header)
     for name, (stored, _) in header.items():
         if stored == dtype:

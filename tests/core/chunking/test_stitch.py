@@ -1,4 +1,4 @@
-"""Stitched chunks are the video itself, and go on where the chunk before ended."""
+"""Stitched chunks equal the video, and each continues where the chunk before ended."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The reference's small transformer, and what it makes of one input."""
+"""Small transformer of the reference, and its output for one input."""
 
 from __future__ import annotations
 

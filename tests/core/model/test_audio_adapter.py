@@ -1,4 +1,4 @@
-"""Audio tokens and audio attention: who hears what."""
+"""Audio tokens, and the regions in which audio attention uses them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The networks behind the pipeline's ports say what they say when called directly."""
+"""The pipeline's adapters of networks return what the networks return when called directly."""
 
 from dataclasses import replace
 

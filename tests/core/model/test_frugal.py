@@ -1,4 +1,4 @@
-"""Where memory runs out, the same networks do the same once more in small pieces, and stay so."""
+"""Low-memory mode: out of memory, a network repeats the call in small pieces, and remains so."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _assert_near(result: Tensor, expected: Tensor) -> None:
 
 
 class AcceleratorError(RuntimeError):
-    """As torch's, which older ones do not have."""
+    """Counterpart of torch's AcceleratorError, which older versions do not have."""
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_what_says_that_memory_ran_out(error: Exception, is_one: bool) -> None:
 
 
 class TooSmall:
-    """A device that holds a network only while it is frugal, or not even then; counts the tries."""
+    """Device on which a network fits only in low-memory mode, or never; counts the calls."""
 
     def __init__(self, network: Any, part: nn.Module, *, is_hopeless: bool = False) -> None:
         self.tries = 0

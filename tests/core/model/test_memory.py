@@ -1,4 +1,4 @@
-"""Counted memory: closed forms, and the meta device tells what a real one takes."""
+"""Counted memory against closed forms, and on the meta device against a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speakers on a line, and video tokens beside the one they resemble."""
+"""Speaker embeddings on a line, and assignment of video tokens to the most similar speaker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def _halves() -> Tensor:
-    """Left and right of 4 x 8 latent cells, and a background of the lowest two rows."""
+    """Left and right of 4 x 8 latent cells, and the lowest two rows as background."""
     regions_PHW = torch.zeros(3, 4, 8)
     regions_PHW[0, :2, :4] = regions_PHW[1, :2, 4:] = regions_PHW[2, 2:] = 1
     return regions_PHW

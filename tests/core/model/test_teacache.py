@@ -1,4 +1,4 @@
-"""TeaCache: when the blocks run, and what stands in for them."""
+"""TeaCache: when the blocks run, and which residual replaces them."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def _fit(coefficients: tuple[float, ...], change: float) -> float:
 
 
 def _ask(cache: TeaCache, change: float, num_steps: int) -> list[bool]:
-    """Grow a modulation by one and the same part in each step."""
+    """Grow a modulation by the same fraction in each step."""
     modulations = [torch.tensor([(1 + change) ** step]) for step in range(num_steps)]
     return [cache.is_due(modulation) for modulation in modulations]
 

@@ -1,4 +1,4 @@
-"""The codec in any split, and from new weights."""
+"""The VAE with any split of the frames, and with new weights."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def vae() -> WanVAE:
 
 @pytest.fixture(scope="module")
 def exact_vae(vae: WanVAE) -> WanVAE:
-    """In float64 the same sums in another order differ by less than any mistake."""
+    """VAE in float64, where sums in another order differ by less than any mistake."""
     return copy.deepcopy(vae).double()
 
 
@@ -88,7 +88,7 @@ def test_of_a_picture_and_grey_what_repeats_is_encoded_once(vae: WanVAE) -> None
 
 
 def _count_frames(encoder: Encoder, encode: Callable[[], Tensor]) -> list[int]:
-    """Count the frames that each stage is given."""
+    """Count the frames that each stage receives."""
     stages = (encoder.conv1, *encoder.downsamples, *encoder.middle, encoder.head)
     counts = dict.fromkeys(stages, 0)
 

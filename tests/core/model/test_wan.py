@@ -1,4 +1,4 @@
-"""The transformer: what its inputs may and may not do."""
+"""The transformer: effects that its inputs must and must not have."""
 
 from __future__ import annotations
 

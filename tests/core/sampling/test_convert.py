@@ -1,4 +1,4 @@
-"""The predictions are one point of view each of the same straight path."""
+"""Conversions between predictions, which all describe the same straight path."""
 
 import torch
 from hypothesis import given

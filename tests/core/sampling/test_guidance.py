@@ -1,4 +1,4 @@
-"""Guidance: which calls are made, and what is made of them."""
+"""Guidance: the network calls, and their combination."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ SCALES = st.floats(0, 10)
 
 
 class Answers:
-    """A network that says one number per kind of call, and remembers the kinds."""
+    """Network that returns one number per kind of call, and records the kinds."""
 
     def __init__(self) -> None:
         self.calls = ""

@@ -26,7 +26,7 @@ TOKENS = AudioTokens(tokens_FND=torch.zeros(4, 1, 1))
 
 
 class Gaussian:
-    """The perfect network for N(MEAN, spread^2); keeps what it was shown."""
+    """Ideal network for N(MEAN, spread^2); records its inputs."""
 
     def __init__(self, spread: float) -> None:
         self.spread = spread
@@ -47,7 +47,7 @@ class Gaussian:
 
 
 class Counter:
-    """Counts units, and stops before a given call."""
+    """Counter of units that stops before a given call."""
 
     def __init__(self, stop_before: int | None = None) -> None:
         self.units = 0

@@ -1,4 +1,4 @@
-"""A disk that fills up, without filling one."""
+"""Simulation of a full disk."""
 
 import resource
 
@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def small_files_only():
-    """No file may grow over 40 kB: the system refuses to write, as it does on a full disk."""
+    """Limit on file size of 40 kB: the system refuses to write more, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
     yield

@@ -1,4 +1,4 @@
-"""Finished videos: as long as their frames, with sound, whole or absent."""
+"""Assembled videos: as long as their frames, with sound, complete or absent."""
 
 import av
 import pytest

@@ -1,4 +1,4 @@
-"""Work in the background: in order, one at a time, and its failures are told."""
+"""Prefetching: in order, one item at a time, with errors passed on."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Journals: what was written before the power failed is there, and nothing else."""
+"""Journals: after a power failure they contain exactly what was written before."""
 
 import json
 from zlib import crc32

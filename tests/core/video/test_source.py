@@ -1,4 +1,4 @@
-"""Videos of every rate come out as the pictures that are on the screen 25 times a second."""
+"""Videos of every rate decode to the frames that are visible 25 times a second."""
 
 import struct
 import tracemalloc
@@ -31,7 +31,7 @@ def _make(
     container: str | None = None,
     gap: int = 512,
 ) -> None:
-    """Write a video whose n-th frame is of grey level 4 n, to n = 63, shown from times[n] on."""
+    """Write a video whose n-th frame has grey level 4 n, to n = 63, and starts at times[n]."""
     file = target if isinstance(target, BytesIO) else str(target)
     with av.open(file, "w", format=container) as opened:
         stream = cast(VideoStream, opened.add_stream(codec, rate=Fraction(TICKS, gap)))

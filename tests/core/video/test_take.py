@@ -1,4 +1,4 @@
-"""Takes: exact bytes, exact samples, and whatever stops the program, the next one goes on."""
+"""Takes: exact bytes, exact samples, and resumption after any interruption."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def noise(num_frames, height=34, width=50, seed=0):
 
 
 def make_chunk(index, spans=SPANS):
-    """Chunk ``index`` of a clip, as the pipeline hands it on."""
+    """Make chunk ``index`` of a clip, in the form that the pipeline returns."""
     start, stop = spans[index]
     frames_BCTHW = noise(stop - start, seed=index).permute(3, 0, 1, 2)[None] / 127.5 - 1
     first = start - 5 if index else 0
@@ -56,7 +56,7 @@ def make_chunk(index, spans=SPANS):
 
 
 def small_chunk(index):
-    """A chunk of one frame, then one of fifty, of which little is handed on."""
+    """Make a chunk of one frame, then one of fifty, with a small chunk state."""
     made = make_chunk(index, ((0, 1), (1, 51)))
     assert made.carry is not None
     return replace(made, carry=replace(made.carry, motion_frames_BCTHW=torch.zeros(1, 3, 1, 1, 1)))
@@ -241,7 +241,7 @@ def cut(path, num_bytes):
 
 @pytest.fixture
 def begun(tmp_path):
-    """A take of which two of three chunks are finished."""
+    """Take in which two of three chunks are finished."""
     folder = tmp_path / "take"
     with opened(folder) as writer:
         writer.write(make_chunk(0))
@@ -452,7 +452,7 @@ def test_a_size_that_cannot_be_is_damage(tmp_path, size):
 
 @pytest.fixture
 def copy(made, tmp_path):
-    """A take of the same files, to be changed."""
+    """Copy of a take's files, to be changed."""
     return shutil.copytree(made[0], tmp_path / "copy")
 
 

@@ -1,4 +1,4 @@
-"""Sound that AAC can and cannot hold, colours, and files that are whole or absent."""
+"""Video writer: sound that AAC can and cannot contain, colours, and complete or absent files."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""All pieces are judged and kept, with their tier and its reasons."""
+"""Filtering: all pieces are scored and kept, with their tier and its reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and sound of a piece belong together, whatever the file's clock says."""
+"""Frames and sound of a piece are in sync, whatever the timestamps of the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .conftest import RATE, MakeVideo, hum
 
 
 def _write_shifted(path: Path, lead_frames: int, codec: str = "pcm_s16le") -> None:
-    """Write a click at 0.4 s of its sound, which begins so many pictures after the first one."""
+    """Write a click at 0.4 s of a sound that begins a number of frames after the first frame."""
     samples = np.zeros((1, RATE), dtype=np.int16)
     samples[0, round(0.4 * RATE) :] = 20_000
     with av.open(str(path), "w") as container:

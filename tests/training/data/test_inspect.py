@@ -1,4 +1,4 @@
-"""A prepared sample can be seen and heard again."""
+"""Prepared samples can be decoded to a video with sound."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class TwoVoices:
-    """One shot with two voices, of which the second begins when the first ends."""
+    """Source of one shot with two voices; the second begins when the first ends."""
 
     keys = ("pair",)
 

@@ -1,4 +1,4 @@
-"""The mouth follows the sound and is read back from pixels."""
+"""Mouth curves follow the sound, and are measured correctly in pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAME = RATE // FPS
 
 
 def make_syllables(seconds: float, seed: int = 0) -> torch.Tensor:
-    """A buzzing tone whose loudness and brightness wander as in speech."""
+    """Make a buzzing tone whose loudness and brightness vary as in speech."""
     generator = torch.Generator().manual_seed(seed)
     count = round(seconds * RATE)
     times = torch.arange(count) / RATE

@@ -1,4 +1,4 @@
-"""Two avatars in one picture: each half is an avatar of its own that says its own voice."""
+"""Two avatars in one picture: each half is an avatar with its own voice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_FRAMES = 40
 
 @pytest.fixture(autouse=True)
 def _humming(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tone that swells and fades, other for each seed: no espeak-ng."""
+    """Make a tone that swells and fades, different for each seed, without espeak-ng."""
 
     def hum(split: str, seed: int, seconds: float) -> Tensor:
         times_S = torch.arange(round(16_000 * seconds)) / 16_000

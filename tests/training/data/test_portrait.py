@@ -1,4 +1,4 @@
-"""Pictures: same seed same person, free motion, and pixels that stand still."""
+"""Pictures: same seed same person, independent motion, and still pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prepared sets hold what networks will be shown, survive being stopped, and notice changes."""
+"""Prepared sets: contents for training, resumption after an interruption, changed settings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 
 class Squares:
-    """A source of shots: some squares that move, of 20 frames."""
+    """Source of shots of moving squares, 20 frames each."""
 
     def __init__(
         self, count: int, *, frames: int = 9, damaged: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""The order of the data is a pure function, and batches hold what inference will show."""
+"""The order of the data is a pure function, and batches equal the inputs at inference."""
 
 from __future__ import annotations
 

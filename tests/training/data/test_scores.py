@@ -1,4 +1,4 @@
-"""Scores in closed form, and tiers that follow from them."""
+"""Scores against closed forms, and the tiers that follow from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards give back what was put in, or say which file is at fault."""
+"""Shards return the stored samples, or an error that names the damaged file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from turbotalk_core.errors import MismatchError, OutputError
 
 
 def make_sample(seed: int, *, num_latents: int = 3, tokens: int = 0) -> Sample:
-    """A sample of random numbers, 16 x 32 pixels, one voice of 20 frames."""
+    """Make a sample of random numbers, 16 x 32 pixels, one voice of 20 frames."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:

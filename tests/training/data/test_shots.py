@@ -1,4 +1,4 @@
-"""Shots of videos and avatars are made in one form; avatars say what their mouths show."""
+"""Shots of videos and avatars have one form, and avatars' mouths fit their voices."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class TestSizes:
 class TestAvatars:
     @pytest.fixture(autouse=True)
     def turns(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Small avatars that hum instead of speaking; holds who speaks when in the pairs drawn."""
+        """Small avatars that hum instead of speaking; contains the turns of the pairs drawn."""
 
         def paint_small(avatar: object, motion: object, mouth: object) -> Tensor:
             return render(avatar, motion, mouth, SIZE)  # pyright: ignore[reportArgumentType]
@@ -200,7 +200,7 @@ def _hum_as(split: str, seed: int, seconds: float) -> Tensor:
 
 
 def _draw_small_pair(split: str, seed: int, num_frames: int) -> PairClip:
-    """Noise with the voices of two avatars."""
+    """Make noise with the voices of two avatars."""
     generator = torch.Generator().manual_seed(seed)
     frames_CTHW = torch.rand(3, num_frames, SIZE, 2 * SIZE, generator=generator) * 2 - 1
 
@@ -218,6 +218,6 @@ def _draw_small_pair(split: str, seed: int, num_frames: int) -> PairClip:
 
 
 def _hear(shot: Shot) -> Tensor:
-    """Which frames of which voice are not silent, [P, T]."""
+    """Return which frames of which voice are not silent, [P, T]."""
     sound_PS = torch.cat([voice.samples_CS for voice in shot.voices])
     return sound_PS.view(len(sound_PS), -1, 640).any(2)

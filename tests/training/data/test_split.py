@@ -1,4 +1,4 @@
-"""Scenes end at cuts and nowhere else; each video becomes pieces or a reason why not."""
+"""Splitting: scenes end at cuts alone; each video becomes pieces or a reason for its absence."""
 
 from __future__ import annotations
 

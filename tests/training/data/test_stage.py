@@ -1,4 +1,4 @@
-"""Stages go on where they were stopped, share the work, and notice other settings."""
+"""Stages resume after an interruption, share the work, and detect other settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole clips with espeak-ng's speech."""
+"""Complete clips with espeak-ng's speech."""
 
 from __future__ import annotations
 

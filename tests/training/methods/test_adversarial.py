@@ -1,4 +1,4 @@
-"""Progressive adversarial distillation: Eq. 4-11 as computed, and a student that learns."""
+"""Progressive adversarial distillation: Eq. 4-11 as computed, and the training of a student."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FROZEN_COPY = replace(METHOD, four_step="frozen", discriminator=Learning(learnin
 
 
 def _experienced(engines: Mapping[str, PlainEngine]) -> None:
-    """Give the discriminator an opinion, and its LoRA layers something to say."""
+    """Set the discriminator's last layer and its LoRA layers to values other than zero."""
     judge = engines["discriminator"].module
     assert isinstance(judge, Discriminator)
     generator = torch.Generator().manual_seed(11)
@@ -45,7 +45,7 @@ def _state(engine: PlainEngine) -> dict[str, Tensor]:
 
 
 def _gradients(method: Adversarial, role: str, *, experienced: bool = True) -> dict[str, Tensor]:
-    """The gradient of a role's update at the first step."""
+    """Compute the gradient of a role's update at the first step."""
     engines = make_engines(method)
     if experienced:
         _experienced(engines)
@@ -345,7 +345,7 @@ def test_phases_go_on_from_one_another() -> None:
 
 
 class Colour(nn.Module):
-    """A student of one weight: its samples are of one colour."""
+    """Student of one weight, whose samples have one colour."""
 
     def __init__(self, colour: float) -> None:
         super().__init__()
@@ -357,7 +357,7 @@ class Colour(nn.Module):
 
 
 class ColourJudge(nn.Module):
-    """Scores the mean colour along a slope, which is all that it learns."""
+    """Discriminator that scores the mean colour with a slope, its only weight."""
 
     def __init__(self) -> None:
         super().__init__()

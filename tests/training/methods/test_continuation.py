@@ -1,4 +1,4 @@
-"""Continuation: the border is learnt from what is real, the rest from what the student did."""
+"""Continuation: the target is real data at the border and the initial student elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METHOD = Continuation()
 
 
 def _lengthen(batch: Batch, frames: int) -> Batch:
-    """Chunks of more latent frames than ``make_batch`` draws, pinned alike."""
+    """Make chunks of more latent frames than ``make_batch`` draws, with the same pinned frames."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(frames))
@@ -123,7 +123,7 @@ def _lose(
     make_before: Make,
     **settings: float,
 ) -> dict[str, float]:
-    """The terms where both networks' clean latents are known."""
+    """Compute the loss terms for known clean latents of both networks."""
     method = replace(METHOD, **settings)
     engines = make_engines(method)
     student = engines["student"].module

@@ -1,4 +1,4 @@
-"""Distribution matching: who is updated when, by what, and that a student comes to the teacher."""
+"""Distribution matching: order and losses of updates, and convergence to the teacher."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_schedule_that_is_none_is_refused() -> None:
 
 
 class Gaussian(nn.Module):
-    """What a perfect network says of latents that are independent normals, given their noise."""
+    """Ideal prediction for latents that are independent normals, from their noise."""
 
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class Gaussian(nn.Module):
 
 
 class OneStep(nn.Module):
-    """A student whose samples are its noise, stretched and moved."""
+    """Student whose samples are its noise, scaled and shifted."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Flow matching: what the network is told, and that it learns."""
+"""Flow matching: the inputs of the network, and its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHOD = FlowMatching()
 
 
 def _listen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Collect what the network is called with."""
+    """Record the arguments of the network's calls."""
     calls: list[dict[str, Any]] = []
     forward = TalkingModel.forward
 
@@ -75,7 +75,7 @@ def test_voice_and_text_are_dropped_apart(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def _lose(monkeypatch: pytest.MonkeyPatch, batch: Batch, error: Tensor | float) -> float:
-    """The loss where the network knows the chunks, and is off by an error."""
+    """Compute the loss of a network that predicts the chunks with a given error."""
 
     def know(model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **_: Any) -> Tensor:
         # noise - data, where noisy = (1 - sigma) data + sigma noise

@@ -1,4 +1,4 @@
-"""What all methods share: how roles are made, and what is drawn and logged."""
+"""Common code of all methods: construction of roles, noise, and logged statistics."""
 
 from __future__ import annotations
 

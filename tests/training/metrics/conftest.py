@@ -1,4 +1,4 @@
-"""Tiny networks of the forms that metrics ask for, and clips to show them."""
+"""Tiny networks with the interfaces that the metrics need, and clips for them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["MakeVideo", "make_video"]
 
 
 def describe(pictures_NCHW: Tensor, width: int) -> Tensor:
-    """Fixed random features of pictures in [0, 255]: what they are like, not where."""
+    """Compute fixed random features of pictures in [0, 255] that ignore positions."""
     generator = torch.Generator().manual_seed(0)
     small = nn.functional.adaptive_avg_pool2d(pictures_NCHW.float() / 255, 4).flatten(1)
     return small @ torch.randn(small.shape[1], width, generator=generator)
 
 
 class TinyI3D(nn.Module):
-    """Called as the public I3D is."""
+    """Tiny network with the interface of the public I3D."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def save_i3d(path: Path, width: int = i3d.WIDTH) -> None:
 
 
 class MiddleFace(nn.Module):
-    """Finds a face in the middle of every picture that is not black."""
+    """Face detector with a box in the middle of every picture that is not black."""
 
     def forward(self, picture_CHW: Tensor) -> Tensor:
         height, width = picture_CHW.shape[1:]
@@ -63,7 +63,7 @@ class MiddleFace(nn.Module):
 
 
 class Brightness(nn.Module):
-    """Three numbers of each face, for expressions."""
+    """Expression regressor with three numbers per face."""
 
     def forward(self, faces_TCHW: Tensor) -> Tensor:
         return torch.stack(
@@ -83,7 +83,7 @@ def save_program(module: nn.Module, example: Tensor, path: Path, sides: dict[int
 
 @pytest.fixture(scope="session")
 def all_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny or random network under each name."""
+    """Folder with a tiny or random network under each name."""
     folder = tmp_path_factory.mktemp("weights")
     (folder / weights.INCEPTION).write_bytes(b"what it holds is the library's business")
     save_i3d(folder / weights.I3D)
@@ -99,7 +99,7 @@ def all_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judge_brightness(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
-    """Embed what little there is to see and to hear, of as many windows as SyncNet has."""
+    """Embed brightness and loudness, for as many windows as SyncNet has."""
     num_windows = len(faces_TCHW) - syncnet.WINDOW_FRAMES
     seen = faces_TCHW[:num_windows].mean((1, 2, 3))
     heard = waveform_S.view(-1, 640)[:num_windows].square().mean(1).sqrt()
@@ -108,7 +108,7 @@ def judge_brightness(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Te
 
 @pytest.fixture
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accepts other files than the public ones, and tiny networks in the place of large ones."""
+    """Replacement of the public files by other files, and of large networks by tiny ones."""
     known = {name: replace(file, sha256=None) for name, file in weights.KNOWN_FILES.items()}
     monkeypatch.setattr(weights, "KNOWN_FILES", known)
     monkeypatch.setattr(

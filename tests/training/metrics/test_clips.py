@@ -1,4 +1,4 @@
-"""Which clips count, and what of them."""
+"""Listing, lengths and decoding of clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distances whose value is known in closed form, or by the definition."""
+"""Distances against closed forms, or against their definition."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETS = st.builds(
 
 
 class TestFrechetDistance:
-    """Gaussians whose distance is known in closed form."""
+    """Gaussians with a distance of known closed form."""
 
     left_ND = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)).double()
 

@@ -1,4 +1,4 @@
-"""What is measured of real files, what is left out, and what is refused."""
+"""Evaluation of real files: measured metrics, omitted metrics, and errors."""
 
 from __future__ import annotations
 

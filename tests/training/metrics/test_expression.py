@@ -1,4 +1,4 @@
-"""Each face is a sample, whatever the regressor's width."""
+"""Expression features: one sample per face, with any width of the regressor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A face is followed where there is one, and told of where there is none."""
+"""Face tracking, and errors for clips without a face."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Spans of sixteen frames are samples, each shown to the network as it wants to be."""
+"""I3D features: one sample per span of sixteen frames, with the network's input format."""
 
 from __future__ import annotations
 

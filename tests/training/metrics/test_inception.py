@@ -1,4 +1,4 @@
-"""Each picture is a sample; the network is torch-fidelity's, and takes the public weights."""
+"""Inception features: one sample per frame; torch-fidelity's network loads the public weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report says what its numbers are worth, and is read back as it was written."""
+"""Reports contain the context of their numbers, and are read back unchanged."""
 
 from __future__ import annotations
 

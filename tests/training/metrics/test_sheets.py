@@ -1,4 +1,4 @@
-"""Pairs lie under each other, the real clip first, at the same moments."""
+"""Contact sheets: pairs below each other, the real clip first, at the same times."""
 
 from __future__ import annotations
 

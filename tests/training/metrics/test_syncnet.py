@@ -1,4 +1,4 @@
-"""SyncNet hears, sees and compares as its authors' program does."""
+"""SyncNet: audio front end, face input and comparison as in its authors' program."""
 
 from __future__ import annotations
 

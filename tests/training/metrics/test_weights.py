@@ -1,4 +1,4 @@
-"""A metric's network is the public file, or one that says what it is."""
+"""Weight files: the public one, or another one that the report identifies."""
 
 from __future__ import annotations
 
