@@ -345,7 +345,7 @@ def hear_with(audio_encoder: Any) -> AudioEncoder:
         audio_encoder: from our loader or the host's.
 
     Returns:
-        What ``encode_speech`` takes.
+        What ``encode_conversation`` takes.
 
     Raises:
         MismatchError: an encoder that is no wav2vec2.

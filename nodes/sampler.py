@@ -27,7 +27,7 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.sampling.schedule import request_sigmas
-from ..turbotalk_core.types import Conversation, Speaker, Speech
+from ..turbotalk_core.types import Conversation, Speaker
 from ..turbotalk_core.video.take import Take, open_take
 from .adapter import HostAdapter, find_audio_adapter
 from .codec import HostCodec
@@ -298,7 +298,7 @@ class Sampler(io.ComfyNode):
         model: ModelPatcher,
         vae: VAE,
         reference_image: Tensor | io.Video.Type,
-        speech: Speech | Conversation,
+        speech: Conversation,
         steps: int,
         seed: int,
         size_from: str,
@@ -377,17 +377,14 @@ def _count_frames(max_seconds: float) -> int | None:
 def _record(
     request: TalkRequest,
     pictures: Sequence[Tensor],
-    speech: Speech | Conversation,
+    speech: Conversation,
     models: Models,
     told: dict[str, str],
 ) -> Take:
     """Generate into a take, or go on with the one that was begun for the same work."""
     references = References(pictures, request.height, request.width)
-    if isinstance(speech, Conversation):
-        speeches = speech.speeches
-        regions_PHW = _find_regions(request, pictures[0], speech.speakers)
-    else:
-        speeches, regions_PHW = (speech,), None
+    speeches = speech.speeches
+    regions_PHW = _find_regions(request, pictures[0], speech.speakers)
     plan = plan_video(request, speeches)
     identity = told | identify(
         request,

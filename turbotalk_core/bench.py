@@ -33,7 +33,7 @@ from .model.wan import TEXT_LENGTH, WanConfig, WanModel
 from .pipeline import Models
 from .request import TalkRequest
 from .speed import ChunkTiming, Speed, time_call, time_ours, time_reference
-from .types import AudioFeatures, Speech, Waveform
+from .types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 
 IMAGE_TOKENS = 257  # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and one for the whole
 NUM_STEPS = (1, 2, 4)  # that students are made for
@@ -411,16 +411,16 @@ def run_chunks(
     picture_BCHW = torch.rand(1, 3, request.height, request.width, generator=generator) * 2 - 1
     new_frames = request.chunk_frames - request.num_motion_frames
     num_frames = request.chunk_frames + (num_chunks - 1) * new_frames
-    speech = _make_speech(sizes, num_frames, generator)
+    conversation = _make_conversation(sizes, num_frames, generator)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    bare = time_call(told, request, speech, device)
+    bare = time_call(told, request, conversation, device)
     speeds = [
         Speed(
             num_steps=one.num_inference_steps,
             bare=bare,
-            ours=time_ours(told, one, speech, picture_BCHW, device),
-            reference=time_reference(told, one, speech, picture_BCHW, device),
+            ours=time_ours(told, one, conversation, picture_BCHW, device),
+            reference=time_reference(told, one, conversation, picture_BCHW, device),
         )
         for one in requests
     ]
@@ -481,18 +481,19 @@ class _Inputs:
         )
 
 
-def _make_speech(sizes: Sizes, num_frames: int, generator: torch.Generator) -> Speech:
-    """Draw what an audio encoder might have heard."""
+def _make_conversation(sizes: Sizes, num_frames: int, generator: torch.Generator) -> Conversation:
+    """Draw random audio features of one speaker."""
     width = sizes.projection.frame_width
-    return Speech(
-        features=AudioFeatures(
-            features_TLD=torch.randn(num_frames, 1, width, generator=generator),
-            num_frames=num_frames,
-        ),
-        waveform=Waveform(
-            samples_CS=torch.zeros(1, count_samples(num_frames, SAMPLE_RATE)),
-            sample_rate=SAMPLE_RATE,
-        ),
+    features = AudioFeatures(
+        features_TLD=torch.randn(num_frames, 1, width, generator=generator), num_frames=num_frames
+    )
+    waveform = Waveform(
+        samples_CS=torch.zeros(1, count_samples(num_frames, SAMPLE_RATE)), sample_rate=SAMPLE_RATE
+    )
+    return Conversation(
+        speakers=(Speaker(name="the speaker", waveform=waveform),),
+        speeches=(Speech(features=features, waveform=waveform),),
+        waveform=waveform,
     )
 
 

@@ -89,6 +89,18 @@ def digest(*tensors: Tensor) -> str:
     return hashed.hexdigest()
 
 
+def digest_text(text: str) -> str:
+    """Compute a digest of a text.
+
+    Args:
+        text: any.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    return blake2b(text.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
 def digest_sound(sound: Sound) -> str:
     """Tell sounds apart by all of their samples, or a file by all of its bytes, which are fewer.
 

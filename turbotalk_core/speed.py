@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from .audio.windows import take_windows
-from .geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from .image import reference_clip
-from .pipeline import MASK_CHANNELS, Models, generate, plan_video
+from .pipeline import Models, generate, plan_video
 from .ports import VideoCodec
 from .request import TalkRequest
-from .types import Conditioning, FrameChunk, Speech
+from .types import Conditioning, Conversation, FrameChunk
 from .video.assemble import assemble, quantize_frames
 from .video.take import open_take
 
@@ -121,13 +121,15 @@ class Speed:
         return self.ours.throughput / self.reference.throughput
 
 
-def time_call(models: Models, request: TalkRequest, speech: Speech, device: torch.device) -> float:
+def time_call(
+    models: Models, request: TalkRequest, conversation: Conversation, device: torch.device
+) -> float:
     """Time a bare call of the network: no pipeline around it, nothing beside it.
 
     Args:
         models: the networks, and what they were told.
         request: gives the size and frames of a chunk.
-        speech: at least a chunk of it.
+        conversation: of one speaker, at least a chunk of it.
         device: where the networks are.
 
     Returns:
@@ -144,9 +146,9 @@ def time_call(models: Models, request: TalkRequest, speech: Speech, device: torc
         image_embeds_BND=models.image_embeds_BND,
         text_BND=models.text_BND,
     )
-    first = plan_video(request, speech).chunks[0]
+    first = plan_video(request, conversation.speeches).chunks[0]
     with torch.no_grad():
-        tokens = models.adapter(take_windows(speech.features, first))
+        tokens = models.adapter(take_windows(conversation.speeches[0].features, first))
         seconds = []
         for _ in range(1 + NUM_BARE):
             clock = _Clock(device)
@@ -158,7 +160,7 @@ def time_call(models: Models, request: TalkRequest, speech: Speech, device: torc
 def time_ours(
     models: Models,
     request: TalkRequest,
-    speech: Speech,
+    conversation: Conversation,
     picture_BCHW: Tensor,
     device: torch.device,
 ) -> Way:
@@ -167,7 +169,7 @@ def time_ours(
     Args:
         models: the networks, and what they were told.
         request: settings; two chunks or more must come of it.
-        speech: the voice.
+        conversation: of one speaker.
         picture_BCHW: the portrait at the request's size.
         device: where the networks are.
 
@@ -178,15 +180,15 @@ def time_ours(
     def make(watch: _Watch, folder: Path) -> int:
         with open_take(
             folder / "take",
-            speech.waveform,
+            conversation.waveform,
             height=request.height,
             width=request.width,
-            length=plan_video(request, speech).num_frames,
+            length=plan_video(request, conversation.speeches).num_frames,
             identity={},
         ) as writer:
-            chunks = generate(request, picture_BCHW, speech, watch.models)
+            chunks = generate(request, [picture_BCHW], conversation.speeches, watch.models)
             written = (watch.take(writer.write, made) for made in chunks)
-            return assemble(folder / "video.mp4", written, speech.waveform)
+            return assemble(folder / "video.mp4", written, conversation.waveform)
 
     return _time(make, models, device)
 
@@ -194,7 +196,7 @@ def time_ours(
 def time_reference(
     models: Models,
     request: TalkRequest,
-    speech: Speech,
+    conversation: Conversation,
     picture_BCHW: Tensor,
     device: torch.device,
 ) -> Way:
@@ -203,7 +205,7 @@ def time_reference(
     Args:
         models: as for ``time_ours``, with all others.
         request: see there.
-        speech: see there.
+        conversation: see there.
         picture_BCHW: see there.
         device: see there.
 
@@ -218,11 +220,11 @@ def time_reference(
     def make(watch: _Watch, folder: Path) -> int:
         kept: list[Tensor] = []
         plain = replace(watch.models, codec=_PlainCodec(watch.models.codec))
-        pictures = _Always(picture_BCHW, plan_video(request, speech).num_frames)
-        for made in generate(request, pictures, speech, plain):
+        pictures = _Always(picture_BCHW, plan_video(request, conversation.speeches).num_frames)
+        for made in generate(request, pictures, conversation.speeches, plain):
             watch.take(lambda chunk: kept.append(chunk.frames_BCTHW), made)
         frames_THWC = quantize_frames(torch.cat(kept, 2))
-        return assemble(folder / "video.mp4", frames_THWC.split(_BATCH), speech.waveform)
+        return assemble(folder / "video.mp4", frames_THWC.split(_BATCH), conversation.waveform)
 
     return _time(make, models, device)
 

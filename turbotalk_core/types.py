@@ -162,8 +162,8 @@ class Speech:
     Attributes:
         features: what the encoder heard.
         waveform: the untouched original.
-        origin: all that decides the features besides the waveform, in words: with equal words and
-            waveforms go equal features. None where nobody knows.
+        origin: digest of all that decides the features besides the waveform: equal origins and
+            waveforms imply equal features. None where it is not known.
     """
 
     features: FeatureRows

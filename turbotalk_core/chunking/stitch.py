@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ChunkError
-from ..types import Chunk, FrameChunk
+from ..types import Carry, Chunk, FrameChunk
 
 # Long enough that no single step shows, and over before much has moved away from under it.
 FADE_FRAMES = 8
@@ -41,12 +41,13 @@ def join_frames(frames_BCTHW: Tensor, motion_frames_BCTHW: Tensor) -> Tensor:
     )
 
 
-def keep_frames(frames_BCTHW: Tensor, chunk: Chunk) -> FrameChunk:
+def keep_frames(frames_BCTHW: Tensor, chunk: Chunk, carry: Carry | None = None) -> FrameChunk:
     """Drop the motion frames at the start of a chunk and what lies beyond the end of the video.
 
     Args:
         frames_BCTHW: all frames that the chunk made, in [-1, 1].
         chunk: where they belong.
+        carry: what the next chunk begins with.
 
     Returns:
         The frames to keep, a view of those given.
@@ -61,4 +62,4 @@ def keep_frames(frames_BCTHW: Tensor, chunk: Chunk) -> FrameChunk:
         )
     start = chunk.keep_start - chunk.start
     stop = chunk.keep_stop - chunk.start
-    return FrameChunk(chunk=chunk, frames_BCTHW=frames_BCTHW[:, :, start:stop])
+    return FrameChunk(chunk=chunk, frames_BCTHW=frames_BCTHW[:, :, start:stop], carry=carry)
