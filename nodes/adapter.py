@@ -33,7 +33,6 @@ from ..turbotalk_core.errors import CheckpointError, MismatchError
 from ..turbotalk_core.model.checkpoint import ADAPTER, inspect
 from ..turbotalk_core.model.rotary import rotate
 from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
-from ..turbotalk_core.model.weights import read_header
 from ..turbotalk_core.types import AudioTokens, AudioWindows
 from .convert import check_finite
 
@@ -206,7 +205,8 @@ def load_audio_adapter(path: Path, disable_dynamic: bool = False) -> ModelPatche
         CheckpointError: a file that is missing, damaged, incomplete or of another kind, or
             quantised in another way than float8 with scales.
     """
-    info, header = inspect(path), read_header(path)
+    info = inspect(path)
+    header = info.header
     if info.kind != ADAPTER:
         raise CheckpointError(
             f"{path.name} is: {info.kind}; needed here: {ADAPTER}. "

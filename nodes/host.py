@@ -34,6 +34,8 @@ from ..turbotalk_core.geometry import SAMPLE_RATE
 from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
+from ..turbotalk_core.request import TalkRequest
+from ..turbotalk_core.sampling.schedule import request_sigmas
 from ..turbotalk_core.types import AudioTokens, Conditioning, SoundMoments
 from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
 from .takes import fingerprint_networks
@@ -62,6 +64,19 @@ class HostDenoiser:
         self._wan = get_wan(model)
         self._sigmas = sigmas
         self._offloads = False  # as much of the weights as the host can, since memory ran out
+
+    @classmethod
+    def of_request(cls, model: ModelPatcher, request: TalkRequest) -> HostDenoiser:
+        """Prepare for the noise levels of a request.
+
+        Args:
+            model: image-to-video Wan 2.1 with an audio adapter.
+            request: of the video.
+
+        Returns:
+            The denoiser, not entered yet.
+        """
+        return cls(model, request_sigmas(request))
 
     def __enter__(self) -> HostDenoiser:
         """Tell the model and its patches that sampling begins."""

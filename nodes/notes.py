@@ -6,6 +6,7 @@ it came from.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from logging import getLogger
 from pathlib import Path
@@ -18,32 +19,65 @@ from ..turbotalk_core.errors import CheckpointError
 from ..turbotalk_core.model.checkpoint import ADAPTER, DIT, CheckpointInfo, inspect
 from ..turbotalk_core.request import TalkRequest
 from ..turbotalk_core.trust import show
-from .adapter import find_audio_adapter
 
 _log = getLogger(__name__)
 
 
-def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """Headers of the files that a MODEL and its audio adapter came from, read once for a run.
+
+    Attributes:
+        dit: of the video transformer; None where its file is not known.
+        adapter: of the audio adapter; None where its file is not known.
+        has_lora: whether a LoRA was put on the model.
+    """
+
+    dit: CheckpointInfo | None
+    adapter: CheckpointInfo | None
+    has_lora: bool
+
+    @property
+    def anchors_chunks(self) -> bool:
+        """Whether the model's file says that it was measured with an anchor in later chunks."""
+        return self.dit is not None and self.dit.settings.get("anchors_chunks") is True
+
+
+def read_shipped(model: ModelPatcher, model_patch: ModelPatcher) -> Shipped:
+    """Read the headers of the files of a model.
+
+    Args:
+        model: as it will be sampled.
+        model_patch: its audio adapter.
+
+    Returns:
+        What is known of its files.
+    """
+    return Shipped(
+        dit=find_info(model), adapter=find_info(model_patch, ADAPTER), has_lora=has_lora(model)
+    )
+
+
+def show_notes(shipped: Shipped, request: TalkRequest, node_id: str | None) -> list[str]:
     """Compare settings with what the model's file ships with, and show what does not fit.
 
     The node keeps the text when the run is over, until the next one; so something is said in any
     case. Nothing here can fail a run.
 
     Args:
-        model: as it will be sampled.
+        shipped: of ``read_shipped``.
         request: as it will be sampled.
         node_id: of the node that shows the text; None where there is none.
 
     Returns:
         The notes; none where all fits, or where the file is not known.
     """
-    info = find_info(model)
+    info = shipped.dit
     if info is None:
         notes, text = [], "settings not compared: which file the model came from is not known"
     else:
-        adapter = find_info(find_audio_adapter(model), ADAPTER)
-        adapter_settings = None if adapter is None else adapter.settings
-        notes = advise(request, info.settings, has_lora(model), adapter_settings)
+        adapter_settings = None if shipped.adapter is None else shipped.adapter.settings
+        notes = advise(request, info.settings, shipped.has_lora, adapter_settings)
         text = "\n".join(notes) or f"the settings fit {info.path.name}"
     for note in notes:
         _log.warning("%s", note)
@@ -87,12 +121,6 @@ def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
         _log.debug("settings are not compared: %s", error)
         return None
     return info if info.kind == kind else None
-
-
-def ships_anchored(model: ModelPatcher) -> bool:
-    """Tell whether a MODEL's file says that its chunks want an anchor; not where none is known."""
-    info = find_info(model)
-    return info is not None and info.settings.get("anchors_chunks") is True
 
 
 def has_lora(model: ModelPatcher) -> bool:

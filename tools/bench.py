@@ -251,10 +251,10 @@ def _prepare_core(
         audio_guidance_scale=1.0,
     )
     speech = _hear(scene, types)
-    picture_BCHW = scene.picture.movedim(-1, 1) * 2 - 1
+    (picture_HWC,) = scene.picture
 
     def make(seed: int) -> None:
-        way(models, replace(request, seed=seed), speech, picture_BCHW, cpu)
+        way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
 
     return make
 

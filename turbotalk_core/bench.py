@@ -304,12 +304,12 @@ def read_sizes(files: ModelFiles) -> Sizes:
     Raises:
         CheckpointError: a file that is damaged or of another kind.
     """
-    model, projection = load_dit(files.dit, files.adapter)
+    model, projection = load_dit(files.inspect(files.dit), files.inspect(files.adapter))
     assert projection is not None  # an adapter was given
     return Sizes(
         transformer=model.config,
         projection=projection.config,
-        vae_width=load_vae(files.vae).dim,
+        vae_width=load_vae(files.inspect(files.vae)).dim,
     )
 
 
@@ -408,7 +408,7 @@ def run_chunks(
         image_BND = torch.randn(1, IMAGE_TOKENS, config.image_dim, generator=generator).to(device)
     told = replace(models, text_BND=text_BND.to(device), image_embeds_BND=image_BND)
     request = requests[0]
-    picture_BCHW = torch.rand(1, 3, request.height, request.width, generator=generator) * 2 - 1
+    picture_HWC = torch.rand(request.height, request.width, 3, generator=generator)
     new_frames = request.chunk_frames - request.num_motion_frames
     num_frames = request.chunk_frames + (num_chunks - 1) * new_frames
     conversation = _make_conversation(sizes, num_frames, generator)
@@ -419,8 +419,8 @@ def run_chunks(
         Speed(
             num_steps=one.num_inference_steps,
             bare=bare,
-            ours=time_ours(told, one, conversation, picture_BCHW, device),
-            reference=time_reference(told, one, conversation, picture_BCHW, device),
+            ours=time_ours(told, one, conversation, picture_HWC, device),
+            reference=time_reference(told, one, conversation, picture_HWC, device),
         )
         for one in requests
     ]

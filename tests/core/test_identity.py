@@ -1,5 +1,6 @@
 """Identities: equal for equal videos, and different for whatever can change a frame."""
 
+import json
 import subprocess
 import sys
 import wave
@@ -23,6 +24,7 @@ from turbotalk_core.audio.features import SectionFeatures, describe_hearing
 from turbotalk_core.audio.io import open_sound
 from turbotalk_core.errors import AudioError
 from turbotalk_core.identity import (
+    CacheKey,
     digest,
     digest_file,
     digest_sound,
@@ -51,7 +53,7 @@ SPEECH = Speech(features=FEATURES, waveform=WAVEFORM)
 
 
 def make(request=REQUEST, speeches=(SPEECH,), pictures=(PICTURE,), weights="w", **tensors):
-    return identify(request, speeches, pictures, tensors, weights)
+    return identify(request, speeches, pictures, tensors, weights).to_json()
 
 
 def test_it_is_words_and_the_same_each_time():
@@ -87,6 +89,26 @@ def test_each_change_has_its_name(changes, name):
     before, now = make(), make(**changes)
     differing = [key for key in before | now if before.get(key) != now.get(key)]
     assert differing == ([] if name is None else [name])
+
+
+def test_a_key_travels_as_json():
+    key = CacheKey(fields=make(prompt=torch.ones(3)))
+    assert CacheKey.from_json(json.loads(json.dumps(key.to_json()))) == key
+    assert CacheKey.from_json({"seed": 3}).fields == {"seed": "3"}
+    for value in (None, ["seed"], "seed"):
+        with pytest.raises(ValueError, match="cache key"):
+            CacheKey.from_json(value)
+
+
+def test_whatever_else_decides_is_a_field():
+    key = identify(REQUEST, (SPEECH,), (PICTURE,), {}, "w", {"nodes before it": "5b"})
+    assert key.fields["nodes before it"] == "5b"
+    assert key.fields == {**make(), "nodes before it": "5b"}
+
+
+def test_a_text_is_told_by_its_letters():
+    assert digest_text("a") == digest_text("a") != digest_text("b")
+    assert len(digest_text("a" * 99)) == len(digest(PICTURE)) == 32
 
 
 def test_each_voice_counts():

@@ -24,7 +24,7 @@ from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, W
 
 TWO_STEPS = replace(REQUEST, num_inference_steps=2, num_motion_frames=5)  # chunks of 9 frames
 NUM_FRAMES = 9 + 4 + 4
-PICTURE = torch.zeros(1, 3, 32, 48)
+PICTURE = torch.full((32, 48, 3), 0.5)
 WAVEFORM = Waveform(samples_CS=torch.zeros(1, NUM_FRAMES * 640), sample_rate=16_000)
 FEATURES = AudioFeatures(
     features_TLD=torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width), num_frames=NUM_FRAMES

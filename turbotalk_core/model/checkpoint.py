@@ -96,6 +96,7 @@ class CheckpointInfo:
         quantization: fp8, fp8-scaled, quanto, packed (not read here), or None for weights stored
             as they are.
         speakers: how many voices audio modules were trained for; None where there are none.
+        header: names, shapes and places of all tensors; the loaders read the weights by it.
     """
 
     path: Path
@@ -111,6 +112,7 @@ class CheckpointInfo:
     prefix: str = ""
     quantization: str | None = None
     speakers: str | None = None
+    header: WeightHeader = field(repr=False, compare=False)
 
     def lines(self) -> list[str]:
         """Describe the file for people, a fact a line."""
@@ -147,6 +149,9 @@ class CheckpointInfo:
             "quantization": self.quantization,
             "speakers": self.speakers,
         }
+
+
+ModelFile = Path | CheckpointInfo  # a file's path, or its header where that was read before
 
 
 def inspect(path: Path) -> CheckpointInfo:
@@ -224,6 +229,7 @@ def _describe(header: WeightHeader) -> CheckpointInfo:
         prefix=header.prefix,
         quantization=header.quantization,
         speakers=_find_speakers(shapes, metadata, path) if _ADAPTER_MARK in shapes else None,
+        header=header,
     )
 
 
@@ -287,17 +293,17 @@ def _find_uses(kind: str, sizes: Mapping[str, int], header: WeightHeader) -> str
 
 
 def load_dit(
-    path: Path,
-    adapter_path: Path | None = None,
+    file: ModelFile,
+    adapter: ModelFile | None = None,
     dtype: torch.dtype = torch.float32,
-    loras: Sequence[tuple[Path, float]] = (),
+    loras: Sequence[tuple[ModelFile, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
     """Build the video transformer, with its audio attention where there is an adapter.
 
     Args:
-        path: of the transformer; merged with an audio adapter or not.
-        adapter_path: of the audio adapter; its tensors win over those of a merged file, as in the
-            reference. None, or the path of a merged file once more, takes what is in that file.
+        file: of the transformer; merged with an audio adapter or not.
+        adapter: file of the audio adapter; its tensors win over those of a merged file, as in the
+            reference. None, or the merged file once more, takes what is in that file.
         dtype: of the weights in memory, whatever they are stored in. The network computes in it,
             so that one file's mix of dtypes becomes one.
         loras: LoRA files to merge into the weights, each with its strength.
@@ -309,13 +315,13 @@ def load_dit(
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
         MismatchError: an adapter or a LoRA made for another transformer.
     """
-    path = Path(path)
-    header = _read_kind(path, DIT)
+    header = _read_kind(file, DIT)
+    path = header.path
     config = _infer_dit(header.shapes, header.metadata, path)
     audio_header, source = header, path.name
     is_merged = _ADAPTER_MARK in header.shapes
-    if adapter_path is not None and not (is_merged and Path(adapter_path) == path):
-        audio_header = _read_kind(adapter_path, ADAPTER)
+    if adapter is not None and not (is_merged and _locate(adapter) == path):
+        audio_header = _read_kind(adapter, ADAPTER)
         _check_fit(header, config, audio_header)
         source = f"{path.name} with {audio_header.path.name}"
     weights = read_weights(header, dtype)
@@ -336,18 +342,18 @@ def load_dit(
             {name.removeprefix(PROJECTION_PREFIX): weights.pop(name) for name in names},
             audio_header.path.name,
         )
-    for lora_path, strength in loras:
-        merge_lora(weights, read_weights(_read_kind(lora_path, LORA), torch.float32), strength)
+    for lora, strength in loras:
+        merge_lora(weights, read_weights(_read_kind(lora, LORA), torch.float32), strength)
     model = _build(lambda: WanModel(config), source)
     _assign(model, weights, source)
     return model, projection
 
 
-def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
+def load_vae(file: ModelFile, dtype: torch.dtype = torch.float32) -> WanVAE:
     """Build the video VAE of a file.
 
     Args:
-        path: in the layout of the public Wan 2.1 VAE, safetensors or .pth.
+        file: in the layout of the public Wan 2.1 VAE, safetensors or .pth.
         dtype: of the weights in memory.
 
     Returns:
@@ -356,7 +362,7 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
     """
-    header = _read_kind(path, VAE)
+    header = _read_kind(file, VAE)
     weights = read_weights(header, dtype)
     width = _shape(header.shapes, "decoder.head.0.gamma", header.path, 4)[0]
     # First without memory: a file may claim a width whose other weights it does not have.
@@ -367,12 +373,12 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
 
 
 def load_text_encoder(
-    path: Path, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
+    file: ModelFile, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[TextEncoder, Tokenizer]:
     """Build the text encoder of a file, and the tokenizer that belongs to it.
 
     Args:
-        path: in the layout of Wan 2.1's own umT5 or of ComfyUI's.
+        file: in the layout of Wan 2.1's own umT5 or of ComfyUI's.
         tokenizer_path: a ``spiece.model``; None takes the one inside of ComfyUI's files.
         dtype: of the weights in memory.
 
@@ -384,7 +390,7 @@ def load_text_encoder(
             tokenizer.
         MismatchError: a tokenizer of more tokens than the encoder has.
     """
-    header = _read_kind(path, TEXT_ENCODER)
+    header = _read_kind(file, TEXT_ENCODER)
     if tokenizer_path is None and TOKENIZER not in header.tensors:
         raise CheckpointError(
             f"{header.path.name} has no tokenizer inside; give the spiece.model of google/umt5-xxl "
@@ -406,11 +412,11 @@ def load_text_encoder(
     return encoder, tokenizer
 
 
-def load_image_encoder(path: Path) -> ImageEncoder:
+def load_image_encoder(file: ModelFile) -> ImageEncoder:
     """Build the CLIP image encoder of a file, in float32.
 
     Args:
-        path: in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
+        file: in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
 
     Returns:
         The image encoder.
@@ -418,7 +424,7 @@ def load_image_encoder(path: Path) -> ImageEncoder:
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
     """
-    return build_image_encoder(read_weights(_read_kind(path, IMAGE_ENCODER), torch.float32))
+    return build_image_encoder(read_weights(_read_kind(file, IMAGE_ENCODER), torch.float32))
 
 
 def save_dit(path: Path, model: WanModel, settings: Mapping[str, Any]) -> None:
@@ -491,15 +497,18 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} is no tokenizer: {error}; name another") from error
 
 
-def _read_kind(path: Path, kind: str) -> WeightHeader:
-    header = read_header(path)
-    info = _describe(header)
+def _locate(file: ModelFile) -> Path:
+    return file.path if isinstance(file, CheckpointInfo) else Path(file)
+
+
+def _read_kind(file: ModelFile, kind: str) -> WeightHeader:
+    info = file if isinstance(file, CheckpointInfo) else inspect(file)
     if info.kind != kind:
         raise CheckpointError(
             f"{info.path.name} is: {info.kind}; needed here: {kind}. "
             f"What this file is for: {info.uses}"
         )
-    return header
+    return info.header
 
 
 def _check_fit(header: WeightHeader, config: WanConfig, adapter: WeightHeader) -> None:
