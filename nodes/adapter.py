@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
 from ..turbotalk_core.checkpoints.inspect import ADAPTER, inspect
-from ..turbotalk_core.checkpoints.tensors import read_header
 from ..turbotalk_core.errors import CheckpointError, MismatchError
 from ..turbotalk_core.model.rotary import rotate
 from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
@@ -208,7 +207,8 @@ def load_audio_adapter(path: Path, disable_dynamic: bool = False) -> ModelPatche
         CheckpointError: The file is missing, damaged, incomplete, of another kind, or quantised in
             another way than float8 with scales.
     """
-    info, header = inspect(path), read_header(path)
+    info = inspect(path)
+    header = info.header
     if info.kind != ADAPTER:
         raise CheckpointError(
             f"{path.name} is: {info.kind}; needed here: {ADAPTER}. "

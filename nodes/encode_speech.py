@@ -4,9 +4,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..turbotalk_core.audio.features import encode_speech
+from ..turbotalk_core.audio.conversation import LONE_SPEAKER, encode_conversation
 from ..turbotalk_core.request import Hearing
 from ..turbotalk_core.sound import cut
+from ..turbotalk_core.types import Speaker
 from .convert import waveform_from_audio
 from .hearing import find_span, make_hearing_inputs
 from .host import hear_with
@@ -62,11 +63,12 @@ class EncodeSpeech(io.ComfyNode):
         start_seconds: float = 0.0,
         end_seconds: float = 0.0,
     ) -> io.NodeOutput:
-        """Hear the voice."""
-        speech = encode_speech(
-            cut(waveform_from_audio(audio), *find_span(start_seconds, end_seconds)),
+        """Encode the voice as a conversation of one speaker."""
+        voice = cut(waveform_from_audio(audio), *find_span(start_seconds, end_seconds))
+        conversation = encode_conversation(
+            [Speaker(name=LONE_SPEAKER, waveform=voice)],
             hear_with(audio_encoder),
             normalizes_loudness=normalize_loudness,
             hearing=hearing,
         )
-        return io.NodeOutput(speech)
+        return io.NodeOutput(conversation)

@@ -34,6 +34,8 @@ from ..turbotalk_core.geometry import SAMPLE_RATE
 from ..turbotalk_core.model.speakers import token_regions
 from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
+from ..turbotalk_core.request import TalkRequest
+from ..turbotalk_core.sampling.schedule import request_sigmas
 from ..turbotalk_core.types import AudioTokens, Conditioning, SoundMoments
 from .adapter import REGIONS_KEY, TOKENS_KEY, get_wan
 from .takes import fingerprint_networks
@@ -63,6 +65,19 @@ class HostDenoiser:
         self._wan = get_wan(model)
         self._sigmas = sigmas
         self._offloads = False  # set when memory ran out: the host then offloads all it can
+
+    @classmethod
+    def of_request(cls, model: ModelPatcher, request: TalkRequest) -> HostDenoiser:
+        """Prepare for the noise levels of a request.
+
+        Args:
+            model: image-to-video Wan 2.1 with an audio adapter.
+            request: of the video.
+
+        Returns:
+            The denoiser, not entered yet.
+        """
+        return cls(model, request_sigmas(request))
 
     def __enter__(self) -> HostDenoiser:
         """Prepare the model and its patches for sampling."""
@@ -346,7 +361,7 @@ def hear_with(audio_encoder: Any) -> AudioEncoder:
         audio_encoder: from our loader or the host's.
 
     Returns:
-        The encoder, for ``encode_speech``.
+        The encoder, for ``encode_conversation``.
 
     Raises:
         MismatchError: The encoder is not a wav2vec2.

@@ -6,6 +6,7 @@ from which a MODEL was loaded.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from logging import getLogger
 from pathlib import Path
@@ -18,32 +19,65 @@ from ..turbotalk_core.checkpoints.inspect import ADAPTER, DIT, CheckpointInfo, i
 from ..turbotalk_core.errors import CheckpointError
 from ..turbotalk_core.request import TalkRequest
 from ..turbotalk_core.safe_io.paths import show
-from .adapter import find_audio_adapter
 
 _log = getLogger(__name__)
 
 
-def show_notes(model: ModelPatcher, request: TalkRequest, node_id: str | None) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """Headers of the files that a MODEL and its audio adapter came from, read once for a run.
+
+    Attributes:
+        dit: header of the video transformer's file; None if the file is not known.
+        adapter: header of the audio adapter's file; None if the file is not known.
+        has_lora: whether the model has a LoRA.
+    """
+
+    dit: CheckpointInfo | None
+    adapter: CheckpointInfo | None
+    has_lora: bool
+
+    @property
+    def anchors_chunks(self) -> bool:
+        """Whether the model's file sets ``anchors_chunks``."""
+        return self.dit is not None and self.dit.settings.get("anchors_chunks") is True
+
+
+def read_shipped(model: ModelPatcher, model_patch: ModelPatcher) -> Shipped:
+    """Read the headers of the files of a model.
+
+    Args:
+        model: the model that will be sampled.
+        model_patch: its audio adapter.
+
+    Returns:
+        The headers of its files, as far as these are known.
+    """
+    return Shipped(
+        dit=find_info(model), adapter=find_info(model_patch, ADAPTER), has_lora=has_lora(model)
+    )
+
+
+def show_notes(shipped: Shipped, request: TalkRequest, node_id: str | None) -> list[str]:
     """Compare settings with those stored in the model's file, and show warnings on the node.
 
     A node keeps its text after a run, until the next one. So a text is shown in every case, which
     replaces the old one. No error here can fail a run.
 
     Args:
-        model: as it will be sampled.
+        shipped: of ``read_shipped``.
         request: as it will be sampled.
         node_id: of the node that shows the text; None without a node.
 
     Returns:
         The warnings; empty if all settings fit, or if the file is unknown.
     """
-    info = find_info(model)
+    info = shipped.dit
     if info is None:
         notes, text = [], "settings not compared: which file the model came from is not known"
     else:
-        adapter = find_info(find_audio_adapter(model), ADAPTER)
-        adapter_settings = None if adapter is None else adapter.settings
-        notes = advise(request, info.settings, has_lora(model), adapter_settings)
+        adapter_settings = None if shipped.adapter is None else shipped.adapter.settings
+        notes = advise(request, info.settings, shipped.has_lora, adapter_settings)
         text = "\n".join(notes) or f"the settings fit {info.path.name}"
     for note in notes:
         _log.warning("%s", note)
@@ -87,12 +121,6 @@ def find_info(model: ModelPatcher, kind: str = DIT) -> CheckpointInfo | None:
         _log.debug("settings are not compared: %s", error)
         return None
     return info if info.kind == kind else None
-
-
-def ships_anchored(model: ModelPatcher) -> bool:
-    """Check whether a MODEL's file sets ``anchors_chunks``; False if the file is unknown."""
-    info = find_info(model)
-    return info is not None and info.settings.get("anchors_chunks") is True
 
 
 def has_lora(model: ModelPatcher) -> bool:

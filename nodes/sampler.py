@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from logging import getLogger
 from typing import Any
 
@@ -13,10 +14,8 @@ from torch import Tensor
 
 from ..turbotalk_core.errors import TurboTalkError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
-from ..turbotalk_core.identity import identify
-from ..turbotalk_core.image import References
-from ..turbotalk_core.pipeline import Models, count_work, generate, plan_video
-from ..turbotalk_core.regions import find_masks, fit_regions
+from ..turbotalk_core.pipeline import Models
+from ..turbotalk_core.render import render
 from ..turbotalk_core.request import (
     CHUNK_FRAMES,
     MAX_DISTILLED_STEPS,
@@ -26,16 +25,15 @@ from ..turbotalk_core.request import (
     TalkRequest,
     Update,
 )
-from ..turbotalk_core.sampling.schedule import request_sigmas
-from ..turbotalk_core.types import Conversation, Speaker, Speech
-from ..turbotalk_core.video.take import Take, open_take
+from ..turbotalk_core.types import Conversation
+from ..turbotalk_core.video.take import Take
 from .adapter import HostAdapter, find_audio_adapter
 from .codec import HostCodec
 from .convert import check_finite, pictures_from_host
 from .host import HostDenoiser, HostProgress, check_stop, read_texts, see_with
-from .notes import ships_anchored, show_notes
+from .notes import read_shipped, show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
-from .takes import describe_graph, find_relative, fingerprint_networks, place_take
+from .takes import choose_folder, describe_graph, fingerprint_networks
 
 _log = getLogger(__name__)
 
@@ -298,7 +296,7 @@ class Sampler(io.ComfyNode):
         model: ModelPatcher,
         vae: VAE,
         reference_image: Tensor | io.Video.Type,
-        speech: Speech | Conversation,
+        speech: Conversation,
         steps: int,
         seed: int,
         size_from: str,
@@ -322,6 +320,8 @@ class Sampler(io.ComfyNode):
     ) -> io.NodeOutput:
         """Sample."""
         pictures = pictures_from_host(reference_image)
+        model_patch = find_audio_adapter(model)
+        shipped = read_shipped(model, model_patch)
         if size_from == "image":
             height, width = fit_size(*pictures[0].shape[:2], area=height * width)
         request = TalkRequest(
@@ -340,17 +340,16 @@ class Sampler(io.ComfyNode):
             uses_apg=apg,
             color_strength=color_strength,
             max_frames=_count_frames(max_seconds),
-            anchors_chunks=ships_anchored(model) if anchor == "auto" else anchor == "on",
+            anchors_chunks=shipped.anchors_chunks if anchor == "auto" else anchor == "on",
         )
-        adapter = HostAdapter(find_audio_adapter(model))
-        show_notes(model, request, cls.hidden.unique_id)
+        show_notes(shipped, request, cls.hidden.unique_id)
         image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
-        with HostDenoiser(model, request_sigmas(request)) as denoiser:
+        with HostDenoiser.of_request(model, request) as denoiser:
             text_BND, later_texts = read_texts(positive)
             models = Models(
                 codec=HostCodec(vae),
                 denoiser=denoiser,
-                adapter=adapter,
+                adapter=HostAdapter(model_patch),
                 text_BND=text_BND,
                 null_text_BND=read_texts(negative)[0],
                 image_embeds_BND=image_embeds_BND,
@@ -359,14 +358,12 @@ class Sampler(io.ComfyNode):
             )
             networks = (
                 model.model.diffusion_model,
-                find_audio_adapter(model).model,
+                model_patch.model,
                 vae.first_stage_model,
             )
-            told = {
-                "nodes before it": describe_graph(cls.hidden.dynprompt, cls.hidden.unique_id),
-                "weights": fingerprint_networks(networks),
-            }
-            return io.NodeOutput(_record(request, pictures, speech, models, told))
+            weights = fingerprint_networks(networks)
+            graph = describe_graph(cls.hidden.dynprompt, cls.hidden.unique_id)
+            return io.NodeOutput(_record(request, pictures, speech, models, weights, graph))
 
 
 def _count_frames(max_seconds: float) -> int | None:
@@ -377,69 +374,32 @@ def _count_frames(max_seconds: float) -> int | None:
 def _record(
     request: TalkRequest,
     pictures: Sequence[Tensor],
-    speech: Speech | Conversation,
+    speech: Conversation,
     models: Models,
-    told: dict[str, str],
+    weights: str,
+    graph: str,
 ) -> Take:
-    """Generate into a take, or go on with the one that was begun for the same work."""
-    references = References(pictures, request.height, request.width)
-    if isinstance(speech, Conversation):
-        speeches = speech.speeches
-        regions_PHW = _find_regions(request, pictures[0], speech.speakers)
-    else:
-        speeches, regions_PHW = (speech,), None
-    plan = plan_video(request, speeches)
-    identity = told | identify(
+    """Generate into a take, or continue the one that was begun for the same work."""
+    with render(
         request,
-        speeches,
         pictures,
-        {"regions": regions_PHW, **models.list_told()},
-        told["weights"],
-    )
-    folder = place_take(identity, told["nodes before it"])
-    if not folder.exists() and (note := find_relative(identity)):
-        _log.info("%s", note)
-    with open_take(
-        folder,
-        speech.waveform,
-        height=request.height,
-        width=request.width,
-        length=plan.num_frames,
-        identity=identity,
-    ) as writer:
-        for change in writer.changes:
-            _log.warning("the take %s is begun anew: %s", folder.name, change)
-        num_finished = len(writer.take.chunks)
-        if num_finished:
+        speech,
+        models,
+        partial(choose_folder, graph=graph),
+        weights=weights,
+        others={"nodes before it": graph},
+    ) as run:
+        name = run.take.folder.name
+        for change in run.changes:
+            _log.warning("the take %s is begun anew: %s", name, change)
+        if run.num_finished:
             _log.info(
                 "goes on with the take %s, of which %d of %d chunks are finished",
-                folder.name,
-                num_finished,
-                len(plan.chunks),
+                name,
+                run.num_finished,
+                run.num_chunks,
             )
-        if writer.take.is_whole:
-            return writer.take
-        progress = HostProgress(count_work(plan, request, len(references), num_finished))
-        for finished in generate(
-            request,
-            references,
-            speeches,
-            models,
-            progress=progress,
-            check_stop=check_stop,
-            regions_PHW=regions_PHW,
-            carry=writer.carry,
-        ):
-            writer.write(finished)
-    return Take.open(folder)
-
-
-def _find_regions(
-    request: TalkRequest, image_HWC: Tensor, speakers: Sequence[Speaker]
-) -> Tensor | None:
-    height, width, _ = image_HWC.shape
-    masks = find_masks(speakers, (height, width))
-    if masks is None:
-        return None
-    names = [speaker.name for speaker in speakers]
-    return fit_regions(masks, request.height, request.width, names)
+        if not run.found.is_whole:
+            for _ in run.generate(HostProgress(run.num_units), check_stop):
+                pass
+    return run.take

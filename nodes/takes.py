@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from hashlib import blake2b
 from logging import getLogger
@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..turbotalk_core.identity import fingerprint
-from ..turbotalk_core.video.take import Take, delete_take, describe_changes
+from ..turbotalk_core.identity import CacheKey, describe_changes, fingerprint
+from ..turbotalk_core.video.take import Take, delete_take
 from .files import new_temporary_path, output_folder
 
 _log = getLogger(__name__)
@@ -29,11 +29,27 @@ KEPT_WHOLE = 1 * _DAY  # of earlier sessions
 KEPT_UNFINISHED = 14 * _DAY
 
 
-def place_take(identity: Mapping[str, str], graph: str) -> Path:
+def choose_folder(identity: CacheKey, graph: str) -> Path:
+    """Choose the folder of a take, and log why an unfinished one is not continued.
+
+    Args:
+        identity: the cache key, with the graph among its fields.
+        graph: of ``describe_graph``.
+
+    Returns:
+        The folder of ``place_take``.
+    """
+    folder = place_take(identity, graph)
+    if not folder.exists() and (note := find_relative(identity)):
+        _log.info("%s", note)
+    return folder
+
+
+def place_take(identity: CacheKey, graph: str) -> Path:
     """Choose the folder of a take, by what it is a take of.
 
     Args:
-        identity: of ``identity.identify``, with whatever else decides the frames.
+        identity: the cache key.
         graph: of ``describe_graph``.
 
     Returns:
@@ -44,11 +60,11 @@ def place_take(identity: Mapping[str, str], graph: str) -> Path:
         return new_temporary_path("_take")
     folder = output_folder() / FOLDER
     _tidy(folder)
-    text = json.dumps(dict(sorted(identity.items())))
+    text = json.dumps(dict(sorted(identity.fields.items())))
     return folder / blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-def find_relative(identity: Mapping[str, str]) -> str | None:
+def find_relative(identity: CacheKey) -> str | None:
     """Say what is not as it was when an unfinished take of the same picture and voice was begun.
 
     Args:
@@ -63,7 +79,8 @@ def find_relative(identity: Mapping[str, str]) -> str | None:
             take = Take.open(path.parent)
         except OSError:
             continue
-        same = all(take.identity.get(name) == identity[name] for name in ("picture", "voice"))
+        theirs, ours = take.identity.fields, identity.fields
+        same = all(theirs.get(name) == ours[name] for name in ("picture", "voice"))
         if same and not take.is_whole:
             found.append((describe_changes(take.identity, identity), take))
     if not found:

@@ -251,10 +251,10 @@ def _prepare_core(
         audio_guidance_scale=1.0,
     )
     speech = _hear(scene, types)
-    picture_BCHW = scene.picture.movedim(-1, 1) * 2 - 1
+    (picture_HWC,) = scene.picture
 
     def make(seed: int) -> None:
-        way(models, replace(request, seed=seed), speech, picture_BCHW, cpu)
+        way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
 
     return make
 
@@ -283,9 +283,12 @@ def _prompts() -> list[Any]:
 
 def _hear(scene: Scene, types: Any) -> Any:
     features_TLD = torch.cat(scene.layers[1:])[:, ::2].movedim(0, 1)
-    return types.Speech(
-        features=types.AudioFeatures(features_TLD=features_TLD, num_frames=scene.num_frames),
-        waveform=types.Waveform(samples_CS=scene.silence, sample_rate=SAMPLE_RATE),
+    features = types.AudioFeatures(features_TLD=features_TLD, num_frames=scene.num_frames)
+    waveform = types.Waveform(samples_CS=scene.silence, sample_rate=SAMPLE_RATE)
+    return types.Conversation(
+        speakers=(types.Speaker(name="the speaker", waveform=waveform),),
+        speeches=(types.Speech(features=features, waveform=waveform),),
+        waveform=waveform,
     )
 
 

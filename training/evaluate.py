@@ -35,7 +35,7 @@ from training.data.mouth import estimate_aperture, sync
 from training.data.synthetic import SyntheticClip, draw_clip, make_sheet
 from training.metrics.distances import frechet_distance
 from turbotalk_core import library
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.pipeline import Models, generate
@@ -385,7 +385,7 @@ def generate_clip(
     waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
     speech = encode_speech(waveform, encoder, normalizes_loudness=request.normalizes_loudness)
     reference = clip.frames_CTHW[:, 0].unsqueeze(0)
-    return collect_frames(generate(request, reference, speech, models))
+    return collect_frames(generate(request, [reference], [speech], models))
 
 
 def collect_frames(chunks: Iterable[FrameChunk]) -> Tensor:

@@ -34,7 +34,7 @@ from training.evaluate import (
     load_family,
     run_command,
 )
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.regions import fit_regions, halve_picture
@@ -120,7 +120,7 @@ def generate_pair(
     ]
     regions_PHW = fit_regions(halve_picture((height, width)), height, width)
     reference = pair.frames_CTHW[:, 0].unsqueeze(0)
-    return collect_frames(generate(request, reference, voices, models, regions_PHW=regions_PHW))
+    return collect_frames(generate(request, [reference], voices, models, regions_PHW=regions_PHW))
 
 
 def score_turn(pair_seed: int, speaker: str, pair: PairClip, frames_CTHW: Tensor) -> TurnScores:

@@ -22,11 +22,11 @@ from training.data.mouth import estimate_aperture, mouth_curve, sync
 from training.data.speech import draw_speech
 from training.data.synthetic import draw_clip
 from training.evaluate import DITS, SPLIT, collect_frames, load_family
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
     SECTION_FRAMES,
     SILENCE_TAIL_FRAMES,
-    encode_speech,
     hear_in_sections,
 )
 from turbotalk_core.geometry import FPS, SAMPLE_RATE
@@ -138,7 +138,7 @@ def read_mouths(
             features=AudioFeatures(features_TLD=rows_TLD, num_frames=request.chunk_frames),
             waveform=Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE),
         )
-        frames_CTHW = collect_frames(generate(request, portrait_BCHW, speech, models))
+        frames_CTHW = collect_frames(generate(request, [portrait_BCHW], [speech], models))
         readings.append(estimate_aperture(frames_CTHW))
     return torch.cat(readings)
 

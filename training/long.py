@@ -30,7 +30,7 @@ from training.data.mouth import estimate_aperture, mouth_curve, sync
 from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, film
 from training.evaluate import DITS, SPLIT, load_family
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
 from turbotalk_core.heap import give_back
@@ -381,7 +381,9 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:
     shown = min(CALIBRATION_FRAMES, num_frames) * SAMPLES_PER_FRAME
     avatar, reference_CHW = film(SPLIT, arguments.seed, speech_S[:shown])
     waveform = Waveform(samples_CS=speech_S.unsqueeze(0), sample_rate=SAMPLE_RATE)
-    chunks = generate(request, reference_CHW.unsqueeze(0), encode_speech(waveform, encoder), models)
+    chunks = generate(
+        request, [reference_CHW.unsqueeze(0)], [encode_speech(waveform, encoder)], models
+    )
     bar = tqdm(chunks, total=arguments.chunks, unit="chunk", mininterval=10)
     chosen = torch.linspace(0, arguments.chunks - 1, NUM_PICTURES).round().long().tolist()
     pictures: list[Tensor] = []

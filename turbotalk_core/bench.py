@@ -33,7 +33,7 @@ from .model.wan import TEXT_LENGTH, WanConfig, WanModel
 from .pipeline import Models
 from .request import TalkRequest
 from .speed import ChunkTiming, Speed, time_call, time_ours, time_reference
-from .types import AudioFeatures, Speech, Waveform
+from .types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 
 IMAGE_TOKENS = 257  # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and one for the whole
 NUM_STEPS = (1, 2, 4)  # those that students are distilled for
@@ -304,12 +304,12 @@ def read_sizes(files: ModelFiles) -> Sizes:
     Raises:
         CheckpointError: if a file is damaged or of another kind.
     """
-    model, projection = load_dit(files.dit, files.adapter)
+    model, projection = load_dit(files.inspect(files.dit), files.inspect(files.adapter))
     assert projection is not None  # an adapter was given
     return Sizes(
         transformer=model.config,
         projection=projection.config,
-        vae_width=load_vae(files.vae).dim,
+        vae_width=load_vae(files.inspect(files.vae)).dim,
     )
 
 
@@ -409,19 +409,19 @@ def run_chunks(
         image_BND = torch.randn(1, IMAGE_TOKENS, config.image_dim, generator=generator).to(device)
     told = replace(models, text_BND=text_BND.to(device), image_embeds_BND=image_BND)
     request = requests[0]
-    picture_BCHW = torch.rand(1, 3, request.height, request.width, generator=generator) * 2 - 1
+    picture_HWC = torch.rand(request.height, request.width, 3, generator=generator)
     new_frames = request.chunk_frames - request.num_motion_frames
     num_frames = request.chunk_frames + (num_chunks - 1) * new_frames
-    speech = _make_speech(sizes, num_frames, generator)
+    conversation = _make_conversation(sizes, num_frames, generator)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    bare = time_call(told, request, speech, device)
+    bare = time_call(told, request, conversation, device)
     speeds = [
         Speed(
             num_steps=one.num_inference_steps,
             bare=bare,
-            ours=time_ours(told, one, speech, picture_BCHW, device),
-            reference=time_reference(told, one, speech, picture_BCHW, device),
+            ours=time_ours(told, one, conversation, picture_HWC, device),
+            reference=time_reference(told, one, conversation, picture_HWC, device),
         )
         for one in requests
     ]
@@ -482,18 +482,19 @@ class _Inputs:
         )
 
 
-def _make_speech(sizes: Sizes, num_frames: int, generator: torch.Generator) -> Speech:
-    """Return random audio features with a silent waveform."""
+def _make_conversation(sizes: Sizes, num_frames: int, generator: torch.Generator) -> Conversation:
+    """Return random audio features of one speaker with a silent waveform."""
     width = sizes.projection.frame_width
-    return Speech(
-        features=AudioFeatures(
-            features_TLD=torch.randn(num_frames, 1, width, generator=generator),
-            num_frames=num_frames,
-        ),
-        waveform=Waveform(
-            samples_CS=torch.zeros(1, count_samples(num_frames, SAMPLE_RATE)),
-            sample_rate=SAMPLE_RATE,
-        ),
+    features = AudioFeatures(
+        features_TLD=torch.randn(num_frames, 1, width, generator=generator), num_frames=num_frames
+    )
+    waveform = Waveform(
+        samples_CS=torch.zeros(1, count_samples(num_frames, SAMPLE_RATE)), sample_rate=SAMPLE_RATE
+    )
+    return Conversation(
+        speakers=(Speaker(name="the speaker", waveform=waveform),),
+        speeches=(Speech(features=features, waveform=waveform),),
+        waveform=waveform,
     )
 
 

@@ -94,7 +94,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     is_tiny = arguments.model == TINY
     if is_tiny:
         files = find_model_files(arguments.models)
-        request, sizes = read_request(files.dit), read_sizes(files)
+        request, sizes = read_request(files.inspect(files.dit)), read_sizes(files)
     elif arguments.random:
         files, request, sizes = None, FULL_REQUEST, FULL_SIZES
     else:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,34 +19,33 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .advice import advise
-from .audio.conversation import encode_conversation, mix_voices
+from .audio.conversation import LONE_SPEAKER, encode_conversation, mix_voices
 from .audio.io import open_sound
 from .checkpoints.audio_encoder import load_audio_encoder
-from .checkpoints.inspect import inspect
 from .cli_arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 from .errors import ImageError
 from .geometry import count_frames, fit_size
-from .identity import fingerprint, identify
-from .image import References, read_image
+from .image import read_image
 from .library import (
     AUDIO_ENCODER,
     EMBEDDED_MODELS,
     VAE,
     ModelFiles,
+    Models,
     compile_networks,
     find_model_files,
-    iterate_weights,
+    fingerprint_weights,
     load_models,
     read_request,
 )
-from .pipeline import count_work, generate, plan_video
-from .regions import find_masks, fit_regions, parse_box
+from .regions import parse_box
+from .render import Rendering, find_regions, render
 from .request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
 from .sound import Sound, cut
 from .types import Speaker
-from .video.assemble import FRAME_RATES, assemble
+from .video.assemble import FRAME_RATES, open_mp4
 from .video.source import VideoFrames
-from .video.take import delete_take, open_take
+from .video.take import delete_take
 
 TEACACHE = 0.2  # InfiniteTalk's threshold
 SILENT = "-"
@@ -75,23 +74,34 @@ def talk(arguments: argparse.Namespace) -> None:
         num_steps=arguments.steps,
     )
     pictures = _open_pictures(arguments.image)
-    request = _make_request(arguments, read_request(files.dit), pictures[0])
+    request = _make_request(arguments, read_request(files.inspect(files.dit)), pictures[0])
     speakers = _list_speakers(arguments)
     _say_notes(request, files, len(speakers))
     waveform = mix_voices(speakers)
     folder = arguments.out.with_name(f"{arguments.out.name}.take")
-    with closing(
-        # Nothing in it runs before the output file is known to be writable.
-        _make_frames(request, pictures, speakers, files, arguments, waveform, folder)
-    ) as frames:
-        num_frames = assemble(
-            arguments.out,
-            frames,
-            waveform,
-            crf=arguments.crf,
-            fps=arguments.fps,
-            metadata={"turbotalk": request.to_json()},
+    # First of all: a folder that cannot be written to is refused before networks are loaded.
+    with open_mp4(
+        arguments.out,
+        waveform,
+        crf=arguments.crf,
+        fps=arguments.fps,
+        metadata={"turbotalk": request.to_json()},
+    ) as video:
+        find_regions(request, pictures[0], speakers)  # so are regions that cannot be
+        conversation = encode_conversation(
+            speakers,
+            load_audio_encoder(files.audio_encoder),
+            normalizes_loudness=request.normalizes_loudness,
+            hearing=request.hearing,
+            mix=waveform,
         )
+        models, weights = _load_networks(request, files, arguments)
+        with (
+            render(request, pictures, conversation, models, folder, weights=weights) as run,
+            _report(run) as bar,
+        ):
+            video.write(run.frames(bar))
+    num_frames = video.num_frames
     delete_take(folder)  # only now is nothing lost with it
     taken = time.monotonic() - started
     seconds = num_frames / FRAME_RATES[arguments.fps]
@@ -157,7 +167,7 @@ def _make_request(
 
 def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
     if arguments.audio is not None:
-        return [Speaker(name="the speaker", waveform=_open_voice(arguments.audio, arguments))]
+        return [Speaker(name=LONE_SPEAKER, waveform=_open_voice(arguments.audio, arguments))]
     return [
         Speaker(
             name=name,
@@ -192,8 +202,8 @@ def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
 
 def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> None:
     """Tell of settings that do not fit the weights, before the long wait."""
-    info = inspect(files.dit)
-    adapter = inspect(files.adapter)
+    info = files.inspect(files.dit)
+    adapter = files.inspect(files.adapter)
     notes = advise(request, info.settings, bool(files.loras), adapter.settings)
     if info.sizes.get("image width") and files.image_encoder is None:
         notes.append(
@@ -206,27 +216,10 @@ def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> No
         sys.stderr.write(f"note: {note}\n")
 
 
-def _make_frames(
-    request: TalkRequest,
-    pictures: Sequence[Tensor],
-    speakers: Sequence[Speaker],
-    files: ModelFiles,
-    arguments: argparse.Namespace,
-    waveform: Sound,
-    folder: Path,
-) -> Generator[Tensor]:
-    """Go on with what an earlier run left behind, or begin; each chunk lies on disk at once."""
-    size = request.height, request.width
-    rows, columns = pictures[0].shape[:2]
-    masks = find_masks(speakers, (rows, columns))
-    names = [speaker.name for speaker in speakers]
-    regions_PHW = None if masks is None else fit_regions(masks, *size, names)
-    conversation = encode_conversation(
-        speakers,
-        load_audio_encoder(files.audio_encoder),
-        normalizes_loudness=request.normalizes_loudness,
-        hearing=request.hearing,
-    )
+def _load_networks(
+    request: TalkRequest, files: ModelFiles, arguments: argparse.Namespace
+) -> tuple[Models, str]:
+    """Load the networks; return them with all that tells them apart for the cache key."""
     models = load_models(
         files,
         arguments.device,
@@ -236,49 +229,27 @@ def _make_frames(
         prompt=arguments.prompt,
         negative_prompt=arguments.negative_prompt,
     )
-    weights = fingerprint(iterate_weights(models))
+    weights = fingerprint_weights(models)
     if arguments.compile:
         compile_networks(models, arguments.device)
-        weights += ", compiled"
-    plan = plan_video(request, conversation.speeches)
-    identity = identify(
-        request,
-        conversation.speeches,
-        pictures,
-        {"regions": regions_PHW, **models.list_told()},
-        weights,
-    )
-    with open_take(
-        folder,
-        waveform,
-        height=request.height,
-        width=request.width,
-        length=plan.num_frames,
-        identity=identity,
-    ) as writer:
-        for change in writer.changes:
-            sys.stderr.write(f"note: {folder} is begun anew: {change}\n")
-        finished = writer.take
-        if finished.chunks:
-            sys.stderr.write(
-                f"note: goes on with {folder}, of which {len(finished.chunks)} of "
-                f"{len(plan.chunks)} chunks are finished\n"
-            )
-            yield from finished.iterate()
-        if finished.is_whole:
-            return
-        num_units = count_work(plan, request, len(pictures), len(finished.chunks))
-        with tqdm(total=num_units, unit="call", dynamic_ncols=True) as bar:
-            for made in generate(
-                request,
-                References(pictures, *size),
-                conversation.speeches,
-                models,
-                progress=_Bar(bar),
-                regions_PHW=regions_PHW,
-                carry=writer.carry,
-            ):
-                yield writer.write(made)
+        weights += ", compiled"  # the same up to rounding, so other frames
+    return models, weights
+
+
+@contextmanager
+def _report(run: Rendering) -> Iterator[_Bar]:
+    """Write what becomes of an earlier run's take, and show the progress of this one."""
+    for change in run.changes:
+        sys.stderr.write(f"note: {run.take.folder} is begun anew: {change}\n")
+    if run.num_finished:
+        sys.stderr.write(
+            f"note: goes on with {run.take.folder}, of which {run.num_finished} of "
+            f"{run.num_chunks} chunks are finished\n"
+        )
+    with tqdm(
+        total=run.num_units, unit="call", dynamic_ncols=True, disable=run.found.is_whole
+    ) as bar:
+        yield _Bar(bar)
 
 
 def add_talk(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ SPATIAL_STRIDE = 8  # Wan 2.1 VAE: pixels per latent cell
 PATCH = 2  # Wan 2.1 DiT: latent cells per token, height and width
 SIZE_MULTIPLE = SPATIAL_STRIDE * PATCH  # pixels; odd latent sides break the rotary embedding
 LATENT_CHANNELS = 16  # Wan 2.1 VAE
+MASK_CHANNELS = 4  # Wan 2.1 image-to-video: one per video frame of a latent frame
 # Limits that real media do not exceed, only damaged or malicious files:
 MAX_FRAMES = 10_000_000  # per video: four and a half days
 MAX_SIDE = 16_384  # pixels of a picture's side, as the largest in ComfyUI

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import ImageError
-from .geometry import SIZE_MULTIPLE, check_size, cover_size
+from .geometry import MASK_CHANNELS, SIZE_MULTIPLE, check_size, cover_size
 from .safe_io.media import MAX_PIXELS
 from .safe_io.paths import is_file
 
@@ -92,6 +92,24 @@ def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
     top = (covered.shape[2] - height) // 2
     left = (covered.shape[3] - width) // 2
     return covered[:, :, top : top + height, left : left + width] * 2 - 1
+
+
+def add_mask(latents_CFHW: Tensor) -> Tensor:
+    """Concatenate the mask that marks the reference image and the latents of its clip.
+
+    Args:
+        latents_CFHW: of the clip of ``reference_clip``, [..., 16, F, H, W].
+
+    Returns:
+        [..., 4 + 16, F, H, W]: the mask, 1 on the first latent frame and 0 on the grey ones after
+        it, and the latents.
+
+    Source: Wan 2.1, image-to-video; the channels beside the noisy latents.
+    """
+    *batch, _, num_latents, height, width = latents_CFHW.shape
+    mask_CFHW = latents_CFHW.new_zeros(*batch, MASK_CHANNELS, num_latents, height, width)
+    mask_CFHW[..., 0, :, :] = 1
+    return torch.cat((mask_CFHW, latents_CFHW), -4)
 
 
 def reference_clip(picture_BCHW: Tensor, num_frames: int) -> Tensor:

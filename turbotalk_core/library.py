@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 
 import torch
 from torch import Tensor
 
-from .checkpoints.inspect import inspect
+from .checkpoints.inspect import CheckpointInfo, ModelFile, inspect
 from .checkpoints.networks import load_dit, load_image_encoder, load_text_encoder, load_vae
 from .errors import CheckpointError, RequestError
+from .identity import fingerprint
 from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.text_encoder import encode_prompt
 from .model.vae import WanVAE
@@ -52,6 +53,7 @@ class ModelFiles:
         tokenizer: of the text encoder; None where it is inside of its file.
         image_encoder: CLIP; None for a transformer without an image branch.
         loras: merged into the transformer, each with its strength.
+        infos: headers of these files that were read so far; filled by ``inspect``.
     """
 
     dit: Path
@@ -62,6 +64,26 @@ class ModelFiles:
     tokenizer: Path | None = None
     image_encoder: Path | None = None
     loras: tuple[tuple[Path, float], ...] = ()
+    infos: dict[Path, CheckpointInfo] = field(default_factory=dict, repr=False, compare=False)
+
+    def inspect(self, path: Path) -> CheckpointInfo:
+        """Read the header of one of these files, or return what was read before.
+
+        A header is needed for settings, for warnings and to load the weights; a ``.pth`` file must
+        be unpickled for it.
+
+        Args:
+            path: of one of these files.
+
+        Returns:
+            What the file is.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        if path not in self.infos:
+            self.infos[path] = inspect(path)
+        return self.infos[path]
 
 
 def find_model_files(
@@ -108,7 +130,10 @@ def find_model_files(
         is_there = is_file(folder / "diffusion_models" / made)
         dit = made if is_distilled and is_there else TEACHER
     dit_path = _find(folder / "diffusion_models", dit)
-    if adapter is None and not is_embedded and inspect(dit_path).speakers is not None:
+    infos: dict[Path, CheckpointInfo] = {}
+    if adapter is None and not is_embedded:
+        infos[dit_path] = inspect(dit_path)
+    if dit_path in infos and infos[dit_path].speakers is not None:
         adapter_path = dit_path
     else:
         adapter_path = _find(folder / "model_patches", adapter or _OWN_ADAPTERS.get(dit, ADAPTER))
@@ -123,11 +148,12 @@ def find_model_files(
             None if image_encoder is None else _find(folder / "clip_vision", image_encoder)
         ),
         loras=tuple((_find(folder / "loras", name), strength) for name, strength in loras),
+        infos=infos,
     )
 
 
-def read_request(dit: Path) -> TalkRequest:
-    """Give the settings that a video transformer ships with, seed 0.
+def read_request(dit: ModelFile) -> TalkRequest:
+    """Read the settings that a video transformer ships with, seed 0.
 
     They stand in the file's metadata under ``turbotalk``, named as in ``TalkRequest`` but for
     ``steps``. A file without them gets InfiniteTalk's own at its smaller size.
@@ -142,7 +168,8 @@ def read_request(dit: Path) -> TalkRequest:
     Raises:
         CheckpointError: no such file, not a model file, or settings that are out of range.
     """
-    settings = inspect(dit).settings
+    info = dit if isinstance(dit, CheckpointInfo) else inspect(dit)
+    settings = info.settings
     # InfiniteTalk, generate_infinitetalk.py: the defaults of its command line, without a prompt.
     shipped = {
         "num_inference_steps": settings.get("steps", 40),
@@ -160,8 +187,8 @@ def read_request(dit: Path) -> TalkRequest:
         return TalkRequest(seed=0, **shipped)
     except ValueError as error:
         raise CheckpointError(
-            f"the settings in the metadata of {dit.name} cannot be used: {error}; save the file "
-            "again with settings in range"
+            f"the settings in the metadata of {info.path.name} cannot be used: {error}; save the "
+            "file again with settings in range"
         ) from error
 
 
@@ -197,10 +224,12 @@ def load_models(
     """
     # First, because its network is large and gone again when the others come.
     texts, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
-    model, projection = load_dit(files.dit, files.adapter, dtype, files.loras)
+    model, projection = load_dit(
+        files.inspect(files.dit), files.inspect(files.adapter), dtype, files.loras
+    )
     assert projection is not None  # an adapter was given
     return Models(
-        codec=load_vae(files.vae).to(device),
+        codec=load_vae(files.inspect(files.vae)).to(device),
         denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
         text_BND=texts[0][1] if texts else None,
@@ -235,6 +264,18 @@ def compile_networks(models: Models, device: torch.device) -> None:
     for block in models.denoiser.model.blocks:
         block.compile()
     models.codec.decode_stream = torch.compile(models.codec.decode_stream)
+
+
+def fingerprint_weights(models: Models) -> str:
+    """Compute the fingerprint of all networks, for the cache key.
+
+    Args:
+        models: of ``load_models``.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    return fingerprint(iterate_weights(models))
 
 
 def iterate_weights(models: Models) -> Iterator[tuple[str, Tensor]]:

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .audio.windows import drop_silence, hold_last_row, mirror_end, null_windows, take_windows
+from .audio.windows import hold_last_row, null_windows, take_windows
 from .chunking.color import match_color
 from .chunking.plan import plan_chunks
-from .chunking.stitch import join_frames, keep_frames
+from .chunking.stitch import keep_frames
 from .errors import MismatchError, OutOfMemoryError, RequestError
-from .geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .image import add_mask
 from .model.frugal import is_shortage
 from .ports import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
+from .reference_behaviour import Behaviour, choose_behaviour
 from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls
 from .sampling.sampler import sample
@@ -37,8 +38,6 @@ from .types import (
     FrameChunk,
     Speech,
 )
-
-MASK_CHANNELS = 4  # Wan 2.1 image-to-video: one per video frame of a latent frame
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,29 +88,25 @@ def never_stop() -> None:
 
 
 _NO_PROGRESS = NoProgress()
-_T = TypeVar("_T", Tensor, Speech)
 
 
-def plan_video(request: TalkRequest, speech: Speech | Sequence[Speech]) -> ChunkPlan:
+def plan_video(request: TalkRequest, speeches: Sequence[Speech]) -> ChunkPlan:
     """Plan the chunks that ``generate`` will make.
 
     Args:
         request: gives chunk and motion frames, and the longest video.
-        speech: one voice, or several; the video is as long as the longest.
+        speeches: one per speaker; the video is as long as the longest.
 
     Returns:
         The plan.
     """
-    lengths = [voice.features.num_frames for voice in _as_list(speech)]
+    lengths = [speech.features.num_frames for speech in speeches]
     most = request.max_frames or max(lengths)
 
     def plan(num_frames: int) -> ChunkPlan:
         return plan_chunks(min(num_frames, most), request.chunk_frames, request.num_motion_frames)
 
-    if request.follows_reference:
-        # It makes whole chunks to the end of the first voice and cuts them to the last voice.
-        return plan(min(plan(lengths[0]).chunks[-1].stop, lengths[-1]))
-    return plan(max(lengths))
+    return plan(choose_behaviour(request).count_frames(lengths, plan))
 
 
 def count_work(
@@ -137,8 +132,8 @@ def count_work(
 
 def generate(
     request: TalkRequest,
-    reference_BCHW: Tensor | Sequence[Tensor],
-    speech: Speech | Sequence[Speech],
+    pictures: Sequence[Tensor],
+    speeches: Sequence[Speech],
     models: Models,
     *,
     progress: Progress = _NO_PROGRESS,
@@ -150,14 +145,14 @@ def generate(
 
     All noise comes from one CPU generator seeded by the request, in this order: for each chunk its
     noise, float32 [1, 16, F, H/8, W/8]; then, with the renoise update, one draw of that shape per
-    step but the last. With ``follows_reference`` there are draws between that nobody uses.
+    step but the last. ``Behaviour.draw_unused_noise`` may draw between.
 
     Args:
         request: all settings.
-        reference_BCHW: the portrait at the request's size, [1, 3, height, width] in [-1, 1]; or the
-            frames of a video to dub, each such a picture, of which each chunk is shown the one at
-            its start, or the last. Frames are asked for when they are needed.
-        speech: the voice; or the voices of several speakers, in the order of their regions.
+        pictures: the portrait alone, at the request's size, [1, 3, height, width] in [-1, 1]; or
+            the frames of a video to dub, each such a picture. The reference image of a chunk is the
+            one at its start, or the last. A picture is read when a chunk needs it.
+        speeches: one per speaker, in the order of their regions.
         models: the networks.
         progress: told of each unit of ``count_work``; at the end of a chunk with its last frame.
         check_stop: asked before each network, encoder or decoder call.
@@ -175,8 +170,6 @@ def generate(
         RequestError: text guidance without a prompt.
         OutOfMemoryError: the device has too little memory; chunks that were handed on stay good.
     """
-    pictures = _as_list(reference_BCHW)
-    speeches = _as_list(speech)
     _check_picture(request, pictures[0])
     num_regions = 1 if regions_PHW is None else regions_PHW.shape[0] - 1
     if len(speeches) != num_regions:
@@ -226,27 +219,34 @@ def _generate(
     carry: Carry | None,
 ) -> Iterator[FrameChunk]:
     plan = plan_video(request, speeches)
+    behaviour = choose_behaviour(request)
     sigmas = request_sigmas(request)
     generator = torch.Generator("cpu").manual_seed(request.seed)
     guidance = Guidance(
         guidance_scale=request.guidance_scale,
         audio_guidance_scale=request.audio_guidance_scale,
         null_text_BND=models.null_text_BND,
-        # All chunks are equally long, so one set of null tokens serves them all; and no voice is
-        # no voice, however many speakers there are.
+        # All chunks are equally long, so one set of null tokens serves them all. Guidance needs the
+        # prediction without any voice, which is the same for one speaker and for several.
         null_tokens=models.adapter(null_windows(speeches[0].features, plan.chunks[0])),
         uses_apg=request.uses_apg,
     )
     first_BCHW = pictures[0]
+    # The first chunk has one motion frame, the picture itself: so every chunk is sampled alike, as
+    # the continuation of given frames.
     motion_frames_BCTHW = first_BCHW.unsqueeze(2)
     num_finished = 0
     if carry is not None:
+        # With the frames and the generator as they were after the last finished chunk, all later
+        # chunks come out as in a run that never stopped.
         motion_frames_BCTHW, num_finished = carry.motion_frames_BCTHW, carry.num_chunks
         generator.set_state(carry.noise_state_S)
     conditioning, shown = None, None
     for chunk in plan.chunks[num_finished:]:
         check_stop()
         picked = _pick(chunk, len(pictures))
+        # Encoding a reference costs as much as a chunk's motion frames many times over, so it is
+        # done only when the picture changes; a portrait is encoded once.
         if conditioning is None or picked != shown:
             conditioning, shown = _condition(request, pictures[picked], models, regions_PHW), picked
             progress.advance()
@@ -254,19 +254,22 @@ def _generate(
         text_BND = _find_text(models, chunk)
         if conditioning.text_BND is not text_BND:
             conditioning = replace(conditioning, text_BND=text_BND)
+        # Motion frames are encoded anew: the codec is causal, so the latents that decoded to them
+        # also depend on frames before them, and do not fit the start of a clip.
         motion_latents_BCFHW = models.codec.encode(motion_frames_BCTHW)
         if request.anchors_chunks and motion_latents_BCFHW.shape[2] > 1:
             motion_latents_BCFHW = _anchor(motion_latents_BCFHW, conditioning)
         progress.advance()
+        # Before anything that ``sample`` draws: the order of the draws decides the frames.
         noise_BCFHW = _draw_noise(request, generator)
-        if request.follows_reference and chunk.index > 0:
-            _draw_dead_noise(request, motion_latents_BCFHW, generator)
+        if chunk.index > 0:
+            behaviour.draw_unused_noise(request, motion_latents_BCFHW, generator)
         latents_BCFHW = sample(
             models.denoiser,
             noise_BCFHW,
             sigmas,
             conditioning=conditioning,
-            tokens=_hear(request, speeches, chunk, plan, models.adapter),
+            tokens=_hear(behaviour, speeches, chunk, plan, models.adapter),
             guidance=guidance,
             update=request.update,
             motion_latents_BCFHW=motion_latents_BCFHW,
@@ -276,25 +279,22 @@ def _generate(
         )
         check_stop()
         frames_BCTHW = models.codec.decode(latents_BCFHW).to("cpu", torch.float32)
-        # Towards the very first picture in a dubbed video, too, as the reference does.
+        # Before joining and before the motion frames are cut off, so that the next chunk continues
+        # corrected colours and errors do not add up. In a dubbed video, too, towards the very first
+        # picture, as the reference does.
         frames_BCTHW = match_color(frames_BCTHW, first_BCHW, request.color_strength)
-        if chunk.index > 0 and not request.follows_reference:
-            frames_BCTHW = join_frames(frames_BCTHW, motion_frames_BCTHW)
+        if chunk.index > 0:
+            frames_BCTHW = behaviour.join(frames_BCTHW, motion_frames_BCTHW)
+        # From the end of the whole chunk, kept or not: a shortened last chunk has no successor.
         motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
         carry = Carry(
             num_chunks=chunk.index + 1,
             motion_frames_BCTHW=motion_frames_BCTHW,
             noise_state_S=generator.get_state(),
         )
-        finished = replace(keep_frames(frames_BCTHW, chunk), carry=carry)
+        finished = keep_frames(frames_BCTHW, chunk, carry)
         progress.advance(preview_HWC=_preview(finished))
         yield finished
-
-
-def _as_list(one_or_several: _T | Sequence[_T]) -> Sequence[_T]:
-    if isinstance(one_or_several, Tensor | Speech):
-        return [one_or_several]
-    return one_or_several  # pyright: ignore[reportReturnType] (no value here is a sequence)
 
 
 def _pick(chunk: Chunk, num_pictures: int) -> int:
@@ -341,7 +341,7 @@ def _check_carry(request: TalkRequest, carry: Carry | None) -> None:
 
 
 def _hear(
-    request: TalkRequest,
+    behaviour: Behaviour,
     speeches: Sequence[Speech],
     chunk: Chunk,
     plan: ChunkPlan,
@@ -350,10 +350,7 @@ def _hear(
     """Make the tokens of all voices for one chunk, one speaker's after the other's."""
 
     def hear(features: FeatureRows) -> Tensor:
-        if request.follows_reference and chunk is plan.chunks[-1]:
-            features = mirror_end(features, chunk.stop)
-        elif request.follows_reference:
-            features = drop_silence(features)
+        features = behaviour.select_rows(features, chunk, is_last=chunk is plan.chunks[-1])
         return adapter(take_windows(hold_last_row(features, chunk.stop), chunk)).tokens_FND
 
     tokens = [hear(speech.features) for speech in speeches]
@@ -367,13 +364,11 @@ def _condition(
     _check_picture(request, picture_BCHW)
     latents_BCFHW = models.codec.encode_reference(picture_BCHW, request.chunk_frames)
     latents_BCFHW = latents_BCFHW.to("cpu", torch.float32)
-    mask_BCFHW = latents_BCFHW.new_zeros(1, MASK_CHANNELS, *latents_BCFHW.shape[2:])
-    mask_BCFHW[:, :, 0] = 1
     image_embeds_BND = models.image_embeds_BND
     if models.image_encoder is not None:
         image_embeds_BND = models.image_encoder(picture_BCHW)
     return Conditioning(
-        reference_BCFHW=torch.cat((mask_BCFHW, latents_BCFHW), 1),
+        reference_BCFHW=add_mask(latents_BCFHW),
         image_embeds_BND=image_embeds_BND,
         regions_PHW=regions_PHW,
     )
@@ -398,14 +393,6 @@ def _draw_noise(request: TalkRequest, generator: torch.Generator) -> Tensor:
         generator=generator,
         dtype=torch.float32,
     )
-
-
-def _draw_dead_noise(
-    request: TalkRequest, motion_latents_BCFHW: Tensor, generator: torch.Generator
-) -> None:
-    """Draw what the reference draws for motion latents and overwrites: it changes later draws."""
-    for _ in range(1 + request.num_inference_steps):
-        torch.randn(motion_latents_BCFHW.shape, generator=generator)
 
 
 def _preview(finished: FrameChunk) -> Tensor:

@@ -9,7 +9,7 @@ Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from .audio.windows import take_windows
-from .geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from .image import reference_clip
-from .pipeline import MASK_CHANNELS, Models, generate, plan_video
+from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from .image import prepare_reference, reference_clip
+from .pipeline import Models, generate, plan_video
 from .ports import VideoCodec
+from .render import render
 from .request import TalkRequest
-from .types import Conditioning, FrameChunk, Speech
+from .types import Conditioning, Conversation
 from .video.assemble import assemble, quantize_frames
-from .video.take import open_take
 
 NUM_BARE = 5  # bare calls, of which the median counts; one before them pays for what is set up once
 _BATCH = 16  # frames that are encoded at a time, as a take reads them
@@ -121,13 +121,15 @@ class Speed:
         return self.ours.throughput / self.reference.throughput
 
 
-def time_call(models: Models, request: TalkRequest, speech: Speech, device: torch.device) -> float:
+def time_call(
+    models: Models, request: TalkRequest, conversation: Conversation, device: torch.device
+) -> float:
     """Time a bare call of the network: no pipeline around it, nothing beside it.
 
     Args:
         models: the networks, and what they were told.
         request: gives the size and frames of a chunk.
-        speech: at least a chunk of it.
+        conversation: of one speaker, at least a chunk of it.
         device: where the networks are.
 
     Returns:
@@ -144,9 +146,9 @@ def time_call(models: Models, request: TalkRequest, speech: Speech, device: torc
         image_embeds_BND=models.image_embeds_BND,
         text_BND=models.text_BND,
     )
-    first = plan_video(request, speech).chunks[0]
+    first = plan_video(request, conversation.speeches).chunks[0]
     with torch.no_grad():
-        tokens = models.adapter(take_windows(speech.features, first))
+        tokens = models.adapter(take_windows(conversation.speeches[0].features, first))
         seconds = []
         for _ in range(1 + NUM_BARE):
             clock = _Clock(device)
@@ -158,8 +160,8 @@ def time_call(models: Models, request: TalkRequest, speech: Speech, device: torc
 def time_ours(
     models: Models,
     request: TalkRequest,
-    speech: Speech,
-    picture_BCHW: Tensor,
+    conversation: Conversation,
+    picture_HWC: Tensor,
     device: torch.device,
 ) -> Way:
     """Make a video as the command line does, and drop it.
@@ -167,8 +169,8 @@ def time_ours(
     Args:
         models: the networks, and what they were told.
         request: settings; two chunks or more must come of it.
-        speech: the voice.
-        picture_BCHW: the portrait at the request's size.
+        conversation: of one speaker.
+        picture_HWC: the portrait at the request's size, in [0, 1].
         device: where the networks are.
 
     Returns:
@@ -176,17 +178,14 @@ def time_ours(
     """
 
     def make(watch: _Watch, folder: Path) -> int:
-        with open_take(
-            folder / "take",
-            speech.waveform,
-            height=request.height,
-            width=request.width,
-            length=plan_video(request, speech).num_frames,
-            identity={},
-        ) as writer:
-            chunks = generate(request, picture_BCHW, speech, watch.models)
-            written = (watch.take(writer.write, made) for made in chunks)
-            return assemble(folder / "video.mp4", written, speech.waveform)
+        def finish(frames: Iterable[Tensor]) -> Iterator[Tensor]:
+            for frames_THWC in frames:
+                watch.finish_chunk()
+                yield frames_THWC
+
+        with render(request, [picture_HWC], conversation, watch.models, folder / "take") as run:
+            frames = finish(run.generate(watch))
+            return assemble(folder / "video.mp4", frames, conversation.waveform)
 
     return _time(make, models, device)
 
@@ -194,8 +193,8 @@ def time_ours(
 def time_reference(
     models: Models,
     request: TalkRequest,
-    speech: Speech,
-    picture_BCHW: Tensor,
+    conversation: Conversation,
+    picture_HWC: Tensor,
     device: torch.device,
 ) -> Way:
     """Make the same video with the same networks in the order of the reference, and drop it.
@@ -203,8 +202,8 @@ def time_reference(
     Args:
         models: as for ``time_ours``, with all others.
         request: see there.
-        speech: see there.
-        picture_BCHW: see there.
+        conversation: see there.
+        picture_HWC: see there.
         device: see there.
 
     Returns:
@@ -218,11 +217,14 @@ def time_reference(
     def make(watch: _Watch, folder: Path) -> int:
         kept: list[Tensor] = []
         plain = replace(watch.models, codec=_PlainCodec(watch.models.codec))
-        pictures = _Always(picture_BCHW, plan_video(request, speech).num_frames)
-        for made in generate(request, pictures, speech, plain):
-            watch.take(lambda chunk: kept.append(chunk.frames_BCTHW), made)
+        picture_BCHW = prepare_reference(picture_HWC, request.height, request.width)
+        pictures = _Always(picture_BCHW, plan_video(request, conversation.speeches).num_frames)
+        for made in generate(request, pictures, conversation.speeches, plain):
+            watch.end_chunk()
+            kept.append(made.frames_BCTHW)
+            watch.finish_chunk()
         frames_THWC = quantize_frames(torch.cat(kept, 2))
-        return assemble(folder / "video.mp4", frames_THWC.split(_BATCH), speech.waveform)
+        return assemble(folder / "video.mp4", frames_THWC.split(_BATCH), conversation.waveform)
 
     return _time(make, models, device)
 
@@ -261,7 +263,7 @@ class _Watch:
         self._clocks = {name: _Clock(device) for name in ("encode", "adapter", "forward", "decode")}
         self._codec = models.codec
         self._num_encoded = 0
-        self._since = time.perf_counter()
+        self._since = self._made = time.perf_counter()
         self.models = replace(
             models,
             codec=self,
@@ -281,12 +283,20 @@ class _Watch:
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         return self._clocks["decode"].wrap(self._codec.decode)(latents_BCFHW)
 
-    def take(self, write: Callable[[FrameChunk], Result], made: FrameChunk) -> Result:
-        """Hand a chunk on, and count what it took."""
-        now = time.perf_counter()
+    def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
+        """Notice the end of a chunk, which the pipeline reports with a preview."""
+        if preview_HWC is not None:
+            self.end_chunk()
+
+    def end_chunk(self) -> None:
+        """Note the time when a chunk's frames exist; after it they are written."""
+        self._made = time.perf_counter()
+
+    def finish_chunk(self) -> None:
+        """Record the seconds of a chunk that is written now."""
+        now = self._made
         parts = {name: clock.seconds for name, clock in self._clocks.items()}
         rest = now - self._since - sum(parts.values())
-        result = write(made)
         self.chunks.append(
             ChunkTiming(
                 **parts,
@@ -300,7 +310,6 @@ class _Watch:
             clock.reset()
         self._num_encoded = 0
         self._since = time.perf_counter()
-        return result
 
 
 def _time(make: Callable[[_Watch, Path], int], models: Models, device: torch.device) -> Way:

@@ -162,7 +162,7 @@ class Speech:
     Attributes:
         features: audio features.
         waveform: the original sound, unchanged.
-        origin: text with all settings that determine the features besides the waveform. Equal
+        origin: digest of all settings that determine the features besides the waveform. Equal
             origin and waveform imply equal features. None if the settings are not known.
     """
 

@@ -41,6 +41,7 @@ from turbotalk_core.checkpoints.networks import (
     save_vae,
 )
 from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
+from turbotalk_core.identity import CacheKey
 from turbotalk_core.image import prepare_reference, read_image
 from turbotalk_core.library import read_request
 from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
@@ -358,7 +359,9 @@ def _make_take(folder: Path) -> None:
 
 def _begin_take(folder: Path) -> AbstractContextManager[takes.TakeWriter]:
     sound = Waveform(samples_CS=torch.linspace(-1, 1, 400)[None], sample_rate=8_000)
-    return takes.open_take(folder, sound, height=16, width=20, length=9, identity={"seed": "0"})
+    return takes.open_take(
+        folder, sound, height=16, width=20, length=9, identity=CacheKey(fields={"seed": "0"})
+    )
 
 
 @cache

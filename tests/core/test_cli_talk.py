@@ -27,15 +27,19 @@ from tests.core.family import (
     save_text_encoder,
 )
 from turbotalk_core import cli_talk
+from turbotalk_core.audio import conversation
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
+from turbotalk_core.checkpoints import inspect as inspect_module
+from turbotalk_core.checkpoints.tensors import WeightHeader, read_header
 from turbotalk_core.cli import main
 from turbotalk_core.cli_talk import add_talk
 from turbotalk_core.errors import OutputError
-from turbotalk_core.library import TEACHER
+from turbotalk_core.library import ADAPTER, TEACHER, VAE
 from turbotalk_core.model.denoiser import WanDenoiser
 from turbotalk_core.model.wan import WanModel
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
+from turbotalk_core.video.assemble import Mp4Writer
 from turbotalk_core.video.writer import VideoWriter
 
 Talk = Callable[..., int]
@@ -307,14 +311,12 @@ def test_a_video_that_cannot_be_written_costs_no_chunk(
     stop_in_chunk: Callable[[int], list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(
-        _path: Path, frames: Iterable[Tensor], *_arguments: object, **_settings: object
-    ) -> int:
+    def fail(_video: Mp4Writer, frames: Iterable[Tensor]) -> None:
         assert len(list(frames)) == 2
         raise OutputError("got 'No space left on device'")
 
     with monkeypatch.context() as patch:
-        patch.setattr("turbotalk_core.cli_talk.assemble", fail)
+        patch.setattr(Mp4Writer, "write", fail)
         assert talk() == 2
     calls = stop_in_chunk(9)
     assert talk() == 0
@@ -403,6 +405,80 @@ def test_a_folder_that_is_read_only_is_refused_before_the_work(
     assert "Permission denied" in refusal(capsys)
     assert calls == []
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["nowhere/talk.mp4", "made/file.mp4/talk.mp4"])
+def test_a_file_that_cannot_be_made_is_refused_before_networks_are_loaded(
+    talk: Talk,
+    out: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    def load(*_: object, **_settings: object) -> None:
+        raise AssertionError("loaded")
+
+    for name in ("load_audio_encoder", "load_models", "encode_conversation"):
+        monkeypatch.setattr(cli_talk, name, load)
+    (out.parent / "file.mp4").touch()
+    assert talk("--out", tmp_path / place) == 2
+    assert "it needs an existing folder" in refusal(capsys)
+    with pytest.raises(AssertionError, match="loaded"):
+        talk()
+    assert [path.name for path in out.parent.iterdir()] == ["file.mp4"]
+
+
+def test_regions_are_refused_before_networks_are_loaded(
+    converse: Talk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **_settings: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(cli_talk, "load_audio_encoder", load)
+    monkeypatch.setattr(cli_talk, "mix_voices", lambda _speakers: None)
+    speakers = ["--speaker", "Anna", "-", "0,0,21,60", "--speaker", "Bob", "-", "20,0,20,60"]
+    assert converse(*speakers) == 2
+    assert "Anna and Bob share 60 pixels" in refusal(capsys)
+
+
+def test_each_header_is_read_once(
+    talk: Talk, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def watch(path: Path) -> WeightHeader:
+        read.append(Path(path).name)
+        return read_header(path)
+
+    monkeypatch.setattr(inspect_module, "read_header", watch)
+    assert talk() == 0
+    assert sorted(read) == sorted([ADAPTER, TEACHER, VAE])
+    merged = models / "diffusion_models" / "merged.safetensors"
+    _merge(models, merged)
+    read.clear()
+    try:
+        assert talk("--dit", merged.name) == 0
+    finally:
+        merged.unlink()
+    assert sorted(read) == sorted([merged.name, VAE])
+
+
+def test_voices_are_mixed_once(
+    converse: Talk, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = []
+    mix = conversation.mix_voices
+
+    def watch(speakers: Any) -> Any:
+        mixed.append(mix(speakers))
+        return mixed[-1]
+
+    monkeypatch.setattr(conversation, "mix_voices", watch)
+    monkeypatch.setattr(cli_talk, "mix_voices", watch)
+    voice = inputs / "voice.wav"
+    assert converse("--speaker", "A", voice, "auto", "--speaker", "B", voice, "auto") == 0
+    assert len(mixed) == 1
 
 
 def test_an_encoder_that_dies_costs_no_chunk(

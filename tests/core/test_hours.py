@@ -14,7 +14,7 @@ MOST_GROWTH = 150  # MB; the samples of the smaller file alone take 460
 PROGRAM = """
 import json, resource, sys
 import torch
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.io import open_sound
 from turbotalk_core.identity import digest_sound
 from turbotalk_core.types import Waveform

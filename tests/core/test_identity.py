@@ -1,5 +1,6 @@
 """Cache keys: equal for equal videos, different for everything that can change a frame."""
 
+import json
 import subprocess
 import sys
 import wave
@@ -17,11 +18,20 @@ from tests.core.audio.test_features import LevelEncoder
 from tests.core.family import ENCODER_CONFIG
 from tests.core.test_sound import Chopped
 from turbotalk_core.audio import features as features_module
-from turbotalk_core.audio.features import SectionFeatures, encode_speech
+from turbotalk_core.audio.conversation import encode_speech
+from turbotalk_core.audio.features import SectionFeatures, describe_hearing
 from turbotalk_core.audio.io import open_sound
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import AudioError
-from turbotalk_core.identity import digest, digest_file, digest_sound, fingerprint, identify
+from turbotalk_core.identity import (
+    CacheKey,
+    digest,
+    digest_file,
+    digest_sound,
+    digest_text,
+    fingerprint,
+    identify,
+)
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.sound import Span, cut
 from turbotalk_core.types import AudioFeatures, Speech, Waveform
@@ -43,7 +53,7 @@ SPEECH = Speech(features=FEATURES, waveform=WAVEFORM)
 
 
 def make(request=REQUEST, speeches=(SPEECH,), pictures=(PICTURE,), weights="w", **tensors):
-    return identify(request, speeches, pictures, tensors, weights)
+    return identify(request, speeches, pictures, tensors, weights).to_json()
 
 
 def test_it_is_words_and_the_same_each_time():
@@ -79,6 +89,26 @@ def test_each_change_has_its_name(changes, name):
     before, now = make(), make(**changes)
     differing = [key for key in before | now if before.get(key) != now.get(key)]
     assert differing == ([] if name is None else [name])
+
+
+def test_a_key_travels_as_json():
+    key = CacheKey(fields=make(prompt=torch.ones(3)))
+    assert CacheKey.from_json(json.loads(json.dumps(key.to_json()))) == key
+    assert CacheKey.from_json({"seed": 3}).fields == {"seed": "3"}
+    for value in (None, ["seed"], "seed"):
+        with pytest.raises(ValueError, match="cache key"):
+            CacheKey.from_json(value)
+
+
+def test_whatever_else_decides_is_a_field():
+    key = identify(REQUEST, (SPEECH,), (PICTURE,), {}, "w", {"nodes before it": "5b"})
+    assert key.fields["nodes before it"] == "5b"
+    assert key.fields == {**make(), "nodes before it": "5b"}
+
+
+def test_a_text_is_told_by_its_letters():
+    assert digest_text("a") == digest_text("a") != digest_text("b")
+    assert len(digest_text("a" * 99)) == len(digest(PICTURE)) == 32
 
 
 def test_each_voice_counts():
@@ -151,7 +181,8 @@ for hearing in ("whole", "sections"):
 def test_hearing_is_told_as_it_was(voice, encoder):
     auto, whole = (identify_file(voice, encoder, hearing=wish) for wish in ("auto", "whole"))
     assert auto == whole
-    assert whole["hearing"] == f"whole, at -23 LUFS, by {encoder.fingerprint()}"
+    words = f"whole, at -23 LUFS, by {encoder.fingerprint()}"
+    assert whole["hearing"] == digest_text(words)
 
 
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
@@ -187,7 +218,8 @@ def test_sections_are_not_heard_for_an_identity(voice, encoder, monkeypatch):
         raise AssertionError("heard")
 
     monkeypatch.setattr(SectionFeatures, "_encode", encode)
-    assert identify_file(voice, encoder, hearing="sections")["hearing"].startswith("in sections")
+    words = describe_hearing(encoder, False, True)
+    assert identify_file(voice, encoder, hearing="sections")["hearing"] == digest_text(words)
 
 
 @given(

@@ -157,8 +157,8 @@ def _iterate(
     toy, watch = toy or Toy(), watch or Watch()
     return generate(
         request,
-        REFERENCE,
-        _speech(num_frames),
+        [REFERENCE],
+        [_speech(num_frames)],
         toy.models,
         progress=watch,
         check_stop=watch.check_stop,
@@ -317,7 +317,7 @@ def test_announced_work_is_done_work(num_frames: int, scales: tuple[int, int], c
     request = replace(REQUEST, guidance_scale=scales[0], audio_guidance_scale=scales[1])
     toy, watch = Toy(text_BND=torch.ones(1, 2, 3)), Watch()
     _run(request, num_frames, toy, watch)
-    plan = plan_video(request, _speech(num_frames))
+    plan = plan_video(request, [_speech(num_frames)])
     assert watch.units == count_work(plan, request) == len(toy.log)
     assert toy.log.count("call") == 2 * calls * len(plan.chunks)
 
@@ -361,7 +361,7 @@ def test_where_memory_does_not_suffice_it_says_what_to_do(
     # Whoever holds the error does not hold what lay in memory.
     assert refused.value.__cause__ is refused.value.__context__ is None
     monkeypatch.undo()
-    rest = generate(REQUEST, REFERENCE, _speech(29), Toy().models, carry=first.carry)
+    rest = generate(REQUEST, [REFERENCE], [_speech(29)], Toy().models, carry=first.carry)
     frames_BCTHW = torch.cat([chunk.frames_BCTHW for chunk in (first, *rest)], 2)
     assert torch.equal(frames_BCTHW, _run(REQUEST, 29))
 
@@ -399,7 +399,7 @@ def test_an_anchored_chunk_begins_with_its_reference_image() -> None:
     plain, anchored = Toy(), Toy()
     request = replace(REQUEST, anchors_chunks=True)
     for toy, asked in ((plain, REQUEST), (anchored, request)):
-        chunks = list(generate(asked, pictures, _speech(29), toy.models))
+        chunks = list(generate(asked, pictures, [_speech(29)], toy.models))
     frames_BCTHW = torch.cat([chunk.frames_BCTHW for chunk in chunks], 2)
     assert anchored.log == plain.log  # it costs nothing
     for chunk, frame in enumerate((0, 8, 16)):
@@ -430,8 +430,8 @@ def test_going_on_is_as_if_it_had_never_stopped(
     rest = list(
         generate(
             request,
-            REFERENCE,
-            _speech(37),
+            [REFERENCE],
+            [_speech(37)],
             toy.models,
             progress=watch,
             carry=chunks[num_finished - 1].carry,
@@ -444,7 +444,7 @@ def test_going_on_is_as_if_it_had_never_stopped(
     for call, latents in zip(toy.denoiser.calls, given, strict=True):
         assert torch.equal(call[0], latents)
     if rest:  # else there is nothing to do, and nobody would count
-        plan = plan_video(request, _speech(37))
+        plan = plan_video(request, [_speech(37)])
         assert watch.units == count_work(plan, request, num_finished=num_finished)
 
 
@@ -462,7 +462,7 @@ def test_what_another_video_handed_on_is_refused(changes: dict[str, Tensor]) -> 
     carry = next(_iterate(REQUEST, 29)).carry
     assert carry is not None
     with pytest.raises(MismatchError, match="begin anew"):
-        generate(REQUEST, REFERENCE, _speech(29), Toy().models, carry=replace(carry, **changes))
+        generate(REQUEST, [REFERENCE], [_speech(29)], Toy().models, carry=replace(carry, **changes))
 
 
 def _grey(level: float) -> Tensor:
@@ -474,13 +474,13 @@ def test_a_dubbed_video_shows_each_chunk_its_frame() -> None:
     toy, watch = Toy(), Watch()
     models = replace(toy.models, image_encoder=lambda image_BCHW: image_BCHW.mean().view(1, 1, 1))
     speech = _speech(29)
-    list(generate(REQUEST, pictures, speech, models, progress=watch))
+    list(generate(REQUEST, pictures, [speech], models, progress=watch))
     for chunk, frame in enumerate((0, 8, 11)):  # the last, where the source has ended
         conditioning = toy.denoiser.calls[2 * chunk][2]
         assert conditioning.reference_BCFHW[0, 4, 0].eq(frame / 64).all()
         assert conditioning.image_embeds_BND is not None
         assert conditioning.image_embeds_BND.item() == frame / 64
-    plan = plan_video(REQUEST, speech)
+    plan = plan_video(REQUEST, [speech])
     assert watch.units == len(toy.log) == count_work(plan, REQUEST, len(pictures))
 
 
@@ -493,7 +493,7 @@ def test_frames_of_a_source_are_asked_for_when_they_are_needed() -> None:
             return super().__getitem__(index)
 
     source = Source(_grey(0.1) for _ in range(40))
-    iterator = generate(REQUEST, source, _speech(29), Toy().models)
+    iterator = generate(REQUEST, source, [_speech(29)], Toy().models)
     for expected in (0, 8, 16):
         next(iterator)
         assert source.asked[-1] == expected
@@ -505,7 +505,7 @@ def test_several_voices_are_heard_one_beside_the_other() -> None:
     toy, alone = Toy(), Toy()
     guided = replace(REQUEST, audio_guidance_scale=3.0)
     voices = [_speech(5), _speech(29)]
-    chunks = list(generate(guided, REFERENCE, voices, toy.models, regions_PHW=regions_PHW))
+    chunks = list(generate(guided, [REFERENCE], voices, toy.models, regions_PHW=regions_PHW))
     assert sum(chunk.frames_BCTHW.shape[2] for chunk in chunks) == 29
     _run(guided, 29, alone)
     assert len(toy.denoiser.calls) == len(alone.denoiser.calls)
@@ -526,14 +526,14 @@ def test_several_voices_are_heard_one_beside_the_other() -> None:
 def test_each_voice_needs_its_region(voices: int, has_regions: bool) -> None:
     regions_PHW = torch.ones(3, HEIGHT // 8, WIDTH // 8) if has_regions else None
     with pytest.raises(MismatchError, match=f"got {voices} voices and {1 + has_regions} regions"):
-        generate(REQUEST, REFERENCE, [_speech(5)] * voices, Toy().models, regions_PHW=regions_PHW)
+        generate(REQUEST, [REFERENCE], [_speech(5)] * voices, Toy().models, regions_PHW=regions_PHW)
 
 
 @pytest.mark.parametrize(("most", "num_frames"), [(1, 1), (13, 13), (20, 20), (99, 29)])
 def test_a_video_may_be_cut_short(most: int, num_frames: int) -> None:
     request = replace(REQUEST, max_frames=most)
     assert _run(request, 29).shape[2] == num_frames
-    assert plan_video(request, _speech(29)).num_frames == num_frames
+    assert plan_video(request, [_speech(29)]).num_frames == num_frames
 
 
 def test_the_reference_cuts_to_the_last_voice() -> None:
@@ -575,9 +575,9 @@ def test_the_reference_hears_the_end_of_the_voice_backwards() -> None:
 
 def test_a_reference_of_another_size_is_refused_at_once() -> None:
     with pytest.raises(MismatchError, match=r"\(1, 3, 32, 32\).*needs \(1, 3, 32, 16\)"):
-        generate(REQUEST, torch.zeros(1, 3, 32, 32), _speech(5), Toy().models)
+        generate(REQUEST, [torch.zeros(1, 3, 32, 32)], [_speech(5)], Toy().models)
 
 
 def test_text_guidance_without_a_prompt_is_refused_at_once() -> None:
     with pytest.raises(RequestError, match=r"guidance_scale 5.* without a prompt"):
-        generate(replace(REQUEST, guidance_scale=5.0), REFERENCE, _speech(5), Toy().models)
+        generate(replace(REQUEST, guidance_scale=5.0), [REFERENCE], [_speech(5)], Toy().models)

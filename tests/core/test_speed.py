@@ -20,17 +20,19 @@ from turbotalk_core.speed import (
     time_ours,
     time_reference,
 )
-from turbotalk_core.types import AudioFeatures, Speech, Waveform
+from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 
 TWO_STEPS = replace(REQUEST, num_inference_steps=2, num_motion_frames=5)  # chunks of 9 frames
 NUM_FRAMES = 9 + 4 + 4
-PICTURE = torch.zeros(1, 3, 32, 48)
-SPEECH = Speech(
-    features=AudioFeatures(
-        features_TLD=torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width),
-        num_frames=NUM_FRAMES,
-    ),
-    waveform=Waveform(samples_CS=torch.zeros(1, NUM_FRAMES * 640), sample_rate=16_000),
+PICTURE = torch.full((32, 48, 3), 0.5)
+WAVEFORM = Waveform(samples_CS=torch.zeros(1, NUM_FRAMES * 640), sample_rate=16_000)
+FEATURES = AudioFeatures(
+    features_TLD=torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width), num_frames=NUM_FRAMES
+)
+CONVERSATION = Conversation(
+    speakers=(Speaker(name="Anna", waveform=WAVEFORM),),
+    speeches=(Speech(features=FEATURES, waveform=WAVEFORM),),
+    waveform=WAVEFORM,
 )
 
 
@@ -42,14 +44,14 @@ def models() -> Models:
 def test_our_way_encodes_the_picture_once_and_the_motion_frames_of_each_chunk(
     models: Models,
 ) -> None:
-    way = time_ours(models, TWO_STEPS, SPEECH, PICTURE, CPU)
+    way = time_ours(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
     assert [chunk.num_encoded for chunk in way.chunks] == [9 + 1, 5, 5]
     assert [chunk.num_calls for chunk in way.chunks] == [2, 2, 2]
     assert way.num_frames == NUM_FRAMES
 
 
 def test_the_reference_encodes_the_picture_for_each_chunk(models: Models) -> None:
-    way = time_reference(models, TWO_STEPS, SPEECH, PICTURE, CPU)
+    way = time_reference(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
     assert [chunk.num_encoded for chunk in way.chunks] == [9 + 1, 9 + 5, 9 + 5]
     assert [chunk.num_calls for chunk in way.chunks] == [2, 2, 2]
     assert way.num_frames == NUM_FRAMES
@@ -64,14 +66,14 @@ def test_both_ways_make_the_same_frames(models: Models, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("turbotalk_core.speed.assemble", keep)
     for way in (time_ours, time_reference):
-        assert way(models, TWO_STEPS, SPEECH, PICTURE, CPU).num_frames == NUM_FRAMES
+        assert way(models, TWO_STEPS, CONVERSATION, PICTURE, CPU).num_frames == NUM_FRAMES
     ours, reference = made
     assert torch.equal(ours, reference)
     assert ours.float().std() > 0
 
 
 def test_parts_add_up_to_the_whole(models: Models) -> None:
-    way = time_ours(models, TWO_STEPS, SPEECH, PICTURE, CPU)
+    way = time_ours(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
     for chunk in way.chunks:
         parts = (chunk.encode, chunk.adapter, chunk.forward, chunk.decode, chunk.rest, chunk.write)
         assert min(parts) > 0
@@ -90,7 +92,7 @@ def test_a_bare_call_is_nothing_but_a_call(models: Models, monkeypatch: pytest.M
         return velocity
 
     monkeypatch.setattr(WanDenoiser, "__call__", watch)
-    assert time_call(models, TWO_STEPS, SPEECH, CPU) > 0
+    assert time_call(models, TWO_STEPS, CONVERSATION, CPU) > 0
     assert shapes == [(1, 16, 3, 4, 6)] * (1 + NUM_BARE)
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from tests.nodes.family import TEXT_DIM
-from turbotalk_core.audio.conversation import encode_conversation
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_conversation, encode_speech
 from turbotalk_core.audio.io import from_samples, read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.checkpoints.networks import load_dit, load_vae
@@ -254,8 +253,10 @@ def test_audio_encoder(family, models, run_node):
         audio={"waveform": samples, "sample_rate": SAMPLE_RATE},
         normalize_loudness=True,
     )
-    assert got.features.num_frames == wanted.features.num_frames == 25
-    assert_close(got.features.rows(), wanted.features.rows())
+    (speech,) = got.speeches
+    assert speech.features.num_frames == wanted.features.num_frames == 25
+    assert_close(speech.features.rows(), wanted.features.rows())
+    assert torch.equal(speech.waveform.samples_CS, samples[0])
     assert torch.equal(got.waveform.samples_CS, samples[0])
 
 
@@ -283,7 +284,7 @@ def test_a_whole_take(family, models, run_node, update, audio_guidance, sigmas):
         from_samples(samples, SAMPLE_RATE), load_audio_encoder(family.audio_encoder)
     )
     reference = prepare_reference(picture, 32, 48)
-    chunks = generate(request, reference, speech, load_models(family, CPU))
+    chunks = generate(request, [reference], [speech], load_models(family, CPU))
     wanted = torch.cat([quantize_frames(chunk.frames_BCTHW) for chunk in chunks])
 
     heard = run_node(
@@ -345,7 +346,7 @@ def test_a_whole_take_of_two_speakers(family, models, run_node):
     assert masks is not None
     chunks = generate(
         request,
-        prepare_reference(picture, 32, 48),
+        [prepare_reference(picture, 32, 48)],
         conversation.speeches,
         load_models(family, CPU),
         regions_PHW=fit_regions(masks, 32, 48),

@@ -57,9 +57,12 @@ def our_latents(host, monkeypatch, part, released, heard, picture, prompts, run_
     def make(layers=heard, **settings):
         features = host.wan_nodes.linear_interpolation(torch.cat(layers[1:]), 50, 25)
         features_TLD = features.movedim(0, 1)
-        speech = types.Speech(
-            features=types.AudioFeatures(features_TLD=features_TLD, num_frames=len(features_TLD)),
-            waveform=types.Waveform(samples_CS=torch.zeros(1, 51_200), sample_rate=16_000),
+        waveform = types.Waveform(samples_CS=torch.zeros(1, 51_200), sample_rate=16_000)
+        features = types.AudioFeatures(features_TLD=features_TLD, num_frames=len(features_TLD))
+        speech = types.Conversation(
+            speakers=(types.Speaker(name="the speaker", waveform=waveform),),
+            speeches=(types.Speech(features=features, waveform=waveform),),
+            waveform=waveform,
         )
         chunks, decode = [], released.vae.decode
 

@@ -52,8 +52,9 @@ class TestEncodeSpeech:
             audio={"waveform": torch.zeros(1, 1, num_samples), "sample_rate": 16_000},
             normalize_loudness=True,
         )
-        assert speech.features.num_frames == num_frames
-        assert speech.features.rows().isfinite().all()
+        (voice,) = speech.speeches
+        assert voice.features.num_frames == num_frames
+        assert voice.features.rows().isfinite().all()
 
     def test_a_part_of_the_voice_in_sections(self, models, run_node):
         samples = torch.randn(1, 2, 48_000, generator=torch.Generator().manual_seed(5))
@@ -74,12 +75,11 @@ class TestEncodeSpeech:
         )
         inputs["audio"]["waveform"] = samples[:, :, 8_000:43_200]
         whole = run_node("TurboTalkEncodeSpeech", **inputs, hearing="whole")
-        assert speech.features.num_frames == whole.features.num_frames == 55
+        ours, theirs = (each.speeches[0].features for each in (speech, whole))
+        assert ours.num_frames == theirs.num_frames == 55
         # So short, and of whole frames, it is one section.
-        torch.testing.assert_close(
-            speech.features.rows(0, 55), whole.features.rows(0, 55), rtol=1e-4, atol=1e-4
-        )
-        assert speech.features.rows().shape == whole.features.rows().shape
+        torch.testing.assert_close(ours.rows(0, 55), theirs.rows(0, 55), rtol=1e-4, atol=1e-4)
+        assert ours.rows().shape == theirs.rows().shape
 
     def test_nothing_is_left_of_the_voice(self, models, run_node, errors):
         with pytest.raises(errors.AudioError, match="nothing is left of 1 s of sound from 1 s"):

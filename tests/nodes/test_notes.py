@@ -55,7 +55,9 @@ def ask(part):
             }
             | settings
         )
-        return part("nodes.notes").show_notes(model, request, "7")
+        notes = part("nodes.notes")
+        shipped = notes.read_shipped(model, part("nodes.adapter").find_audio_adapter(model))
+        return notes.show_notes(shipped, request, "7")
 
     return ask
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.data.mouth import estimate_aperture, mouth_curve, mouth_share, sync
 from training.evaluate import collect_frames
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.image import prepare_reference, read_image
@@ -55,7 +55,7 @@ def talk() -> Talk:
         waveform = Waveform(samples_CS=samples_S[None], sample_rate=RATE)
         speech = encode_speech(waveform, encoder, normalizes_loudness=True)
         request = replace(shipped, chunk_frames=chunk_frames)
-        return collect_frames(generate(request, picture, speech, models))
+        return collect_frames(generate(request, [picture], [speech], models))
 
     return run
 

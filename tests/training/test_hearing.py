@@ -9,7 +9,7 @@ import torch
 from tests.training.tiny_family import LoudnessEncoder
 from training import hearing
 from training.hearing import PAUSE_LEVEL, Unaware, compare_rows, draw_voice, hear, main
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import SoundMoments

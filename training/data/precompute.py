@@ -50,7 +50,7 @@ from training.data.stage import (
     open_stage,
     summarize,
 )
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.checkpoints.networks import load_image_encoder, load_text_encoder, load_vae

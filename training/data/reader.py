@@ -43,7 +43,7 @@ from training.data.stage import Record, read_settings
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.errors import MismatchError, OutputError, RequestError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
-from turbotalk_core.pipeline import MASK_CHANNELS
+from turbotalk_core.image import add_mask
 from turbotalk_core.types import AudioFeatures, Chunk
 
 MOST_VOICES = 2  # two speakers are in the left and right half; for more, no regions are known
@@ -310,8 +310,6 @@ class PreparedSet:
             :, :count
         ]
         reference_CFHW = fill_reference(self._reader.read(record, "reference_CFHW"), count)
-        mask = reference_CFHW.new_zeros(MASK_CHANNELS, *reference_CFHW.shape[1:])
-        mask[:, 0] = 1
         start = record["later_start"] if draw.is_later else 0
         stop = start + count_decoded_frames(count)
         chunk = Chunk(index=0, start=start, stop=stop, keep_start=start, keep_stop=stop)
@@ -323,7 +321,7 @@ class PreparedSet:
         ]
         return (
             latents_CFHW.float(),
-            torch.cat((mask, reference_CFHW)).float(),
+            add_mask(reference_CFHW).float(),
             torch.stack([window.first_KLD for window in windows]).float(),
             torch.stack([window.later_FKLD for window in windows]).float(),
             torch.arange(count) < (CONTEXT_LATENTS if draw.is_later else 1),

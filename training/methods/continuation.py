@@ -36,7 +36,7 @@ from training.methods.method import (
     draw_noise,
 )
 from training.rollout import approach, finish
-from turbotalk_core.pipeline import MASK_CHANNELS
+from turbotalk_core.geometry import MASK_CHANNELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import AudioError
 from ..geometry import SAMPLE_RATE
+from ..identity import digest_text
 from ..ports import AudioEncoder
 from ..request import Hearing
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
@@ -28,6 +29,7 @@ from .features import describe_hearing, hear, hear_in_sections, hears_whole, to_
 from .io import to_waveform
 from .resample import Resampled
 
+LONE_SPEAKER = "the speaker"  # the name of one who needs none
 _SILENCE = Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE)
 
 
@@ -37,22 +39,23 @@ def encode_conversation(
     *,
     normalizes_loudness: bool = True,
     hearing: Hearing = "auto",
+    mix: Sound | None = None,
 ) -> Conversation:
     """Hear each speaker through the whole conversation, silences included.
 
-    Silence is added to the sound before the encoder hears it, so that it is encoded as silence.
-    Loudness is measured before, on the voice alone. A lone speaker is heard as by
-    ``encode_speech``.
+    Silence is added to the sound before it is encoded, so that it is encoded as silence. Loudness
+    is measured before, on the voice alone.
 
     Args:
         speakers: in the order in which they follow each other.
         encoder: hears 16 kHz mono.
         normalizes_loudness: bring each voice to -23 LUFS before it is heard, as InfiniteTalk does.
         hearing: at once or in sections; see ``features.hears_whole``.
+        mix: of ``mix_voices`` for these speakers, where the caller needed it before; how loud it
+            gets is measured once in it.
 
     Returns:
-        One speech per speaker, as long as until the last has ended, and the mix of
-        ``mix_voices``.
+        One speech per speaker, as long as until the last has ended, and the mix.
 
     Raises:
         AudioError: nobody has a voice, or all together is shorter than one video frame.
@@ -78,17 +81,53 @@ def encode_conversation(
             hear_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
             for sound, start in zip(sounds, starts, strict=True)
         ]
-    origin = describe_hearing(encoder, is_whole, normalizes_loudness)
+    hearing_words = describe_hearing(encoder, is_whole, normalizes_loudness)
     speeches = tuple(
         Speech(
             features=rows,
             waveform=_lay_sound(sound, start, end),
-            # Loudness is that of the voice without the silence around it.
-            origin=f"{origin}, {sound.num_samples} samples from {start} s on",
+            # Loudness is measured without the silence around a voice, so where the voice lies in
+            # its waveform decides the features, too. A lone voice fills its waveform.
+            origin=digest_text(
+                f"{hearing_words}, {sound.num_samples} samples from {start} s on"
+                if len(speakers) > 1
+                else hearing_words
+            ),
         )
         for rows, sound, start in zip(features, sounds, starts, strict=True)
     )
-    return Conversation(speakers=tuple(speakers), speeches=speeches, waveform=mix_voices(speakers))
+    if mix is None:
+        mix = mix_voices(speakers)
+    return Conversation(speakers=tuple(speakers), speeches=speeches, waveform=mix)
+
+
+def encode_speech(
+    waveform: Sound,
+    encoder: AudioEncoder,
+    *,
+    normalizes_loudness: bool = True,
+    hearing: Hearing = "auto",
+) -> Speech:
+    """Encode one voice from its first sample to its last.
+
+    Args:
+        waveform: the voice, any rate, channel count and length; silence is valid.
+        encoder: of 16 kHz mono.
+        normalizes_loudness: bring the voice to -23 LUFS first, as InfiniteTalk does.
+        hearing: at once, as InfiniteTalk does, or in sections; see ``features.hears_whole``.
+
+    Returns:
+        The speech of the only speaker of ``encode_conversation``, with the untouched waveform.
+
+    Raises:
+        AudioError: the audio is shorter than one video frame.
+        RequestError: hearing is none of ``request.HEARINGS``.
+    """
+    speaker = Speaker(name=LONE_SPEAKER, waveform=waveform)
+    (speech,) = encode_conversation(
+        [speaker], encoder, normalizes_loudness=normalizes_loudness, hearing=hearing
+    ).speeches
+    return speech
 
 
 def mix_voices(speakers: Sequence[Speaker]) -> Sound:

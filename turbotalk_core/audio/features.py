@@ -1,6 +1,6 @@
 """From a voice to what the encoder hears per video frame.
 
-Goes in: a sound of any length and an encoder. Comes out: ``Speech``. Separate because it alone
+Goes in: a sound of any length and an encoder. Comes out: ``FeatureRows``. Separate because it alone
 decides how much the encoder hears at once, and how the end of the audio sounds to the model.
 
 Axes: S audio samples, T video frames, L encoder layers, D feature width.
@@ -20,8 +20,7 @@ from ..geometry import FPS, SAMPLE_RATE, count_frames, count_samples
 from ..ports import AudioEncoder
 from ..request import HEARINGS, Hearing
 from ..sound import Sound, SoundReader, Span
-from ..types import AudioFeatures, SoundMoments, Speech, Waveform
-from .io import to_waveform
+from ..types import AudioFeatures, SoundMoments, Waveform
 from .loudness import TARGET_LUFS, LoudnessMeter, find_gain, normalize_loudness
 from .moments import MomentsMeter
 from .resample import read_mono_16k, to_mono_16k
@@ -34,41 +33,6 @@ MOST_WHOLE_FRAMES = 5 * 60 * FPS  # five minutes; wav2vec2-base takes 5 GB for t
 SECTION_FRAMES = 1_000  # 40 seconds
 CONTEXT_FRAMES = 250  # 10 seconds on each side
 _KEPT_SECTIONS = 2  # a chunk may lie across an edge
-
-
-def encode_speech(
-    waveform: Sound,
-    encoder: AudioEncoder,
-    *,
-    normalizes_loudness: bool = True,
-    hearing: Hearing = "auto",
-) -> Speech:
-    """Hear a voice from its first sample to its last.
-
-    Args:
-        waveform: the voice, any rate, channel count and length; silence is valid.
-        encoder: hears 16 kHz mono.
-        normalizes_loudness: bring the voice to -23 LUFS first, as InfiniteTalk does.
-        hearing: at once, as InfiniteTalk does, or in sections; see ``hears_whole``.
-
-    Returns:
-        The features of ``hear`` or ``hear_in_sections``, and the untouched waveform.
-
-    Raises:
-        AudioError: the audio is shorter than one video frame.
-        RequestError: hearing is none of ``request.HEARINGS``.
-    """
-    seconds = Fraction(waveform.num_samples, waveform.sample_rate)
-    is_whole = hears_whole(seconds, hearing)
-    if is_whole:
-        waveform_S = to_encoder_input(to_waveform(waveform), normalizes_loudness)
-        features = hear(waveform_S, seconds, encoder)
-    else:
-        features = hear_in_sections(
-            waveform, Fraction(0), seconds, encoder, normalizes_loudness=normalizes_loudness
-        )
-    origin = describe_hearing(encoder, is_whole, normalizes_loudness)
-    return Speech(features=features, waveform=waveform, origin=origin)
 
 
 def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
@@ -90,7 +54,7 @@ def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
 
 
 def describe_hearing(encoder: AudioEncoder, is_whole: bool, normalizes_loudness: bool) -> str:
-    """Put in words all that decides the features of a sound but the sound.
+    """Describe all that decides the features of a sound besides the sound itself.
 
     Args:
         encoder: that hears it.
@@ -98,7 +62,7 @@ def describe_hearing(encoder: AudioEncoder, is_whole: bool, normalizes_loudness:
         normalizes_loudness: whether its level is changed before.
 
     Returns:
-        For ``Speech.origin``.
+        A phrase, of whose digest ``Speech.origin`` is made.
     """
     how = "whole" if is_whole else f"in sections of {SECTION_FRAMES} and {CONTEXT_FRAMES} around"
     loudness = f"at {TARGET_LUFS:g} LUFS" if normalizes_loudness else "as loud as it is"

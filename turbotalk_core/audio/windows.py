@@ -57,7 +57,7 @@ def take_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Renumbered:
+class Renumbered:
     """Rows of features in another order; ``FeatureRows``.
 
     Attributes:
@@ -72,9 +72,11 @@ class _Renumbered:
 
     @property
     def num_frames(self) -> int:
+        """Video frames that the sound itself covers."""
         return self.features.num_frames
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the rows [start, stop) of the order; see ``FeatureRows``."""
         wanted = range(self.num_rows)[start:stop]
         found_T = self.find(torch.arange(wanted.start, wanted.stop))
         first = int(found_T.min())
@@ -94,42 +96,7 @@ def hold_last_row(features: FeatureRows, stop: int) -> FeatureRows:
     last = features.num_rows - 1
     if stop <= features.num_rows:
         return features
-    return _Renumbered(features=features, num_rows=stop, find=lambda rows: rows.clamp(max=last))
-
-
-def drop_silence(features: FeatureRows) -> FeatureRows:
-    """Drop the rows of encoded silence after the voice, as the reference does.
-
-    Args:
-        features: features of one speaker.
-
-    Returns:
-        The rows of the voice.
-    """
-    return _Renumbered(features=features, num_rows=features.num_frames, find=lambda rows: rows)
-
-
-def mirror_end(features: FeatureRows, stop: int) -> FeatureRows:
-    """Extend a voice by its last rows in reverse, as the reference does in its last chunk.
-
-    Args:
-        features: features of one speaker; rows after the voice are dropped.
-        stop: end of the last chunk, in video frames.
-
-    Returns:
-        The rows of the voice; if it ends before or at ``stop``, followed by its last rows in
-        reverse, three more than are missing, as far as there are so many.
-
-    Source: InfiniteTalk, wan/multitalk.py, the end of the chunk loop in generate_infinitetalk.
-    """
-    length = features.num_frames
-    if stop < length:
-        return drop_silence(features)
-    return _Renumbered(
-        features=features,
-        num_rows=length + min(length, stop - length + 3),
-        find=lambda rows: torch.where(rows < length, rows, 2 * length - 1 - rows),
-    )
+    return Renumbered(features=features, num_rows=stop, find=lambda rows: rows.clamp(max=last))
 
 
 def null_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:

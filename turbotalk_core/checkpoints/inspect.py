@@ -87,6 +87,7 @@ class CheckpointInfo:
             that are not quantised.
         speakers: number of voices that the audio modules were trained for, as text; None if the
             file has none.
+        header: names, shapes and offsets of all tensors, by which the loaders read the weights.
     """
 
     path: Path
@@ -102,6 +103,7 @@ class CheckpointInfo:
     prefix: str = ""
     quantization: str | None = None
     speakers: str | None = None
+    header: WeightHeader = field(repr=False, compare=False)
 
     def lines(self) -> list[str]:
         """Return the description as lines of text, one fact per line."""
@@ -138,6 +140,9 @@ class CheckpointInfo:
             "quantization": self.quantization,
             "speakers": self.speakers,
         }
+
+
+ModelFile = Path | CheckpointInfo  # a file's path, or its description if that was read before
 
 
 def inspect(path: Path) -> CheckpointInfo:
@@ -226,6 +231,7 @@ def describe(header: WeightHeader) -> CheckpointInfo:
         prefix=header.prefix,
         quantization=header.quantization,
         speakers=_find_speakers(shapes, metadata, path) if ADAPTER_MARK in shapes else None,
+        header=header,
     )
 
 

@@ -33,8 +33,6 @@ def merge_lora(
     weights: dict[str, Tensor],
     lora: Mapping[str, Tensor],
     strength: float,
-    *,
-    follows_reference: bool = False,
 ) -> None:
     """Add the changes of a LoRA to weights, one after the other, in place.
 
@@ -45,8 +43,6 @@ def merge_lora(
         weights: weights of a model by public name; each changed entry is replaced, in its dtype.
         lora: tensors of a LoRA file.
         strength: factor on every change; 1 is as trained.
-        follows_reference: whether to do as InfiniteTalk, which takes alpha / rank as 1 and ignores
-            pairs named ``lora_A`` and ``lora_B``.
 
     Raises:
         CheckpointError: if a pair is incomplete, or the tensors are no known kind of LoRA.
@@ -54,7 +50,7 @@ def merge_lora(
     """
     num_merged = 0
     unknown = []
-    for key, shape, make_change in _list_changes(lora, follows_reference):
+    for key, shape, make_change in _list_changes(lora):
         if key not in weights:
             unknown.append(key)
             continue
@@ -83,7 +79,7 @@ def merge_lora(
 
 
 def _list_changes(
-    lora: Mapping[str, Tensor], follows_reference: bool
+    lora: Mapping[str, Tensor],
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
     """Yield each changed weight's name, the change's shape, and a function that computes it."""
     is_lora = False
@@ -95,11 +91,9 @@ def _list_changes(
         for down, up in UP_OF_DOWN.items():
             if key.endswith(down):
                 is_lora = True
-                if follows_reference and down == ".lora_A.weight":
-                    continue
                 module = key.removesuffix(down)
                 pair = _pair_up(lora, module, up, tensor)
-                scale = 1.0 if follows_reference else _scale(lora, module, tensor.shape[0])
+                scale = _scale(lora, module, tensor.shape[0])
                 yield (
                     _name(key, down) + ".weight",
                     (pair[0].shape[0], pair[1].shape[1]),

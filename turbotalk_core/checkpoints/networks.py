@@ -34,13 +34,14 @@ from .inspect import (
     TEXT_ENCODER,
     VAE,
     CheckpointInfo,
-    describe,
+    ModelFile,
     infer_adapter_heads,
     infer_dit,
     infer_projection,
+    inspect,
 )
 from .lora import merge_lora
-from .tensors import WeightHeader, read_header, read_weights
+from .tensors import read_weights
 
 PROJECTION_PREFIX = "audio_proj."
 
@@ -48,17 +49,17 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def load_dit(
-    path: Path,
-    adapter_path: Path | None = None,
+    file: ModelFile,
+    adapter: ModelFile | None = None,
     dtype: torch.dtype = torch.float32,
-    loras: Sequence[tuple[Path, float]] = (),
+    loras: Sequence[tuple[ModelFile, float]] = (),
 ) -> tuple[WanModel, AudioProjection | None]:
     """Load the video transformer, with its audio attention if there is an adapter.
 
     Args:
-        path: file of the transformer, merged with an audio adapter or not.
-        adapter_path: file of the audio adapter; its tensors replace those of a merged file, as in
-            the reference. None, or the same path as a merged file, uses those in that file.
+        file: file of the transformer, merged with an audio adapter or not.
+        adapter: file of the audio adapter; its tensors replace those of a merged file, as in the
+            reference. None, or the merged file again, uses those in that file.
         dtype: dtype of all weights in memory, whatever they are stored in. The network computes in
             it, so that a file with several dtypes becomes uniform.
         loras: LoRA files to merge into the weights, each with its strength.
@@ -70,14 +71,15 @@ def load_dit(
         CheckpointError: if a file is missing, damaged, incomplete or of another kind.
         MismatchError: if an adapter or a LoRA was made for another transformer.
     """
-    path = Path(path)
-    header, _ = _read_kind(path, DIT)
+    header = _read_kind(file, DIT).header
+    path = header.path
     config = infer_dit(header.shapes, header.metadata, path)
     audio_header, source = header, path.name
     is_merged = ADAPTER_MARK in header.shapes
-    if adapter_path is not None and not (is_merged and Path(adapter_path) == path):
-        audio_header, audio_info = _read_kind(adapter_path, ADAPTER)
-        _check_fit(audio_info, config, path)
+    if adapter is not None and not (is_merged and _locate(adapter) == path):
+        adapter_info = _read_kind(adapter, ADAPTER)
+        audio_header = adapter_info.header
+        _check_fit(adapter_info, config, path)
         source = f"{path.name} with {audio_header.path.name}"
     weights = read_weights(header, dtype)
     if audio_header is not header:
@@ -97,19 +99,19 @@ def load_dit(
             {name.removeprefix(PROJECTION_PREFIX): weights.pop(name) for name in names},
             audio_header.path.name,
         )
-    for lora_path, strength in loras:
-        lora_header, _ = _read_kind(lora_path, LORA)
+    for lora, strength in loras:
+        lora_header = _read_kind(lora, LORA).header
         merge_lora(weights, read_weights(lora_header, torch.float32), strength)
     model = _build(lambda: WanModel(config), source)
     _assign(model, weights, source)
     return model, projection
 
 
-def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
+def load_vae(file: ModelFile, dtype: torch.dtype = torch.float32) -> WanVAE:
     """Load the video VAE of a file.
 
     Args:
-        path: file in the layout of the public Wan 2.1 VAE, safetensors or .pth.
+        file: file in the layout of the public Wan 2.1 VAE, safetensors or .pth.
         dtype: dtype of the weights in memory.
 
     Returns:
@@ -118,7 +120,8 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
     """
-    header, info = _read_kind(path, VAE)
+    info = _read_kind(file, VAE)
+    header = info.header
     weights = read_weights(header, dtype)
     width = info.sizes["width"]
     # First on the meta device, without memory: a damaged file may imply a width that its other
@@ -130,12 +133,12 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> WanVAE:
 
 
 def load_text_encoder(
-    path: Path, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
+    file: ModelFile, tokenizer_path: Path | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[TextEncoder, Tokenizer]:
     """Load the text encoder of a file and its tokenizer.
 
     Args:
-        path: file in the layout of Wan 2.1's own umT5 or of ComfyUI's.
+        file: file in the layout of Wan 2.1's own umT5 or of ComfyUI's.
         tokenizer_path: a ``spiece.model`` file; None uses the one inside ComfyUI's files.
         dtype: dtype of the weights in memory.
 
@@ -147,7 +150,7 @@ def load_text_encoder(
             no tokenizer.
         MismatchError: if the tokenizer has more tokens than the encoder.
     """
-    header, _ = _read_kind(path, TEXT_ENCODER)
+    header = _read_kind(file, TEXT_ENCODER).header
     if tokenizer_path is None and TOKENIZER not in header.tensors:
         raise CheckpointError(
             f"{header.path.name} has no tokenizer inside; give the spiece.model of google/umt5-xxl "
@@ -169,11 +172,11 @@ def load_text_encoder(
     return encoder, tokenizer
 
 
-def load_image_encoder(path: Path) -> ImageEncoder:
+def load_image_encoder(file: ModelFile) -> ImageEncoder:
     """Load the CLIP image encoder of a file, in float32.
 
     Args:
-        path: file in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
+        file: file in the layout of Wan 2.1's own CLIP or of ComfyUI's clip_vision_h.
 
     Returns:
         The image encoder.
@@ -181,7 +184,7 @@ def load_image_encoder(path: Path) -> ImageEncoder:
     Raises:
         CheckpointError: a file that is missing, damaged, incomplete or of another kind.
     """
-    header, _ = _read_kind(path, IMAGE_ENCODER)
+    header = _read_kind(file, IMAGE_ENCODER).header
     return build_image_encoder(read_weights(header, torch.float32))
 
 
@@ -255,16 +258,18 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} is no tokenizer: {error}; name another") from error
 
 
-def _read_kind(path: Path, kind: str) -> tuple[WeightHeader, CheckpointInfo]:
-    """Read the header of a file, and refuse a file of another kind."""
-    header = read_header(path)
-    info = describe(header)
+def _locate(file: ModelFile) -> Path:
+    return file.path if isinstance(file, CheckpointInfo) else Path(file)
+
+
+def _read_kind(file: ModelFile, kind: str) -> CheckpointInfo:
+    info = file if isinstance(file, CheckpointInfo) else inspect(file)
     if info.kind != kind:
         raise CheckpointError(
             f"{info.path.name} is: {info.kind}; needed here: {kind}. "
             f"What this file is for: {info.uses}"
         )
-    return header, info
+    return info
 
 
 def _check_fit(adapter: CheckpointInfo, config: WanConfig, path: Path) -> None:

@@ -6,6 +6,7 @@ Axes: T frames, H height, W width, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..errors import RequestError
 from ..geometry import FPS, retime
 from ..sound import Sound
 from .background import Background
-from .writer import Encoding, open_video
+from .writer import Encoding, VideoWriter, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")
 _ENCODERS = {"h264": ("libx264", None), "h265": ("libx265", "hvc1")}  # Apple players require hvc1
@@ -48,9 +49,33 @@ def quantize_frames(frames_BCTHW: Tensor) -> Tensor:
     return ((frames_THWC.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
-def assemble(
+class Mp4Writer:
+    """A video file in the making; made by ``open_mp4``."""
+
+    def __init__(self, writer: VideoWriter, background: Background, fps: Fraction) -> None:
+        """Prepare for the first frame."""
+        self._writer = writer
+        self._background = background
+        self._fps = fps
+
+    @property
+    def num_frames(self) -> int:
+        """Frames that are encoded by now; after ``open_mp4``, all of them."""
+        return self._writer.num_frames
+
+    def write(self, frames: Iterable[Tensor]) -> None:
+        """Encode frames as they come; call it once.
+
+        Args:
+            frames: batches of all frames, each uint8 [T, H, W, 3], at 25 frames per second.
+        """
+        for frames_THWC in _retime_batches(frames, self._fps):
+            self._background.do(self._writer.write, frames_THWC)
+
+
+@contextmanager
+def open_mp4(
     path: Path,
-    frames: Iterable[Tensor],
     waveform: Sound | None,
     *,
     codec: str = "h264",
@@ -58,17 +83,16 @@ def assemble(
     pixel_format: str = "yuv420p",
     metadata: Mapping[str, str] | None = None,
     fps: str = "25",
-) -> int:
-    """Write an mp4 from a stream of frames and a sound, in memory that does not grow with length.
+) -> Iterator[Mp4Writer]:
+    """Open an mp4 file for writing, and check its settings and folder before there is a frame.
 
-    The sound is encoded as AAC at its own rate, if AAC supports it, and cut or padded with silence
-    to the length of the frames. A frame rate other than 25 leaves frames out or repeats them, so
-    that each is shown at its time; the sound does not change. If an exception is raised, here or
-    by ``frames``, no file is left.
+    The sound is read along with the frames. It is encoded as AAC at its own rate, if AAC supports
+    it, and cut or padded with silence to the length of the frames. A frame rate other than 25
+    leaves frames out or repeats them, so that each is shown at its time; the sound does not change.
+    If the block raises an exception, no file is left.
 
     Args:
         path: ``.mp4`` file to write; an existing file is replaced when the new one is complete.
-        frames: batches of frames at 25 per second, each uint8 [T, H, W, 3].
         waveform: the original sound, or None for a video without sound.
         codec: one of ``CODECS``.
         crf: constant rate factor, 0 (best) to ``MAX_CRF``; 18 is visually lossless.
@@ -76,8 +100,8 @@ def assemble(
         metadata: container tags.
         fps: frames per second of the file, one of ``FRAME_RATES``.
 
-    Returns:
-        The number of frames written.
+    Yields:
+        The writer of the frames.
 
     Raises:
         RequestError: if a setting is not one of those allowed.
@@ -111,9 +135,51 @@ def assemble(
         open_video(path, encoding, waveform=waveform, metadata=metadata) as writer,
         Background() as background,
     ):
-        for frames_THWC in _retime_batches(frames, encoding.fps):
-            background.do(writer.write, frames_THWC)
-    return writer.num_frames
+        yield Mp4Writer(writer, background, encoding.fps)
+
+
+def assemble(
+    path: Path,
+    frames: Iterable[Tensor],
+    waveform: Sound | None,
+    *,
+    codec: str = "h264",
+    crf: int = 18,
+    pixel_format: str = "yuv420p",
+    metadata: Mapping[str, str] | None = None,
+    fps: str = "25",
+) -> int:
+    """Write a video; frames are encoded as they come, so memory does not grow with length.
+
+    Args:
+        path: see ``open_mp4``, which has all of the settings.
+        frames: batches of frames, each uint8 [T, H, W, 3].
+        waveform: see there.
+        codec: see there.
+        crf: see there.
+        pixel_format: see there.
+        metadata: see there.
+        fps: see there.
+
+    Returns:
+        The number of frames written.
+
+    Raises:
+        RequestError: a setting out of range.
+        GeometryError: no frames, or frames of a size that cannot be encoded.
+        OutputError: the file cannot be written.
+    """
+    with open_mp4(
+        path,
+        waveform,
+        codec=codec,
+        crf=crf,
+        pixel_format=pixel_format,
+        metadata=metadata,
+        fps=fps,
+    ) as video:
+        video.write(frames)
+    return video.num_frames
 
 
 def _retime_batches(frames: Iterable[Tensor], fps: Fraction) -> Iterator[Tensor]:

@@ -44,14 +44,14 @@ class VideoFrames(Sequence[Tensor]):
         first_second: time of the file's first picture in seconds, which need not be 0.
     """
 
-    def __init__(self, source: Path | BytesIO, *, follows_reference: bool = False) -> None:
+    def __init__(self, source: Path | BytesIO, *, every_frame: bool = False) -> None:
         """Read the times of all frames; nothing is decoded yet.
 
         Args:
             source: any codec that PyAV decodes, in a container of ``media.CONTAINERS``; a file is
                 opened anew for each picture, and must stay where it is.
-            follows_reference: give every frame of the file, whatever its rate, as InfiniteTalk
-                does.
+            every_frame: give every frame of the file, whatever its rate, as InfiniteTalk does;
+                not those on the screen 25 times a second.
 
         Raises:
             ImageError: if the file is missing, damaged or no media file, it has no picture, or its
@@ -74,10 +74,10 @@ class VideoFrames(Sequence[Tensor]):
         self.first_second = self._times[0] * time_base
         last_seconds = packets[-1][1] * time_base or 1 / (rate or Fraction(FPS))
         seconds = (self._times[-1] - self._times[0]) * time_base + last_seconds + _ROUNDING
-        self._ticks_per_frame = None if follows_reference else 1 / (FPS * time_base)
+        self._ticks_per_frame = None if every_frame else 1 / (FPS * time_base)
         self._last: tuple[int, Tensor] | None = None
         self._length = max(1, count_frames(seconds.numerator, seconds.denominator))
-        if follows_reference:
+        if every_frame:
             self._length = len(self._times)
         if self._length > MAX_FRAMES:
             raise ImageError(

@@ -33,6 +33,7 @@ from torch import Tensor
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
 from ..heap import give_back
+from ..identity import CacheKey, describe_changes
 from ..safe_io.media import MAX_PIXELS, media_options
 from ..safe_io.paths import is_file
 from ..sound import Sound, pieces
@@ -50,7 +51,6 @@ _SOUND_CODEC = "pcm_f32le"  # floating point, as it is
 _OURS = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors", ".*.part.*")
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
-_SHORT = 24  # characters of a value that a message shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Take:
         width: of the frames, pixels.
         length: frames that it is to have.
         chunks: its finished files, in order.
-        identity: what decides its frames, by names for people.
+        identity: the cache key, which decides its frames.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Take:
     width: int
     length: int
     chunks: tuple[TakeChunk, ...]
-    identity: Mapping[str, str]
+    identity: CacheKey
 
     @classmethod
     def open(cls, folder: Path) -> Take:
@@ -108,10 +108,18 @@ class Take:
         take = _read_take(folder, Journal(path).records)
         if not take.chunks:
             raise OutputError(f"{folder} has no finished chunk; make the take again")
-        for name in (_SOUND, *(chunk.file for chunk in take.chunks)):
-            if not _is_own(folder / name):
-                raise OutputError(f"{folder / name} is missing; make the take again")
+        take.check_files()
         return take
+
+    def check_files(self) -> None:
+        """Check that the files of all finished chunks and of the sound exist.
+
+        Raises:
+            OutputError: one is missing or no file of its own.
+        """
+        for name in (_SOUND, *(chunk.file for chunk in self.chunks)):
+            if not _is_own(self.folder / name):
+                raise OutputError(f"{self.folder / name} is missing; make the take again")
 
     @property
     def num_frames(self) -> int:
@@ -308,7 +316,7 @@ def open_take(
     height: int,
     width: int,
     length: int,
-    identity: Mapping[str, str],
+    identity: CacheKey,
 ) -> Iterator[TakeWriter]:
     """Make a take, or go on with one; whatever the block raises, finished chunks are kept.
 
@@ -321,8 +329,7 @@ def open_take(
         height: of the frames, pixels.
         width: of the frames, pixels.
         length: frames that it is to have.
-        identity: all that decides what the frames are, by names for people; short values stand for
-            themselves, of large ones there are digests.
+        identity: the cache key of the video.
 
     Yields:
         What takes the chunks that are missing.
@@ -350,16 +357,16 @@ def open_take(
         "height": height,
         "width": width,
         "length": length,
-        "identity": dict(identity),
+        "identity": identity.to_json(),
     }
     journal = writer = None
     try:
-        journal, carry, changes = _take_up(folder, header)
-        if not journal.records:
+        journal, take, carry, changes = _take_up(folder, header)
+        if take is None:
             _write_sound(folder / _SOUND, waveform)
             journal.append(header)
-        with Background() as background:
             take = _read_take(folder, journal.records)
+        with Background() as background:
             writer = TakeWriter(take, journal, background, carry, changes)
             yield writer
     finally:
@@ -384,44 +391,28 @@ def delete_take(folder: Path) -> None:
     _remove_if_empty(folder)
 
 
-def describe_changes(before: Mapping[str, str], now: Mapping[str, str]) -> tuple[str, ...]:
-    """Tell people what is not the same any more.
-
-    Args:
-        before: the identity of a take.
-        now: that of another.
-
-    Returns:
-        A phrase for each difference, as in "seed was 0 and is 1"; none where both are equal.
-    """
-    phrases = []
-    for name in sorted({*before, *now}):
-        old, new = before.get(name, "none"), now.get(name, "none")
-        if old != new:
-            is_short = max(len(old), len(new)) <= _SHORT
-            phrases.append(f"{name} was {old} and is {new}" if is_short else f"{name} is another")
-    return tuple(phrases)
-
-
-def _take_up(folder: Path, header: dict[str, Any]) -> tuple[Journal, Carry | None, tuple[str, ...]]:
-    """Find what may be gone on with; what may not is deleted."""
+def _take_up(
+    folder: Path, header: dict[str, Any]
+) -> tuple[Journal, Take | None, Carry | None, tuple[str, ...]]:
+    """Read the take that may be continued; delete one that may not, and return why."""
     journal = Journal(folder / _JOURNAL)
     if len(journal.records) < 2:  # no chunk was finished
         _clear(folder)
-        return Journal(folder / _JOURNAL), None, ()
+        return Journal(folder / _JOURNAL), None, None, ()
     changes = _find_changes(journal.records[0], header)
-    carry = None
+    take = carry = None
     if not changes:
         try:
-            take = Take.open(folder)
+            take = _read_take(folder, journal.records)
+            take.check_files()
             if not take.is_whole:
                 carry = _read_carry(folder, len(take.chunks))
         except OutputError as error:
             changes = (str(error),)
     if changes:
         _clear(folder)
-        return Journal(folder / _JOURNAL), None, changes
-    return journal, carry, ()
+        return Journal(folder / _JOURNAL), None, None, changes
+    return journal, take, carry, ()
 
 
 def _find_changes(before: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, ...]:
@@ -430,10 +421,7 @@ def _find_changes(before: Mapping[str, Any], header: Mapping[str, Any]) -> tuple
     sizes = ("height", "width", "length")
     old = {**{name: before.get(name) for name in sizes}, **before["identity"]}
     now = {**{name: header[name] for name in sizes}, **header["identity"]}
-    return describe_changes(
-        {name: str(value) for name, value in old.items()},
-        {name: str(value) for name, value in now.items()},
-    )
+    return describe_changes(CacheKey.from_json(old), CacheKey.from_json(now))
 
 
 def _read_take(folder: Path, records: list[dict[str, Any]]) -> Take:
@@ -454,7 +442,7 @@ def _read_take(folder: Path, records: list[dict[str, Any]]) -> Take:
                 TakeChunk(file=_name_chunk(index), start=span["start"], stop=span["stop"])
                 for index, span in enumerate(rest)
             ),
-            identity={str(name): str(value) for name, value in header["identity"].items()},
+            identity=CacheKey.from_json(header["identity"]),
         )
         _check_numbers(take)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbotalk_core.audio.conversation import encode_conversation, mix_voices
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_conversation, encode_speech, mix_voices
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError
 from turbotalk_core.geometry import count_frames

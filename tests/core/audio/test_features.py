@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.family import ENCODER_CONFIG
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
     MOST_WHOLE_FRAMES,
     SECTION_FRAMES,
     SILENCE_TAIL_FRAMES,
     SectionFeatures,
-    encode_speech,
+    describe_hearing,
     hear,
     hear_in_sections,
 )
@@ -25,6 +26,7 @@ from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.errors import AudioError, RequestError
+from turbotalk_core.identity import digest_text
 from turbotalk_core.ports import AudioEncoder
 from turbotalk_core.request import Hearing
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Waveform
@@ -268,9 +270,15 @@ def test_how_it_was_heard_is_told() -> None:
             voice, encoder, normalizes_loudness=normalizes_loudness, hearing=hearing
         ).origin
 
-    assert tell("whole") == tell("auto") == "whole, at -23 LUFS, by 5b"
-    assert tell("sections") == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"
-    assert tell("whole", False) == "whole, as loud as it is, by 5b"
+    def described(is_whole: bool, normalizes_loudness: bool = True) -> str:
+        return describe_hearing(LevelEncoder(), is_whole, normalizes_loudness)
+
+    assert described(True) == "whole, at -23 LUFS, by 5b"
+    assert described(False) == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"
+    assert described(True, False) == "whole, as loud as it is, by 5b"
+    assert tell("whole") == tell("auto") == digest_text(described(True))
+    assert tell("sections") == digest_text(described(False))
+    assert tell("whole", False) == digest_text(described(True, False))
 
 
 def test_another_wish_than_there_are_is_refused() -> None:

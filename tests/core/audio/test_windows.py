@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbotalk_core.audio.windows import hold_last_row, mirror_end, null_windows, take_windows
+from turbotalk_core.audio.windows import hold_last_row, null_windows, take_windows
 from turbotalk_core.errors import ChunkError
 from turbotalk_core.types import AudioFeatures, Chunk, FeatureRows
 
@@ -73,17 +73,3 @@ def _rows(features: FeatureRows) -> list[int]:
 def test_a_voice_that_ends_early_is_held() -> None:
     assert _rows(hold_last_row(_numbered(3), 6)) == [0, 1, 2, 2, 2, 2]
     assert _rows(hold_last_row(_numbered(3), 2)) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("stop", "expected"),
-    [
-        (5, [0, 1, 2, 3, 4, 5]),
-        (6, [0, 1, 2, 3, 4, 5, 5, 4, 3]),
-        (8, [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1]),
-        (20, [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0]),
-    ],
-)
-def test_the_reference_mirrors_the_end_of_a_voice(stop: int, expected: list[int]) -> None:
-    with_tail = AudioFeatures(features_TLD=_numbered(9).features_TLD, num_frames=6)
-    assert _rows(mirror_end(with_tail, stop)) == expected

@@ -79,7 +79,7 @@ def test_another_rate_gives_what_is_on_the_screen(
     assert len(frames) == int(num_frames * FPS / fps)
     expected = [int(index * fps / FPS) for index in range(len(frames))]
     assert _numbers(frames) == expected
-    assert len(VideoFrames(path, follows_reference=True)) == num_frames
+    assert len(VideoFrames(path, every_frame=True)) == num_frames
 
 
 @given(gaps=st.lists(st.integers(100, 3_000), min_size=1, max_size=30), delay=st.integers(0, 5_000))
@@ -95,7 +95,7 @@ def test_a_variable_rate_is_followed(gaps: list[int], delay: int) -> None:
         for index in range(len(frames))
     ]
     assert _numbers(frames) == expected
-    every = VideoFrames(file, follows_reference=True)
+    every = VideoFrames(file, every_frame=True)
     assert _numbers(every) == list(range(len(times)))
 
 

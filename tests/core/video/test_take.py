@@ -20,16 +20,18 @@ from hypothesis import strategies as st
 from tests.core.test_sound import Chopped
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.errors import ChunkError, MismatchError, OutputError
+from turbotalk_core.identity import CacheKey, describe_changes
 from turbotalk_core.sound import Sound
 from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
 from turbotalk_core.video import take as take_module
 from turbotalk_core.video.journal import Journal
-from turbotalk_core.video.take import Take, delete_take, describe_changes, open_take
+from turbotalk_core.video.take import Take, delete_take, open_take
 from turbotalk_core.video.writer import LOSSLESS, Encoding, open_video
 
 SOUND = Waveform(samples_CS=torch.randn(2, 9_000), sample_rate=22_050)
 SPANS = ((0, 21), (21, 29), (29, 33))
 IDENTITY = {"seed": "3", "voice": "5b" * 16}
+NO_KEY = CacheKey(fields={})
 
 
 def noise(num_frames, height=34, width=50, seed=0):
@@ -63,7 +65,8 @@ def small_chunk(index):
 
 
 def opened(folder, sound: Sound = SOUND, identity=IDENTITY, length=33):
-    return open_take(folder, sound, height=34, width=50, length=length, identity=identity)
+    key = CacheKey(fields=identity)
+    return open_take(folder, sound, height=34, width=50, length=length, identity=key)
 
 
 def all_frames(spans=SPANS):
@@ -285,7 +288,42 @@ def test_another_identity_begins_anew_and_says_why(begun):
 
 
 def test_equal_identities_have_no_changes():
-    assert describe_changes(IDENTITY, dict(IDENTITY)) == ()
+    assert describe_changes(CacheKey(fields=IDENTITY), CacheKey(fields=dict(IDENTITY))) == ()
+
+
+def test_a_take_of_before_is_continued(begun):
+    """Records as the version before cache keys wrote them."""
+    header, *spans = Journal(begun / "take.journal").records
+    assert header["identity"] == IDENTITY
+    (begun / "take.journal").unlink()
+    write_journal(begun, {**HEADER, "identity": dict(reversed(IDENTITY.items()))}, *spans)
+    with opened(begun) as writer:
+        assert writer.changes == ()
+        assert len(writer.take.chunks) == 2
+
+
+def test_a_take_whose_hearing_is_a_sentence_begins_anew_and_says_why(begun):
+    before = {**IDENTITY, "hearing": f"whole, at -23 LUFS, by {'5b' * 16}"}
+    _, *spans = Journal(begun / "take.journal").records
+    (begun / "take.journal").unlink()
+    write_journal(begun, {**HEADER, "identity": before}, *spans)
+    with opened(begun, identity={**IDENTITY, "hearing": "7d" * 16}) as writer:
+        (change,) = writer.changes
+        assert "by an earlier version of this program" in change
+
+
+def test_the_journal_is_read_once(begun, monkeypatch):
+    read = []
+    make = Journal.__init__
+
+    def watch(self, path):
+        read.append(path)
+        make(self, path)
+
+    monkeypatch.setattr(Journal, "__init__", watch)
+    with opened(begun) as writer:
+        assert len(writer.take.chunks) == 2
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(
@@ -340,7 +378,9 @@ def test_each_chunk_gives_back_what_making_it_has_freed(tmp_path, monkeypatch):
 def test_frames_of_another_size(tmp_path):
     with (
         pytest.raises(MismatchError, match="for a take of 50x36"),
-        open_take(tmp_path / "take", SOUND, height=36, width=50, length=33, identity={}) as writer,
+        open_take(
+            tmp_path / "take", SOUND, height=36, width=50, length=33, identity=NO_KEY
+        ) as writer,
     ):
         writer.write(make_chunk(0))
 
@@ -350,7 +390,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, small_files_only):
     small = Waveform(samples_CS=torch.zeros(1, 100), sample_rate=8_000)
 
     def run():
-        with open_take(folder, small, height=34, width=50, length=51, identity={}) as writer:
+        with open_take(folder, small, height=34, width=50, length=51, identity=NO_KEY) as writer:
             for index in range(2):
                 writer.write(small_chunk(index))
 

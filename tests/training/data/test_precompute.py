@@ -26,7 +26,7 @@ from training.data.precompute import (
 from training.data.shards import NULL_TEXT, SHARDS, ShardReader, fill_reference, read_manifest
 from training.data.shots import Shot
 from training.data.stage import SKIPPED, Summary, Work, read_journals
-from turbotalk_core.audio.features import encode_speech
+from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.checkpoints.networks import load_text_encoder, load_vae
 from turbotalk_core.errors import (
     AudioError,

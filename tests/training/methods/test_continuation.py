@@ -15,7 +15,7 @@ from training.methods.continuation import Continuation, anchor, drift, weigh_bor
 from training.methods.method import Learning
 from training.networks import TalkingModel
 from turbotalk_core.errors import ScheduleError
-from turbotalk_core.pipeline import MASK_CHANNELS
+from turbotalk_core.geometry import MASK_CHANNELS
 
 METHOD = Continuation()
 
