@@ -15,7 +15,7 @@ from torch import Tensor
 from ..turbotalk_core.errors import TurboTalkError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
 from ..turbotalk_core.pipeline import Models
-from ..turbotalk_core.render import render
+from ..turbotalk_core.render import render_video
 from ..turbotalk_core.request import (
     CHUNK_FRAMES,
     MAX_DISTILLED_STEPS,
@@ -380,7 +380,7 @@ def _record(
     graph: str,
 ) -> Take:
     """Generate into a take, or continue the one that was begun for the same work."""
-    with render(
+    with render_video(
         request,
         pictures,
         speech,

@@ -39,7 +39,7 @@ from .library import (
     read_request,
 )
 from .regions import parse_box
-from .render import Rendering, find_regions, render
+from .render import Rendering, find_regions, render_video
 from .request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
 from .sound import Sound, cut
 from .types import Speaker
@@ -97,7 +97,7 @@ def talk(arguments: argparse.Namespace) -> None:
         )
         models, weights = _load_networks(request, files, arguments)
         with (
-            render(request, pictures, conversation, models, folder, weights=weights) as run,
+            render_video(request, pictures, conversation, models, folder, weights=weights) as run,
             _report(run) as bar,
         ):
             video.write(run.frames(bar))

@@ -1,6 +1,6 @@
 """One run from inputs to a take on disk: begun, or continued where an earlier run stopped.
 
-The command line, the sampler node and the benchmark all go through ``render``. It finds the
+The command line, the sampler node and the benchmark all go through ``render_video``. It finds the
 speakers' regions, plans the chunks, computes the cache key, opens the take, and generates and
 writes the chunks that are missing. Separate from ``pipeline``, which knows no files.
 
@@ -30,7 +30,7 @@ _NO_PROGRESS = NoProgress()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendering:
-    """An open take and what remains to be done for it; made by ``render``.
+    """An open take and what remains to be done for it; made by ``render_video``.
 
     Attributes:
         request: all settings.
@@ -54,7 +54,7 @@ class Rendering:
 
     @property
     def take(self) -> Take:
-        """The take with all chunks that are on the disk by now; after ``render``, all of them."""
+        """The take with all chunks that are on the disk by now; complete after the block."""
         return self.writer.take
 
     @property
@@ -135,7 +135,7 @@ class Rendering:
 
 
 @contextmanager
-def render(
+def render_video(
     request: TalkRequest,
     pictures: Sequence[Tensor],
     conversation: Conversation,

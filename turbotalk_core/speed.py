@@ -24,7 +24,7 @@ from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_late
 from .image import prepare_reference, reference_clip
 from .pipeline import Models, generate, plan_video
 from .ports import VideoCodec
-from .render import render
+from .render import render_video
 from .request import TalkRequest
 from .types import Conditioning, Conversation
 from .video.assemble import assemble, quantize_frames
@@ -183,7 +183,9 @@ def time_ours(
                 watch.finish_chunk()
                 yield frames_THWC
 
-        with render(request, [picture_HWC], conversation, watch.models, folder / "take") as run:
+        with render_video(
+            request, [picture_HWC], conversation, watch.models, folder / "take"
+        ) as run:
             frames = finish(run.generate(watch))
             return assemble(folder / "video.mp4", frames, conversation.waveform)
 

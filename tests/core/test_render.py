@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.core.test_pipeline import HEIGHT, REQUEST, WIDTH, Toy, Watch, _speech
 from turbotalk_core.errors import ImageError
 from turbotalk_core.identity import CacheKey
 from turbotalk_core.pipeline import generate
-from turbotalk_core.render import Rendering, find_regions, render
+from turbotalk_core.render import Rendering, find_regions, render_video
 from turbotalk_core.types import Conversation, Speaker
 from turbotalk_core.video.assemble import quantize_frames
 from turbotalk_core.video.take import Take
@@ -38,9 +38,11 @@ def _expected() -> Tensor:
     return torch.cat([quantize_frames(chunk.frames_BCTHW) for chunk in chunks])
 
 
-def _open(folder: Path, toy: Toy | None = None, **settings: Any):
+def _open(
+    folder: Path, toy: Toy | None = None, weights: str = ""
+) -> AbstractContextManager[Rendering]:
     toy = toy or Toy()
-    return render(REQUEST, [PICTURE], _converse(), toy.models, folder, **settings)
+    return render_video(REQUEST, [PICTURE], _converse(), toy.models, folder, weights=weights)
 
 
 def test_all_frames_are_those_of_the_pipeline_and_of_the_take(tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_another_key_begins_anew_and_says_why(tmp_path: Path) -> None:
         list(run.frames())
     changed = replace(REQUEST, seed=4)
     toy = Toy()
-    with render(
+    with render_video(
         changed, [PICTURE], _converse(), toy.models, tmp_path / "take", weights="6c"
     ) as run:
         assert run.changes == ("seed was 3 and is 4", "weights was 5b and is 6c")
@@ -119,7 +121,7 @@ def test_the_key_may_choose_the_folder(tmp_path: Path) -> None:
 
     told = {"nodes before it": "7d"}
     text = torch.ones(1, 2, 3)
-    with render(
+    with render_video(
         REQUEST, [PICTURE], _converse(), Toy(text_BND=text).models, choose, weights="w", others=told
     ) as run:
         assert run.take.folder == tmp_path / "chosen"
@@ -136,7 +138,7 @@ def test_several_speakers_take_the_same_way(tmp_path: Path) -> None:
     request = replace(REQUEST, height=64, width=64)
     picture = torch.rand(80, 80, 3, generator=torch.Generator().manual_seed(0))
     conversation = _converse(2)
-    with render(request, [picture], conversation, toy.models, tmp_path / "take") as run:
+    with render_video(request, [picture], conversation, toy.models, tmp_path / "take") as run:
         list(run.frames())
     expected = find_regions(request, picture, conversation.speakers)
     assert expected is not None
@@ -155,7 +157,7 @@ def test_regions_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     conversation = _converse(3)
     with (
         pytest.raises(ImageError, match="no region for"),
-        render(REQUEST, [PICTURE], conversation, Toy().models, tmp_path / "take"),
+        render_video(REQUEST, [PICTURE], conversation, Toy().models, tmp_path / "take"),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
