@@ -43,6 +43,7 @@ from turbotalk_core.library import VAE, ModelFiles, load_models
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.safe_io.tensor_header import read_tensor_header
 from turbotalk_core.speed import Way, time_ours, time_reference
+from turbotalk_core.video.files import write_text
 
 WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
 POLL_SECONDS = 0.05
@@ -415,9 +416,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
         "arms": _compare_in_host(scene, arguments.rounds),
     }
-    arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(arguments.json, json.dumps(report, indent=1) + "\n")
     page = to_page(report)
-    arguments.markdown.write_text(page, encoding="utf-8")
+    write_text(arguments.markdown, page)
     sys.stdout.write(page)
     return 0
 

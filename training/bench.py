@@ -64,6 +64,7 @@ from turbotalk_core.geometry import (
 )
 from turbotalk_core.model.audio_adapter import FIRST_WINDOW, LATER_WINDOW, AudioProjection
 from turbotalk_core.model.wan import WanModel
+from turbotalk_core.video.files import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -425,8 +426,8 @@ def _measure_all(arguments: argparse.Namespace) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    make_folder(path.parent)
+    write_text(path, text)
 
 
 def list_cases(

@@ -9,7 +9,6 @@ next start.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 from training import ranks
 from training.engine import Engine
 from turbotalk_core.errors import CheckpointError
+from turbotalk_core.video.files import make_folder, reports_disk_errors, whole_file, write_text
 
 COMPLETE, STATE = "COMPLETE", "state.json"
 NAMES = 8 * "[0-9]"  # what else lies beside them is left alone
@@ -120,20 +120,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def mark_complete(folder: Path) -> None:
-    """Write the list that makes a folder whole, in one stroke."""
+    """Write the list that marks a folder as whole, atomically."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_text(folder / COMPLETE, json.dumps(sizes))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is never seen half-written."""
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def remove(folder: Path) -> None:
@@ -150,12 +140,14 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, 
         path: a safetensors file.
         weights: by name, on the CPU.
         note: kept in the metadata.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
+    make_folder(path.parent)
     contiguous = {name: weight.contiguous() for name, weight in weights.items()}
-    save_file(contiguous, partial, {"turbotalk": json.dumps(dict(note))})
-    partial.replace(path)
+    with whole_file(path) as part, reports_disk_errors(path, SafetensorError):
+        save_file(contiguous, part, {"turbotalk": json.dumps(dict(note))})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from training.engine import EngineSettings, Precision
 from training.guard import GuardSettings
 from turbotalk_core.errors import RecipeError
+from turbotalk_core.video.files import make_folder, write_text
 
 MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
 FOLDER = Path(__file__).parent / "recipes"
@@ -328,12 +329,13 @@ def store_recipe(recipe: Recipe, path: Path) -> None:
     Args:
         recipe: resolved.
         path: a YAML file; its folder is made where it does not exist.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    make_folder(path.parent)
+    write_text(path, text)
 
 
 def to_plain(value: Any) -> Any:

@@ -15,7 +15,6 @@ D width, S audio samples, N tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -31,7 +30,7 @@ from training.data.stage import SKIPPED, Record, read_journals
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
 from turbotalk_core.safe_io.paths import is_plain_name
-from turbotalk_core.video.files import whole_file
+from turbotalk_core.video.files import make_folder, write_bytes
 
 SHARDS = "shards"
 NULL_TEXT = "null_text.safetensors"
@@ -121,16 +120,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OutputError: the disk refused.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial, partial.open("wb") as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error}); free space or choose another folder"
-        ) from error
+    make_folder(path.parent)
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def describe_sample(sample: Sample) -> dict[str, int]:

@@ -15,7 +15,7 @@ from typing import Any
 from training.metrics.clips import Skip
 from training.metrics.weights import UsedFile
 from turbotalk_core.errors import OutputError
-from turbotalk_core.video.files import reports_disk_errors, whole_file
+from turbotalk_core.video.files import make_folder, reports_disk_errors, write_text
 
 REPORT = "metrics.json"
 TABLE = "metrics.md"
@@ -169,10 +169,8 @@ def write_report(report: Report, folder: Path) -> None:
     """
     text = json.dumps(asdict(report), indent=1) + "\n"
     for name, content in ((REPORT, text), (TABLE, format_report(report))):
-        with reports_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / name) as part, reports_disk_errors(folder / name):
-            part.write_text(content, encoding="utf-8")
+        make_folder(folder)
+        write_text(folder / name, content)
 
 
 def read_report(folder: Path) -> Report:

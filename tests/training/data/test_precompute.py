@@ -313,11 +313,14 @@ class TestRun:
     def test_a_full_disk_is_told_and_nothing_half_is_left(
         self, tmp_path: Path, model_files: EncoderFiles, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(_: int) -> None:
+        write_all = Path.write_bytes
+
+        def write_half(path: Path, data: bytes) -> int:
+            write_all(path, data[: len(data) // 2])
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("training.data.shards.os.fsync", refuse)
+            patch.setattr(Path, "write_bytes", write_half)
             with pytest.raises(OutputError, match="No space left"):
                 _run(Squares(2), tmp_path, model_files)
         assert list((tmp_path / SHARDS).iterdir()) == []
