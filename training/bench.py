@@ -56,13 +56,15 @@ from training.trainer import Trainer
 from turbotalk_core.cli_arguments import find_device, parse_count, parse_size, run
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import (
+    FIRST_WINDOW,
     LATENT_CHANNELS,
+    LATER_WINDOW,
     PATCH,
     SPATIAL_STRIDE,
     check_size,
     count_latent_frames,
 )
-from turbotalk_core.model.audio_adapter import FIRST_WINDOW, LATER_WINDOW, AudioProjection
+from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.wan import WanModel
 from turbotalk_core.video.files import make_folder, write_text
 

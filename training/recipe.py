@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from training.engine import EngineSettings, Precision
 from training.guard import GuardSettings
 from turbotalk_core.errors import RecipeError
+from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
 from turbotalk_core.video.files import make_folder, write_text
 
 MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
@@ -84,8 +85,8 @@ class ClipShape:
     num_frames: Count = 81
     height: Count = 720
     width: Count = 1280
-    num_text_tokens: Natural = 512
-    num_image_tokens: Natural = 257
+    num_text_tokens: Natural = TEXT_LENGTH
+    num_image_tokens: Natural = IMAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

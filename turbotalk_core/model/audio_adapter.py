@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MismatchError
+from ..geometry import FIRST_WINDOW, LATER_WINDOW
 from .rotary import RotaryTable, rotate
-
-FIRST_WINDOW = 5  # frames around a chunk's first frame
-LATER_WINDOW = 8  # frames around the four frames of a later latent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

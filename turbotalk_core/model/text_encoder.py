@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..geometry import TEXT_LENGTH
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import UMT5EncoderModel
 
-MAX_TOKENS = 512  # Wan 2.1, text_len: of a prompt, the end mark included
 TOKENIZER = "spiece_model"  # what ComfyUI's files call the tokenizer's bytes among their tensors
 MAX_DISTANCE = 128  # umT5: positions further apart share a bucket
 _EMBEDDING = "shared.weight"
@@ -86,13 +86,13 @@ class Tokenizer:
         reference.
 
         Args:
-            prompt: any text; what goes beyond ``MAX_TOKENS`` is not read.
+            prompt: any text; what goes beyond ``TEXT_LENGTH`` is not read.
 
         Returns:
             Their numbers, [1, N], the end mark last.
         """
         text = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
-        ids = self._processor.encode(text)[: MAX_TOKENS - 1]
+        ids = self._processor.encode(text)[: TEXT_LENGTH - 1]
         return torch.tensor([[*ids, self._processor.eos_id()]])
 
 
