@@ -224,21 +224,6 @@ class ShardReader:
             )
         return tensor
 
-    def read_sample(self, record: Record) -> Sample:
-        """Read all of a sample.
-
-        Args:
-            record: its manifest line.
-
-        Returns:
-            The sample.
-        """
-        tensors = {
-            f.name: self.read(record, f.name) if _expect_any(record, f.name) else None
-            for f in fields(Sample)
-        }
-        return Sample(**tensors)  # pyright: ignore[reportArgumentType] (None where it may be)
-
     @staticmethod
     def _open_shard(path: Path) -> Any:
         return safe_open(path, framework="pt")
@@ -263,8 +248,3 @@ def _expect_shape(record: Record, name: str) -> tuple[int | None, ...]:
         "image_ND": (record["image_tokens"], None),
         "text_ND": (record["text_tokens"], None),
     }[name]
-
-
-def _expect_any(record: Record, name: str) -> bool:
-    counts = {"image_ND": "image_tokens", "text_ND": "text_tokens"}
-    return name not in counts or record[counts[name]] > 0

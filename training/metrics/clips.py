@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -53,14 +52,6 @@ class Skip:
     clip: str
     of: str
     reason: str
-
-
-class FeatureSpace(Protocol):
-    """What a set-level metric sees of clips."""
-
-    def __call__(self, clip: Clip) -> Tensor:
-        """Describe a clip by samples [N, D], on the CPU; at least one."""
-        ...
 
 
 def list_clips(folder: Path, side: str, num_frames: int | None) -> tuple[list[Clip], list[Skip]]:

@@ -20,7 +20,7 @@ def reports_disk_errors(path: Path, *kinds: type[Exception]) -> Iterator[None]:
 
     Args:
         path: the file being written or read, as the user knows it.
-        kinds: further types of error that the block's library raises for a disk that refuses, such
+        *kinds: further types of error that the block's library raises for a disk that refuses, such
             as FFmpeg's, which are no ``OSError``.
 
     Yields:
