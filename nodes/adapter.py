@@ -28,9 +28,9 @@ from comfy.ldm.wan.model_multitalk import MultiTalkAudioProjModel, SingleStreamM
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from torch import Tensor, nn
 
-from ..turbotalk_core.audio.windows import FIRST_WINDOW, LATER_WINDOW
 from ..turbotalk_core.checkpoints.inspect import ADAPTER, inspect
 from ..turbotalk_core.errors import CheckpointError, MismatchError
+from ..turbotalk_core.geometry import FIRST_WINDOW, LATER_WINDOW
 from ..turbotalk_core.model.rotary import rotate
 from ..turbotalk_core.model.speakers import measure_likeness, speaker_tables
 from ..turbotalk_core.types import AudioTokens, AudioWindows

@@ -30,9 +30,8 @@ from ..turbotalk_core.audio.moments import find_first_kernel, normalized_by
 from ..turbotalk_core.audio.resample import resample
 from ..turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, resample_steps
 from ..turbotalk_core.errors import MismatchError
-from ..turbotalk_core.geometry import SAMPLE_RATE
+from ..turbotalk_core.geometry import SAMPLE_RATE, TEXT_LENGTH
 from ..turbotalk_core.model.speakers import token_regions
-from ..turbotalk_core.model.wan import TEXT_LENGTH
 from ..turbotalk_core.ports import AudioEncoder
 from ..turbotalk_core.request import TalkRequest
 from ..turbotalk_core.sampling.schedule import request_sigmas

@@ -38,17 +38,17 @@ from tools.host import COMFYUI_VERSION, find_host
 from tools.host_process import PACK, import_host, load_pack, run_node
 from training.hardware import name_cpu, read_resident_bytes
 from turbotalk_core import types
-from turbotalk_core.geometry import FPS
+from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH
 from turbotalk_core.library import VAE, ModelFiles, load_models
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.safe_io.tensor_header import read_tensor_header
 from turbotalk_core.speed import Way, time_ours, time_reference
+from turbotalk_core.video.files import write_text
 
 WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
 POLL_SECONDS = 0.05
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
 LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
-SAMPLE_RATE = 16_000
 
 
 # --- one process: the host's own nodes, ours, and the core --------------------------------------
@@ -278,7 +278,7 @@ def _draw(seed: int, *shape: int) -> Tensor:
 
 
 def _prompts() -> list[Any]:
-    return [[[_draw(seed, 1, 512, TEXT_DIM), {}]] for seed in (1, 2)]
+    return [[[_draw(seed, 1, TEXT_LENGTH, TEXT_DIM), {}]] for seed in (1, 2)]
 
 
 def _hear(scene: Scene, types: Any) -> Any:
@@ -418,9 +418,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
         "arms": _compare_in_host(scene, arguments.rounds),
     }
-    arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(arguments.json, json.dumps(report, indent=1) + "\n")
     page = to_page(report)
-    arguments.markdown.write_text(page, encoding="utf-8")
+    write_text(arguments.markdown, page)
     sys.stdout.write(page)
     return 0
 

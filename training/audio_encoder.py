@@ -33,6 +33,7 @@ from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.geometry import SAMPLE_RATE, count_frames, count_samples
+from turbotalk_core.video.files import write_text
 
 TINY_CONFIG = EncoderConfig(
     hidden_size=96,
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
         save_audio_encoder(encoder, options.out, {"turbotalk": json.dumps(settings)})
         log = {**settings, "reports": [entry._asdict() for entry in reports]}
-        options.out.with_suffix(".json").write_text(json.dumps(log, indent=1) + "\n")
+        write_text(options.out.with_suffix(".json"), json.dumps(log, indent=1) + "\n")
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"drawing {recipe.num_clips} clips\n")

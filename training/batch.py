@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from turbotalk_core.errors import MismatchError
-from turbotalk_core.sampling.convert import add_noise
+from turbotalk_core.sampling.steps import add_noise
 
 CONTEXT_LATENTS = 3  # InfiniteTalk: latent frames of 9 context frames
 

@@ -56,14 +56,17 @@ from training.trainer import Trainer
 from turbotalk_core.cli_arguments import find_device, parse_count, parse_size, run
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import (
+    FIRST_WINDOW,
     LATENT_CHANNELS,
+    LATER_WINDOW,
     PATCH,
     SPATIAL_STRIDE,
     check_size,
     count_latent_frames,
 )
-from turbotalk_core.model.audio_adapter import FIRST_WINDOW, LATER_WINDOW, AudioProjection
+from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.wan import WanModel
+from turbotalk_core.video.files import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -425,8 +428,8 @@ def _measure_all(arguments: argparse.Namespace) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    make_folder(path.parent)
+    write_text(path, text)
 
 
 def list_cases(

@@ -9,7 +9,6 @@ removed at the next start.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from torch import Tensor
 from training import ranks
 from training.engine import Engine
 from turbotalk_core.errors import CheckpointError
+from turbotalk_core.video.files import make_folder, reports_disk_errors, whole_file, write_text
 
 COMPLETE, STATE = "COMPLETE", "state.json"
 NAMES = 8 * "[0-9]"  # other files in the folder are left alone
@@ -126,16 +126,6 @@ def mark_complete(folder: Path) -> None:
     write_text(folder / COMPLETE, json.dumps(sizes))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically: readers never find it half-written."""
-    partial = path.with_name(f"{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def remove(folder: Path) -> None:
     """Remove a folder; ``COMPLETE`` goes first, so an interruption leaves no false checkpoint."""
     (folder / COMPLETE).unlink(missing_ok=True)
@@ -150,12 +140,14 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, 
         path: safetensors file to write.
         weights: tensors by name, on the CPU.
         note: values for the metadata.
+
+    Raises:
+        OutputError: if the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
+    make_folder(path.parent)
     contiguous = {name: weight.contiguous() for name, weight in weights.items()}
-    save_file(contiguous, partial, {"turbotalk": json.dumps(dict(note))})
-    partial.replace(path)
+    with whole_file(path) as part, reports_disk_errors(path, SafetensorError):
+        save_file(contiguous, part, {"turbotalk": json.dumps(dict(note))})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.ports import AudioEncoder, Denoiser, VideoCodec
 from turbotalk_core.request import SCHEDULES, TalkRequest
 from turbotalk_core.types import AudioTokens, Conditioning, FrameChunk, Waveform
+from turbotalk_core.video.files import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -596,8 +597,8 @@ def run_command(
     for name, value in report["summary"].items():
         logger.info("%-24s %8.4f", name, value)
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        make_folder(arguments.json.parent)
+        write_text(arguments.json, json.dumps(report, indent=1) + "\n")
     return 0
 
 

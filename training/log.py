@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import write_text
+from turbotalk_core.video.files import write_text
 
 LOG = "log.jsonl"
 

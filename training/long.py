@@ -37,6 +37,7 @@ from turbotalk_core.heap import give_back
 from turbotalk_core.pipeline import generate
 from turbotalk_core.types import FrameChunk, Waveform
 from turbotalk_core.video.assemble import quantize_frames
+from turbotalk_core.video.files import write_text
 
 NUM_PICTURES = 9  # of a strip
 TEN = 10  # chunks at either end that are compared
@@ -351,13 +352,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     text = json.dumps(report, indent=1) + "\n"
-    arguments.json.write_text(text, encoding="utf-8")
+    write_text(arguments.json, text)
     if arguments.pictures is not None:
         Image.fromarray(torch.cat(pictures, 1).numpy()).save(arguments.pictures)
     if arguments.markdown is not None:
         command = " ".join(("python -m training.long", *(sys.argv[1:] if argv is None else argv)))
         reports = [json.loads(text), *(json.loads(path.read_text()) for path in arguments.beside)]
-        arguments.markdown.write_text(to_page(reports, command), encoding="utf-8")
+        write_text(arguments.markdown, to_page(reports, command))
     return 0
 
 

@@ -22,9 +22,14 @@ from torch.overrides import TorchFunctionMode
 from training.engine import BUCKET_SIZE, DTYPES
 from training.recipe import Activations, ClipShape, EngineChoice, Recipe
 from training.roles import RoleBuilder
-from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
+from turbotalk_core.geometry import (
+    LATENT_CHANNELS,
+    SPATIAL_STRIDE,
+    TEXT_LENGTH,
+    count_latent_frames,
+)
 from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.wan import TEXT_LENGTH, WanConfig, WanModel
+from turbotalk_core.model.wan import WanConfig, WanModel
 
 if TYPE_CHECKING:
     from training.methods.method import Method

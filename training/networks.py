@@ -20,7 +20,7 @@ from turbotalk_core.checkpoints.networks import load_dit, save_adapter, save_dit
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.model.audio_adapter import AudioProjection
 from turbotalk_core.model.wan import CrossAttention, RMSNorm, WanModel
-from turbotalk_core.sampling.convert import denoised_from_velocity
+from turbotalk_core.sampling.steps import denoised_from_velocity
 
 TAP_DEPTHS = (16 / 36, 26 / 36, 36 / 36)  # APT: features after these of 36 layers
 

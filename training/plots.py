@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from turbotalk_core.errors import MissingToolError, OutputError
+from turbotalk_core.video.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +137,7 @@ def draw_sheet(rows: Mapping[str, np.ndarray], path: Path) -> None:
         memory = io.BytesIO()
         sheet.save(memory, "WEBP", quality=quality, method=6)
         if memory.tell() < MAX_BYTES:
-            path.write_bytes(memory.getvalue())
+            write_bytes(path, memory.getvalue())
             return
     raise OutputError(
         f"{path.name} is larger than {MAX_BYTES} bytes at any quality; take fewer columns or rows"

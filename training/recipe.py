@@ -27,6 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from training.engine import EngineSettings, Precision
 from training.guard import GuardSettings
 from turbotalk_core.errors import RecipeError
+from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
+from turbotalk_core.video.files import make_folder, write_text
 
 MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
@@ -83,8 +85,8 @@ class ClipShape:
     num_frames: Count = 81
     height: Count = 720
     width: Count = 1280
-    num_text_tokens: Natural = 512
-    num_image_tokens: Natural = 257
+    num_text_tokens: Natural = TEXT_LENGTH
+    num_image_tokens: Natural = IMAGE_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,12 +334,13 @@ def store_recipe(recipe: Recipe, path: Path) -> None:
     Args:
         recipe: resolved recipe.
         path: YAML file; its folder is created if it does not exist.
+
+    Raises:
+        OutputError: if the file cannot be written.
     """
     text = yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
-    partial = path.with_name(f"{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    make_folder(path.parent)
+    write_text(path, text)
 
 
 def to_plain(value: Any) -> Any:

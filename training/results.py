@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.checkpoint import write_text
 from training.data.stage import fingerprint, fingerprint_files
 from training.data.synthetic import make_sheet
 from training.diversity import measure_spread, redraw
@@ -54,6 +53,7 @@ from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.cli_arguments import refuse
 from turbotalk_core.errors import CheckpointError, RecipeError, TurboTalkError
 from turbotalk_core.request import TalkRequest
+from turbotalk_core.video.files import write_text
 
 logger = logging.getLogger(__name__)
 

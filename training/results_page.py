@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.checkpoint import write_text
 from training.plots import draw_sheet, plot_log, plot_steps
+from turbotalk_core.video.files import write_text
 
 Report = Mapping[str, Any]
 

@@ -50,6 +50,7 @@ from training.optimization import Ema, Optimizers, cosine_factor
 from turbotalk_core.checkpoints.networks import load_vae, save_vae
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.video.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -360,7 +361,7 @@ def main() -> None:
     if arguments.init and (before := arguments.init.with_suffix(".json")).is_file():
         record["before"] = json.loads(before.read_text())
     save_vae(arguments.out, vae, note={"recipe": asdict(recipe), "scores": scores})
-    arguments.out.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    write_text(arguments.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .audio.conversation import encode_conversation as encode_conversation
-    from .checkpoints.audio_encoder import load_audio_encoder as load_audio_encoder
     from .audio.io import open_sound as open_sound
+    from .checkpoints.audio_encoder import load_audio_encoder as load_audio_encoder
     from .image import read_image as read_image
     from .library import find_model_files as find_model_files
     from .library import load_models as load_models

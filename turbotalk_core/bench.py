@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from .checkpoints.networks import load_dit, load_vae
 from .errors import RequestError
 from .geometry import (
+    IMAGE_TOKENS,
     LATENT_CHANNELS,
     PATCH,
     SAMPLE_RATE,
     SPATIAL_STRIDE,
+    TEXT_LENGTH,
     count_latent_frames,
     count_samples,
 )
@@ -29,13 +31,12 @@ from .model.audio_adapter import AudioAdapterConfig, AudioProjection
 from .model.denoiser import ProjectionAdapter, WanDenoiser
 from .model.memory import count_memory
 from .model.vae import WanVAE
-from .model.wan import TEXT_LENGTH, WanConfig, WanModel
+from .model.wan import WanConfig, WanModel
 from .pipeline import Models
 from .request import TalkRequest
 from .speed import ChunkTiming, Speed, time_call, time_ours, time_reference
 from .types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 
-IMAGE_TOKENS = 257  # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and one for the whole
 NUM_STEPS = (1, 2, 4)  # those that students are distilled for
 NUM_CHUNKS = 5  # the first is not representative, as it also encodes the reference
 KERNEL_SHARE = 0.1  # workspace of kernels, which is not counted, as a share of the counted memory

@@ -1,6 +1,7 @@
-"""Arithmetic between seconds, samples, video frames, latent frames and pixels.
+"""Sizes of the models, and all arithmetic between seconds, samples, frames and pixels.
 
-No other file multiplies by a stride. Counts are exact integers; there are no tensors here.
+No other file multiplies by a stride or repeats a size. Counts are exact integers; there are no
+tensors here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,11 @@ from .safe_io.media import MAX_PIXELS
 FPS = 25  # InfiniteTalk always generates 25 frames per second
 SAMPLE_RATE = 16_000  # wav2vec2's input rate, Hz
 TEMPORAL_STRIDE = 4  # Wan 2.1 VAE: video frames per latent frame after the first
+WINDOW_RADIUS = 2  # audio window: video frames on each side; InfiniteTalk, audio_window = 5
+FIRST_WINDOW = 2 * WINDOW_RADIUS + 1  # rows; a chunk's first latent frame covers one video frame
+LATER_WINDOW = TEMPORAL_STRIDE + 2 * WINDOW_RADIUS  # each later one covers TEMPORAL_STRIDE
+TEXT_LENGTH = 512  # Wan 2.1, text_len: tokens of a text embedding, padded with zeros; all attended
+IMAGE_TOKENS = 257  # CLIP ViT-H/14 at 224 pixels: 16 x 16 patches and one for the whole
 SPATIAL_STRIDE = 8  # Wan 2.1 VAE: pixels per latent cell
 PATCH = 2  # Wan 2.1 DiT: latent cells per token, height and width
 SIZE_MULTIPLE = SPATIAL_STRIDE * PATCH  # pixels; odd latent sides break the rotary embedding

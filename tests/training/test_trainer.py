@@ -368,10 +368,10 @@ def run_and_die(folder: Path, place: str, count: int) -> None:
 
 def _half_written(die: Callable[[], Any]) -> Callable[[Path, str], None]:
     def write(path: Path, text: str) -> None:
-        path.with_name(f"{path.name}.part").write_text(text[: len(text) // 2])
+        path.with_name(f".{path.name}.part").write_text(text[: len(text) // 2])
         die()
         path.write_text(text)
-        path.with_name(f"{path.name}.part").unlink()
+        path.with_name(f".{path.name}.part").unlink()
 
     return write
 

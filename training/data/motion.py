@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from training.data.avatars import Avatar
-from training.data.mouth import FPS
 from training.data.seeds import open_stream
+from turbotalk_core.geometry import FPS
 
 BLINK_FRAMES = 3.2  # Half length of a blink: 0.26 s in all, as in people.
 

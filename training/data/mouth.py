@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError, MismatchError
+from turbotalk_core.geometry import FPS, SAMPLE_RATE
 
-FPS = 25
 WINDOW_SECONDS = 0.05
 FFT_SIZE = 1024
 LOW_HZ, SPLIT_HZ, HIGH_HZ = 150.0, 1500.0, 4000.0
@@ -72,7 +72,7 @@ def _smooth(curve_T: Tensor, passes: int) -> Tensor:
 
 
 def mouth_curve(
-    waveform_S: Tensor, sample_rate: int = 16000, num_frames: int | None = None
+    waveform_S: Tensor, sample_rate: int = SAMPLE_RATE, num_frames: int | None = None
 ) -> MouthCurve:
     """Compute the mouth curve of a sound.
 

@@ -14,11 +14,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from training.data.mouth import FPS
 from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, SyntheticClip, film
 from turbotalk_core.errors import RequestError
-from turbotalk_core.geometry import SPATIAL_STRIDE
+from turbotalk_core.geometry import FPS, SPATIAL_STRIDE
 from turbotalk_core.regions import box_mask, fit_regions
 
 Turns = Literal["left", "right", "both", "in turn"]

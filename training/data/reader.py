@@ -146,11 +146,6 @@ class PreparedSet:
         has_text = chosen[0]["text_tokens"] > 0
         self._null_text_BND = _read_null_text(folder) if has_text else None
 
-    @property
-    def bucket_sizes(self) -> dict[BucketKey, int]:
-        """Number of samples by height, width and number of voices."""
-        return {key: len(records) for key, records in self._buckets.items()}
-
     def locate(self, seed: int, step: int, global_size: int) -> Place:
         """Find the samples that the ranks share at a step.
 

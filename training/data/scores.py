@@ -78,8 +78,6 @@ LIMITS: Mapping[str, Limit] = {
 }
 """Scores that count; those that were not measured, for want of a judge, do not."""
 
-WORST = 2
-
 
 def load_judge(path: Path) -> Any:
     """Load a face detector or a lip-sync network that the user supplies.

@@ -14,7 +14,6 @@ D width, S audio samples, N tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -30,7 +29,7 @@ from training.data.stage import SKIPPED, Record, read_journals
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
 from turbotalk_core.safe_io.paths import is_plain_name
-from turbotalk_core.video.files import whole_file
+from turbotalk_core.video.files import make_folder, write_bytes
 
 SHARDS = "shards"
 NULL_TEXT = "null_text.safetensors"
@@ -121,16 +120,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OutputError: if the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial, partial.open("wb") as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path} ({error}); free space or choose another folder"
-        ) from error
+    make_folder(path.parent)
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def describe_sample(sample: Sample) -> dict[str, int]:
@@ -233,21 +224,6 @@ class ShardReader:
             )
         return tensor
 
-    def read_sample(self, record: Record) -> Sample:
-        """Read all tensors of a sample.
-
-        Args:
-            record: manifest line of the sample.
-
-        Returns:
-            The sample.
-        """
-        tensors = {
-            f.name: self.read(record, f.name) if _expect_any(record, f.name) else None
-            for f in fields(Sample)
-        }
-        return Sample(**tensors)  # pyright: ignore[reportArgumentType] (None where it may be)
-
     @staticmethod
     def _open_shard(path: Path) -> Any:
         return safe_open(path, framework="pt")
@@ -272,8 +248,3 @@ def _expect_shape(record: Record, name: str) -> tuple[int | None, ...]:
         "image_ND": (record["image_tokens"], None),
         "text_ND": (record["text_tokens"], None),
     }[name]
-
-
-def _expect_any(record: Record, name: str) -> bool:
-    counts = {"image_ND": "image_tokens", "text_ND": "text_tokens"}
-    return name not in counts or record[counts[name]] > 0

@@ -23,10 +23,10 @@ from training.data.mouth import mouth_curve
 from training.data.pairs import TURNS, draw_pair
 from training.data.portrait import render
 from training.data.seeds import open_stream
-from training.data.speech import SAMPLE_RATE, draw_speech
+from training.data.speech import draw_speech
 from training.data.stage import SKIPPED, Record, draw_number
 from turbotalk_core.errors import GeometryError, RequestError
-from turbotalk_core.geometry import FPS, count_samples
+from turbotalk_core.geometry import FPS, SAMPLE_RATE, count_samples
 from turbotalk_core.types import Waveform
 
 SECONDS = 8.0  # length of an avatar's utterance: 200 frames, enough for a later clip anywhere

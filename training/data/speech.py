@@ -18,8 +18,7 @@ from torch import Tensor
 from training.data.seeds import open_stream
 from training.data.vocabulary import WORDS
 from turbotalk_core.errors import AudioError, MissingToolError
-
-SAMPLE_RATE = 16000
+from turbotalk_core.geometry import SAMPLE_RATE
 
 # Accents of one language use the same words.
 _VOICES = {
@@ -56,7 +55,7 @@ def draw_speech(split: str, seed: int, seconds: float) -> Tensor:
         seconds: target length, positive.
 
     Returns:
-        float32 `[round(16000 * seconds)]` within [-1, 1].
+        float32 `[round(SAMPLE_RATE * seconds)]` within [-1, 1].
 
     Raises:
         AudioError: if the length is not positive, or espeak-ng produced no sound.

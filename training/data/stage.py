@@ -26,7 +26,7 @@ from turbotalk_core.errors import (
     RequestError,
     TurboTalkError,
 )
-from turbotalk_core.video.files import reports_disk_errors
+from turbotalk_core.video.files import make_folder, reports_disk_errors, whole_file
 
 SETTINGS = "settings.json"
 JOURNALS = "items-*.jsonl"
@@ -158,8 +158,7 @@ def open_stage(
         OutputError: if the folder cannot be written.
     """
     path = folder / SETTINGS
-    with reports_disk_errors(path):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     present = read_settings(folder) if path.exists() else None
     if present is not None and present["settings"] != settings:
         changes = _list_changes(present["settings"], settings)
@@ -181,10 +180,9 @@ def open_stage(
         present = None
     if present is None:
         described = {"fingerprint": fingerprint(settings), "settings": settings}
-        partial = folder / f".{work.name}.{SETTINGS}"  # unique, in case parts start together
-        with reports_disk_errors(path):
-            partial.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+        # Processes that start together write the same settings, each to its own temporary file.
+        with whole_file(path, writer=work.name) as part, reports_disk_errors(path):
+            part.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

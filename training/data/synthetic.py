@@ -19,11 +19,12 @@ from torch import Tensor
 
 from training.data.avatars import draw_avatar
 from training.data.motion import draw_motion
-from training.data.mouth import FPS, MouthCurve, mouth_curve
+from training.data.mouth import MouthCurve, mouth_curve
 from training.data.portrait import paint
 from training.data.seeds import open_stream
-from training.data.speech import SAMPLE_RATE, draw_speech
+from training.data.speech import draw_speech
 from turbotalk_core.errors import RequestError
+from turbotalk_core.geometry import FPS, SAMPLE_RATE
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.assemble import assemble, quantize_frames
 

@@ -36,8 +36,8 @@ from training.methods.method import (
 from training.networks import predict_denoised
 from training.rollout import approach, draw_exit, finish
 from training.timesteps import draw_sigmas
-from turbotalk_core.sampling.convert import denoised_from_velocity
 from turbotalk_core.sampling.guidance import guide
+from turbotalk_core.sampling.steps import denoised_from_velocity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -52,14 +51,6 @@ class Skip:
     clip: str
     of: str
     reason: str
-
-
-class FeatureSpace(Protocol):
-    """Feature extractor of a set-level metric."""
-
-    def __call__(self, clip: Clip) -> Tensor:
-        """Compute features [N, D] of a clip's N samples, on the CPU; N is at least 1."""
-        ...
 
 
 def list_clips(folder: Path, side: str, num_frames: int | None) -> tuple[list[Clip], list[Skip]]:

@@ -1,7 +1,7 @@
 """Report of an evaluation, as JSON for programs and Markdown for people.
 
-Input: a report. Output: files, and the report read back. The report keeps numbers together with
-their context: how many clips, which weights, and what was left out.
+The report keeps numbers together with their context: how many clips, which weights, and what was
+left out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 from training.metrics.clips import Skip
 from training.metrics.weights import UsedFile
-from turbotalk_core.errors import OutputError
-from turbotalk_core.video.files import reports_disk_errors, whole_file
+from turbotalk_core.video.files import make_folder, write_text
 
 REPORT = "metrics.json"
 TABLE = "metrics.md"
@@ -169,48 +168,8 @@ def write_report(report: Report, folder: Path) -> None:
     """
     text = json.dumps(asdict(report), indent=1) + "\n"
     for name, content in ((REPORT, text), (TABLE, format_report(report))):
-        with reports_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / name) as part, reports_disk_errors(folder / name):
-            part.write_text(content, encoding="utf-8")
-
-
-def read_report(folder: Path) -> Report:
-    """Read a report back.
-
-    Args:
-        folder: it was written to.
-
-    Returns:
-        The same report.
-
-    Raises:
-        OutputError: there is none, or it was written by another version.
-    """
-    path = folder / REPORT
-    with reports_disk_errors(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        plain = json.loads(text)
-        return Report(
-            settings=plain["settings"],
-            sides=tuple(SideCount(**side) for side in plain["sides"]),
-            set_scores=tuple(
-                SetScore(**{name: _freeze(value) for name, value in score.items()})
-                for score in plain["set_scores"]
-            ),
-            clip_means=tuple(ClipMean(**mean) for mean in plain["clip_means"]),
-            clip_scores=tuple(ClipScore(**score) for score in plain["clip_scores"]),
-            not_measured=plain["not_measured"],
-            skips=tuple(Skip(**skip) for skip in plain["skips"]),
-            weights=tuple(UsedFile(**file) for file in plain["weights"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise OutputError(f"{path} is no report of this version; measure again") from error
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+        make_folder(folder)
+        write_text(folder / name, content)
 
 
 def format_report(report: Report) -> str:

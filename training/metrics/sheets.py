@@ -19,7 +19,7 @@ from training.data.synthetic import make_sheet
 from training.metrics.clips import Clip
 from turbotalk_core.errors import ImageError
 from turbotalk_core.image import prepare_reference
-from turbotalk_core.video.files import reports_disk_errors, whole_file
+from turbotalk_core.video.files import make_folder, reports_disk_errors, whole_file
 
 SHEETS = "sheets"  # name of the folder
 COLUMNS = 8  # frames per clip
@@ -59,8 +59,7 @@ def write_sheets(pairs: Sequence[tuple[Clip, Clip]], folder: Path) -> list[Path]
     step, files = 2 * PAIRS_PER_SHEET, []
     for first in range(0, len(rows), step):
         file = folder / f"{first // step:03d}.png"
-        with reports_disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with whole_file(file) as part, reports_disk_errors(file):
             Image.fromarray(make_sheet(rows[first : first + step], COLUMNS)).save(part)
         files.append(file)

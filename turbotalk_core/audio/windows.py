@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ChunkError
-from ..geometry import TEMPORAL_STRIDE, count_latent_frames
+from ..geometry import (
+    FIRST_WINDOW,
+    LATER_WINDOW,
+    TEMPORAL_STRIDE,
+    WINDOW_RADIUS,
+    count_latent_frames,
+)
 from ..types import AudioWindows, Chunk, FeatureRows
-
-RADIUS = 2  # video frames on each side; InfiniteTalk, audio_window = 5
-FIRST_WINDOW = 2 * RADIUS + 1  # a chunk's first latent frame covers one video frame
-LATER_WINDOW = TEMPORAL_STRIDE + 2 * RADIUS  # each later one covers TEMPORAL_STRIDE
 
 
 def take_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
@@ -121,8 +123,8 @@ def null_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
 
 def _window_indices(chunk: Chunk) -> tuple[Tensor, Tensor]:
     """Return the video frame numbers of each window, before clamping: [5] and [F - 1, 8]."""
-    first_K = chunk.start - RADIUS + torch.arange(FIRST_WINDOW)
+    first_K = chunk.start - WINDOW_RADIUS + torch.arange(FIRST_WINDOW)
     # The first later latent frame covers the chunk's frames 1 to 4.
     later_starts_F = torch.arange(1, chunk.num_frames, TEMPORAL_STRIDE)
-    later_FK = chunk.start + later_starts_F[:, None] - RADIUS + torch.arange(LATER_WINDOW)
+    later_FK = chunk.start + later_starts_F[:, None] - WINDOW_RADIUS + torch.arange(LATER_WINDOW)
     return first_K, later_FK

@@ -18,10 +18,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..audio.wav2vec2 import BASE_CONV_STRIDE, EncoderConfig, Wav2Vec2Encoder, make_model
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError
 from ..safe_io.json import parse_json
 from ..safe_io.paths import is_file
 from ..safe_io.tensor_header import read_tensor_header
+from ..video.files import write_bytes
 
 HEAD_WIDTH = 64  # every published wav2vec2 model: 768 / 12, 1024 / 16
 CONFIG_KEY = "config"  # safetensors metadata: JSON of EncoderConfig fields
@@ -85,23 +86,12 @@ def save_audio_encoder(
     Raises:
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     tensors = {
         key: value.detach().cpu().contiguous() for key, value in encoder.model.state_dict().items()
     }
-    try:
-        # Not save_file, whose files only their owner may read.
-        part.write_bytes(
-            save(tensors, {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(encoder.config))})
-        )
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write the audio encoder to {path}: {error}; give a folder that exists, is "
-            "writable and has room"
-        ) from error
+    notes = {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(encoder.config))}
+    # Not save_file, whose files only their owner may read.
+    write_bytes(Path(path), save(tensors, notes))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..geometry import LATENT_CHANNELS
-from ..model.audio_adapter import FIRST_WINDOW, AudioAdapterConfig
+from ..geometry import FIRST_WINDOW, LATENT_CHANNELS
+from ..model.audio_adapter import AudioAdapterConfig
 from ..model.wan import WanConfig
 from ..safe_io.json import parse_json
 from ..safe_io.tensor_header import MAX_LAYERS

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, MismatchError, OutputError, TurboTalkError
+from ..errors import CheckpointError, MismatchError, TurboTalkError
 from ..model.audio_adapter import AudioProjection
 from ..model.image_encoder import ImageEncoder, build_image_encoder
 from ..model.text_encoder import (
@@ -25,6 +25,7 @@ from ..model.text_encoder import (
 from ..model.vae import WanVAE
 from ..model.wan import WanConfig, WanModel
 from ..safe_io.json import read_small
+from ..video.files import make_folder, write_bytes
 from .inspect import (
     ADAPTER,
     ADAPTER_MARK,
@@ -320,14 +321,6 @@ def _assign(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> No
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     path = Path(path)
-    partial = path.with_name(path.name + ".part")
     halved = {key: t.detach().half().contiguous() for key, t in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(save(halved, metadata))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {path} ({error}); free space or choose another") from error
+    make_folder(path.parent)
+    write_bytes(path, save(halved, metadata))

@@ -16,12 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MismatchError
+from ..geometry import FIRST_WINDOW, LATER_WINDOW
 from .rotary import RotaryTable, rotate
-
-# The first latent frame stands for one video frame, each later one for four (causal VAE), so their
-# windows differ in length: one frame with 2 on either side, and four with 2 on either side.
-FIRST_WINDOW = 5  # frames around a chunk's first frame
-LATER_WINDOW = 8  # frames around the four frames of a later latent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

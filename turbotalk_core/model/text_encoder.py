@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..geometry import TEXT_LENGTH
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import UMT5EncoderModel
 
-MAX_TOKENS = 512  # Wan 2.1, text_len: per prompt, the end token included
 TOKENIZER = "spiece_model"  # tensor of ComfyUI's files that holds the tokenizer's bytes
 MAX_DISTANCE = 128  # umT5: positions further apart share a bucket
 _EMBEDDING = "shared.weight"
@@ -86,13 +86,13 @@ class Tokenizer:
         one space.
 
         Args:
-            prompt: any text; tokens beyond ``MAX_TOKENS`` are cut off.
+            prompt: any text; tokens beyond ``TEXT_LENGTH`` are cut off.
 
         Returns:
             Token numbers, [1, N], with the end token last.
         """
         text = re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
-        ids = self._processor.encode(text)[: MAX_TOKENS - 1]
+        ids = self._processor.encode(text)[: TEXT_LENGTH - 1]
         return torch.tensor([[*ids, self._processor.eos_id()]])
 
 

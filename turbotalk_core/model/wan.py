@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import MismatchError
-from ..geometry import LATENT_CHANNELS, PATCH
+from ..geometry import LATENT_CHANNELS, PATCH, TEXT_LENGTH
 from .audio_adapter import AudioCrossAttention, layer_norm
 from .rotary import ROPE_BASE, RotaryTable, rotary_table, rotate
 from .speakers import measure_likeness, speaker_tables, token_regions
 from .teacache import TeaCache
-
-TEXT_LENGTH = 512  # Wan 2.1: text is zero-padded to this many tokens; padding is attended to too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

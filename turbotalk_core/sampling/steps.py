@@ -1,7 +1,10 @@
-"""Update rules from the latents at one noise level to those at the next.
+"""Steps between noise levels: the path of flow matching, and the update rules of sampling.
 
-Both return exactly the predicted clean latents if the next level is 0.
+The path is straight: noisy = (1 - sigma) * denoised + sigma * noise, so that
+velocity = noise - denoised. Both update rules end exactly at the predicted clean latents when the
+next level is 0.
 Axes: B batch, C channels, F latent frames, H height, W width.
+Source: Wan 2.1; TurboTalk section 3.
 """
 
 from __future__ import annotations
@@ -9,7 +12,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .convert import add_noise, denoised_from_velocity
+
+def add_noise(denoised: Tensor, noise: Tensor, sigma: float | Tensor) -> Tensor:
+    """Return the latents at a noise level: (1 - sigma) * denoised + sigma * noise.
+
+    Args:
+        denoised: clean latents, of any shape.
+        noise: of the same shape.
+        sigma: in [0, 1]; a number, or a tensor that broadcasts.
+
+    Returns:
+        Noisy latents.
+    """
+    return (1 - sigma) * denoised + sigma * noise
+
+
+def denoised_from_velocity(noisy: Tensor, velocity: Tensor, sigma: float | Tensor) -> Tensor:
+    """Return the clean latents that a velocity predicts: noisy - sigma * velocity.
+
+    Args:
+        noisy: latents at noise level sigma, of any shape.
+        velocity: predicted for them.
+        sigma: in [0, 1]; a number, or a tensor that broadcasts.
+
+    Returns:
+        Latents at sigma 0.
+    """
+    return noisy - sigma * velocity
 
 
 def euler_step(

@@ -1,6 +1,7 @@
-"""Files that are either whole or absent, and one voice for everything that can go wrong on disk.
+"""Atomic writing of files, and disk errors that name the file.
 
-Separate because takes and finished videos need exactly the same promise.
+A file is either whole or absent, and an older file of the same name stays as it was until the new
+one is whole. Every program of the repository writes its results with this module.
 """
 
 from __future__ import annotations
@@ -10,30 +11,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from av.error import FFmpegError
-
 from ..errors import OutputError, TurboTalkError
 
 
 @contextmanager
-def reports_disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the system or FFmpeg says about a file into an ``OutputError`` that names it.
+def reports_disk_errors(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Raise every error of the system in a block as an ``OutputError`` that names the file.
 
     Args:
         path: the file being written or read, as the user knows it.
+        *kinds: further types of error that the block's library raises for a disk that refuses, such
+            as FFmpeg's, which are no ``OSError``.
 
     Yields:
         Nothing.
 
     Raises:
-        OutputError: the block failed with an error of the system or of FFmpeg.
+        OutputError: the block failed with an ``OSError`` or an error of the given kinds.
     """
     try:
         yield
     except TurboTalkError:
         raise
-    except (OSError, FFmpegError) as error:
-        reason = error.strerror or str(error)
+    except (OSError, *kinds) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
             f"got '{reason}' at {path}; it needs an existing folder that may be written and "
             "enough free space, so free some or choose another folder"
@@ -41,19 +42,24 @@ def reports_disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a path; rename when the block ends well, delete when it fails.
+def whole_file(path: Path, *, writer: str = "") -> Iterator[Path]:
+    """Yield a temporary path; rename it when the block ends well, delete it when the block fails.
 
     Args:
-        path: where the finished file shall lie; an older file there is replaced at the end.
+        path: of the finished file; an older file there is replaced at the end.
+        writer: name of this process, where several may write the same file at the same time; their
+            temporary files then have different names. Without one, a temporary file that a killed
+            process left is overwritten by the next attempt.
 
     Yields:
-        The temporary path to write to, with the same suffix.
+        The temporary path to write to, in the same folder and with the same suffix.
 
     Raises:
-        OutputError: the folder is missing or may not be written.
+        OutputError: the folder is missing, may not be written or has no room, or the path is a
+            folder.
     """
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    infix = f".{writer}.part" if writer else ".part"
+    part = path.with_name(f".{path.stem}{infix}{path.suffix}")
     with reports_disk_errors(path):
         part.touch()
     try:
@@ -67,8 +73,49 @@ def whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: of the file; replaced if it exists. Its folder must exist.
+        data: its content.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with whole_file(path) as part, reports_disk_errors(path):
+        part.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all.
+
+    Args:
+        path: of the file; replaced if it exists. Its folder must exist.
+        text: its content.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with whole_file(path) as part, reports_disk_errors(path):
+        part.write_text(text, encoding="utf-8")
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, where they do not exist.
+
+    Args:
+        folder: to create.
+
+    Raises:
+        OutputError: the folder cannot be created, or its path is a file.
+    """
+    with reports_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut, where the system can promise it.
+    """Make the names in a folder survive a power cut, where the system can promise it.
 
     Args:
         folder: in which files were made or renamed.

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from av import AudioStream
 from av.container import InputContainer
+from av.error import FFmpegError
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -40,7 +41,7 @@ from ..sound import Sound, pieces
 from ..types import Carry, FrameChunk
 from .assemble import quantize_frames
 from .background import Background
-from .files import reports_disk_errors, whole_file
+from .files import reports_disk_errors, whole_file, write_bytes
 from .journal import Journal
 from .writer import LOSSLESS, open_video
 
@@ -211,7 +212,7 @@ def _open_media(path: Path) -> Iterator[InputContainer]:
     """Open a file of a take, and nothing else that it may name."""
     try:
         with (
-            reports_disk_errors(path),
+            reports_disk_errors(path, FFmpegError),
             av.open(
                 f"file:{path}",
                 format="matroska",
@@ -479,8 +480,7 @@ def _write_carry(folder: Path, carry: Carry) -> None:
         "motion_frames": carry.motion_frames_BCTHW.contiguous(),
         "noise_state": carry.noise_state_S.contiguous(),
     }
-    with whole_file(path) as part, reports_disk_errors(path):
-        part.write_bytes(save(tensors))
+    write_bytes(path, save(tensors))
 
 
 def _read_carry(folder: Path, num_chunks: int) -> Carry:
@@ -523,7 +523,7 @@ def _write_sound(path: Path, waveform: Sound) -> None:
     layout = {1: "mono", 2: "stereo"}.get(num_channels, f"{num_channels}C")
     with (
         whole_file(path) as part,
-        reports_disk_errors(path),
+        reports_disk_errors(path, FFmpegError),
         av.open(str(part), "w") as container,
     ):
         stream = container.add_stream(_SOUND_CODEC, rate=rate, layout=layout)

@@ -92,7 +92,7 @@ def open_video(
         OutputError: if the encoder fails or the file cannot be written.
     """
     with whole_file(path) as part:
-        with reports_disk_errors(path):
+        with reports_disk_errors(path, FFmpegError):
             # use_metadata_tags: without it mp4 drops every tag but a few known ones
             options = {"movflags": "use_metadata_tags+faststart"} if path.suffix == ".mp4" else {}
             container = av.open(str(part), "w", options=options)
@@ -106,7 +106,7 @@ def open_video(
             with suppress(OSError, FFmpegError):
                 container.close()
             raise
-        with reports_disk_errors(path):
+        with reports_disk_errors(path, FFmpegError):
             container.close()
 
 
@@ -155,7 +155,7 @@ class VideoWriter:
             OutputError: if the encoder fails or the file cannot be written.
         """
         self._check(frames_THWC)
-        with reports_disk_errors(self._path):
+        with reports_disk_errors(self._path, FFmpegError):
             if self._size is None:
                 self._open_streams(frames_THWC.shape[1], frames_THWC.shape[2])
             for frame_HWC in frames_THWC:
@@ -171,7 +171,7 @@ class VideoWriter:
         """
         if self._size is None:
             raise GeometryError(f"got no frames for {self._path}; a video needs at least one")
-        with reports_disk_errors(self._path):
+        with reports_disk_errors(self._path, FFmpegError):
             self._container.mux(self._video.encode(None))
             if self._waveform is not None:
                 self._container.mux(self._sound.encode(None))

@@ -233,10 +233,10 @@ def test_a_name_that_cannot_be_is_no_file(tmp_path: Path, name: str) -> None:
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     encoder: Wav2Vec2Encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
-    with pytest.raises(OutputError, match="cannot write the audio encoder"):
+    with pytest.raises(OutputError, match=r"at .*missing/a\.safetensors"):
         save_audio_encoder(encoder, tmp_path / "missing" / "a.safetensors")
     target = tmp_path / "folder.safetensors"
     target.mkdir()
-    with pytest.raises(OutputError, match="cannot write the audio encoder"):
+    with pytest.raises(OutputError, match=f"at .*{target.name}"):
         save_audio_encoder(encoder, target)
     assert [path.name for path in tmp_path.iterdir()] == [target.name]

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.core.family import save_text_encoder, train_tokenizer
 from turbotalk_core.checkpoints.networks import load_text_encoder
 from turbotalk_core.errors import CheckpointError, MismatchError
+from turbotalk_core.geometry import TEXT_LENGTH
 from turbotalk_core.model.text_encoder import (
-    MAX_TOKENS,
     Tokenizer,
     build_text_encoder,
     build_tokenizer,
@@ -85,8 +85,8 @@ def test_a_prompt_ends_with_the_end_mark(tokenizer: Tokenizer) -> None:
 
 
 def test_what_is_too_long_is_cut_and_ends_all_the_same(tokenizer: Tokenizer) -> None:
-    (ids,) = tokenizer("a man speaks " * MAX_TOKENS).tolist()
-    assert len(ids) == MAX_TOKENS
+    (ids,) = tokenizer("a man speaks " * TEXT_LENGTH).tolist()
+    assert len(ids) == TEXT_LENGTH
     assert ids[-1] == 1
 
 
@@ -155,8 +155,8 @@ def test_a_prompt_alone_is_as_in_a_padded_batch(
     encoder = build_text_encoder(weights)
     ids = tokenizer("she speaks to him")
     length = ids.shape[1]
-    padded = torch.nn.functional.pad(ids, (0, MAX_TOKENS - length))
-    rows = encoder(padded, (torch.arange(MAX_TOKENS) < length).long()[None])[:, :length]
+    padded = torch.nn.functional.pad(ids, (0, TEXT_LENGTH - length))
+    rows = encoder(padded, (torch.arange(TEXT_LENGTH) < length).long()[None])[:, :length]
     torch.testing.assert_close(encode_prompt("she speaks to him", tokenizer, encoder), rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,9 @@ def test_videos_become_a_set_that_can_be_read(
     assert "17 frames of the later clip" in capsys.readouterr().out
     assert mp4.exists()
     data = PreparedSet(prepared)
-    assert data.bucket_sizes == {(16, 32, 1): 2, (32, 16, 1): 1}
+    buckets = [(r["height"], r["width"], r["num_voices"]) for r in read_manifest(prepared)]
+    assert Counter(buckets) == {(16, 32, 1): 2, (32, 16, 1): 1}
+    assert {data.locate(0, step, 1).bucket for step in range(3)} == set(buckets)
     batch = data.batch(0, 0, rank=0, world_size=1, size=1)
     assert batch.latents_BCFHW.shape[:3] == (1, 16, 5)
     assert batch.latents_BCFHW.isfinite().all()

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from training.data.avatars import draw_avatar
 from training.data.motion import draw_motion
-from training.data.mouth import FPS, MouthCurve, estimate_aperture, mouth_curve, sync
+from training.data.mouth import MouthCurve, estimate_aperture, mouth_curve, sync
 from training.data.portrait import render
 from turbotalk_core.errors import AudioError, MismatchError
+from turbotalk_core.geometry import FPS
 
 RATE = 16000
 FRAME = RATE // FPS

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.core.family import save_text_encoder
+from tests.training.data.reading import read_sample
 from training.data import precompute
 from training.data.precompute import (
     EncoderFiles,
@@ -194,9 +195,9 @@ class TestRun:
             assert record["tier"] == number % 3
             assert (record["height"], record["width"], record["num_latents"]) == (16, 32, 3)
             expected = encode_shot(source.open(record["key"]), encoders)
-            read = reader.read_sample(record)
+            read = read_sample(reader, record)
             for name, tensor in expected.tensors().items():
-                assert torch.equal(getattr(read, name), tensor), name
+                assert torch.equal(read[name], tensor), name
 
     def test_a_second_run_makes_nothing_and_a_larger_one_the_rest(
         self, tmp_path: Path, model_files: EncoderFiles, count_lines: Callable[[Path], int]
@@ -313,11 +314,14 @@ class TestRun:
     def test_a_full_disk_is_told_and_nothing_half_is_left(
         self, tmp_path: Path, model_files: EncoderFiles, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def refuse(_: int) -> None:
+        write_all = Path.write_bytes
+
+        def write_half(path: Path, data: bytes) -> int:
+            write_all(path, data[: len(data) // 2])
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("training.data.shards.os.fsync", refuse)
+            patch.setattr(Path, "write_bytes", write_half)
             with pytest.raises(OutputError, match="No space left"):
                 _run(Squares(2), tmp_path, model_files)
         assert list((tmp_path / SHARDS).iterdir()) == []
@@ -329,7 +333,7 @@ def _assert_same(left: Path, right: Path) -> None:
     manifests = [read_manifest(folder) for folder in (left, right)]
     for one, other in zip(*manifests, strict=True):
         samples = [
-            ShardReader(folder).read_sample(record).tensors()
+            read_sample(ShardReader(folder), record)
             for folder, record in ((left, one), (right, other))
         ]
         assert one["key"] == other["key"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from training.metrics.__main__ import main
-from training.metrics.report import TABLE, read_report
+from training.metrics.report import REPORT, TABLE
 from training.metrics.weights import I3D, KNOWN_FILES
 
 from .conftest import MakeVideo
@@ -36,24 +37,24 @@ def test_every_metric_of_real_files(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main([*folders, "--weights", str(all_weights), "--frames", "38"]) == 0
-    report = read_report(tmp_path / "out")
-    assert {score.metric for score in report.set_scores} == {"fid", "kid", "fvd", "e_fid"}
-    frames = {score.metric: score.frames for score in report.set_scores}
-    assert frames == {"fid": (76, 76), "kid": (76, 76), "fvd": (64, 64), "e_fid": (76, 76)}
-    assert all(score.value > 0 for score in report.set_scores)
-    assert [(score.side, score.clip) for score in report.clip_scores] == [
+    report = json.loads((tmp_path / "out" / REPORT).read_text())
+    assert {score["metric"] for score in report["set_scores"]} == {"fid", "kid", "fvd", "e_fid"}
+    frames = {score["metric"]: score["frames"] for score in report["set_scores"]}
+    assert frames == {"fid": [76, 76], "kid": [76, 76], "fvd": [64, 64], "e_fid": [76, 76]}
+    assert all(score["value"] > 0 for score in report["set_scores"])
+    assert [(score["side"], score["clip"]) for score in report["clip_scores"]] == [
         ("generated", "one"),
         ("generated", "two"),
         ("real", "one"),
         ("real", "two"),
     ]
-    assert all(score.sync_c >= 0 and score.sync_d > 0 for score in report.clip_scores)
-    assert {(skip.side, skip.clip, skip.of) for skip in report.skips} == {
+    assert all(score["sync_c"] >= 0 and score["sync_d"] > 0 for score in report["clip_scores"])
+    assert {(skip["side"], skip["clip"], skip["of"]) for skip in report["skips"]} == {
         ("generated", "broken", "all"),
         ("real", "short", "all"),
     }
-    assert {file.file for file in report.weights} == set(KNOWN_FILES)
-    assert report.not_measured == {}
+    assert {file["file"] for file in report["weights"]} == set(KNOWN_FILES)
+    assert report["not_measured"] == {}
     assert (tmp_path / "out" / TABLE).read_text() == capsys.readouterr().out
     with Image.open(tmp_path / "out" / "sheets" / "000.png") as sheet:
         assert sheet.size == (8 * 160, 4 * 160)

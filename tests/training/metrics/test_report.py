@@ -1,8 +1,9 @@
-"""Reports contain the context of their numbers, and are read back unchanged."""
+"""Reports contain the context of their numbers, as JSON and as a page."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from training.metrics.report import (
     SideCount,
     average_clips,
     format_report,
-    read_report,
     write_report,
 )
 from training.metrics.weights import UsedFile
@@ -57,21 +57,20 @@ REPORT_OF_ALL = Report(
 )
 
 
-def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    write_report(REPORT_OF_ALL, tmp_path / "new" / "folder")
-    assert read_report(tmp_path / "new" / "folder") == REPORT_OF_ALL
+def test_programs_read_all_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
     empty = replace(REPORT_OF_ALL, set_scores=(), clip_means=(), clip_scores=(), skips=())
-    write_report(empty, tmp_path / "new" / "folder")
-    assert read_report(tmp_path / "new" / "folder") == empty
+    for report in (REPORT_OF_ALL, empty):
+        write_report(report, folder)
+        plain = json.loads((folder / REPORT).read_text())
+        assert plain == json.loads(json.dumps(asdict(report)))
+    assert sorted(path.name for path in folder.iterdir()) == [REPORT, TABLE]
 
 
-def test_no_report_and_another_version_are_told(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=REPORT):
-        read_report(tmp_path)
-    for text in ("no json", "[]", "{}", '{"settings": {}, "sides": [{"unknown": 1}]}'):
-        (tmp_path / REPORT).write_text(text)
-        with pytest.raises(OutputError, match="no report of this version"):
-            read_report(tmp_path)
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match=f"at {tmp_path / 'file'};"):
+        write_report(REPORT_OF_ALL, tmp_path / "file")
 
 
 def test_people_are_told_the_same(tmp_path: Path) -> None:
