@@ -41,11 +41,12 @@ from tqdm import tqdm
 
 from training.data.avatars import draw_avatar
 from training.data.motion import draw_motion
-from training.data.mouth import mouth_curve, mouth_share
+from training.data.mouth import mouth_curve
 from training.data.portrait import render
 from training.data.speech import draw_speech
 from training.data.synthetic import SyntheticClip
-from training.evaluate import average_scores, draw_pairs, score_pair
+from training.evaluation.mouth import mouth_share
+from training.evaluation.scores import average_scores, draw_pairs, score_pair
 from training.optimization import Ema, Optimizers, cosine_factor
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.checkpoint import load_vae, save_vae

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data.mouth import estimate_aperture, mouth_curve, mouth_share, sync
-from training.evaluate import collect_frames
+from training.data.mouth import mouth_curve
+from training.evaluation.generation import collect_frames
+from training.evaluation.mouth import estimate_aperture, mouth_share, sync
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
 from turbotalk_core.audio.io import read_audio

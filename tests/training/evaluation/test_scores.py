@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
-from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
-from training import evaluate
+from tests.training.tiny_family import LoudnessEncoder
 from training.data.mouth import MouthCurve
 from training.data.synthetic import SyntheticClip
-from training.evaluate import (
+from training.evaluation import scores
+from training.evaluation.scores import (
     FEATURE_WIDTH,
+    SEED_STRIDE,
     PairScores,
-    RememberingCodec,
     draw_pairs,
+    evaluate,
     extract_features,
-    generate_clip,
-    load_family,
     measure_pairs,
     measure_unlikeness,
     score_pair,
@@ -34,26 +27,10 @@ from training.evaluate import (
 )
 from training.metrics.distances import frechet_distance
 from turbotalk_core.errors import RequestError
-from turbotalk_core.library import ADAPTER, TEACHER, read_request
-from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanModel
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
 
 NUM_FRAMES = 26
-REQUEST = TalkRequest(
-    num_inference_steps=1,
-    schedule="reference",
-    shift=3.0,
-    update="euler",
-    seed=0,
-    height=SIZE,
-    width=SIZE,
-    chunk_frames=17,
-    num_motion_frames=5,
-)
 REQUIRED = {
     "sync_correlation",
     "sync_lag_frames",
@@ -65,22 +42,6 @@ REQUIRED = {
     "edge_ratio",
     "unlikeness_ratio",
 }
-
-
-@pytest.fixture(scope="module")
-def clip(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> SyntheticClip:
-    return draw_humming_clip("heldout", 3, NUM_FRAMES)
-
-
-@pytest.fixture(scope="module")
-def networks() -> tuple[WanModel, AudioProjection, WanVAE]:
-    return make_networks()
-
-
-@pytest.fixture(scope="module")
-def models(networks: tuple[WanModel, AudioProjection, WanVAE]) -> Models:
-    model, projection, vae = networks
-    return Models(codec=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
 
 
 def test_features_are_one_row_per_five_frames_and_always_the_same(clip: SyntheticClip) -> None:
@@ -256,7 +217,7 @@ def _draw_curves(quiet: Callable[[int], bool]) -> Callable[[str, int, int], Synt
 
 
 def test_pairs_follow_from_the_seed_and_all_speak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "draw_clip", _draw_curves(lambda seed: seed % 3 == 0))
+    monkeypatch.setattr(scores, "draw_clip", _draw_curves(lambda seed: seed % 3 == 0))
     seeds = [[seed for seed, _ in draw_pairs(start, 4, 9)] for start in (0, 0, 1)]
     assert seeds[0] == seeds[1] == [1, 2, 4, 5]
     assert all(seed % 3 for seed in seeds[2])
@@ -273,149 +234,20 @@ def test_pairs_that_cannot_be_drawn_are_refused(seed: int, num_pairs: int) -> No
 @pytest.mark.usefixtures("_espeak")
 def test_real_pairs_are_held_out_and_repeatable() -> None:
     (first,), (second,) = (draw_pairs(1, 1, 13) for _ in range(2))
-    assert first[0] == second[0] >= evaluate.SEED_STRIDE
+    assert first[0] == second[0] >= SEED_STRIDE
     assert torch.equal(first[1].frames_CTHW, second[1].frames_CTHW)
     assert torch.equal(first[1].waveform_S, second[1].waveform_S)
 
 
-def test_a_generated_clip_is_as_long_as_the_true_one_and_8_bit(
-    clip: SyntheticClip, models: Models
-) -> None:
-    frames = generate_clip(clip, REQUEST, models, LoudnessEncoder())
-    assert frames.shape == clip.frames_CTHW.shape
-    levels = (frames + 1) * 127.5
-    torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
-    assert frames.abs().max() <= 1
-    assert frames.diff(dim=1).any()
-    assert torch.equal(generate_clip(clip, REQUEST, models, LoudnessEncoder()), frames)
-    other = generate_clip(clip, replace(REQUEST, seed=1), models, LoudnessEncoder())
-    assert not torch.equal(other, frames)
-
-
-@pytest.fixture
-def weights(
-    networks: tuple[WanModel, AudioProjection, WanVAE],
-    draw_humming_clip: Callable[[str, int, int], SyntheticClip],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> Path:
-    """A models folder; the audio encoder is a fake."""
-    folder = tmp_path / "models"
-    write_family(folder, networks)
-    monkeypatch.setattr(evaluate, "load_audio_encoder", lambda path: LoudnessEncoder())
-    monkeypatch.setattr(evaluate, "draw_clip", draw_humming_clip)
-    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    return folder
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["evaluate", *options])
-    return evaluate.main()
-
-
-def test_the_command_reports_settings_summary_and_pairs(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    report, sheet = tmp_path / "out" / "report.json", tmp_path / "sheet.png"
-    options = ["--weights", str(weights), "--frames", str(NUM_FRAMES), "--pairs", "2"]
-    outputs = ["--json", str(report), "--sheet", str(sheet)]
-    settings = ["--steps", "1", "--audio-guidance", "1", "--seed", "3"]
-    assert _run(monkeypatch, *options, *outputs, *settings) == 0
-    written = json.loads(report.read_text())
-    assert written.keys() == {"settings", "summary", "pairs"}
-    assert written["summary"].keys() >= REQUIRED
-    assert all(np.isfinite(value) for value in written["summary"].values())
-    assert len(written["pairs"]) == 2
-    expected = replace(
-        read_request(weights / "diffusion_models" / TEACHER),
-        num_inference_steps=1,
-        audio_guidance_scale=1.0,
-        seed=3,
-    )
-    assert TalkRequest(**{k: written["settings"][k] for k in TalkRequest.__slots__}) == expected
-    # Frames 0, 10 and 20, two rows a pair.
-    with Image.open(sheet) as picture:
-        assert picture.size == (3 * SIZE, 4 * SIZE)
-
-
-def test_the_command_explains_what_is_missing(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert _run(monkeypatch, "--weights", str(weights), "--model", "student") == 2
-    assert "there is no turbotalk_tiny.safetensors" in caplog.text
-
-
-def test_other_model_files_and_another_schedule_are_taken(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The teacher's own files, elsewhere and by another name, make the same clips."""
-    dit = weights / "diffusion_models" / TEACHER
-    adapter = weights / "model_patches" / ADAPTER
-    moved = [tmp_path / "run" / name for name in ("student.safetensors", "adapter.safetensors")]
-    moved[0].parent.mkdir()
-    for source, target in zip((dit, adapter), moved, strict=True):
-        target.write_bytes(source.read_bytes())
-    options = ["--weights", str(weights), "--frames", "17", "--pairs", "2"]
-    options += ["--schedule", "distilled", "--steps", "2"]
-    files = ["--dit", str(moved[0]), "--adapter", str(moved[1])]
-    reports = []
-    for extra in ([], files):
-        path = tmp_path / "report.json"
-        assert _run(monkeypatch, *options, *extra, "--json", str(path)) == 0
-        reports.append(json.loads(path.read_text()))
-    own, other = reports
-    assert own["settings"]["schedule"] == other["settings"]["schedule"] == "distilled"
-    assert own["pairs"] == other["pairs"]
-    assert other["settings"]["model"] == str(moved[0])
-
-
-def test_a_transformer_without_its_adapter_is_refused(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="name both or neither"):
-        load_family(weights, "teacher", dit=tmp_path / "student.safetensors")
-
-
 @pytest.mark.parametrize(("guidance", "calls"), [(1.0, 2), (2.0, 4)])
 def test_network_calls_are_counted_per_chunk(
-    clip: SyntheticClip, models: Models, guidance: float, calls: int
+    clip: SyntheticClip, models: Models, settings: TalkRequest, guidance: float, calls: int
 ) -> None:
     """Two steps, with and without a call for the guidance, in three chunks of a clip."""
-    request = replace(REQUEST, num_inference_steps=2, audio_guidance_scale=guidance)
+    request = replace(settings, num_inference_steps=2, audio_guidance_scale=guidance)
     pairs = measure_pairs([(7, clip)])
-    evaluation = evaluate.evaluate(request, models, LoudnessEncoder(), pairs, num_kept=1)
+    evaluation = evaluate(request, models, LoudnessEncoder(), pairs, num_kept=1)
     assert evaluation.summary["calls_per_chunk"] == calls
     assert evaluation.summary["seconds_per_clip"] > 0
     (made,) = evaluation.clips
     assert evaluation.scores == [score_pair(7, clip, made)]
-
-
-def test_equal_frames_are_encoded_once(clip: SyntheticClip, models: Models) -> None:
-    encoded: list[int] = []
-
-    class Codec:
-        def encode(self, frames_BCTHW: Tensor) -> Tensor:
-            encoded.append(frames_BCTHW.shape[2])
-            return models.codec.encode(frames_BCTHW)
-
-        def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-            encoded.append(num_frames)
-            return models.codec.encode_reference(picture_BCHW, num_frames)
-
-        def decode(self, latents_BCFHW: Tensor) -> Tensor:
-            return models.codec.decode(latents_BCFHW)
-
-    codec = RememberingCodec(Codec())
-    frames = clip.frames_CTHW[None, :, :17]
-    first = codec.encode(frames)
-    first.zero_()  # what is handed out is the caller's own
-    assert torch.equal(codec.encode(frames.clone()), models.codec.encode(frames))
-    codec.encode(frames + 0.1)
-    codec.encode(frames[:, :, :1])
-    picture = frames[:, :, 0]
-    reference = codec.encode_reference(picture, 17)
-    assert torch.equal(codec.encode_reference(picture.clone(), 17), reference)
-    codec.encode_reference(picture, 21)
-    codec.encode_reference(picture + 0.1, 21)
-    assert encoded == [17, 17, 1, 17, 21, 21]
-    assert codec.num_decoded == 0
-    codec.decode(first)
-    assert codec.num_decoded == 1

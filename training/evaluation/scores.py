@@ -1,52 +1,39 @@
-"""Score models of the embedded family on avatars and utterances that they have never met.
+"""Scores of generated clips against true renders of held-out avatars and utterances.
 
-    python -m training.evaluate --weights models --steps 20 --pairs 20 --seed 1 --json FILE
-    python -m training.evaluate --weights models --steps 1 --dit FILE --adapter FILE
-
-Each pair is a held-out avatar and a held-out utterance. Its true render gives the reference image,
-the voice and, because the renderer draws the mouth as a fixed function of the sound, the true mouth
-curve. The models make a clip from image and voice alone; then everything is read from pixels, of
-the generated and of the true frames alike.
+Each pair is a held-out avatar and a held-out utterance. Its true render supplies the reference
+image, the voice and the true mouth curve, because the renderer draws the mouth as a fixed function
+of the sound. The models generate a clip from image and voice alone. All scores are computed from
+pixels, of the generated and of the true frames alike.
 
 Axes: C channels, T video frames, H height, W width, N samples, D feature width.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
-import logging
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.mouth import estimate_aperture, sync
-from training.data.synthetic import SyntheticClip, draw_clip, make_sheet
+from training.data.synthetic import SyntheticClip, draw_clip
+from training.evaluation.generation import (
+    SPLIT,
+    CountingDenoiser,
+    RememberingCodec,
+    generate_clip,
+)
+from training.evaluation.mouth import estimate_aperture, sync
 from training.metrics.distances import frechet_distance
-from turbotalk_core import library
-from turbotalk_core.audio.encoder import load_audio_encoder
-from turbotalk_core.audio.features import encode_speech
-from turbotalk_core.errors import RequestError, TurboTalkError
-from turbotalk_core.pipeline import Models, generate
-from turbotalk_core.ports import AudioEncoder, Denoiser, VideoCodec
-from turbotalk_core.request import SCHEDULES, TalkRequest
-from turbotalk_core.types import AudioTokens, Conditioning, FrameChunk, Waveform
+from turbotalk_core.errors import RequestError
+from turbotalk_core.pipeline import Models
+from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.request import TalkRequest
 
-logger = logging.getLogger(__name__)
-
-SPLIT = "heldout"
-DITS = {"teacher": library.TEACHER, "student": library.STUDENT}
 REACH = 8  # pixels, how far a face is followed
 BLOCK = 12  # pixels, about an eye
 SEED_STRIDE = 100_003  # pairs of one seed are neighbours; pairs of two seeds never meet below it
@@ -140,57 +127,6 @@ class Evaluation:
     clips: list[Tensor]
 
 
-def load_family(
-    weights: Path, model: str, dit: Path | None = None, adapter: Path | None = None
-) -> tuple[TalkRequest, Models, AudioEncoder]:
-    """Load an embedded family, or one with another transformer.
-
-    Args:
-        weights: models folder.
-        model: ``teacher`` or ``student``.
-        dit: file to take instead of the model's; then ``adapter`` is needed, too.
-        adapter: file to take instead of the model's.
-
-    Returns:
-        The settings that the transformer ships with, the networks, the audio encoder.
-
-    Raises:
-        CheckpointError: a file that is missing or damaged.
-        MismatchError: an adapter of another transformer.
-        RequestError: a transformer or an adapter alone.
-    """
-    if (dit is None) != (adapter is None):
-        raise RequestError(
-            f"got the transformer {dit} and the adapter {adapter}; a transformer and its adapter "
-            "learn together, so name both or neither"
-        )
-    if dit is None or adapter is None:
-        files = library.find_model_files(weights, dit=DITS[model])
-    else:
-        files = name_files(weights, dit, adapter)
-    models = library.load_models(files, torch.device("cpu"))
-    return library.read_request(files.dit), models, load_audio_encoder(files.audio_encoder)
-
-
-def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
-    """Name the files of a family with a transformer of its own.
-
-    Args:
-        weights: models folder with the embedded VAE and audio encoder.
-        dit: file of the transformer.
-        adapter: file of its audio adapter.
-
-    Returns:
-        All files.
-    """
-    return library.ModelFiles(
-        dit=dit,
-        adapter=adapter,
-        audio_encoder=weights / "audio_encoders" / library.AUDIO_ENCODER,
-        vae=weights / "vae" / library.VAE,
-    )
-
-
 def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, SyntheticClip]]:
     """Draw held-out avatars with held-out utterances, leaving out those that hardly speak.
 
@@ -264,68 +200,6 @@ def check_draw(seed: int, num_pairs: int) -> None:
         )
 
 
-class RememberingCodec:
-    """A codec that encodes the same frames once: all models see the same reference images.
-
-    Args:
-        codec: what encodes and decodes.
-
-    Attributes:
-        num_decoded: chunks decoded so far.
-        encode_seconds: spent on encoding so far.
-    """
-
-    def __init__(self, codec: VideoCodec) -> None:
-        self.num_decoded = 0
-        self.encode_seconds = 0.0
-        self._codec = codec
-        self._latents: dict[bytes, Tensor] = {}
-
-    def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        """Encode; see ``ports.VideoCodec``."""
-        return self._remember(lambda: self._codec.encode(frames_BCTHW), frames_BCTHW)
-
-    def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode a picture and then grey; see ``ports.VideoCodec``."""
-        return self._remember(
-            lambda: self._codec.encode_reference(picture_BCHW, num_frames), picture_BCHW, num_frames
-        )
-
-    def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """Decode; see ``ports.VideoCodec``."""
-        self.num_decoded += 1
-        return self._codec.decode(latents_BCFHW)
-
-    def _remember(self, encode: Callable[[], Tensor], given: Tensor, num_frames: int = 0) -> Tensor:
-        pixels = given.contiguous().numpy()
-        key = hashlib.sha256(repr((pixels.shape, num_frames)).encode() + pixels.tobytes()).digest()
-        if key not in self._latents:
-            started = time.perf_counter()
-            self._latents[key] = encode()
-            self.encode_seconds += time.perf_counter() - started
-        return self._latents[key].clone()
-
-
-@dataclass(slots=True)
-class CountingDenoiser:
-    """A denoiser that counts its calls; satisfies ``ports.Denoiser``.
-
-    Attributes:
-        denoiser: that is called.
-        num_calls: so far.
-    """
-
-    denoiser: Denoiser
-    num_calls: int = field(default=0, init=False)
-
-    def __call__(
-        self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
-    ) -> Tensor:
-        """Predict the velocity; see ``ports.Denoiser``."""
-        self.num_calls += 1
-        return self.denoiser(latents_BCFHW, sigma, conditioning, tokens)
-
-
 def evaluate(
     request: TalkRequest,
     models: Models,
@@ -365,40 +239,6 @@ def evaluate(
     summary["calls_per_chunk"] = denoiser.num_calls / (codec.num_decoded - num_decoded)
     summary["seconds_per_clip"] = float(np.median(seconds))
     return Evaluation(scores=scores, summary=summary, clips=clips)
-
-
-@torch.no_grad()
-def generate_clip(
-    clip: SyntheticClip, request: TalkRequest, models: Models, encoder: AudioEncoder
-) -> Tensor:
-    """Make a clip from the reference image and the voice of a true one.
-
-    Args:
-        clip: the true one.
-        request: all settings.
-        models: the networks.
-        encoder: the audio encoder.
-
-    Returns:
-        Frames [3, T, H, W], rounded to 8 bits as in a file, in [-1, 1].
-    """
-    waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
-    speech = encode_speech(waveform, encoder, normalizes_loudness=request.normalizes_loudness)
-    reference = clip.frames_CTHW[:, 0].unsqueeze(0)
-    return collect_frames(generate(request, reference, speech, models))
-
-
-def collect_frames(chunks: Iterable[FrameChunk]) -> Tensor:
-    """Give the frames of all chunks as a file would hold them.
-
-    Args:
-        chunks: of ``generate``.
-
-    Returns:
-        [3, T, H, W], rounded to 8 bits, in [-1, 1].
-    """
-    frames = torch.cat([chunk.frames_BCTHW for chunk in chunks], 2)[0]
-    return ((frames + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
 
 
 def score_pair(
@@ -548,88 +388,3 @@ def summarize(
         half = len(true) // 2
         summary["frechet_floor"] = frechet_distance(torch.cat(true[:half]), torch.cat(true[half:]))
     return summary
-
-
-def main() -> int:
-    """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("--steps", type=int, help="network evaluations; default as shipped")
-    parser.add_argument("--audio-guidance", type=float, help="default as shipped; 1 is off")
-    parser.add_argument("--schedule", choices=SCHEDULES, help="default as shipped")
-    parser.add_argument("--dit", type=Path, help="video transformer to take instead")
-    parser.add_argument("--adapter", type=Path, help="audio adapter that learnt with --dit")
-    return run_command(parser, _evaluate, num_pairs=20)
-
-
-def run_command(
-    parser: argparse.ArgumentParser,
-    evaluate: Callable[[argparse.Namespace], dict[str, Any]],
-    *,
-    num_pairs: int,
-) -> int:
-    """Parse the options that all evaluations have, evaluate, and report.
-
-    Args:
-        parser: with the evaluation's own options.
-        evaluate: gives from all options a report with a ``summary``.
-        num_pairs: default number of pairs.
-
-    Returns:
-        The exit code.
-    """
-    parser.add_argument("--weights", type=Path, required=True, help="models folder")
-    parser.add_argument("--model", choices=DITS, default="teacher")
-    parser.add_argument("--pairs", type=int, default=num_pairs)
-    parser.add_argument("--frames", type=int, default=81, help="length of each clip")
-    parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
-    parser.add_argument("--json", type=Path, help="file for summary and pairs")
-    parser.add_argument("--sheet", type=Path, help="PNG: each pair's true and generated frames")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(arguments.threads)
-    try:
-        report = evaluate(arguments)
-    except TurboTalkError as error:
-        logger.error("%s", error)
-        return 2
-    for name, value in report["summary"].items():
-        logger.info("%-24s %8.4f", name, value)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
-
-
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    request, models, encoder = load_family(
-        arguments.weights, arguments.model, arguments.dit, arguments.adapter
-    )
-    changes = {
-        "num_inference_steps": arguments.steps,
-        "audio_guidance_scale": arguments.audio_guidance,
-        "schedule": arguments.schedule,
-    }
-    asked = {name: value for name, value in changes.items() if value is not None}
-    request = replace(request, seed=arguments.seed, **asked)
-    pairs = measure_pairs(draw_pairs(arguments.seed, arguments.pairs, arguments.frames))
-    num_kept = len(pairs) if arguments.sheet else 0
-    evaluation = evaluate(request, models, encoder, pairs, num_kept=num_kept)
-    if arguments.sheet:
-        rows = [
-            frames
-            for pair, made in zip(pairs, evaluation.clips, strict=True)
-            for frames in (pair.clip.frames_CTHW, made)
-        ]
-        columns = 1 + (arguments.frames - 1) // 10
-        Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)
-    model = arguments.model if arguments.dit is None else str(arguments.dit)
-    return {
-        "settings": {"model": model, "frames": arguments.frames, **asdict(request)},
-        "summary": evaluation.summary,
-        "pairs": [asdict(score) for score in evaluation.scores],
-    }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The mouth read from pixels, and its comparison with the true curve.
+
+Axes: C colour channels, T video frames, H height, W width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.data.mouth import MOUTH_COLOUR
+from turbotalk_core.errors import MismatchError
+
+
+def estimate_aperture(frames_CTHW: Tensor) -> Tensor:
+    """Read from pixels how far a mouth is open, in any picture of this set.
+
+    A pixel belongs to the mouth as far as its green lies under both its red and its blue (see
+    MOUTH_COLOUR), which is linear in how much of the pixel the mouth covers, so blur moves area
+    about without losing it. What lies far from the mouth's place in the clip is not counted.
+
+    Args:
+        frames_CTHW: red, green and blue in [-1, 1].
+
+    Returns:
+        Mouth area per frame in pixels; to be compared up to offset and scale.
+
+    Raises:
+        MismatchError: not three channels of frames.
+    """
+    if frames_CTHW.ndim != 4 or frames_CTHW.shape[0] != 3:
+        raise MismatchError(f"frames must be [3, T, H, W], got {tuple(frames_CTHW.shape)}")
+    share_THW = mouth_share(frames_CTHW)
+    return (share_THW * _mouth_place(share_THW)).sum((1, 2))
+
+
+def mouth_share(frames_CTHW: Tensor) -> Tensor:
+    """How much of each pixel is open mouth, judged by its colour.
+
+    Args:
+        frames_CTHW: red, green and blue in [-1, 1]; any axes may stand for T, H and W.
+
+    Returns:
+        The frames without their colour axis: 0 none, about 1 all of it.
+    """
+    red, green, blue = frames_CTHW.float() / 2  # the span of 2 becomes one of 1
+    by_red = (red - green) / (MOUTH_COLOUR[0] - MOUTH_COLOUR[1])
+    by_blue = (blue - green) / (MOUTH_COLOUR[2] - MOUTH_COLOUR[1])
+    return torch.minimum(by_red, by_blue).clamp(min=0)
+
+
+def _mouth_place(share_THW: Tensor) -> Tensor:
+    """A soft disc, `[H, W]`, around where mouth colour is found in a clip."""
+    height, width = share_THW.shape[1:]
+    found_HW = share_THW.square().mean(0)
+    rows_H1 = torch.arange(height)[:, None].float()
+    columns_W = torch.arange(width).float()
+    # The strongest neighbourhood first, so that a stray pixel far away cannot drag the centre.
+    pooled_HW = functional.avg_pool2d(found_HW[None, None], 9, stride=1, padding=4)[0, 0]
+    peak = int(pooled_HW.argmax())
+    distance_HW = ((rows_H1 - peak // width) ** 2 + (columns_W - peak % width) ** 2).sqrt()
+    radius = 0.19 * width
+    return ((radius - distance_HW) / (0.25 * radius)).clamp(0, 1)
+
+
+def sync(estimated_T: Tensor, true_T: Tensor, max_lag: int = 5) -> tuple[float, int]:
+    """Compare two curves at the shift that fits best.
+
+    Args:
+        estimated_T: what was measured.
+        true_T: what should have been, as long.
+        max_lag: largest shift looked at, in frames.
+
+    Returns:
+        Pearson correlation at the best lag (0 where a curve is constant), and that lag in frames;
+        positive when the measured curve comes late.
+
+    Raises:
+        MismatchError: curves of different lengths, or not longer than the shift by two frames.
+    """
+    length = true_T.shape[0]
+    if estimated_T.shape != true_T.shape or length < max_lag + 3:
+        raise MismatchError(
+            f"got curves of {tuple(estimated_T.shape)} and {tuple(true_T.shape)} frames; they "
+            f"must be equally long and at least {max_lag + 3} frames for lags up to {max_lag}"
+        )
+    best = (-2.0, 0)
+    # Small lags first: of equally good ones the smallest is reported.
+    for lag in sorted(range(-max_lag, max_lag + 1), key=abs):
+        late_T = estimated_T[max(lag, 0) : length + min(lag, 0)]
+        early_T = true_T[max(-lag, 0) : length - max(lag, 0)]
+        correlation = _correlate(late_T, early_T)
+        if correlation > best[0] + 1e-6:
+            best = (correlation, lag)
+    return best
+
+
+def _correlate(left_T: Tensor, right_T: Tensor) -> float:
+    left_T, right_T = left_T.double(), right_T.double()
+    left_T, right_T = left_T - left_T.mean(), right_T - right_T.mean()
+    scale = float(left_T.norm() * right_T.norm())
+    return float(left_T @ right_T) / scale if scale > 1e-9 else 0.0
