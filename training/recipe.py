@@ -30,6 +30,7 @@ from turbotalk_core.errors import RecipeError
 
 MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
 FOLDER = Path(__file__).parent / "recipes"
+RECIPE = "recipe.yaml"  # in the folder of a run
 
 Activations = Literal["keep", "recompute", "offload"]
 Count = Annotated[int, Ge(1)]
