@@ -25,8 +25,8 @@ from training.engine import Engine, EngineSettings, autocast
 from training.guard import Guard
 from training.hooks import Hook
 from training.log import append_log, trim_log
-from training.optimization import cosine_factor, extrapolate
-from training.recipe import RECIPE, Phase, RateSchedule, Recipe, store_recipe
+from training.optimization import extrapolate, rate_factor
+from training.recipe import RECIPE, Phase, Recipe, store_recipe
 from training.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError
 
@@ -268,7 +268,10 @@ class Trainer:
             draws = Draws(self.recipe.seed, step, slot)
             running.append(method.updates(position, batch, self.engines, draws))
         collected: dict[str, list[float]] = {}
-        factor = rate_factor(self.recipe.rate, position, self._phase.steps)
+        rate = self.recipe.rate
+        factor = rate_factor(
+            position, self._phase.steps, num_warmup_steps=rate.num_warmup_steps, kind=rate.kind
+        )
         while (terms := self._update(running, step + 1, factor)) is not None:
             for name, value in terms.items():
                 collected.setdefault(name, []).append(value)
@@ -329,19 +332,3 @@ class Trainer:
     def _move(self, **changes: Any) -> None:
         fields = {name: getattr(self.state, name) for name in RunState.__dataclass_fields__}
         self.state = RunState(**{**fields, **changes})
-
-
-def rate_factor(rate: RateSchedule, step: int, num_steps: int) -> float:
-    """The learning rate at a step of a phase, as a share of its peak.
-
-    Args:
-        rate: the schedule.
-        step: of the phase, from 0.
-        num_steps: of the phase.
-
-    Returns:
-        A factor in (0, 1].
-    """
-    if rate.kind == "cosine":
-        return cosine_factor(step, num_steps, num_warmup_steps=rate.num_warmup_steps)
-    return min(1.0, (step + 1) / max(1, rate.num_warmup_steps))
