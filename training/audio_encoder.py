@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 from training.data.mouth import mouth_curve
 from training.data.speech import draw_speech
+from training.optimization import Optimizers, check_norm, rate_factor
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
@@ -180,24 +180,30 @@ def train_encoder(
     targets_BTD = (clips.targets_BTD - mean_D) / std_D
     num_frames, num_targets = targets_BTD.shape[1:]
     heads = _build_heads(encoder, num_targets, recipe.seed)
-    parameters = [*encoder.model.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    both = nn.ModuleDict({"encoder": encoder.model, "heads": heads})
+    optimizers = Optimizers(
+        dict(both.named_parameters()),
+        rate=recipe.learning_rate,
+        betas=(0.9, 0.999),
+        weight_decay=recipe.weight_decay,
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     interval = max(1, recipe.num_steps // 20)
     losses: list[float] = []
     began = time.monotonic()
     for step in range(1, recipe.num_steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _scale_rate(step, recipe.num_steps)
         picked_B = torch.randint(len(clips.waveforms_BS), (recipe.batch_size,), generator=generator)
         predicted_LBTD = _predict(encoder, heads, clips.waveforms_BS[picked_B], num_frames)
         loss = _loss(predicted_LBTD, targets_BTD[picked_B], recipe.mel_weight)
-        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        factor = rate_factor(
+            step - 1,
+            recipe.num_steps,
+            num_warmup_steps=max(1, recipe.num_steps // 10),
+            floor=0.0,
+            reaches_floor=True,
+        )
+        check_norm(optimizers.step(factor, limit=1.0))
         losses.append(loss.item())
         if step % interval == 0 or step == recipe.num_steps:
             correlation = _measure_opening(encoder, heads, heldout)
@@ -226,13 +232,6 @@ def _predict(
 def _loss(predicted_LBTD: Tensor, targets_BTD: Tensor, mel_weight: float) -> Tensor:
     error_D = (predicted_LBTD - targets_BTD).square().mean(dim=(0, 1, 2))
     return error_D[:NUM_CURVES].mean() + mel_weight * error_D[NUM_CURVES:].mean()
-
-
-def _scale_rate(step: int, num_steps: int) -> float:
-    warmup = max(1, num_steps // 10)
-    if step <= warmup:
-        return step / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (num_steps - warmup))
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ from training.batch import CONTEXT_LATENTS, Batch
 from training.calls import BareCalls, count_calls, record_calls
 from training.engine import DTYPES, Precision, set_checkpointing
 from training.hardware import name_cpu
+from training.hooks import Hook
 from training.networks import TalkingModel
 from training.recipe import (
     Activations,
@@ -532,7 +533,8 @@ def _run_rank(
     methods = make_methods(recipe)
     kind = replace(network_kind(recipe), load=partial(_draw_network, network_kind(recipe), device))
     builder = RoleBuilder(recipe, methods, folder, kind)
-    trainer = MeasuringTrainer(
+    measuring = MeasuringHook(num_rounds, read_memory(device)[0])
+    trainer = Trainer(
         recipe,
         folder,
         methods=methods,
@@ -540,97 +542,89 @@ def _run_rank(
         batches=[_SameBatch(recipe)],
         make_engine=make_engine,
         device=device,
-        num_rounds=num_rounds,
+        hooks=[measuring],
     )
     trainer.run()
-    assert trainer.measurement is not None
-    (folder / f"rank{rank:03d}.json").write_text(json.dumps(asdict(trainer.measurement)))
+    assert measuring.measurement is not None
+    (folder / f"rank{rank:03d}.json").write_text(json.dumps(asdict(measuring.measurement)))
     ranks.barrier()
     ranks.leave()
 
 
-class MeasuringTrainer(Trainer):
-    """The loop, in which rounds of equal steps are timed instead of phases run to their end.
+class MeasuringHook(Hook):
+    """Measurement of a phase, in place of its steps: rounds of equal steps are timed.
 
-    Every round makes the steps of the same numbers, so the same draws and the same calls.
+    Every round makes the steps of the same numbers, so the same draws and the same calls. Then the
+    run is stopped: it writes neither checkpoint nor weights.
 
     Args:
-        *inputs: of ``Trainer``.
         num_rounds: of steps, and of their bare calls.
-        **named: of ``Trainer``.
+        start_bytes: that the process held before it had networks.
 
     Attributes:
-        measurement: of the phase that ran last.
+        measurement: of the phase that was started last.
     """
 
-    def __init__(self, *inputs: Any, num_rounds: int, **named: Any) -> None:
-        super().__init__(*inputs, **named)
+    def __init__(self, num_rounds: int, start_bytes: int) -> None:
         self.measurement: Measurement | None = None
         self._num_rounds = num_rounds
-        self._start = 0
+        self._start_bytes = start_bytes
 
-    def _begin(self, number: int) -> None:
-        self._start = read_memory(self._device)[0]
-        super()._begin(number)
-
-    def _run_phase(self, number: int) -> None:
-        num_steps = getattr(self.methods[number], "student_every", 1)
-        networks = {role: engine.module for role, engine in self.engines.items()}
+    def on_phase_start(self, trainer: Trainer) -> None:
+        """Measure the phase and stop the run."""
+        method = trainer.methods[trainer.state.phase]
+        num_steps = getattr(method, "student_every", 1)
+        networks = {role: engine.module for role, engine in trainer.engines.items()}
         calls = []
         for step in range(num_steps):  # also pays for what is set up once
             with record_calls(networks) as found:
-                self._advance_to(step)
+                trainer.advance(step)
             calls.append(found)
-        steps = [self._time(self._run_round, num_steps)]
-        _, peak = read_memory(self._device)
-        bare = self._build_bare(number)
+        run_steps = partial(
+            _run_each, [partial(trainer.advance, step) for step in range(num_steps)]
+        )
+        steps = [_time(run_steps, trainer.device)]
+        _, peak = read_memory(trainer.device)
+        bare = _build_bare(trainer)
         run_bare = partial(_run_each, [partial(bare.make, of_step) for of_step in calls])
         run_bare()
-        bares = [self._time(run_bare)]
+        bares = [_time(run_bare, trainer.device)]
         for _ in range(1, self._num_rounds):
-            steps.append(self._time(self._run_round, num_steps))
-            bares.append(self._time(run_bare))
+            steps.append(_time(run_steps, trainer.device))
+            bares.append(_time(run_bare, trainer.device))
         self.measurement = Measurement(
             num_steps=num_steps,
             calls=count_calls(itertools.chain.from_iterable(calls)),
             step_seconds=tuple(seconds / num_steps for seconds in steps),
             bare_seconds=tuple(seconds / num_steps for seconds in bares),
-            start_bytes=self._start,
+            start_bytes=self._start_bytes,
             peak_bytes=peak,
         )
-
-    def _end(self, number: int) -> None:
-        """A phase that is measured leaves nothing behind."""
-
-    def _advance_to(self, step: int) -> None:
-        self._move(step=step, phase_step=step)
-        self.advance()
-
-    def _run_round(self, num_steps: int) -> None:
-        for step in range(num_steps):
-            self._advance_to(step)
-
-    def _build_bare(self, number: int) -> BareCalls:
-        """Build the networks once more: those of an engine may be spread, and hooked."""
-        engine = self.recipe.engine
-        networks: dict[str, nn.Module] = {}
-        for role in self.engines:
-            network = self.builder.build(number, role).to(self._device, DTYPES[engine.precision])
-            set_checkpointing(network, uses=engine.activations != "keep")
-            networks[role] = network
-        batch = next(self._streams[0]).to(self._device)
-        return BareCalls(networks, batch, precision=engine.precision)
-
-    def _time(self, work: Callable[..., None], *inputs: Any) -> float:
-        ranks.barrier()
-        _wait(self._device)
-        started = time.perf_counter()
-        work(*inputs)
-        _wait(self._device)
-        return time.perf_counter() - started
+        trainer.stop()
 
 
-def _run_each(works: Sequence[Callable[[], None]]) -> None:
+def _build_bare(trainer: Trainer) -> BareCalls:
+    """Build the networks once more: those of an engine may be spread, and hooked."""
+    engine, number = trainer.recipe.engine, trainer.state.phase
+    networks: dict[str, nn.Module] = {}
+    for role in trainer.engines:
+        network = trainer.builder.build(number, role).to(trainer.device, DTYPES[engine.precision])
+        set_checkpointing(network, uses=engine.activations != "keep")
+        networks[role] = network
+    batch = draw_batch(trainer.recipe, trainer.recipe.batch.size).to(trainer.device)
+    return BareCalls(networks, batch, precision=engine.precision)
+
+
+def _time(work: Callable[[], None], device: torch.device) -> float:
+    ranks.barrier()
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _run_each(works: Sequence[Callable[[], object]]) -> None:
     for work in works:
         work()
 

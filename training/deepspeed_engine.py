@@ -36,12 +36,12 @@ from training import ranks
 from training.engine import (
     BUCKET_SIZE,
     DTYPES,
-    Average,
     EngineSettings,
     StepReport,
     check_same_network,
     set_checkpointing,
 )
+from training.optimization import Average
 from turbotalk_core.errors import CheckpointError, RecipeError
 
 STATE, UNIVERSAL, FACTS = "state", "universal", "engine.json"
@@ -339,8 +339,7 @@ class DeepSpeedEngine:
             return
         shards = {name: shard for name, (shard, _) in self._list_shards().items()}
         before = {name: shard.clone() for name, shard in shards.items()}
-        for name, shard in shards.items():
-            shard.copy_(self._average.shards[name])
+        self._average.copy_to(shards)
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ the plain one says what that is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.optimization import Muon
+from training.optimization import Average, Optimizers, list_block_matrices
 from turbotalk_core.errors import CheckpointError
 
 BUCKET_SIZE = 200_000_000  # gradients that DeepSpeed sends at a time
@@ -124,30 +124,6 @@ class Engine(Protocol):
         ...
 
 
-class Average:
-    """A running average of weights or of one rank's shards of them.
-
-    Args:
-        shards: float32, by name; read at each update.
-        decay: share of the average that stays, per update.
-        start: updates before it begins.
-    """
-
-    def __init__(self, shards: Mapping[str, Tensor], decay: float, start: int) -> None:
-        self.decay = decay
-        self.start = start
-        self.num_updates = 0
-        self.shards = {name: shard.detach().clone() for name, shard in shards.items()}
-
-    @torch.no_grad()
-    def update(self, shards: Mapping[str, Tensor]) -> None:
-        """Take in the weights after a step."""
-        self.num_updates += 1
-        decay = self.decay if self.num_updates > self.start else 0.0
-        for name, shard in shards.items():
-            self.shards[name].lerp_(shard, 1 - decay)
-
-
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Compute network calls in bfloat16 where the precision is mixed.
 
@@ -190,7 +166,13 @@ class PlainEngine:
             else weight
             for name, weight in self._trained.items()
         }
-        self._optimizers = _build_optimizers(self.module, self._masters, settings)
+        self._optimizers = Optimizers(
+            self._masters,
+            list_block_matrices(self.module) if settings.optimizer == "muon" else (),
+            rate=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
         self._average = None
         if settings.ema_decay is not None and self._trained:
             self._average = Average(self._masters, settings.ema_decay, settings.ema_start)
@@ -223,17 +205,11 @@ class PlainEngine:
             if master is not weight:
                 master.grad = None if weight.grad is None else weight.grad.float()
                 weight.grad = None
-        norm = float(nn.utils.clip_grad_norm_(self._masters.values(), self.settings.clip_norm))
+        norm = self._optimizers.step(factor, self.settings.clip_norm)
         if math.isfinite(norm):
-            for optimizer in self._optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.settings.learning_rate * factor
-                optimizer.step()
             self._round()
             if self._average is not None:
                 self._average.update(self._masters)
-        for master in self._masters.values():
-            master.grad = None
         return StepReport(gradient_norm=norm)
 
     def _round(self) -> None:
@@ -250,7 +226,7 @@ class PlainEngine:
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {
             "weights": {name: master.detach() for name, master in self._masters.items()},
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizers": self._optimizers.state_dict(),
         }
         if self._average is not None:
             state["average"] = self._average.shards
@@ -278,8 +254,7 @@ class PlainEngine:
         for name, master in self._masters.items():
             master.copy_(state["weights"][name])
         self._round()
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self._optimizers.load_state_dict(state["optimizers"])
         if self._average is not None:
             for name, shard in self._average.shards.items():
                 shard.copy_(state["average"][name])
@@ -324,29 +299,3 @@ def check_same_network(
             f"tensors are missing, unknown or of another shape (first: {min(wrong)}); go on with "
             "the recipe that is stored with the run, or begin another run"
         )
-
-
-def _build_optimizers(
-    module: nn.Module, masters: Mapping[str, nn.Parameter], settings: EngineSettings
-) -> Sequence[torch.optim.Optimizer]:
-    matrices = list_block_matrices(module) if settings.optimizer == "muon" else set()
-    inner = [master for name, master in masters.items() if name in matrices]
-    outer = [master for name, master in masters.items() if name not in matrices]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    optimizers: list[torch.optim.Optimizer] = []
-    if inner:
-        optimizers.append(Muon(inner, rate, decay))
-    if outer:
-        optimizers.append(torch.optim.AdamW(outer, rate, betas=settings.betas, weight_decay=decay))
-    return optimizers
-
-
-def list_block_matrices(module: nn.Module) -> set[str]:
-    """Name the weights of two axes inside the repeated blocks of a network."""
-    return {
-        f"{place}.{name}"
-        for place, blocks in module.named_modules()
-        if isinstance(blocks, nn.ModuleList)
-        for name, weight in blocks.named_parameters()
-        if weight.ndim == 2
-    }

@@ -1,65 +1,83 @@
-"""What every training loop here shares: the learning rate, weights averaged and extrapolated."""
+"""Learning rates, optimisers and weight averages that every training loop here shares."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 
-def cosine_factor(
-    step: int, num_steps: int, *, num_warmup_steps: int, floor: float = 0.02
+def rate_factor(
+    step: int,
+    num_steps: int,
+    *,
+    num_warmup_steps: int,
+    kind: Literal["constant", "cosine"] = "cosine",
+    floor: float = 0.02,
+    reaches_floor: bool = False,
 ) -> float:
-    """The learning rate at a step, as a share of its peak.
+    """Compute the learning rate at a step, as a share of its peak.
 
     Args:
         step: 0 for the first update.
         num_steps: of the whole run.
-        num_warmup_steps: updates of linear warm-up.
-        floor: share left at the end.
+        num_warmup_steps: updates of linear growth, from the first share on.
+        kind: constant after the warm-up, or a cosine that falls to ``floor``.
+        floor: share left at the end of the cosine.
+        reaches_floor: the last update has the floor itself; else the one after it would.
 
     Returns:
-        A factor in (0, 1].
+        A factor in [0, 1]; 0 is reached only with a floor of 0.
     """
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps
-    progress = (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
+    if kind == "constant":
+        return 1.0
+    progress = (step + reaches_floor - num_warmup_steps) / max(1, num_steps - num_warmup_steps)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-class Ema:
-    """A running average of weights, which is what a run ships.
+class Average:
+    """Exponential moving average of weights, or of one rank's shards of them.
 
-    The decay grows from the first updates on, so that early weights are forgotten.
+    Single updates of a stochastic optimiser scatter around the direction that they share. The
+    average cancels most of the scatter, so it is what a run ships.
 
     Args:
-        module: its parameters are averaged.
-        decay: upper bound of the decay per update.
+        shards: float32, by name; copied.
+        decay: share of the average that stays, per update.
+        start: updates before it begins; until then it is the weights themselves.
+        grows: the decay of update n is at most n / (n + 10), so that the average forgets early
+            weights soon and has a long memory only later.
     """
 
-    def __init__(self, module: nn.Module, decay: float = 0.998) -> None:
+    def __init__(
+        self, shards: Mapping[str, Tensor], decay: float, start: int = 0, *, grows: bool = False
+    ) -> None:
         self.decay = decay
+        self.start = start
+        self.grows = grows
         self.num_updates = 0
-        self.weights: dict[str, Tensor] = {
-            name: weight.detach().clone() for name, weight in module.named_parameters()
-        }
+        self.shards = {name: shard.detach().clone() for name, shard in shards.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take in the module's weights after an optimiser step."""
+    def update(self, shards: Mapping[str, Tensor]) -> None:
+        """Add the weights after an optimiser step to the average."""
         self.num_updates += 1
-        decay = min(self.decay, self.num_updates / (self.num_updates + 10))
-        for name, weight in module.named_parameters():
-            self.weights[name].lerp_(weight, 1 - decay)
+        decay = self.decay if self.num_updates > self.start else 0.0
+        if self.grows:
+            decay = min(decay, self.num_updates / (self.num_updates + 10))
+        for name, shard in shards.items():
+            self.shards[name].lerp_(shard, 1 - decay)
 
     @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Overwrite the module's weights with the average."""
-        for name, weight in module.named_parameters():
-            weight.copy_(self.weights[name])
+    def copy_to(self, shards: Mapping[str, Tensor]) -> None:
+        """Overwrite weights with the average."""
+        for name, shard in shards.items():
+            shard.copy_(self.shards[name])
 
 
 def extrapolate(
@@ -82,6 +100,17 @@ def extrapolate(
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose direction is made orthogonal, for matrices [rows, columns].
+
+    The gradient of a weight matrix usually has a few large singular values and many small ones, so
+    a plain step moves the layer's output along a few directions only. Replacing all singular values
+    by 1 keeps the directions and gives each the same share of the step: of all updates whose
+    spectral norm is bounded, this one reduces the linearised loss most.
+
+    The singular vectors are never computed. For G = U S V^T, an odd polynomial in G acts on the
+    singular values alone: p(G) = a G + b (G G^T) G + c (G G^T)^2 G = U p(S) V^T. Iterating
+    p(s) = a s + b s^3 + c s^5 drives every s in (0, 1] towards 1. The coefficients are those of the
+    source: their steep slope a at 0 lifts small values fast, at the price that the values end
+    between about 0.7 and 1.2 instead of at 1, which does not matter for a direction.
 
     Like ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with equal
     shapes batched: that one computes in bfloat16, which many CPUs only emulate.
@@ -126,12 +155,16 @@ class Muon(torch.optim.Optimizer):
                 direction = self.orthogonalize(
                     torch.stack([self._follow(weight, group["momentum"]) for weight in weights])
                 )
+                # A matrix [n, m] of singular values 1 has root mean square 1 / sqrt(max(n, m)).
+                # The factor makes that 0.2, the usual one of an AdamW update, so that both
+                # optimisers can share one learning rate.
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
                 for weight, update in zip(weights, direction, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update, alpha=-scale)
 
     def _follow(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        """Return the gradient averaged over steps, with the newest one counted once more."""
         assert weight.grad is not None
         buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
         buffer.lerp_(weight.grad, 1 - momentum)
@@ -148,8 +181,11 @@ class Muon(torch.optim.Optimizer):
             The same shape.
         """
         a, b, c = cls.COEFFICIENTS
+        # x x^T of a wide matrix is the smaller of the two products.
         is_tall = matrices.shape[1] > matrices.shape[2]
         x = matrices.transpose(1, 2) if is_tall else matrices
+        # The Frobenius norm bounds the largest singular value, so all of them start in [0, 1],
+        # where the iteration converges.
         x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
         for _ in range(cls.NUM_ITERATIONS):
             y = x @ x.transpose(1, 2)
@@ -158,17 +194,17 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon for the matrices and convolution kernels of a network, AdamW for everything else.
+    """Muon for chosen matrices and convolution kernels, AdamW for all other weights.
 
     Muon is an optimiser of matrices; a kernel is one, [out, in * height * width], and is stepped
     through a view of that shape. The embedded VAE learns in far fewer updates with it than with
     AdamW alone.
 
     Args:
-        matrices: weights of two or more axes inside the network.
-        others: embeddings, heads, gains and biases.
-        matrix_rate: peak learning rate of Muon, scaled to AdamW's step size.
-        other_rate: peak learning rate of AdamW.
+        weights: by name. Their order decides the rounding of the gradient's norm.
+        matrices: names of those that Muon steps; they have two or more axes.
+        rate: peak learning rate of both.
+        betas: of AdamW.
         weight_decay: of both.
 
     Source: Jordan et al., Muon (2024); Moonlight (2502.16982) for the scale.
@@ -176,66 +212,81 @@ class Optimizers:
 
     def __init__(
         self,
-        matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        weights: Mapping[str, nn.Parameter],
+        matrices: Collection[str] = (),
         *,
-        matrix_rate: float,
-        other_rate: float,
+        rate: float,
+        betas: tuple[float, float],
         weight_decay: float,
     ) -> None:
-        self._matrices = list(matrices)
-        self._views = [nn.Parameter(weight.detach().flatten(1)) for weight in matrices]
-        self._parameters = [*matrices, *others]
-        self._rates = (matrix_rate, other_rate)
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(self._views, matrix_rate, weight_decay),
-            torch.optim.AdamW(others, other_rate, betas=(0.9, 0.99), weight_decay=weight_decay),
-        )
+        self._weights = list(weights.values())
+        self._rate = rate
+        self._matrices = [weight for name, weight in weights.items() if name in matrices]
+        # A view shares its storage with the weight, so a step of the one is a step of the other.
+        self._views = [
+            weight if weight.ndim == 2 else nn.Parameter(weight.detach().flatten(1))
+            for weight in self._matrices
+        ]
+        others = [weight for name, weight in weights.items() if name not in matrices]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if self._views:
+            self.optimizers.append(Muon(self._views, rate, weight_decay))
+        if others:
+            adam = torch.optim.AdamW(others, rate, betas=betas, weight_decay=weight_decay)
+            self.optimizers.append(adam)
 
-    def step(self, factor: float, limit: float = 1.0) -> None:
-        """Update from the gradients and forget them.
+    def step(self, factor: float, limit: float) -> float:
+        """Update the weights from their gradients and clear the gradients.
 
         Args:
-            factor: share of the peak learning rates.
-            limit: largest gradient norm; longer ones are scaled down.
+            factor: share of the peak learning rate.
+            limit: largest norm of the whole gradient; a longer one is scaled down to it.
 
-        Raises:
-            FloatingPointError: a gradient is not finite.
+        Returns:
+            The norm before clipping. If it is not finite, no weight has changed.
         """
-        clip_gradients(self._parameters, limit)
-        for view, weight in zip(self._views, self._matrices, strict=True):
-            view.grad = None if weight.grad is None else weight.grad.flatten(1)
-        for optimizer, rate in zip(self._optimizers, self._rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            optimizer.step()
-        for weight in self._parameters:
+        norm = float(nn.utils.clip_grad_norm_(self._weights, limit))
+        if math.isfinite(norm):
+            for view, weight in zip(self._views, self._matrices, strict=True):
+                if view is not weight:
+                    view.grad = None if weight.grad is None else weight.grad.flatten(1)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self._rate * factor
+                optimizer.step()
+        for weight in (*self._weights, *self._views):
             weight.grad = None
+        return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Give what ``load_state_dict`` takes."""
-        return [optimizer.state_dict() for optimizer in self._optimizers]
+        """Return the states that ``load_state_dict`` reads, one per optimiser."""
+        return [optimizer.state_dict() for optimizer in self.optimizers]
 
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on from a state."""
-        for optimizer, state in zip(self._optimizers, states, strict=True):
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Continue from the states of ``state_dict``."""
+        for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(state)
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale gradients down to a total norm.
+def check_norm(norm: float) -> None:
+    """Check the norm of a gradient.
 
     Args:
-        parameters: of one optimiser.
-        limit: largest norm allowed.
-
-    Returns:
-        The norm before clipping.
+        norm: of ``Optimizers.step``.
 
     Raises:
-        FloatingPointError: the norm is NaN or infinite; the run must not go on.
+        FloatingPointError: it is NaN or infinite; the run must not go on.
     """
-    norm = float(nn.utils.clip_grad_norm_(list(parameters), limit))
     if not math.isfinite(norm):
         raise FloatingPointError("the gradient is not finite; lower the learning rate")
-    return norm
+
+
+def list_block_matrices(module: nn.Module) -> set[str]:
+    """Return the names of the weights of two axes inside the repeated blocks of a network."""
+    return {
+        f"{place}.{name}"
+        for place, blocks in module.named_modules()
+        if isinstance(blocks, nn.ModuleList)
+        for name, weight in blocks.named_parameters()
+        if weight.ndim == 2
+    }

@@ -32,6 +32,7 @@ from turbotalk_core.video.files import make_folder, write_text
 
 MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
+RECIPE = "recipe.yaml"  # in the folder of a run
 
 Activations = Literal["keep", "recompute", "offload"]
 Count = Annotated[int, Ge(1)]

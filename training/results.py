@@ -30,17 +30,14 @@ from PIL import Image
 
 from training.data.stage import fingerprint, fingerprint_files
 from training.data.synthetic import make_sheet
-from training.diversity import measure_spread, redraw
-from training.evaluate import (
+from training.evaluation.diversity import measure_spread, redraw
+from training.evaluation.generation import SPLIT, RememberingCodec, generate_clip, name_files
+from training.evaluation.scores import (
     SEED_STRIDE,
-    SPLIT,
     HeldoutPair,
-    RememberingCodec,
     draw_pairs,
     evaluate,
-    generate_clip,
     measure_pairs,
-    name_files,
 )
 from training.hardware import name_cpu
 from training.log import read_log

@@ -24,6 +24,7 @@ from torch import nn
 
 from training import ranks
 from training.engine import DTYPES, Engine, EngineSettings, PlainEngine
+from training.hooks import Hook
 from training.memory import describe_run
 from training.methods.adversarial import Adversarial
 from training.methods.continuation import Continuation
@@ -31,7 +32,7 @@ from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
 from training.networks import TalkingModel
-from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse, store_recipe
+from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse
 from training.roles import NetworkKind, RoleBuilder
 from training.trainer import Batches, Trainer
 from turbotalk_core.cli_arguments import REFUSED as REFUSED
@@ -46,7 +47,6 @@ METHODS: Mapping[str, type[Any]] = {
     "adversarial": Adversarial,
     "continuation": Continuation,
 }
-RECIPE = "recipe.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,11 +166,8 @@ def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
         batches=batches,
         make_engine=make_engine,
         device=device,
-        end_phase=partial(export_phase, recipe, folder, methods, builder),
+        hooks=[ExportHook()],
     )
-    trainer.take_up()
-    if ranks.rank() == 0:
-        store_recipe(recipe, folder / RECIPE)
     trainer.run()
 
 
@@ -232,6 +229,21 @@ def open_data(recipe: Recipe) -> list[Batches]:
         for length in set(lengths)
     }
     return [sets[length] for length in lengths]
+
+
+class ExportHook(Hook):
+    """Export of the model files of each phase that has ended, on rank 0."""
+
+    def on_phase_end(self, trainer: Trainer) -> None:
+        """Write the model files, where the recipe exports a role of the phase."""
+        if ranks.rank() == 0:
+            export_phase(
+                trainer.recipe,
+                trainer.folder,
+                trainer.methods,
+                trainer.builder,
+                trainer.state.phase,
+            )
 
 
 def export_phase(

@@ -23,9 +23,10 @@ from training.checkpoint import Checkpoints, RunState
 from training.draws import Draws
 from training.engine import Engine, EngineSettings, autocast
 from training.guard import Guard
+from training.hooks import Hook
 from training.log import append_log, trim_log
-from training.optimization import cosine_factor, extrapolate
-from training.recipe import Phase, RateSchedule, Recipe
+from training.optimization import extrapolate, rate_factor
+from training.recipe import RECIPE, Phase, Recipe, store_recipe
 from training.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError
 
@@ -67,11 +68,12 @@ class Trainer:
         batches: samples of each phase.
         make_engine: puts a network into an engine.
         device: that batches are moved to.
-        end_phase: what is done with a phase that has ended, on rank 0.
+        hooks: called at the start of a phase, around each step and at the end, in this order.
 
     Attributes:
         engines: of the current phase, by role.
         state: where the run is.
+        device: that batches are moved to.
 
     Raises:
         RecipeError: micro-batches that cannot be shared out evenly among the ranks.
@@ -87,7 +89,7 @@ class Trainer:
         batches: Sequence[Batches],
         make_engine: Callable[[nn.Module, EngineSettings], Engine],
         device: torch.device | None = None,
-        end_phase: Callable[[int], None] | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         for name, phase in recipe.phases.items():
             count = recipe.batch_of(phase).count
@@ -104,9 +106,10 @@ class Trainer:
         self.batches = batches
         self.engines: dict[str, Engine] = {}
         self.state = RunState(step=0, phase=0, phase_step=0, recipe=recipe.fingerprint(0))
+        self.device = device or torch.device("cpu")
+        self.hooks = tuple(hooks)
         self._make_engine = make_engine
-        self._device = device or torch.device("cpu")
-        self._end_phase = end_phase
+        self._stops = False
         self._guard = Guard(recipe.guard)
         self._checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep)
         self._phases = list(recipe.phases.items())
@@ -115,12 +118,16 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, from wherever the folder has got to.
 
+        The recipe is stored in the folder before anything is trained. The end of a run that is
+        complete is repeated: weights of the last phase are written again, and its hooks called.
+
         Raises:
             TrainingError: a term is not finite, or has run away.
             CheckpointError: the folder holds a run of another recipe.
         """
-        found = self.take_up()
+        found = self._resume()
         if ranks.rank() == 0:
+            store_recipe(self.recipe, self.folder / RECIPE)
             trim_log(self.folder, self.state.step)
         for number in range(self.state.phase, len(self._phases)):
             self._begin(number)
@@ -133,8 +140,21 @@ class Trainer:
                 recipe = self.recipe.fingerprint(number)
                 self._move(phase=number, phase_step=0, recipe=recipe)
             self._streams = self._open_streams()
+            for hook in self.hooks:
+                hook.on_phase_start(self)
             self._run_phase(number)
+            if self._stops:
+                logger.info("stopped at step %d", self.state.step)
+                return
             self._end(number)
+
+    def stop(self) -> None:
+        """End the run with a checkpoint of the current step, or at once where a phase starts.
+
+        For hooks; all ranks must stop at the same step. The phase stays open, and the run can be
+        resumed.
+        """
+        self._stops = True
 
     @property
     def _phase(self) -> Phase:
@@ -159,8 +179,8 @@ class Trainer:
             for slot in self._slots
         ]
 
-    def take_up(self) -> Path | None:
-        """Find out where the folder has got to, before anything is written to it.
+    def _resume(self) -> Path | None:
+        """Read where the folder has got to, before anything is written to it.
 
         Returns:
             The newest checkpoint, or None where there is none.
@@ -176,7 +196,7 @@ class Trainer:
         if self.state.recipe != self.recipe.fingerprint(self.state.phase):
             raise CheckpointError(
                 f"{path} belongs to a run of another recipe; go on with the one that is stored in "
-                f"{self.folder / 'recipe.yaml'}, or give another folder"
+                f"{self.folder / RECIPE}, or give another folder"
             )
         return path
 
@@ -193,7 +213,9 @@ class Trainer:
 
     def _run_phase(self, number: int) -> None:
         name, phase = self._phases[number]
-        while self.state.phase_step < phase.steps:
+        while self.state.phase_step < phase.steps and not self._stops:
+            for hook in self.hooks:
+                hook.on_step_start(self)
             started = time.monotonic()
             terms = self.advance()
             self._move(step=self.state.step + 1, phase_step=self.state.phase_step + 1)
@@ -202,7 +224,9 @@ class Trainer:
                 seconds = round(time.monotonic() - started, 3)
                 line = {"step": self.state.step, "phase": name, **terms, "seconds": seconds}
                 append_log(self.folder, line)
-            is_last = self.state.phase_step == phase.steps
+            for hook in self.hooks:
+                hook.on_step_end(self, terms)
+            is_last = self._stops or self.state.phase_step == phase.steps
             if is_last or self.state.step % self.recipe.checkpoints.every == 0:
                 self._move(streaks=self._guard.streaks)
                 self._checkpoints.save(self.state, self.engines)
@@ -217,12 +241,16 @@ class Trainer:
                         begin = self.builder.build(number, role).state_dict()
                         weights = extrapolate(begin, weights, phase.extrapolation)
                     self.builder.end(number, role, weights)
-        if ranks.rank() == 0 and self._end_phase is not None:
-            self._end_phase(number)
+        for hook in self.hooks:
+            hook.on_phase_end(self)
         ranks.barrier()
 
-    def advance(self) -> dict[str, float]:
-        """Make all updates of one step.
+    def advance(self, phase_step: int | None = None) -> dict[str, float]:
+        """Make all updates of one step; ``state`` stays as it is.
+
+        Args:
+            phase_step: number of the step in the phase, which decides draws, learning rate and
+                what is due; None makes the next one. Batches are taken in their order.
 
         Returns:
             All terms, averaged over micro-batches and ranks, by ``role/term``; those of a role
@@ -231,19 +259,27 @@ class Trainer:
         Raises:
             TrainingError: a term is not finite; the role of that term has not been stepped.
         """
+        position = self.state.phase_step if phase_step is None else phase_step
+        step = self.state.step - self.state.phase_step + position
         method = self.methods[self.state.phase]
         running: list[Iterator[Update]] = []
         for slot, stream in zip(self._slots, self._streams, strict=True):
-            batch = next(stream).to(self._device)
-            draws = Draws(self.recipe.seed, self.state.step, slot)
-            running.append(method.updates(self.state.phase_step, batch, self.engines, draws))
+            batch = next(stream).to(self.device)
+            draws = Draws(self.recipe.seed, step, slot)
+            running.append(method.updates(position, batch, self.engines, draws))
         collected: dict[str, list[float]] = {}
-        while (terms := self._update(running)) is not None:
+        rate = self.recipe.rate
+        factor = rate_factor(
+            position, self._phase.steps, num_warmup_steps=rate.num_warmup_steps, kind=rate.kind
+        )
+        while (terms := self._update(running, step + 1, factor)) is not None:
             for name, value in terms.items():
                 collected.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in collected.items()}
 
-    def _update(self, running: Sequence[Iterator[Update]]) -> dict[str, float] | None:
+    def _update(
+        self, running: Sequence[Iterator[Update]], step: int, factor: float
+    ) -> dict[str, float] | None:
         """Make the next update of all micro-batches; None where there is none left."""
         role, sums = None, {}
         for updates in running:
@@ -266,21 +302,20 @@ class Trainer:
         if role is None:
             return None
         terms = ranks.mean_scalars(sums)
-        self._guard.check(self.state.step + 1, terms)
-        factor = rate_factor(self.recipe.rate, self.state.phase_step, self._phase.steps)
+        self._guard.check(step, terms)
         report = self.engines[role].step(factor)
         terms[f"{role}/gradient_norm"] = report.gradient_norm
-        self._guard.check(self.state.step + 1, terms)
+        self._guard.check(step, terms)
         return terms
 
     def _autocast(self) -> AbstractContextManager[object]:
-        return autocast(self._device, self.recipe.engine.precision)
+        return autocast(self.device, self.recipe.engine.precision)
 
     def _keep_activations(self) -> AbstractContextManager[object]:
         if self.recipe.engine.activations != "offload":
             return nullcontext()
         # Of a block that is computed again, this moves its inputs; of everything else, all.
-        return torch.autograd.graph.save_on_cpu(pin_memory=self._device.type == "cuda")
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     @contextmanager
     def _only(self, role: str) -> Iterator[None]:
@@ -297,19 +332,3 @@ class Trainer:
     def _move(self, **changes: Any) -> None:
         fields = {name: getattr(self.state, name) for name in RunState.__dataclass_fields__}
         self.state = RunState(**{**fields, **changes})
-
-
-def rate_factor(rate: RateSchedule, step: int, num_steps: int) -> float:
-    """The learning rate at a step of a phase, as a share of its peak.
-
-    Args:
-        rate: the schedule.
-        step: of the phase, from 0.
-        num_steps: of the phase.
-
-    Returns:
-        A factor in (0, 1].
-    """
-    if rate.kind == "cosine":
-        return cosine_factor(step, num_steps, num_warmup_steps=rate.num_warmup_steps)
-    return min(1.0, (step + 1) / max(1, rate.num_warmup_steps))

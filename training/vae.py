@@ -30,24 +30,24 @@ import copy
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training.data.avatars import draw_avatar
 from training.data.motion import draw_motion
-from training.data.mouth import mouth_curve, mouth_share
+from training.data.mouth import mouth_curve
 from training.data.portrait import render
 from training.data.speech import draw_speech
 from training.data.synthetic import SyntheticClip
-from training.evaluate import average_scores, draw_pairs, score_pair
-from training.optimization import Ema, Optimizers, cosine_factor
-from turbotalk_core.checkpoints.networks import load_vae, save_vae
+from training.evaluation.mouth import mouth_share
+from training.evaluation.scores import average_scores, draw_pairs, score_pair
+from training.optimization import Average, Optimizers, check_norm, rate_factor
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.video.files import write_text
@@ -218,18 +218,10 @@ def train_vae(
     if recipe.decoder_noise is not None:
         vae.encoder.requires_grad_(False)
         vae.conv1.requires_grad_(False)
-    ema = Ema(vae)
+    weights = dict(vae.named_parameters())
+    average = Average(weights, decay=0.998, grows=True)
     num_steps = recipe.image_steps + recipe.clip_steps
-    trained = [weight for weight in vae.parameters() if weight.requires_grad]
-    kernels = [weight for weight in trained if weight.ndim > 1 and weight[0].numel() > 1]
-    chosen = {id(weight) for weight in kernels}
-    optimizers = Optimizers(
-        kernels,
-        [weight for weight in trained if id(weight) not in chosen],
-        matrix_rate=recipe.learning_rate,
-        other_rate=recipe.learning_rate,
-        weight_decay=0.0,
-    )
+    optimizers = _build_optimizers(weights, recipe.learning_rate)
     clip_loss = torch.compile(vae_loss) if compiles else vae_loss
     log: list[dict] = []
     squared_error, started = 0.0, time.monotonic()
@@ -253,8 +245,8 @@ def train_vae(
             noise = recipe.decoder_noise * levels * noise
         loss, error = (vae_loss if is_image else clip_loss)(vae, frames, noise, recipe)
         loss.backward()
-        optimizers.step(cosine_factor(step, num_steps, num_warmup_steps=30))
-        ema.update(vae)
+        check_norm(optimizers.step(rate_factor(step, num_steps, num_warmup_steps=30), limit=1.0))
+        average.update(weights)
         squared_error += float(error)
         if (step + 1) % 100 == 0:
             psnr = -10 * torch.log10(torch.tensor(squared_error / 100 / 4)).item()
@@ -270,10 +262,20 @@ def train_vae(
             bar.set_postfix(log[-1])
         if snapshot is not None and (step + 1) % SNAPSHOT_STEPS == 0:
             averaged = copy.deepcopy(vae)
-            ema.copy_to(averaged)
+            average.copy_to(dict(averaged.named_parameters()))
             save_vae(snapshot, averaged, note={"recipe": asdict(recipe), "step": step + 1})
-    ema.copy_to(vae)
+    average.copy_to(weights)
     return vae, log
+
+
+def _build_optimizers(weights: Mapping[str, nn.Parameter], rate: float) -> Optimizers:
+    """Build Muon for the kernels that are trained, AdamW for gains and biases."""
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    kernels = {n: w for n, w in trained.items() if w.ndim > 1 and w[0].numel() > 1}
+    # Kernels first: in this order the norms of the shipped run were added up.
+    return Optimizers(
+        {**kernels, **trained}, kernels, rate=rate, betas=(0.9, 0.99), weight_decay=0.0
+    )
 
 
 @torch.no_grad()

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data.mouth import estimate_aperture, mouth_curve, mouth_share, sync
-from training.evaluate import collect_frames
+from training.data.mouth import mouth_curve
+from training.evaluation.generation import collect_frames
+from training.evaluation.mouth import estimate_aperture, mouth_share, sync
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from tests.training.tiny import make_model
 from tests.training.toy import Net
 from training.engine import (
-    Average,
     EngineSettings,
     PlainEngine,
-    list_block_matrices,
     set_checkpointing,
 )
+from training.optimization import list_block_matrices
 from turbotalk_core.errors import CheckpointError
 
 SETTINGS = EngineSettings(
@@ -111,14 +110,6 @@ def test_without_an_average_the_weights_are_exported() -> None:
     exported = engine.export()
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[name], weight) for name, weight in state.items())
-
-
-def test_an_average_of_shards_is_its_formula() -> None:
-    shard = torch.tensor([1.0, 2.0])
-    average = Average({"w": shard}, decay=0.75, start=0)
-    average.update({"w": torch.tensor([5.0, 2.0])})
-    assert average.shards["w"].tolist() == [2.0, 2.0]
-    assert shard.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -55,7 +55,12 @@ def test_the_plain_engine_takes_what_is_reckoned() -> None:
         gradients = sum(w.grad.nbytes for w in net.parameters() if w.grad is not None)
         assert (states.weights, states.gradients) == (weights, gradients)
         engine.step(1.0)
-        kept = [value for o in engine._optimizers for s in o.state.values() for value in s.values()]
+        kept = [
+            value
+            for o in engine._optimizers.optimizers
+            for s in o.state.values()
+            for value in s.values()
+        ]
         moments = sum(value.nbytes for value in kept if value.ndim)
         masters = {id(w): w for w in engine._masters.values()}
         copies = sum(w.nbytes for w in masters.values() if w.dtype != next(net.parameters()).dtype)

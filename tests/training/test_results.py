@@ -14,8 +14,9 @@ import yaml
 from PIL import Image
 
 from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
-from training import evaluate, results
+from training import results
 from training.data.synthetic import SyntheticClip
+from training.evaluation import scores
 from training.log import append_log
 from training.results import Cell, Measured, main
 from turbotalk_core.checkpoints.networks import save_adapter
@@ -279,7 +280,7 @@ def test_models_are_measured(
 ) -> None:
     """With networks of a few thousand weights: all metrics, of the very clips on the sheet."""
     monkeypatch.setattr(results, "load_audio_encoder", lambda path: LoudnessEncoder())
-    monkeypatch.setattr(evaluate, "draw_clip", draw_humming_clip)
+    monkeypatch.setattr(scores, "draw_clip", draw_humming_clip)
     place.data["seeds"] = [1]
     place.data["tables"]["again"]["frames"] = 21
     assert place.run("--only", "steps.teacher", "steps.one", "again.one") == 0

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy import (
-    LEARNING,
     ToyBatch,
     ToyBatches,
     ToyMethod,
@@ -31,9 +30,8 @@ from training.engine import Engine, PlainEngine
 from training.guard import GuardSettings
 from training.log import read_log
 from training.methods.method import Update
-from training.recipe import Activations, BatchShape, RateSchedule
+from training.recipe import Activations, BatchShape
 from training.roles import RoleBuilder
-from training.trainer import rate_factor
 from turbotalk_core.errors import CheckpointError, RecipeError, TrainingError
 
 TRAINED = ("critic", "generator")
@@ -374,17 +372,3 @@ def _half_written(die: Callable[[], Any]) -> Callable[[Path, str], None]:
         path.with_name(f".{path.name}.part").unlink()
 
     return write
-
-
-@pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)])
-def test_the_constant_rate_grows_and_stays(step: int, factor: float) -> None:
-    assert rate_factor(RateSchedule(num_warmup_steps=4), step, 10) == factor
-
-
-def test_the_cosine_rate_falls() -> None:
-    rate = RateSchedule(kind="cosine", num_warmup_steps=2)
-    factors = [rate_factor(rate, step, 12) for step in range(12)]
-    assert factors[:3] == [0.5, 1.0, 1.0]
-    assert factors[2:] == sorted(factors[2:], reverse=True)
-    assert rate_factor(RateSchedule(), 0, 12) == 1.0
-    assert LEARNING.learning_rate == 0.02

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from training.data import pairs
-from training.data.mouth import estimate_aperture, sync
 from training.data.pairs import TURNS, draw_halves, draw_pair
 from training.data.synthetic import SAMPLES_PER_FRAME
+from training.evaluation.mouth import estimate_aperture, sync
 from turbotalk_core.errors import RequestError
 
 NUM_FRAMES = 40

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data.mouth import estimate_aperture, mouth_curve, sync
+from training.data.mouth import mouth_curve
 from training.data.speech import draw_speech
 from training.data.synthetic import draw_clip, draw_clip_with_reference, main
 from training.data.vocabulary import WORDS
+from training.evaluation.mouth import estimate_aperture, sync
 from turbotalk_core.errors import AudioError, MissingToolError, RequestError
 
 

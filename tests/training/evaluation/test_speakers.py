@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training import evaluate_pairs
 from training.data.pairs import PairClip
 from training.data.synthetic import SyntheticClip
-from training.evaluate_pairs import draw_turns, score_turn
+from training.evaluation import speakers
+from training.evaluation.speakers import draw_turns, score_turn
 from turbotalk_core.errors import RequestError
 from turbotalk_core.library import EMBEDDED_MODELS
 
@@ -66,8 +66,8 @@ def test_the_right_mouth_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     options = ["--weights", str(EMBEDDED_MODELS), "--pairs", "2", "--frames", "81", "--seed", "3"]
     outputs = ["--json", str(report), "--sheet", str(sheet)]
-    monkeypatch.setattr(sys, "argv", ["evaluate_pairs", *options, *outputs])
-    assert evaluate_pairs.main() == 0
+    monkeypatch.setattr(sys, "argv", ["speakers", *options, *outputs])
+    assert speakers.main() == 0
     written = json.loads(report.read_text())
     assert [pair["speaker"] for pair in written["pairs"]] == ["left", "right"]
     for scores in written["pairs"]:

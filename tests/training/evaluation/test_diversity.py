@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.data.synthetic import SyntheticClip
-from training.diversity import COARSE, measure_spread, redraw
+from training.evaluation.diversity import COARSE, measure_spread, redraw
 
 NUM_FRAMES = 26
 SEED = 3

@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from tests.training.tiny_family import LoudnessEncoder
-from training import hearing
-from training.hearing import PAUSE_LEVEL, Unaware, compare_rows, draw_voice, hear, main
+from training.evaluation import chunked_encoding
+from training.evaluation.chunked_encoding import (
+    PAUSE_LEVEL,
+    Unaware,
+    compare_rows,
+    draw_voice,
+    hear,
+    main,
+)
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
@@ -73,8 +80,8 @@ def test_the_table_has_a_row_for_each_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     family = (REQUEST, cast(Models, None), LoudnessEncoder())
-    monkeypatch.setattr(hearing, "load_family", lambda *_: family)
-    monkeypatch.setattr(hearing, "SETTINGS", ((30, 10),))
+    monkeypatch.setattr(chunked_encoding, "load_family", lambda *_: family)
+    monkeypatch.setattr(chunked_encoding, "SETTINGS", ((30, 10),))
     assert main(["--weights", str(Path()), "--minutes", "0.1", "--chunks", "0"]) == 0
     *_, head, _, plain, told = capsys.readouterr().out.splitlines()
     assert head.endswith("| normalised by | speech | with a pause |")

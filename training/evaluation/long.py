@@ -1,7 +1,7 @@
 """Does a long video stay as it began? Seams, colours and lips over many chunks.
 
-    python -m training.long --chunks 100 --json FILE --markdown FILE
-    python -m training.long --chunks 20 --model teacher --json FILE
+    python -m training.evaluation.long --chunks 100 --json FILE --markdown FILE
+    python -m training.evaluation.long --chunks 20 --model teacher --json FILE
 
 In: a number of chunks. Out: a report as JSON, a page, a strip of pictures. Separate because it
 looks at one long video as it is made, and keeps little of it; other evaluations look at short ones.
@@ -26,10 +26,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.mouth import estimate_aperture, mouth_curve, sync
+from training.data.mouth import mouth_curve
 from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, film
-from training.evaluate import DITS, SPLIT, load_family
+from training.evaluation.generation import DITS, SPLIT, load_family
+from training.evaluation.mouth import estimate_aperture, sync
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
@@ -39,6 +40,7 @@ from turbotalk_core.types import FrameChunk, Waveform
 from turbotalk_core.video.assemble import quantize_frames
 from turbotalk_core.video.files import write_text
 
+PROGRAM = "python -m training.evaluation.long"
 NUM_PICTURES = 9  # of a strip
 TEN = 10  # chunks at either end that are compared
 MINUTE = 60 * FPS  # video frames
@@ -242,7 +244,7 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
         "# Long videos from the embedded models",
         "",
         "One video each of a held-out avatar that says held-out speech, made by "
-        "`python -m training.long`. The usual step is the median change from a frame to the next "
+        f"`{PROGRAM}`. The usual step is the median change from a frame to the next "
         "inside chunks; most of the picture rests, so it is small.",
         "",
         row("", (_name(report["settings"]) for report in reports)),
@@ -313,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog="python -m training.long", description=__doc__)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--chunks", type=int, default=100, help="(%(default)s)")
     parser.add_argument("--weights", type=Path, default=Path("models"), help="models folder")
     parser.add_argument("--model", choices=tuple(DITS), default="student")
@@ -356,7 +358,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pictures is not None:
         Image.fromarray(torch.cat(pictures, 1).numpy()).save(arguments.pictures)
     if arguments.markdown is not None:
-        command = " ".join(("python -m training.long", *(sys.argv[1:] if argv is None else argv)))
+        command = " ".join(
+            ("python -m training.evaluation.long", *(sys.argv[1:] if argv is None else argv))
+        )
         reports = [json.loads(text), *(json.loads(path.read_text()) for path in arguments.beside)]
         write_text(arguments.markdown, to_page(reports, command))
     return 0

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
-from training import evaluate, long
 from training.data.synthetic import SyntheticClip
-from training.long import TEN, list_bounds, watch
+from training.evaluation import generation, long
+from training.evaluation.long import TEN, list_bounds, watch
 from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.errors import RequestError
 from turbotalk_core.types import FrameChunk
@@ -146,7 +146,7 @@ def weights(
         clip = draw_humming_clip(split, seed, len(take_S) // 640)
         return clip, clip.frames_CTHW[:, 0]
 
-    monkeypatch.setattr(evaluate, "load_audio_encoder", lambda path: LoudnessEncoder())
+    monkeypatch.setattr(generation, "load_audio_encoder", lambda path: LoudnessEncoder())
     monkeypatch.setattr(
         long,
         "draw_speech",

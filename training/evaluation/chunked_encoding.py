@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.data.mouth import estimate_aperture, mouth_curve, sync
+from training.data.mouth import mouth_curve
 from training.data.speech import draw_speech
 from training.data.synthetic import draw_clip
-from training.evaluate import DITS, SPLIT, collect_frames, load_family
+from training.evaluation.generation import DITS, SPLIT, collect_frames, load_family
+from training.evaluation.mouth import estimate_aperture, sync
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
@@ -216,7 +217,9 @@ def _measure_mouths(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.hearing", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluation.chunked_encoding", description=__doc__
+    )
     parser.add_argument("--weights", type=Path, required=True, help="models folder")
     parser.add_argument("--model", choices=DITS, default="student")
     parser.add_argument("--minutes", type=float, default=10.0, help="of speech (%(default)s)")

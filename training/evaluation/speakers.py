@@ -1,6 +1,6 @@
 """Does the right mouth move? Two avatars in one picture, of whom one speaks.
 
-    python -m training.evaluate_pairs --weights models --pairs 6 --seed 1 --json FILE
+    python -m training.evaluation.speakers --weights models --pairs 6 --seed 1 --json FILE
 
 Each pair is two held-out avatars side by side. One of them has a held-out utterance, the other is
 silent; who is who alternates. The models get the picture, both voices and a region for each, and
@@ -22,18 +22,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.mouth import estimate_aperture, sync
 from training.data.pairs import PairClip, draw_pair
 from training.data.synthetic import make_sheet
-from training.evaluate import (
-    MIN_MOUTH_STD,
-    SEED_STRIDE,
-    SPLIT,
-    check_draw,
-    collect_frames,
-    load_family,
-    run_command,
-)
+from training.evaluation.command import run_command
+from training.evaluation.generation import SPLIT, collect_frames, load_family
+from training.evaluation.mouth import estimate_aperture, sync
+from training.evaluation.scores import MIN_MOUTH_STD, SEED_STRIDE, check_draw
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.ports import AudioEncoder
@@ -154,7 +148,9 @@ def score_turn(pair_seed: int, speaker: str, pair: PairClip, frames_CTHW: Tensor
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate_pairs", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluation.speakers", description=__doc__
+    )
     return run_command(parser, _evaluate, num_pairs=6)
 
 

@@ -1,0 +1,41 @@
+"""A small held-out clip and a family of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.training.tiny_family import SIZE, make_networks
+from training.data.synthetic import SyntheticClip
+from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
+from turbotalk_core.pipeline import Models
+from turbotalk_core.request import TalkRequest
+
+NUM_FRAMES = 26
+
+
+@pytest.fixture(scope="module")
+def clip(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> SyntheticClip:
+    return draw_humming_clip("heldout", 3, NUM_FRAMES)
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    model, projection, vae = make_networks()
+    return Models(codec=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
+
+
+@pytest.fixture
+def settings() -> TalkRequest:
+    return TalkRequest(
+        num_inference_steps=1,
+        schedule="reference",
+        shift=3.0,
+        update="euler",
+        seed=0,
+        height=SIZE,
+        width=SIZE,
+        chunk_frames=17,
+        num_motion_frames=5,
+    )

@@ -1,0 +1,1 @@
+"""Evaluation of the embedded family: generated clips against true renders."""

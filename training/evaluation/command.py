@@ -1,0 +1,58 @@
+"""Command line that the evaluations share: common options, and the report as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.evaluation.generation import DITS
+from turbotalk_core.errors import TurboTalkError
+from turbotalk_core.video.files import make_folder, write_text
+
+logger = logging.getLogger(__name__)
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    evaluate: Callable[[argparse.Namespace], dict[str, Any]],
+    *,
+    num_pairs: int,
+) -> int:
+    """Parse the options that all evaluations have, evaluate, and report.
+
+    Args:
+        parser: with the evaluation's own options.
+        evaluate: gives from all options a report with a ``summary``.
+        num_pairs: default number of pairs.
+
+    Returns:
+        The exit code.
+    """
+    parser.add_argument("--weights", type=Path, required=True, help="models folder")
+    parser.add_argument("--model", choices=DITS, default="teacher")
+    parser.add_argument("--pairs", type=int, default=num_pairs)
+    parser.add_argument("--frames", type=int, default=81, help="length of each clip")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
+    parser.add_argument("--json", type=Path, help="file for summary and pairs")
+    parser.add_argument("--sheet", type=Path, help="PNG: each pair's true and generated frames")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    try:
+        report = evaluate(arguments)
+    except TurboTalkError as error:
+        logger.error("%s", error)
+        return 2
+    for name, value in report["summary"].items():
+        logger.info("%-24s %8.4f", name, value)
+    if arguments.json:
+        make_folder(arguments.json.parent)
+        write_text(arguments.json, json.dumps(report, indent=1) + "\n")
+    return 0
