@@ -48,6 +48,7 @@ from training.data.synthetic import SyntheticClip
 from training.evaluation.mouth import mouth_share
 from training.evaluation.scores import average_scores, draw_pairs, score_pair
 from training.optimization import Average, Optimizers, check_norm, rate_factor
+from turbotalk_core.checkpoints.networks import load_vae, save_vae
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.model.vae import WanVAE
 from turbotalk_core.video.files import write_text
