@@ -46,12 +46,14 @@ from training.recipe import (
     ClipShape,
     EngineChoice,
     Phase,
+    Preset,
     Recipe,
     WeightSource,
     load_recipe,
     to_plain,
 )
 from training.roles import NetworkKind, RoleBuilder
+from training.sizes import resolve_source
 from training.train import make_methods, network_kind, start_engine
 from training.trainer import Trainer
 from turbotalk_core.cli_arguments import find_device, parse_count, parse_size, run
@@ -103,10 +105,9 @@ class Width:
 
 
 CLIP_480P = ClipShape(num_frames=81, height=480, width=832)
-LIKE_1_3B = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30, "audio_heads": 12}
 
 
-def find_width(name: str) -> Width:
+def find_width(name: Preset) -> Width:
     """Look up a family by name.
 
     Args:
@@ -115,16 +116,14 @@ def find_width(name: str) -> Width:
     Returns:
         Its sizes; weights are to be drawn.
     """
-    if name == "14b":
-        return Width(source=WeightSource(), clip=CLIP_480P)
-    if name == "1.3b":
-        return Width(source=WeightSource(video=LIKE_1_3B), clip=CLIP_480P)
-    recipe = load_recipe("base_tiny")
-    source = replace(recipe.weights["teacher"], dit=None, adapter=None)
-    return Width(source=source, clip=replace(recipe.clip, num_frames=33), rank=TINY_RANK)
+    source = resolve_source(WeightSource(preset=name))
+    if name == "tiny":
+        clip = replace(load_recipe("base_tiny").clip, num_frames=33)
+        return Width(source=source, clip=clip, rank=TINY_RANK)
+    return Width(source=source, clip=CLIP_480P)
 
 
-WIDTHS = ("tiny", "1.3b", "14b")
+WIDTHS: tuple[Preset, ...] = ("tiny", "1.3b", "14b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

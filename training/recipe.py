@@ -32,6 +32,7 @@ MAX_VALUES = 100_000  # of a recipe or a study, aliases written out
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"  # in the folder of a run
 
+Preset = Literal["14b", "1.3b", "tiny"]
 Activations = Literal["keep", "recompute", "offload"]
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -45,13 +46,15 @@ class WeightSource:
     Attributes:
         dit: file of the video transformer; None draws weights at random.
         adapter: file of the audio adapter; None takes the one in the transformer's file.
-        video: fields of ``WanConfig`` that are not as in the 14B model, for a dry run or for
-            random weights. Files say their own.
+        preset: sizes of random weights, and of files that are not there yet, in a dry run. Those
+            of a file that is there are read from it; see ``training.sizes``.
+        video: fields of ``WanConfig`` that differ from these, to train other sizes from scratch.
         audio: the same of ``AudioAdapterConfig``.
     """
 
     dit: Path | None = None
     adapter: Path | None = None
+    preset: Preset = "14b"
     video: Mapping[str, Any] = field(default_factory=dict)
     audio: Mapping[str, Any] = field(default_factory=dict)
 
