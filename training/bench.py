@@ -39,6 +39,7 @@ from training.calls import BareCalls, count_calls, record_calls
 from training.engine import DTYPES, Precision, set_checkpointing
 from training.hardware import name_cpu
 from training.hooks import Hook
+from training.markdown import table
 from training.networks import TalkingModel
 from training.recipe import (
     Activations,
@@ -292,9 +293,9 @@ class Report:
         ]
         return PAGE.format(
             setup=self.setup(),
-            table=_draw_table(head, rows),
+            table=table(head, rows),
             bounds=bounds,
-            calls=_draw_table(["method", "steps", "network", *KINDS], listed),
+            calls=table(["method", "steps", "network", *KINDS], listed),
         )
 
 
@@ -328,10 +329,6 @@ On CUDA the command takes the GPU by itself: `--width 1.3b` or `--width 14b` wit
 networks as wide as these with random weights, as deep as the memory allows, `--ranks N` for as many
 GPUs. No GPU was at hand when this was written, so that way has not been run.
 """
-
-
-def _draw_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

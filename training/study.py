@@ -77,8 +77,14 @@ def _flatten(overrides: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[st
         if isinstance(value, Mapping) and value:
             yield from _flatten(value, place)
         else:
-            # JSON is YAML, and quotes the words that YAML would take for something else (off, no).
-            yield f"{'.'.join(place)}={json.dumps(value)}"
+            yield f"{'.'.join(place)}={_write_value(value)}"
+
+
+def _write_value(value: Any) -> str:
+    """Write a value as YAML in one line; words that YAML reads as something else are quoted."""
+    if isinstance(value, str) and value.isidentifier() and parse_yaml(value, value) == value:
+        return value
+    return json.dumps(value)  # which is YAML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
