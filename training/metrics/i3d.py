@@ -9,35 +9,26 @@ Axes: B batch, T video frames, C channels, H height, W width, N samples, D featu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training.metrics.clips import SPAN_FRAMES, Clip, check_features, iterate_spans
+from training.metrics.clips import SPAN_FRAMES, Clip, NetworkSpace, check_features
 from turbotalk_core.errors import CheckpointError, GeometryError
 
 WIDTH = 400  # the classes: FVD is of what comes before the softmax
 
 
-class I3DSpace:
-    """A sample per span; spans follow each other, and what is left at the end does not count."""
+class I3DSpace(NetworkSpace):
+    """A sample per span; spans follow each other, and what is left at the end does not count.
 
-    def __init__(self, network: Callable[..., Tensor], device: torch.device) -> None:
-        """Take a network.
+    Its network maps [B, 3, T, H, W] in [0, 255], with ``rescale``, ``resize`` and
+    ``return_features``, to [B, 400].
+    """
 
-        Args:
-            network: [B, 3, T, H, W] in [0, 255], ``rescale``, ``resize`` and ``return_features``
-                to [B, 400].
-            device: where it runs.
-        """
-        self._network = network
-        self._device = device
-
-    @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
-        """Describe a clip.
+        """Compute the features of a clip; see ``NetworkSpace``.
 
         Args:
             clip: to decode.
@@ -46,19 +37,18 @@ class I3DSpace:
             [spans, 400].
 
         Raises:
-            ImageError: the file is damaged.
             GeometryError: it is shorter than a span.
-            CheckpointError: the network gives something else.
         """
         if clip.num_frames < SPAN_FRAMES:
             raise GeometryError(
                 f"{clip.name} has {clip.num_frames} frames, and a span has {SPAN_FRAMES}"
             )
-        return torch.cat(
-            [self._embed(span) for span in iterate_spans(clip) if len(span) == SPAN_FRAMES]
-        )
+        return super().__call__(clip)
 
-    def _embed(self, span_TCHW: Tensor) -> Tensor:
+    def embed(self, span_TCHW: Tensor) -> Tensor:
+        """Compute the features of a whole span, [1, 400]; of a shorter one none, [0, 400]."""
+        if len(span_TCHW) < SPAN_FRAMES:
+            return torch.empty(0, WIDTH)
         # The network's own resize cannot take a view.
         span_BCTHW = span_TCHW.transpose(0, 1).unsqueeze(0).to(self._device).float().contiguous()
         try:
