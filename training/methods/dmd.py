@@ -95,6 +95,9 @@ class Dmd(FewSteps):
         sigmas = self.sigmas()
         last = draw_exit(len(sigmas), draws.shared("exit step"))
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
+        # The rollout ends at a drawn step. So each step of the student is trained on the inputs
+        # that its own earlier steps produce at inference, not on noised real latents, which it
+        # never meets there.
         noisy = approach(
             roles["student"].module, sigmas[: last + 1], batch, noise, draws.own("renoise")
         )
@@ -114,6 +117,8 @@ class Dmd(FewSteps):
                 sample = finish(roles["student"].module, noisy, sigmas[last], batch)
         fake_log: dict[str, Tensor] = {}
 
+        # Flow matching on the student's own samples: the minimum is their posterior mean at each
+        # noise level, which by Tweedie's formula is the score of the student's distribution.
         def fake_loss() -> Tensor:
             noise = draw_noise(sample, draws.own("fake noise"))
             sigma_B = self._draw_score_sigmas(batch, draws.own("fake noise level"))
@@ -134,6 +139,12 @@ class Dmd(FewSteps):
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Tensor:
+        # The gradient of KL(student || teacher), averaged over noise levels, in a sample x is the
+        # difference of the two scores at the noised x. A score is (x0 - x) up to a positive factor
+        # of the noise level, so the difference of the predicted clean samples, fake - real, is that
+        # direction. Noise makes the supports of both distributions overlap; without it the scores
+        # would be undefined where the other one has no mass. Nothing is differentiated through the
+        # two networks: the direction is a constant for the student (see dmd_loss).
         with torch.no_grad():
             clean, free = sample.detach(), batch.free_B1F11
             noise = draw_noise(clean, draws.own("score noise"))
