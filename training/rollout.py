@@ -58,8 +58,8 @@ def approach(
     Source: Eq. 4-5 [read: TurboTalk's words]; fresh noise at each step [inferred: Self-Forcing,
     FlashTalk].
     """
-    # Given frames are pinned before and after every call, because the network was trained to see
-    # them clean at every noise level, and an update would otherwise move or renoise them.
+    # Given frames are pinned before and after every call: in training they are clean at every noise
+    # level, and an update would otherwise move or renoise them.
     latents = batch.pin(noise_BCFHW)
     for sigma, next_sigma in pairwise(sigmas):
         velocity = model(latents, _fill(sigma, batch), batch)

@@ -55,6 +55,9 @@ class RunSource:
 
         Args:
             name: of its folder.
+
+        Returns:
+            Recipe, changes and where it goes.
         """
         where = () if name == self.recipe else ("--run", f"runs/{name}")
         return [self.recipe, *self.list_changes(), *where]

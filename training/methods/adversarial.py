@@ -359,9 +359,9 @@ class Adversarial:
         loss = student_loss(logits["real"], logits["student"], self.loss)
         log["adversarial_loss"] = loss.detach()
         log |= _compare_logits(logits)
-        # Against real samples alone, a student that is far off scores so low that the loss says
-        # little about the way. The four-step samples are nearer and within reach; with the same
-        # noise (see above) they differ from the student's by the missing steps alone.
+        # A student that is far from real samples gets little direction from them. The four-step
+        # samples are a nearer target, and as they begin with the student's noise they differ from
+        # its samples by the missing steps alone.
         if self.self_compare_weight > 0:
             compared = relativistic_loss(logits["student"], logits["four_step"])
             log["self_compare_loss"] = compared.detach()

@@ -96,8 +96,8 @@ class Dmd(FewSteps):
         last = draw_exit(len(sigmas), draws.shared("exit step"))
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
         # The rollout ends at a drawn step. So each step of the student is trained on the inputs
-        # that its own earlier steps produce at inference, not on noised real latents, which it
-        # never meets there.
+        # that its own earlier steps produce at inference, not on noised real latents, which do not
+        # occur there.
         noisy = approach(
             roles["student"].module, sigmas[: last + 1], batch, noise, draws.own("renoise")
         )
@@ -140,11 +140,11 @@ class Dmd(FewSteps):
         log: dict[str, Tensor],
     ) -> Tensor:
         # The gradient of KL(student || teacher), averaged over noise levels, in a sample x is the
-        # difference of the two scores at the noised x. A score is (x0 - x) up to a positive factor
-        # of the noise level, so the difference of the predicted clean samples, fake - real, is that
-        # direction. Noise makes the supports of both distributions overlap; without it the scores
-        # would be undefined where the other one has no mass. Nothing is differentiated through the
-        # two networks: the direction is a constant for the student (see dmd_loss).
+        # difference of the two scores at the noised x. With the predicted clean sample x0 a score
+        # is ((1 - sigma) x0 - x) / sigma^2, so that difference is the one of the clean samples,
+        # fake - real, up to a positive factor. Noise makes both distributions overlap; without it
+        # the scores would be undefined where one of them has no mass. Nothing is differentiated
+        # through the two networks: for the student the direction is a constant (see dmd_loss).
         with torch.no_grad():
             clean, free = sample.detach(), batch.free_B1F11
             noise = draw_noise(clean, draws.own("score noise"))
