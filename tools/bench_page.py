@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from training.markdown import table
 from turbotalk_core.geometry import FPS
 
 _PARTS = ("encode", "adapter", "forward", "decode", "rest", "write", "chunk")
@@ -40,9 +41,7 @@ def to_page(report: dict[str, Any]) -> str:
             f"{machine['python']}, torch {machine['torch']}, ComfyUI {machine['comfyui']}.",
             "No GPU was at hand, so nothing here is of the 14B model.",
             "",
-            "| claim | measured | |",
-            "|---|---|---|",
-            *_list_claims(report),
+            _list_claims(report),
             "",
             "## A chunk by part",
             "",
@@ -52,7 +51,7 @@ def to_page(report: dict[str, Any]) -> str:
             "caller waits for files that other threads write. A bare call is one of the network",
             "with nothing around it. The first chunk also encodes the reference image.",
             "",
-            *_list_parts(core["speeds"]),
+            _list_parts(core["speeds"]),
             "",
             "## Side by side",
             "",
@@ -62,14 +61,14 @@ def to_page(report: dict[str, Any]) -> str:
             "alone, so these are random weights in a transformer near the student's size,",
             f"{scene['dim']} wide, {scene['num_layers']} layers. The VAE is the embedded one.",
             "",
-            *_list_arms(report["arms"]),
+            _list_arms(report["arms"]),
             "",
             "## The command line, over a long video",
             "",
             f"`talk` makes {talk['num_chunks']} chunks, {talk['num_frames']} frames, of the",
             "shipped portrait with the embedded student.",
             "",
-            *_list_talk(talk),
+            _list_talk(talk),
             "",
             "    make bench",
             "",
@@ -77,7 +76,7 @@ def to_page(report: dict[str, Any]) -> str:
     )
 
 
-def _list_claims(report: dict[str, Any]) -> list[str]:
+def _list_claims(report: dict[str, Any]) -> str:
     talk, arms = report["talk"], report["arms"]
     (steady,) = (
         speed["steady_chunk"]["chunk"]
@@ -108,13 +107,14 @@ def _list_claims(report: dict[str, Any]) -> list[str]:
     grown = talk["bytes_per_chunk"] * 100 / 1e6
     claim = f"Its memory grows by at most 1 MB per 100 chunks after the first {talk['warm_chunks']}"
     verdicts.append((claim, grown, grown <= 1))
-    return [
-        f"| {text} | {value:.2f} | **{'holds' if holds else 'does not hold'}** |"
+    rows = [
+        [text, f"{value:.2f}", f"**{'holds' if holds else 'does not hold'}**"]
         for text, value, holds in verdicts
     ]
+    return table(["claim", "measured", None], rows, is_tight=True)
 
 
-def _list_parts(speeds: Sequence[dict[str, Any]]) -> list[str]:
+def _list_parts(speeds: Sequence[dict[str, Any]]) -> str:
     rows = {
         "bare call": [f"{speed['bare_call_seconds']:.3f}" for speed in speeds],
         **{part: [f"{speed['steady_chunk'][part]:.3f}" for speed in speeds] for part in _PARTS},
@@ -132,24 +132,22 @@ def _list_parts(speeds: Sequence[dict[str, Any]]) -> list[str]:
             str(speed["reference_way"]["steady_chunk"]["num_encoded"]) for speed in speeds
         ],
     }
-    return [
-        _to_row("network calls per chunk", [str(speed["num_steps"]) for speed in speeds]),
-        _to_row("---", ["---:"] * len(speeds)),
-        *(_to_row(name.strip(), cells) for name, cells in rows.items()),
-    ]
+    head = ["network calls per chunk", *(speed["num_steps"] for speed in speeds)]
+    lines = [[name.strip(), *cells] for name, cells in rows.items()]
+    return table(head, lines, align=" " + "r" * len(speeds))
 
 
-def _list_arms(arms: dict[str, Any]) -> list[str]:
+def _list_arms(arms: dict[str, Any]) -> str:
     native = arms["host_native"]["frames_per_second"]
     rows = []
     for label, name in _WAYS.items():
         seconds, rate = arms[name]["seconds"], arms[name]["frames_per_second"]
-        rows.append(_to_row(label, [f"{seconds:.2f}", f"{rate:.1f}", f"{rate / native:.2f}"]))
-    head = _to_row("way", ["seconds", "frames per second", "times ComfyUI's"])
-    return [head, _to_row("---", ["---:"] * 3), *rows]
+        rows.append([label, f"{seconds:.2f}", f"{rate:.1f}", f"{rate / native:.2f}"])
+    head = ["way", "seconds", "frames per second", "times ComfyUI's"]
+    return table(head, rows, align=" rrr")
 
 
-def _list_talk(talk: dict[str, Any]) -> list[str]:
+def _list_talk(talk: dict[str, Any]) -> str:
     held = talk["least_bytes"]
     rows = {
         "from its start to the first chunk on the disk": f"{talk['first_chunk_seconds']:.1f} s",
@@ -162,8 +160,4 @@ def _list_talk(talk: dict[str, Any]) -> list[str]:
             if number <= len(held)
         },
     }
-    return ["| | |", "|---|---:|", *(_to_row(name, [cell]) for name, cell in rows.items())]
-
-
-def _to_row(name: str, cells: Sequence[str]) -> str:
-    return f"| {name} | {' | '.join(cells)} |"
+    return table([None, None], rows.items(), align=" r", is_tight=True)

@@ -39,6 +39,7 @@ from training.calls import BareCalls, count_calls, record_calls
 from training.engine import DTYPES, Precision, set_checkpointing
 from training.hardware import name_cpu
 from training.hooks import Hook
+from training.markdown import table
 from training.networks import TalkingModel
 from training.recipe import (
     Activations,
@@ -46,12 +47,14 @@ from training.recipe import (
     ClipShape,
     EngineChoice,
     Phase,
+    Preset,
     Recipe,
     WeightSource,
     load_recipe,
     to_plain,
 )
 from training.roles import NetworkKind, RoleBuilder
+from training.sizes import resolve_source
 from training.train import make_methods, network_kind, start_engine
 from training.trainer import Trainer
 from turbotalk_core.cli_arguments import find_device, parse_count, parse_size, run
@@ -106,10 +109,9 @@ class Width:
 
 
 CLIP_480P = ClipShape(num_frames=81, height=480, width=832)
-LIKE_1_3B = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30, "audio_heads": 12}
 
 
-def find_width(name: str) -> Width:
+def find_width(name: Preset) -> Width:
     """Look up a family by name.
 
     Args:
@@ -118,16 +120,14 @@ def find_width(name: str) -> Width:
     Returns:
         Its sizes; weights are to be drawn.
     """
-    if name == "14b":
-        return Width(source=WeightSource(), clip=CLIP_480P)
-    if name == "1.3b":
-        return Width(source=WeightSource(video=LIKE_1_3B), clip=CLIP_480P)
-    recipe = load_recipe("base_tiny")
-    source = replace(recipe.weights["teacher"], dit=None, adapter=None)
-    return Width(source=source, clip=replace(recipe.clip, num_frames=33), rank=TINY_RANK)
+    source = resolve_source(WeightSource(preset=name))
+    if name == "tiny":
+        clip = replace(load_recipe("base_tiny").clip, num_frames=33)
+        return Width(source=source, clip=clip, rank=TINY_RANK)
+    return Width(source=source, clip=CLIP_480P)
 
 
-WIDTHS = ("tiny", "1.3b", "14b")
+WIDTHS: tuple[Preset, ...] = ("tiny", "1.3b", "14b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,9 +296,9 @@ class Report:
         ]
         return PAGE.format(
             setup=self.setup(),
-            table=_draw_table(head, rows),
+            table=table(head, rows),
             bounds=bounds,
-            calls=_draw_table(["method", "steps", "network", *KINDS], listed),
+            calls=table(["method", "steps", "network", *KINDS], listed),
         )
 
 
@@ -332,10 +332,6 @@ On CUDA the command takes the GPU by itself: `--width 1.3b` or `--width 14b` wit
 networks as wide as these with random weights, as deep as the memory allows, `--ranks N` for as many
 GPUs. No GPU was at hand when this was written, so that way has not been run.
 """
-
-
-def _draw_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"  # in the folder of a run
 
+Preset = Literal["14b", "1.3b", "tiny"]
 Activations = Literal["keep", "recompute", "offload"]
 Count = Annotated[int, Ge(1)]
 Natural = Annotated[int, Ge(0)]
@@ -47,13 +48,15 @@ class WeightSource:
     Attributes:
         dit: file of the video transformer; None initialises random weights.
         adapter: file of the audio adapter; None uses the one in the transformer's file.
-        video: fields of ``WanConfig`` that differ from the 14B model, for a dry run or random
-            weights. Model files contain their own.
+        preset: sizes of random weights and, in a dry run, of files that do not exist yet. The sizes
+            of an existing file are read from it; see ``training.sizes``.
+        video: fields of ``WanConfig`` that differ from these, to train other sizes from scratch.
         audio: the same for ``AudioAdapterConfig``.
     """
 
     dit: Path | None = None
     adapter: Path | None = None
+    preset: Preset = "14b"
     video: Mapping[str, Any] = field(default_factory=dict)
     audio: Mapping[str, Any] = field(default_factory=dict)
 

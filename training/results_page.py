@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from training.markdown import table
 from training.plots import draw_sheet, plot_log, plot_steps
 from turbotalk_core.video.files import write_text
 
@@ -181,8 +182,8 @@ def _log_file(report: Report, run: str) -> str:
 
 
 def _label(report: Report, place: str) -> str:
-    table, _, row = place.partition(".")
-    return report["study"]["tables"][table]["rows"][row]["label"]
+    which, _, row = place.partition(".")
+    return report["study"]["tables"][which]["rows"][row]["label"]
 
 
 def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]:
@@ -199,10 +200,10 @@ def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]
     out.mkdir(parents=True, exist_ok=True)
     study = report["study"]
     files: dict[str, list[str]] = {}
-    for table, told in study["tables"].items():
+    for which, told in study["tables"].items():
         strips = {}
         for name, row in told["rows"].items():
-            results = report["rows"][f"{table}.{name}"]["results"]
+            results = report["rows"][f"{which}.{name}"]["results"]
             of_seed = [result for result in results if result["seed"] == study["seeds"][0]]
             if of_seed:
                 with Image.open(cache / f"{of_seed[0]['key']}.png") as picture:
@@ -215,9 +216,9 @@ def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]
             rows = {"true render": first[top : top + height]}
             for label, strip in strips.items():
                 rows[label] = strip[top + height : top + 2 * height]
-            name = f"{report['name']}_{table}_{number + 1}.webp"
+            name = f"{report['name']}_{which}_{number + 1}.webp"
             draw_sheet(rows, out / name)
-            files.setdefault(table, []).append(name)
+            files.setdefault(which, []).append(name)
     return files
 
 
@@ -234,14 +235,14 @@ def make_page(report: Report) -> str:
     parts = [f"# {study['title']}", study["about"]]
     parts += ["## What is claimed", _claims(report)]
     parts += ["## How to read the tables", _reading(study)]
-    for name, table in study["tables"].items():
-        frames = table["frames"]
+    for name, told in study["tables"].items():
+        frames = told["frames"]
         length = None if frames is None else f"Each clip is one chunk of {frames} frames."
-        parts += [f"## {table['title']}", table["about"], length, _table(report, name)]
+        parts += [f"## {told['title']}", told["about"], length, _table(report, name)]
         if study["steps"] is not None and name == study["steps"]["table"]:
             parts.append(f"![Metrics by number of steps]({_steps_file(report)})")
         for number, file in enumerate(report["sheets"].get(name, ())):
-            parts.append(f"![{table['title']}: pair {number + 1}, a row per model]({file})")
+            parts.append(f"![{told['title']}: pair {number + 1}, a row per model]({file})")
     if study["notes"]:
         parts += ["## Notes", *study["notes"]]
     parts += ["## Runs", *_runs(report)]
@@ -259,7 +260,7 @@ def _reading(study: Mapping[str, Any]) -> str:
 
 
 def _claims(report: Report) -> str:
-    lines = ["| claim | figure | bound | | runs and seeds |", "|---|---|---|---|---|"]
+    lines = []
     for name, claim in report["study"]["claims"].items():
         verdict = report["claims"][name]
         bounds = [
@@ -275,32 +276,32 @@ def _claims(report: Report) -> str:
                 figure = f"{verdict['value']:.3f} / {verdict['of_value']:.3f} = {figure}"
             holds = "**holds**" if verdict["holds"] else "**does not hold**"
             count = f"{verdict['num_hold']} of {verdict['num_all']}"
-        lines.append(_line(claim["text"], figure, ", ".join(bounds), holds, count))
-    return "\n".join(lines)
+        lines.append([claim["text"], figure, ", ".join(bounds), holds, count])
+    return table(["claim", "figure", "bound", None, "runs and seeds"], lines, is_tight=True)
 
 
-def _table(report: Report, table: str) -> str:
+def _table(report: Report, which: str) -> str:
     headings = [heading for heading, _ in COLUMNS.values()]
-    lines = [_line("", *headings, "n"), "|---" * (len(headings) + 2) + "|"]
-    rows = report["study"]["tables"][table]["rows"]
-    measured = [report["rows"][f"{table}.{name}"]["results"] for name in rows]
+    lines = []
+    rows = report["study"]["tables"][which]["rows"]
+    measured = [report["rows"][f"{which}.{name}"]["results"] for name in rows]
     if truth := [r["summary"]["estimator_correlation"] for results in measured for r in results]:
         true = {**TRUE_RENDERS, "sync_correlation": median(truth), "diversity_ratio": 1.0}
         cells = [f"{true[m]:.{d}f}" if m in true else "" for m, (_, d) in COLUMNS.items()]
-        lines.append(_line("*true renders*", *cells, ""))
+        lines.append(["*true renders*", *cells, ""])
     for (name, row), results in zip(rows.items(), measured, strict=True):
         label = row["label"]
         if row["pairs"] is not None:
             label += f" ({row['pairs']} pairs)"
         if not results:
-            lines.append(_line(label, "not run", *[""] * len(headings)))
+            lines.append([label, "not run", *[""] * len(headings)])
             continue
         cells = [
-            _spread(read_values(report, f"{table}.{name}", metric), decimals)
+            _spread(read_values(report, f"{which}.{name}", metric), decimals)
             for metric, (_, decimals) in COLUMNS.items()
         ]
-        lines.append(_line(label, *cells, str(len(results))))
-    return "\n".join(lines)
+        lines.append([label, *cells, len(results)])
+    return table(["", *headings, "n"], lines, is_tight=True)
 
 
 def _spread(values: Sequence[float], decimals: int) -> str:
@@ -308,18 +309,14 @@ def _spread(values: Sequence[float], decimals: int) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _runs(report: Report) -> Iterable[str]:
-    lines = ["| run | phase | steps | minutes |", "|---|---|---|---|"]
+    lines = []
     for name, run in report["runs"].items():
         for phase, told in run["phases"].items():
-            lines.append(_line(name, phase, str(told["steps"]), f"{told['seconds'] / 60:.1f}"))
+            lines.append([name, phase, told["steps"], f"{told['seconds'] / 60:.1f}"])
         if not run["phases"]:
-            lines.append(_line(name, "not run", "", ""))
-    yield "\n".join(lines)
+            lines.append([name, "not run", "", ""])
+    yield table(["run", "phase", "steps", "minutes"], lines, is_tight=True)
     yield "Minutes are those that the steps took, from each run's log."
     for name, run in report["runs"].items():
         if run["note"]:
@@ -337,10 +334,10 @@ def _provenance(report: Report) -> Iterable[str]:
             f"Measured on {told['cpu']}, {told['threads']} threads of {told['cores']} cores, "
             f"torch {told['torch']}, Python {told['python']}."
         )
-    lines = ["| model | transformer, SHA-256 | adapter, SHA-256 |", "|---|---|---|"]
-    lines += [
-        _line(name, f"`{files['dit'][:16]}`", f"`{files['adapter'][:16]}`")
+    lines = [
+        [name, f"`{files['dit'][:16]}`", f"`{files['adapter'][:16]}`"]
         for name, files in report["models"].items()
     ]
-    yield "\n".join(lines)
+    head = ["model", "transformer, SHA-256", "adapter, SHA-256"]
+    yield table(head, lines, is_tight=True)
     yield f"[{report['name']}.json]({report['name']}.json) has everything, with all settings."

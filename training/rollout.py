@@ -59,9 +59,14 @@ def approach(
     Source: Eq. 4-5 [read: TurboTalk's words]; fresh noise at each step [inferred: Self-Forcing,
     FlashTalk].
     """
+    # Given frames are pinned before and after every call: in training they are clean at every noise
+    # level, and an update would otherwise move or renoise them.
     latents = batch.pin(noise_BCFHW)
     for sigma, next_sigma in pairwise(sigmas):
         velocity = model(latents, _fill(sigma, batch), batch)
+        # To the clean estimate and back to the next level with fresh noise, not along the ODE: a
+        # few-step student is trained to predict clean samples at each level from such inputs, and
+        # fresh noise overwrites the errors of the step before instead of carrying them on.
         latents = batch.pin(renoise_step(latents, velocity, sigma, next_sigma, generator))
     return latents
 

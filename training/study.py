@@ -1,12 +1,20 @@
-"""Studies: the models to compare, their settings, and the claims about the results.
+"""Studies: runs to make, models to compare, their settings, and claims about the results.
 
-A study is a YAML file. It is parsed and checked here, apart from the command that measures and the
-page that shows the results, because both use it.
+    python -m training.study training/studies/distillation.yaml
+    python -m training.study training/studies/distillation.yaml --train --only ablation_gan
+
+The first command prints the command of each run, the second trains. ``training.results`` measures
+the exported models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +22,9 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from training.recipe import Count, Natural, parse, parse_yaml
-from turbotalk_core.errors import RecipeError
+from turbotalk_core.cli_arguments import REFUSED as REFUSED
+from turbotalk_core.cli_arguments import refuse
+from turbotalk_core.errors import RecipeError, TurboTalkError
 from turbotalk_core.request import Schedule, TalkRequest, Update
 
 Several = Annotated[int, Ge(2)]
@@ -26,13 +36,32 @@ class RunSource:
 
     Attributes:
         recipe: name of the recipe.
-        changes: ``key.key=value`` overrides of the recipe.
+        overrides: merged into the recipe key by key, like a recipe into its base; null removes a
+            phase.
+        changes: ``key.key=value`` changes, applied after these.
         note: remarks for the page, such as hardware or failed attempts.
     """
 
     recipe: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
     changes: tuple[str, ...] = ()
     note: str = ""
+
+    def list_changes(self) -> tuple[str, ...]:
+        """Return all changes of the recipe as ``key.key=value``, overrides first."""
+        return (*_flatten(self.overrides, ()), *self.changes)
+
+    def arguments(self, name: str) -> list[str]:
+        """Return the arguments of ``training.train`` that make the run.
+
+        Args:
+            name: of its folder.
+
+        Returns:
+            Recipe, changes and where it goes.
+        """
+        where = () if name == self.recipe else ("--run", f"runs/{name}")
+        return [self.recipe, *self.list_changes(), *where]
 
     def command(self, name: str) -> str:
         """Return the command that makes the run.
@@ -43,8 +72,23 @@ class RunSource:
         Returns:
             One line for a shell.
         """
-        where = () if name == self.recipe else ("--run", f"runs/{name}")
-        return " ".join(("python -m training.train", self.recipe, *self.changes, *where))
+        return shlex.join(["python", "-m", "training.train", *self.arguments(name)])
+
+
+def _flatten(overrides: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in overrides.items():
+        place = (*path, key)
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, place)
+        else:
+            yield f"{'.'.join(place)}={_write_value(value)}"
+
+
+def _write_value(value: Any) -> str:
+    """Write a value as YAML in one line; words that YAML reads as something else are quoted."""
+    if isinstance(value, str) and value.isidentifier() and parse_yaml(value, value) == value:
+        return value
+    return json.dumps(value)  # which is YAML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,3 +353,44 @@ def check_names(study: Study, where: str) -> None:
             check("row", "steps", row, rows)
     for run in study.logs:
         check("run", "logs", run, study.runs)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line.
+
+    Args:
+        argv: arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code; that of the first run that fails.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.study", description="Print or run the commands of a study's runs."
+    )
+    parser.add_argument("study", type=Path, help="YAML file, for example in training/studies")
+    parser.add_argument("--train", action="store_true", help="run them, one after the other")
+    parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="these runs alone")
+    arguments = parser.parse_args(argv)
+    try:
+        study = load_study(arguments.study)
+        for name in arguments.only:
+            if name not in study.runs:
+                raise RecipeError(f"there is no run {name}; there are {', '.join(study.runs)}")
+    except TurboTalkError as error:
+        return refuse(error)
+    for name, run in study.runs.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        sys.stdout.write(f"{run.command(name)}\n")
+        sys.stdout.flush()
+        if arguments.train:
+            # A process each: an engine's ranks are joined once per process.
+            command = [sys.executable, "-m", "training.train", *run.arguments(name)]
+            code = subprocess.run(command, check=False).returncode
+            if code:
+                return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,6 +34,7 @@ from training.methods.method import Method, prepare_role
 from training.networks import TalkingModel
 from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse
 from training.roles import NetworkKind, RoleBuilder
+from training.sizes import resolve_recipe, resolve_source
 from training.trainer import Batches, Trainer
 from turbotalk_core.cli_arguments import REFUSED as REFUSED
 from turbotalk_core.cli_arguments import refuse
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     folder = arguments.run or Path("runs") / Path(arguments.recipe).stem
     try:
-        recipe = load_recipe(arguments.recipe, arguments.changes)
+        recipe = resolve_recipe(load_recipe(arguments.recipe, arguments.changes))
         methods = make_methods(recipe)
         if arguments.dry_run:
             builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
@@ -311,13 +312,14 @@ def _load(source: WeightSource, dtype: torch.dtype, seed: int) -> TalkingModel:
     for part, told in ((model.dit, sketch.dit), (model.projection, sketch.projection)):
         if part.config != told.config:
             raise MismatchError(
-                f"{source.dit.name} holds {part.config}, the recipe says {told.config}; set "
-                "video and audio under weights to the sizes of the file"
+                f"{source.dit.name} holds {part.config}, the recipe says {told.config}; take "
+                "video and audio under weights out, and the sizes are read from the file"
             )
     return model
 
 
 def _sketch(source: WeightSource) -> TalkingModel:
+    source = resolve_source(source)
     video = parse(WanConfig, dict(source.video), "weights: video")
     audio = parse(AudioAdapterConfig, dict(source.audio), "weights: audio")
     with torch.device("meta"):

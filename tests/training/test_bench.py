@@ -30,7 +30,7 @@ from training.bench import (
     read_memory,
 )
 from training.engine import Precision
-from training.recipe import ClipShape, parse
+from training.recipe import ClipShape, Preset, parse
 from training.roles import RoleBuilder
 from training.train import make_methods, network_kind
 from turbotalk_core.cli_arguments import REFUSED
@@ -132,7 +132,7 @@ def test_two_processes_are_for_what_is_cheap(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("width", WIDTHS)
-def test_networks_of_every_width_can_be_built_and_called(width: str, method: str) -> None:
+def test_networks_of_every_width_can_be_built_and_called(width: Preset, method: str) -> None:
     """On shapes alone."""
     sizes = find_width(width)
     small = replace(sizes.clip, num_frames=9, height=32, width=48)

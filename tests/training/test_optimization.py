@@ -63,7 +63,7 @@ def test_a_rate_may_reach_zero_with_the_last_step(num_steps: int) -> None:
         if step > warmup:
             angle = math.pi * (step - warmup) / (num_steps - warmup)
             expected = 0.5 + 0.5 * math.cos(angle)
-        assert given == pytest.approx(expected, rel=1e-14, abs=1e-30)
+        assert given == pytest.approx(expected, rel=1e-9)
         # AdamW rounds these two to float32 before they reach the weights.
         for mine, theirs in zip(_round(given, step), _round(expected, step), strict=True):
             assert torch.equal(mine, theirs)

@@ -23,6 +23,7 @@ from training.data.speech import draw_speech
 from training.data.synthetic import draw_clip
 from training.evaluation.generation import DITS, SPLIT, collect_frames, load_family
 from training.evaluation.mouth import estimate_aperture, sync
+from training.markdown import table
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
@@ -160,10 +161,7 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         "speech": draw_voice(arguments.seed, seconds, 0),
         "with a pause": draw_voice(arguments.seed, seconds, seconds / 4),
     }
-    lines = [
-        f"| section, frames | context, frames | normalised by | {' | '.join(voices)} |",
-        "|---|---|---|" + "---|" * len(voices),
-    ]
+    rows = []
     whole = {
         name: encode_speech(voice, encoder, hearing="whole").features.rows()
         for name, voice in voices.items()
@@ -175,9 +173,11 @@ def measure(arguments: argparse.Namespace) -> list[str]:
                 rows_TLD = hear(voice, listener, section, context).features_TLD
                 all_rows, worst = compare_rows(rows_TLD, whole[name])
                 cells.append(f"{all_rows:.3f}, {worst:.3f}")
-            lines.append(f"| {section} | {context} | {norm} | {' | '.join(cells)} |")
+            rows.append([section, context, norm, *cells])
+    head = ["section, frames", "context, frames", "normalised by", *voices]
+    lines = [table(head, rows, is_tight=True)]
     if arguments.chunks:
-        lines += ["", *_measure_mouths(arguments, voices["with a pause"], request, models, encoder)]
+        lines += ["", _measure_mouths(arguments, voices["with a pause"], request, models, encoder)]
     return lines
 
 
@@ -187,7 +187,7 @@ def _measure_mouths(
     request: TalkRequest,
     models: Models,
     encoder: AudioEncoder,
-) -> list[str]:
+) -> str:
     true_T = mouth_curve(voice.samples_CS[0], voice.sample_rate).aperture_T
     step = (true_T.shape[0] - request.chunk_frames - FPS) // arguments.chunks
     starts = [step * index for index in range(arguments.chunks)]
@@ -208,11 +208,11 @@ def _measure_mouths(
         )
     }
     spread = readings["whole"].std()
-    lines = ["| heard | correlation | change |", "|---|---|---|"]
+    rows = []
     for heard, reading_T in readings.items():
         change = (reading_T - readings["whole"]).square().mean().sqrt() / spread
-        lines.append(f"| {heard} | {sync(reading_T, true_T)[0]:.3f} | {change:.3f} |")
-    return lines
+        rows.append([heard, f"{sync(reading_T, true_T)[0]:.3f}", f"{change:.3f}"])
+    return table(["heard", "correlation", "change"], rows, is_tight=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from training.data.speech import draw_speech
 from training.data.synthetic import SAMPLES_PER_FRAME, film
 from training.evaluation.generation import DITS, SPLIT, load_family
 from training.evaluation.mouth import estimate_aperture, sync
+from training.markdown import table
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
@@ -236,10 +237,33 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
     """
     scores = [report["scores"] for report in reports]
 
-    def row(title: str, cells: Iterable[str]) -> str:
-        return f"| {title} | {' | '.join(cells)} |"
-
     claims = [bound["text"] for bound in reports[0]["bounds"]]
+    head = ["", *(_name(report["settings"]) for report in reports)]
+    rows = [
+        ["chunks, minutes", *map(_tell_length, scores)],
+        *([text, *(_tell_bound(text, report["bounds"]) for report in reports)] for text in claims),
+        ["worst seam, in usual steps", *(f"{score['worst_seam_ratio']:.2f}" for score in scores)],
+        [
+            "step to the beginning of a latent frame inside chunks, in usual steps",
+            *(f"{score['latent_step_ratio']:.2f}" for score in scores),
+        ],
+        [
+            "sync correlation, first and last ten chunks",
+            *(f"{score['first_sync']:.3f}, {score['last_sync']:.3f}" for score in scores),
+        ],
+        [
+            "the same of the worst ten between",
+            *(f"{min(score['syncs'], default=score['first_sync']):.3f}" for score in scores),
+        ],
+        [
+            "the same of a chunk by itself, median of the first and last ten",
+            *(
+                f"{median(score['chunk_syncs'][:TEN]):.3f}, "
+                f"{median(score['chunk_syncs'][-TEN:]):.3f}"
+                for score in scores
+            ),
+        ],
+    ]
     lines = [
         "# Long videos from the embedded models",
         "",
@@ -247,34 +271,7 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
         f"`{PROGRAM}`. The usual step is the median change from a frame to the next "
         "inside chunks; most of the picture rests, so it is small.",
         "",
-        row("", (_name(report["settings"]) for report in reports)),
-        "|---" * (1 + len(reports)) + "|",
-        row("chunks, minutes", (_tell_length(score) for score in scores)),
-        *(
-            row(text, (_tell_bound(text, report["bounds"]) for report in reports))
-            for text in claims
-        ),
-        row("worst seam, in usual steps", (f"{score['worst_seam_ratio']:.2f}" for score in scores)),
-        row(
-            "step to the beginning of a latent frame inside chunks, in usual steps",
-            (f"{score['latent_step_ratio']:.2f}" for score in scores),
-        ),
-        row(
-            "sync correlation, first and last ten chunks",
-            (f"{score['first_sync']:.3f}, {score['last_sync']:.3f}" for score in scores),
-        ),
-        row(
-            "the same of the worst ten between",
-            (f"{min(score['syncs'], default=score['first_sync']):.3f}" for score in scores),
-        ),
-        row(
-            "the same of a chunk by itself, median of the first and last ten",
-            (
-                f"{median(score['chunk_syncs'][:TEN]):.3f}, "
-                f"{median(score['chunk_syncs'][-TEN:]):.3f}"
-                for score in scores
-            ),
-        ),
+        table(head, rows, is_tight=True),
         "",
         "What remains, why, and what was tried is in [ADR 11](../adr/0011-seams-and-drift.md) and "
         "[ADR 12](../adr/0012-a-student-learns-to-go-on.md).",

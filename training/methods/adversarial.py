@@ -195,8 +195,10 @@ class Adversarial:
         last_timestep = self.draw_timestep(step, draws.shared("last timestep"))
         sigmas = self.sigmas(last_timestep)
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
-        # The discriminator's update does not change the student. So the noisy latents before its
-        # last step, and the four-step samples, are computed once for both updates.
+        # The discriminator's update does not change the student, so the student's latents before
+        # its last step and the four-step samples serve both updates. Only the student's last step
+        # has a gradient (Eq. 5): the steps before it decide where it starts, and a graph through
+        # all of them would cost a network call's memory per step.
         student = roles["student"]
         noisy = approach(student.module, sigmas, batch, noise, draws.own("renoise"))
         with torch.no_grad():
@@ -212,6 +214,8 @@ class Adversarial:
         if (step + 1) % self.student_every == 0:
             log = {}
 
+            # The student's last step is made again here, with a graph: its weights have not moved,
+            # so the sample is the one that the discriminator was just updated on.
             def loss() -> Tensor:
                 made = {**samples, "student": finish(student, noisy, sigmas[-1], batch)}
                 return self._student_loss(made, batch, roles["discriminator"], draws, log)
@@ -275,7 +279,11 @@ class Adversarial:
         if self.penalty_weight > 0:
             for name, latents in scored.items():
                 noise = draw_noise(latents, draws.own(f"perturbation of {name}"))
-                # The perturbation is added to exactly the latents that are scored.
+                # Eq. 7 penalises (D(x) - D(x + s noise))^2: a finite difference in a random
+                # direction, which in the mean over directions is s^2 times the squared norm of
+                # D's gradient in x (R1, R2). A double backward pass, which R1 itself needs, is
+                # thereby avoided. It perturbs the very tensor that is scored, so the difference
+                # is that of one point; pinned frames are conditions, not samples, and stay.
                 perturbed = latents + self.penalty_size * noise * batch.free_B1F11
                 inputs[f"perturbed {name}"] = perturbed
         elif self.four_step_weight == 0:
@@ -289,7 +297,12 @@ class Adversarial:
 
             yield whole
             return
-        # All logits are needed for the weight of each sample; only the last call keeps its graph.
+        # The loss couples all logits (relativistic terms, penalties), but its gradient in the
+        # weights is the sum over samples of dL/dlogit times dlogit/dweights. So all logits are
+        # computed first, mostly without a graph; the loss is differentiated in the logits alone,
+        # and each sample is backpropagated by itself with its share as a constant weight. Only
+        # one graph of the discriminator is alive at a time. The last sample is called with a graph
+        # at once, so it needs no second call.
         *earlier, last = rows
         found: list[Tensor] = []
 
@@ -347,6 +360,9 @@ class Adversarial:
         loss = student_loss(logits["real"], logits["student"], self.loss)
         log["adversarial_loss"] = loss.detach()
         log |= _compare_logits(logits)
+        # A student that is far from real samples gets little direction from them. The four-step
+        # samples are a nearer target, and as they begin with the student's noise they differ from
+        # its samples by the missing steps alone.
         if self.self_compare_weight > 0:
             compared = relativistic_loss(logits["student"], logits["four_step"])
             log["self_compare_loss"] = compared.detach()

@@ -96,6 +96,9 @@ class Dmd(FewSteps):
         sigmas = self.sigmas()
         last = draw_exit(len(sigmas), draws.shared("exit step"))
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
+        # The rollout ends at a drawn step. So each step of the student is trained on the inputs
+        # that its own earlier steps produce at inference, not on noised real latents, which do not
+        # occur there.
         noisy = approach(
             roles["student"].module, sigmas[: last + 1], batch, noise, draws.own("renoise")
         )
@@ -116,6 +119,8 @@ class Dmd(FewSteps):
                 sample = finish(roles["student"].module, noisy, sigmas[last], batch)
         fake_log: dict[str, Tensor] = {}
 
+        # Flow matching on the student's own samples: the minimum is their posterior mean at each
+        # noise level, which by Tweedie's formula is the score of the student's distribution.
         def fake_loss() -> Tensor:
             noise = draw_noise(sample, draws.own("fake noise"))
             sigma_B = self._draw_score_sigmas(batch, draws.own("fake noise level"))
@@ -136,6 +141,12 @@ class Dmd(FewSteps):
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Tensor:
+        # The gradient of KL(student || teacher), averaged over noise levels, in a sample x is the
+        # difference of the two scores at the noised x. With the predicted clean sample x0 a score
+        # is ((1 - sigma) x0 - x) / sigma^2, so that difference is the one of the clean samples,
+        # fake - real, up to a positive factor. Noise makes both distributions overlap; without it
+        # the scores would be undefined where one of them has no mass. Nothing is differentiated
+        # through the two networks: for the student the direction is a constant (see dmd_loss).
         with torch.no_grad():
             clean, free = sample.detach(), batch.free_B1F11
             noise = draw_noise(clean, draws.own("score noise"))

@@ -7,9 +7,10 @@ Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,3 +149,43 @@ def check_features(features: object, num_samples: int, width: int | None, what: 
     if not features.isfinite().all():
         raise CheckpointError(f"{what} returned numbers that are not finite; its file is damaged")
     return features.float().cpu()
+
+
+class NetworkSpace:
+    """Feature space of a network that is called span by span.
+
+    Args:
+        network: see the subclass.
+        device: where it runs.
+    """
+
+    def __init__(self, network: Callable[..., Any], device: torch.device) -> None:
+        self._network = network
+        self._device = device
+
+    @torch.no_grad()
+    def __call__(self, clip: Clip) -> Tensor:
+        """Compute the features of a clip.
+
+        Args:
+            clip: to decode.
+
+        Returns:
+            Samples [N, D], on the CPU.
+
+        Raises:
+            ImageError: the file is damaged.
+            CheckpointError: the network returns something else.
+        """
+        return torch.cat([self.embed(span_TCHW) for span_TCHW in iterate_spans(clip)])
+
+    def embed(self, span_TCHW: Tensor) -> Tensor:
+        """Compute the features of a span.
+
+        Args:
+            span_TCHW: uint8 pictures, at most ``SPAN_FRAMES``.
+
+        Returns:
+            Samples [N, D], on the CPU; none where the span is too short to be one.
+        """
+        raise NotImplementedError

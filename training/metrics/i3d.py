@@ -8,35 +8,26 @@ Axes: B batch, T video frames, C channels, H height, W width, N samples, D featu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training.metrics.clips import SPAN_FRAMES, Clip, check_features, iterate_spans
+from training.metrics.clips import SPAN_FRAMES, Clip, NetworkSpace, check_features
 from turbotalk_core.errors import CheckpointError, GeometryError
 
 WIDTH = 400  # number of classes: FVD uses the activations before the softmax
 
 
-class I3DSpace:
-    """Feature space with one sample per span; an incomplete span at the end is left out."""
+class I3DSpace(NetworkSpace):
+    """Feature space with one sample per span; an incomplete span at the end is left out.
 
-    def __init__(self, network: Callable[..., Tensor], device: torch.device) -> None:
-        """Store the network.
+    Its network maps [B, 3, T, H, W] in [0, 255], with ``rescale``, ``resize`` and
+    ``return_features``, to [B, 400].
+    """
 
-        Args:
-            network: function of [B, 3, T, H, W] in [0, 255], ``rescale``, ``resize`` and
-                ``return_features`` that returns [B, 400].
-            device: device of the network.
-        """
-        self._network = network
-        self._device = device
-
-    @torch.no_grad()
     def __call__(self, clip: Clip) -> Tensor:
-        """Compute the features of a clip.
+        """Compute the features of a clip; see ``NetworkSpace``.
 
         Args:
             clip: to decode.
@@ -45,19 +36,18 @@ class I3DSpace:
             Features, [spans, 400].
 
         Raises:
-            ImageError: if the file is damaged.
             GeometryError: if the clip is shorter than a span.
-            CheckpointError: if the output of the network has the wrong form.
         """
         if clip.num_frames < SPAN_FRAMES:
             raise GeometryError(
                 f"{clip.name} has {clip.num_frames} frames, and a span has {SPAN_FRAMES}"
             )
-        return torch.cat(
-            [self._embed(span) for span in iterate_spans(clip) if len(span) == SPAN_FRAMES]
-        )
+        return super().__call__(clip)
 
-    def _embed(self, span_TCHW: Tensor) -> Tensor:
+    def embed(self, span_TCHW: Tensor) -> Tensor:
+        """Compute the features of a whole span, [1, 400]; of a shorter one none, [0, 400]."""
+        if len(span_TCHW) < SPAN_FRAMES:
+            return torch.empty(0, WIDTH)
         # The network's own resize needs contiguous memory.
         span_BCTHW = span_TCHW.transpose(0, 1).unsqueeze(0).to(self._device).float().contiguous()
         try:

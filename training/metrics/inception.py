@@ -9,57 +9,25 @@ Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training.metrics.clips import Clip, check_features, iterate_spans
+from training.metrics.clips import NetworkSpace, check_features
 from turbotalk_core.errors import CheckpointError, MissingToolError
 
 WIDTH = 2048
 
 
-class InceptionSpace:
-    """Feature space with one sample per frame."""
+class InceptionSpace(NetworkSpace):
+    """Feature space with one sample per frame; its network maps uint8 [T, 3, H, W] to [T, 2048]."""
 
-    def __init__(self, network: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Store the network.
-
-        Args:
-            network: function of uint8 [T, 3, H, W] that returns [T, 2048].
-            device: device of the network.
-        """
-        self._network = network
-        self._device = device
-
-    @torch.no_grad()
-    def __call__(self, clip: Clip) -> Tensor:
-        """Compute the features of a clip.
-
-        Args:
-            clip: to decode.
-
-        Returns:
-            Features, [frames, 2048].
-
-        Raises:
-            ImageError: if the file is damaged.
-            CheckpointError: if the output of the network has the wrong form.
-        """
-        return torch.cat(
-            [
-                check_features(
-                    self._network(span_TCHW.to(self._device)),
-                    len(span_TCHW),
-                    WIDTH,
-                    "the Inception network",
-                )
-                for span_TCHW in iterate_spans(clip)
-            ]
-        )
+    def embed(self, span_TCHW: Tensor) -> Tensor:
+        """Compute the features of the frames, [T, 2048]."""
+        features = self._network(span_TCHW.to(self._device))
+        return check_features(features, len(span_TCHW), WIDTH, "the Inception network")
 
 
 def load_inception(path: Path, device: torch.device) -> InceptionSpace:

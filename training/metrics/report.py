@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from training.markdown import escape, table
 from training.metrics.clips import Skip
 from training.metrics.weights import UsedFile
 from turbotalk_core.video.files import make_folder, write_text
@@ -278,8 +279,4 @@ def _tabulate_weights(weights: Sequence[UsedFile]) -> str:
 
 
 def _tabulate(names: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    def line(cells: Sequence[object]) -> str:
-        texts = (" ".join(str(cell).replace("|", "\\|").split()) for cell in cells)
-        return f"| {' | '.join(texts)} |"
-
-    return "\n".join([line(names), line(["---"] * len(names)), *map(line, rows)])
+    return table(names, ([escape(cell) for cell in cells] for cells in rows))
