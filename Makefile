@@ -44,6 +44,7 @@ test-fast: $(VENV)/.dev-ready
 
 test-long: $(VENV)/.dev-ready espeak
 	$(PYTEST) --ignore=tests/nodes -m long
+	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes -m long
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check
