@@ -12,11 +12,17 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 # A matching set: ComfyUI asks for all three, and mixed builds of them do not load together.
 TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
-.PHONY: help demo test lint clean espeak
+# Tests run in a process per core; a process has one thread, and runs whole files.
+WORKERS ?= 2
+PYTEST := $(PY) -m pytest --durations=20 --numprocesses=$(WORKERS) --dist=loadfile
+
+.PHONY: help demo test test-fast test-long lint clean espeak
 
 help:
 	@echo "make demo   make out/demo.mp4 from a shipped portrait and voice, in a real ComfyUI"
-	@echo "make test   lint, types, import contracts, all tests (what .ci/run runs)"
+	@echo "make test   lint, types, import contracts, all tests but the long ones"
+	@echo "make test-fast  for daily work: no slow tests, no ComfyUI, no lint; under two minutes"
+	@echo "make test-long  the long tests: whole networks compiled, hours of sound"
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make results  measure what training made: docs/results/distillation.md, continuation.md"
 	@echo "make fuzz   damaged files at every door that opens files, a minute each"
@@ -30,8 +36,15 @@ demo: $(VENV)/.run-ready
 	$(PY) tools/demo.py
 
 test: lint espeak
-	$(PY) -m pytest --ignore=tests/nodes
-	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PY) -m pytest tests/nodes
+	$(PYTEST) --ignore=tests/nodes
+	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes
+
+test-fast: $(VENV)/.dev-ready
+	$(PYTEST) --ignore=tests/nodes -m "not slow and not long"
+
+test-long: $(VENV)/.dev-ready espeak
+	$(PYTEST) --ignore=tests/nodes -m long
+	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes -m long
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check

@@ -10,8 +10,16 @@ import pytest
 import torch
 from hypothesis import settings
 
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(2)  # the order of a sum depends on the number of threads
+# One thread in each process: the order of a sum depends on the number of threads, and make test
+# runs a process per core.
+os.environ["OMP_NUM_THREADS"] = "1"  # for child processes
+torch.set_num_threads(1)
+
+
+def pytest_runtest_teardown() -> None:
+    """Set back what a tested command may have set."""
+    torch.set_num_threads(1)
+
 
 settings.register_profile("house", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("house")

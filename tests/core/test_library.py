@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,13 @@ def test_shipped_settings_out_of_range_blame_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
-def test_compiled_networks_say_the_same(models: Path) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_networks_say_the_same(
+    models: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As graphs that torch runs as they are, and as graphs that g++ compiles for minutes."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
     files = find_model_files(models)
     plain, compiled = (load_models(files, torch.device("cpu")) for _ in range(2))
     compile_networks(compiled, torch.device("cpu"))

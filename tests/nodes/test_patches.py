@@ -300,9 +300,10 @@ class TestAttentionOverride:
     reason="the compiler's backend for CPUs calls g++",
 )
 @pytest.mark.parametrize("is_first", [True, False])
-def test_compilation(host, models, apply_adapter, velocity, is_first):
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compilation(host, models, apply_adapter, velocity, backend, is_first):
     def compile_model(model):
-        return host.compile_nodes.TorchCompileModel.execute(model, "inductor").result[0]
+        return host.compile_nodes.TorchCompileModel.execute(model, backend).result[0]
 
     model = apply_adapter(compile_model(models.bare)) if is_first else compile_model(models.model)
     for seed in range(2):  # compiled with the first voice

@@ -1,7 +1,7 @@
 """DeepSpeed against the plain engine: the same run, killed and resumed, in one process and in two.
 
-The processes are started once for the whole file, because DeepSpeed takes seconds to import: two
-that are killed, two that resume, and one alone.
+The processes are started once for the whole file: two that are killed, two that resume, and one
+alone. All are forked from one process that has imported DeepSpeed, which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import os
 import signal
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessExitedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from tests.forks import run_in_child
 from tests.training.tiny import make_batch, make_model
 from tests.training.tiny_run import make_recipe as make_tiny_recipe
 from tests.training.tiny_run import make_tiny_trainer
@@ -46,7 +48,7 @@ from turbotalk_core.errors import TrainingError, TurboTalkError
 
 KILL_AT = 3  # the step that two processes do not survive; they have a checkpoint of step 2
 ROLES = ("critic", "generator")
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 600.0  # of a process that waits for another; ends what hangs
 ONE = make_tiny_recipe().phases["one"]
 
 pytestmark = pytest.mark.slow
@@ -249,21 +251,31 @@ def _find_port() -> int:
         return free.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the same run four times: plain, two processes, one process at each stage."""
-    folder = tmp_path_factory.mktemp("runs")
+def _start(run: Callable[..., None], num_ranks: int, *arguments: object) -> None:
+    start_processes(run, (_find_port(), *arguments), num_ranks, start_method="fork")
+
+
+def _run_all(folder: Path) -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import_module("training.deepspeed_engine")
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
-        spawn(_run_two, (_find_port(), folder, True), nprocs=2)
+        _start(_run_two, 2, folder, True)
     assert max(line["step"] for line in read_log(folder / "two")) == KILL_AT
-    spawn(_run_two, (_find_port(), folder, False), nprocs=2)
-    make_trainer(folder / "plain").run()
-    make_tiny_trainer(folder / "plain_methods").run()
+    _start(_run_two, 2, folder, False)
     for place in ("log.jsonl", "phases/second/generator.safetensors"):  # before it goes on alone
         copy = folder / "two_alone" / place
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((folder / "two" / place).read_bytes())
-    spawn(_run_one, (_find_port(), folder), nprocs=1)
+    _start(_run_one, 1, folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same run four times: plain, two processes, one process at each stage."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert run_in_child(_run_all, folder) == 0
+    make_trainer(folder / "plain").run()
+    make_tiny_trainer(folder / "plain_methods").run()
     return folder
 
 

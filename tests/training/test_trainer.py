@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.forks import run_in_child
 from tests.training.toy import (
     ToyBatch,
     ToyBatches,
@@ -318,12 +318,7 @@ class TestResume:
     def test_a_killed_run_ends_as_if_it_had_not_been(
         self, whole: Path, tmp_path: Path, place: str, count: int
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # torch is imported once for all that die
-        child = context.Process(target=run_and_die, args=(tmp_path, place, count))
-        child.start()
-        child.join(100)
-        assert child.exitcode == -signal.SIGKILL
+        assert run_in_child(run_and_die, tmp_path, place, count) == -signal.SIGKILL
         make_trainer(tmp_path).run()
         _check_same(tmp_path, whole)
         assert len(Checkpoints(tmp_path / "checkpoints", 2).list_complete()) == 2

@@ -4,11 +4,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import av
 import numpy as np
@@ -18,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.test_sound import Chopped
+from tests.forks import run_in_child
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.errors import ChunkError, MismatchError, OutputError
 from turbotalk_core.identity import CacheKey, describe_changes
 from turbotalk_core.sound import Sound
 from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
+from turbotalk_core.video import journal as journal_module
 from turbotalk_core.video import take as take_module
 from turbotalk_core.video.journal import Journal
 from turbotalk_core.video.take import Take, delete_take, open_take
@@ -185,30 +184,22 @@ def test_without_a_finished_chunk_nothing_is_left(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
-# Each name is of a function after whose given call the program is killed as by a power cut.
-KILL = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_take import make_chunk, opened
-from turbotalk_core.video import journal, take
+def write_and_die(folder, module, name, calls):
+    """Write the take, and kill this process, as a power cut would, at a call of a function."""
+    place = {"journal": journal_module, "take": take_module}[module]
+    called = getattr(place, name)
 
-module = {"journal": journal, "take": take}[sys.argv[3]]
-name, calls = sys.argv[4], int(sys.argv[5])
-called = getattr(module, name)
+    def kill(*arguments, **settings):
+        nonlocal calls
+        calls -= 1
+        if calls == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(*arguments, **settings)
 
-def kill(*arguments, **settings):
-    global calls
-    calls -= 1
-    if calls == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return called(*arguments, **settings)
-
-setattr(module, name, kill)
-with opened(Path(sys.argv[2])) as writer:
-    for index in range(len(writer.take.chunks), 3):
-        writer.write(make_chunk(index))
-"""
+    setattr(place, name, kill)
+    with opened(folder) as writer:
+        for index in range(len(writer.take.chunks), 3):
+            writer.write(make_chunk(index))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills by a signal")
@@ -225,9 +216,7 @@ with opened(Path(sys.argv[2])) as writer:
 )
 def test_killed_anywhere_it_goes_on(tmp_path, module, name, call, num_finished):
     folder = tmp_path / "take"
-    command = [sys.executable, "-c", KILL, Path(__file__).parent, folder, module, name]
-    killed = subprocess.run([*command, str(call)], check=False, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run_in_child(write_and_die, folder, module, name, call) == -signal.SIGKILL
     with opened(folder) as writer:
         assert writer.changes == ()
         assert len(writer.take.chunks) == num_finished

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,8 +62,25 @@ def test_pairs_that_cannot_be_drawn_are_refused(seed: int, num_pairs: int) -> No
 
 
 @pytest.mark.usefixtures("_espeak")
-def test_the_right_mouth_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the shipped models, on two pairs they have never met: one speaks left, one right."""
+@pytest.mark.parametrize(
+    "num_steps",
+    [pytest.param(4, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.long)],
+)
+def test_the_right_mouth_moves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_steps: int | None
+) -> None:
+    """With the shipped models, on two pairs they have never met: one speaks left, one right.
+
+    In as many steps as the teacher ships with, and in few.
+    """
+    load = evaluate_pairs.load_family
+
+    def load_with_steps(*arguments: Any) -> Any:
+        request, *networks = load(*arguments)
+        return replace(request, num_inference_steps=num_steps), *networks
+
+    if num_steps is not None:
+        monkeypatch.setattr(evaluate_pairs, "load_family", load_with_steps)
     report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     options = ["--weights", str(EMBEDDED_MODELS), "--pairs", "2", "--frames", "81", "--seed", "3"]
