@@ -73,14 +73,14 @@ def test_the_right_mouth_moves(
 
     In as many steps as the teacher ships with, and in few.
     """
-    load = evaluate_pairs.load_family
+    load = speakers.load_family
 
     def load_with_steps(*arguments: Any) -> Any:
         request, *networks = load(*arguments)
         return replace(request, num_inference_steps=num_steps), *networks
 
     if num_steps is not None:
-        monkeypatch.setattr(evaluate_pairs, "load_family", load_with_steps)
+        monkeypatch.setattr(speakers, "load_family", load_with_steps)
     report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     options = ["--weights", str(EMBEDDED_MODELS), "--pairs", "2", "--frames", "81", "--seed", "3"]
