@@ -245,8 +245,8 @@ def _generate(
     for chunk in plan.chunks[num_finished:]:
         check_stop()
         picked = _pick(chunk, len(pictures))
-        # Encoding a reference costs as much as a chunk's motion frames many times over, so it is
-        # done only when the picture changes; a portrait is encoded once.
+        # Encoding a whole clip costs many times as much as encoding motion frames, so it is done
+        # only when the picture changes; a portrait is encoded once.
         if conditioning is None or picked != shown:
             conditioning, shown = _condition(request, pictures[picked], models, regions_PHW), picked
             progress.advance()

@@ -65,7 +65,9 @@ def test_the_hosts_audio_encoder_in_our_node(host, pack, run_node, tmp_path):
     heard = [
         run_node(
             "TurboTalkEncodeSpeech", audio_encoder=encoder, audio=audio, normalize_loudness=True
-        ).features.rows()
+        )
+        .speeches[0]
+        .features.rows()
         for encoder in (native, ours)
     ]
     assert heard[0].shape == heard[1].shape == (50 + 25, 2, 32)
@@ -79,7 +81,9 @@ def test_the_hosts_audio_encoder_in_our_node(host, pack, run_node, tmp_path):
             audio=audio,
             normalize_loudness=True,
             hearing="sections",
-        ).features.rows(0, 50)
+        )
+        .speeches[0]
+        .features.rows(0, 50)
         for encoder in (native, ours)
     ]
     for ours_TLD in in_sections:  # one section of whole frames

@@ -164,6 +164,21 @@ def test_the_sampler_asks(load, sample, shown):
     assert "audio guidance is 3" in text
 
 
+def test_adapter_and_headers_are_looked_up_once(load, sample, shown, part, monkeypatch):
+    model = load(STUDENT)
+    sampler, notes = part("nodes.sampler"), part("nodes.notes")
+    calls = []
+
+    def watch(module, name):
+        call = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda arg: calls.append(name) or call(arg))
+
+    watch(sampler, "find_audio_adapter")
+    watch(notes, "inspect")
+    sample(model=model)
+    assert calls == ["find_audio_adapter", "inspect", "inspect"]  # the model's file, the adapter's
+
+
 def test_a_file_cannot_put_words_of_its_own_on_the_page(load, ask, shown, caplog):
     caplog.set_level(logging.WARNING)
     words = "<img src=x onerror=alert(1)>"

@@ -64,12 +64,16 @@ def hear_one(models, run_node):
     """Run Encode speech and give its features."""
 
     def run(waveform):
-        return run_node(
-            "TurboTalkEncodeSpeech",
-            audio_encoder=models.audio_encoder,
-            audio={"waveform": waveform, "sample_rate": RATE},
-            normalize_loudness=True,
-        ).features.rows()
+        return (
+            run_node(
+                "TurboTalkEncodeSpeech",
+                audio_encoder=models.audio_encoder,
+                audio={"waveform": waveform, "sample_rate": RATE},
+                normalize_loudness=True,
+            )
+            .speeches[0]
+            .features.rows()
+        )
 
     return run
 
