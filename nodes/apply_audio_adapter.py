@@ -17,8 +17,8 @@ class ApplyAudioAdapter(io.ComfyNode):
             node_id="TurboTalkApplyAudioAdapter",
             display_name="TurboTalk · Apply audio adapter",
             category=CATEGORY,
-            description="Lets a Wan 2.1 image-to-video model hear. LoRA, quantised weights, "
-            "compilation and offloading keep working, before and after this node.",
+            description="Attaches an audio adapter to a Wan 2.1 image-to-video model. LoRA, "
+            "quantised weights, compilation and offloading keep working before and after it.",
             search_aliases=["infinitetalk", "multitalk", "model patch"],
             inputs=[
                 io.Model.Input(
@@ -40,7 +40,7 @@ class ApplyAudioAdapter(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="A model that hears, for the TurboTalk sampler."
+                    display_name="model", tooltip="With the adapter, for the TurboTalk sampler."
                 )
             ],
         )

@@ -25,7 +25,7 @@ def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
             "hearing",
             options=list(HEARINGS),
             default="auto",
-            tooltip=f"whole: the encoder hears {whose} at once, which takes about a gigabyte per "
+            tooltip=f"whole: {whose} is encoded at once, which takes about a gigabyte per "
             "minute. sections: 40 seconds at a time, for hours of sound. auto: whole up to five "
             "minutes.",
             optional=True,

@@ -17,7 +17,7 @@ class LoadAudioAdapter(io.ComfyNode):
             node_id="TurboTalkLoadAudioAdapter",
             display_name="TurboTalk · Load audio adapter",
             category=CATEGORY,
-            description="Loads the layers that let a Wan model hear, of any size.",
+            description="Loads an InfiniteTalk audio adapter of any size, for a Wan model.",
             search_aliases=["infinitetalk", "multitalk", "model patch"],
             inputs=[
                 io.Combo.Input(

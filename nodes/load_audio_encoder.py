@@ -18,7 +18,7 @@ class LoadAudioEncoder(io.ComfyNode):
             node_id="TurboTalkLoadAudioEncoder",
             display_name="TurboTalk · Load audio encoder",
             category=CATEGORY,
-            description="Loads the wav2vec2 network that hears the voice, of any size.",
+            description="Loads a wav2vec2 network of any size, which encodes the voice.",
             search_aliases=["wav2vec", "speech", "infinitetalk"],
             inputs=[
                 io.Combo.Input(
