@@ -37,14 +37,14 @@ demo: $(VENV)/.run-ready
 
 test: lint espeak
 	$(PYTEST) --ignore=tests/nodes
-	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes
+	host="$$($(PY) tools/comfy/download.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes
 
 test-fast: $(VENV)/.dev-ready
 	$(PYTEST) --ignore=tests/nodes -m "not slow and not long"
 
 test-long: $(VENV)/.dev-ready espeak
 	$(PYTEST) --ignore=tests/nodes -m long
-	host="$$($(PY) tools/host.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes -m long
+	host="$$($(PY) tools/comfy/download.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes -m long
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check
@@ -62,11 +62,11 @@ AUDIO_ENCODER := models/audio_encoders/turbotalk_tiny_wav2vec2.safetensors
 VAE := models/vae/turbotalk_tiny_vae.safetensors
 
 models-audio-encoder: $(VENV)/.run-ready espeak
-	$(PY) -m training.audio_encoder --out $(AUDIO_ENCODER) --num-steps 800 --threads 1
+	$(PY) -m training.tiny.audio_encoder --out $(AUDIO_ENCODER) --num-steps 800 --threads 1
 
 models-vae: $(VENV)/.run-ready espeak
-	$(PY) -m training.vae --compile --out runs/vae.safetensors
-	$(PY) -m training.vae --compile --init runs/vae.safetensors --decoder-noise 0.25 \
+	$(PY) -m training.tiny.vae --compile --out runs/vae.safetensors
+	$(PY) -m training.tiny.vae --compile --init runs/vae.safetensors --decoder-noise 0.25 \
 	  --motion-weight 8 --image-steps 0 --clip-steps 1200 --learning-rate 1e-3 --clips 200 --out $(VAE)
 
 # What teacher and student learn from.
@@ -115,21 +115,21 @@ fuzz: $(VENV)/.dev-ready
 .PHONY: results
 
 results: $(VENV)/.dev-ready espeak
-	$(PY) -m training.results training/studies/distillation.yaml
-	$(PY) -m training.results training/studies/continuation.yaml
+	$(PY) -m training.reports.results training/studies/distillation.yaml
+	$(PY) -m training.reports.results training/studies/continuation.yaml
 
 # --- what training costs: minutes, on a machine that does nothing else ----------------------------
 
 .PHONY: bench
 
 bench: $(VENV)/.dev-ready
-	$(PY) -m tools.bench --json docs/results/performance.json \
+	$(PY) -m tools.benchmark.run --json docs/results/performance.json \
 	  --markdown docs/results/performance.md
 
 .PHONY: bench-training
 
 bench-training: $(VENV)/.dev-ready
-	$(PY) -m training.bench --json docs/results/training_speed.json \
+	$(PY) -m training.benchmark.bench --json docs/results/training_speed.json \
 	  --markdown docs/results/training_speed.md
 
 # ----------------------------------------------------------------------------------------------
@@ -164,9 +164,9 @@ $(VENV)/.made:
 	echo "environment: $$("$$python" --version) in $${SECONDS} s"
 
 # All that ComfyUI and the pack need to run.
-$(VENV)/.run-ready: $(VENV)/.made requirements.txt tools/host.py
+$(VENV)/.run-ready: $(VENV)/.made requirements.txt tools/comfy/download.py
 	@SECONDS=0; echo "environment: installing what ComfyUI and TurboTalk need, some minutes the first time"; \
-	host="$$($(PY) tools/host.py)"; \
+	host="$$($(PY) tools/comfy/download.py)"; \
 	$(PIP) $(TORCH) -r "$$host/requirements.txt" -r requirements.txt; touch $@; \
 	echo "environment: ComfyUI's and TurboTalk's requirements in $${SECONDS} s"
 

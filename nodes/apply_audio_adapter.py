@@ -3,7 +3,7 @@
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from .adapter import add_audio_adapter
+from .host.audio_adapter import add_audio_adapter
 from .sockets import CATEGORY
 
 

@@ -11,8 +11,8 @@ from ..turbotalk_core.audio.conversation import encode_conversation
 from ..turbotalk_core.request import Hearing
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
-from .hearing import find_span, make_hearing_inputs
-from .host import hear_with
+from .widgets import find_span, make_hearing_inputs
+from .host.encoders import hear_with
 from .sockets import CATEGORY, SpeakersSocket, SpeechSocket
 
 

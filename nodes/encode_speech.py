@@ -8,9 +8,9 @@ from ..turbotalk_core.audio.conversation import LONE_SPEAKER, encode_conversatio
 from ..turbotalk_core.request import Hearing
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
-from .convert import waveform_from_audio
-from .hearing import find_span, make_hearing_inputs
-from .host import hear_with
+from .host.convert import waveform_from_audio
+from .widgets import find_span, make_hearing_inputs
+from .host.encoders import hear_with
 from .sockets import CATEGORY, SpeechSocket
 
 

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from .adapter import load_audio_adapter
-from .files import find_model, list_models
+from .host.audio_adapter import load_audio_adapter
+from .host.folders import find_model, list_models
 from .sockets import CATEGORY
 
 

@@ -26,14 +26,16 @@ from ..turbotalk_core.request import (
     Update,
 )
 from ..turbotalk_core.types import Conversation
-from ..turbotalk_core.video.take import Take
-from .adapter import HostAdapter, find_audio_adapter
-from .codec import HostCodec
-from .convert import check_finite, pictures_from_host
-from .host import HostDenoiser, HostProgress, check_stop, read_texts, see_with
-from .notes import read_shipped, show_notes
+from ..turbotalk_core.takes.take import Take
+from .host.audio_adapter import HostAdapter, find_audio_adapter
+from .host.vae import HostCodec
+from .host.convert import check_finite, pictures_from_host
+from .host.denoiser import HostDenoiser
+from .host.progress import HostProgress, check_stop
+from .host.encoders import read_texts, see_with
+from .host.messages import read_shipped, show_notes
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
-from .takes import choose_folder, describe_graph, fingerprint_networks
+from .host.takes import choose_folder, describe_graph, fingerprint_networks
 
 _log = getLogger(__name__)
 

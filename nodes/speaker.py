@@ -10,7 +10,7 @@ from torch import Tensor
 from ..turbotalk_core.errors import ImageError
 from ..turbotalk_core.geometry import MAX_SIDE
 from ..turbotalk_core.types import Speaker
-from .convert import region_from_mask, waveform_from_audio
+from .host.convert import region_from_mask, waveform_from_audio
 from .sockets import CATEGORY, SpeakersSocket
 
 TOGETHER, AFTER = "together", "after previous"

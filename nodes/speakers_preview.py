@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..turbotalk_core.regions import draw_regions
+from ..turbotalk_core.conditioning.regions import draw_regions
 from ..turbotalk_core.types import Speaker
-from .convert import pictures_from_host
+from .host.convert import pictures_from_host
 from .sockets import CATEGORY, SpeakersSocket
 
 

@@ -8,9 +8,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..turbotalk_core.errors import RequestError
-from ..turbotalk_core.video.take import Take
-from .convert import image_from_bytes
-from .notes import show_text
+from ..turbotalk_core.takes.take import Take
+from .host.convert import image_from_bytes
+from .host.messages import show_text
 from .sockets import CATEGORY, TakeSocket
 from .trim import find_stop, make_trim_inputs
 

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..turbotalk_core.geometry import MAX_FRAMES
-from ..turbotalk_core.video.take import Take
+from ..turbotalk_core.takes.take import Take
 
 
 def make_trim_inputs(num_frames: int) -> list[io.Int.Input]:

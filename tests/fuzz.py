@@ -4,7 +4,7 @@
 
 A door that raises anything but a ``TurboTalkError``, takes longer than ten seconds or grows beyond
 four gigabytes is a finding: the file that did it is kept, and the exit code is not 0. Needs the
-extra ``fuzz`` (atheris: Linux, Python 3.11 to 3.13). The doors are those of tests/core/doors.py, so
+extra ``fuzz`` (atheris: Linux, Python 3.11 to 3.13). The doors are those of tests/core/entry_points.py, so
 that what is found here becomes a test there.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 atheris: Any = import_module("atheris")  # the stubs that type checkers bring are of an older one
 
 with atheris.instrument_imports(include=["turbotalk_core", "PIL"]):
-    from tests.core.doors import TARGETS, knock
+    from tests.core.entry_points import TARGETS, knock
 
 SECONDS_A_FILE = 10
 MEGABYTES = 4_096  # torch and FFmpeg are half a gigabyte

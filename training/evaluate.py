@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from training.data.synthetic import make_sheet
+from training.avatars.synthetic import make_sheet
 from training.evaluation.command import run_command
 from training.evaluation.generation import load_family
 from training.evaluation.scores import draw_pairs, evaluate, measure_pairs

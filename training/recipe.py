@@ -24,11 +24,11 @@ import yaml
 from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
-from training.engine import EngineSettings, Precision
-from training.guard import GuardSettings
+from training.engine.engine import EngineSettings, Precision
+from training.engine.divergence import GuardSettings
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
-from turbotalk_core.video.files import make_folder, write_text
+from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
@@ -49,7 +49,7 @@ class WeightSource:
         dit: file of the video transformer; None initialises random weights.
         adapter: file of the audio adapter; None uses the one in the transformer's file.
         preset: sizes of random weights and, in a dry run, of files that do not exist yet. The sizes
-            of an existing file are read from it; see ``training.sizes``.
+            of an existing file are read from it; see ``training.trainer.sizes``.
         video: fields of ``WanConfig`` that differ from these, to train other sizes from scratch.
         audio: the same for ``AudioAdapterConfig``.
     """

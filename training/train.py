@@ -22,25 +22,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from training import ranks
-from training.engine import DTYPES, Engine, EngineSettings, PlainEngine
-from training.hooks import Hook
-from training.memory import describe_run
+from training.engine import distributed as ranks
+from training.engine.engine import DTYPES, Engine, EngineSettings, PlainEngine
+from training.trainer.hooks import Hook
+from training.trainer.memory_estimate import describe_run
 from training.methods.adversarial import Adversarial
 from training.methods.continuation import Continuation
 from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
-from training.networks import TalkingModel
+from training.models.networks import TalkingModel
 from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse
-from training.roles import NetworkKind, RoleBuilder
-from training.sizes import resolve_recipe, resolve_source
-from training.trainer import Batches, Trainer
-from turbotalk_core.cli_arguments import REFUSED as REFUSED
-from turbotalk_core.cli_arguments import refuse
+from training.trainer.roles import NetworkKind, RoleBuilder
+from training.trainer.sizes import resolve_recipe, resolve_source
+from training.trainer.trainer import Batches, Trainer
+from turbotalk_core.cli.arguments import REFUSED as REFUSED
+from turbotalk_core.cli.arguments import refuse
 from turbotalk_core.errors import MismatchError, MissingToolError, RecipeError, TurboTalkError
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.wan import WanConfig, WanModel
 
 METHODS: Mapping[str, type[Any]] = {
     "flow_matching": FlowMatching,
@@ -195,7 +195,7 @@ def start_engine(
             "the recipe asks for DeepSpeed, which is not installed: pip install 'deepspeed>=0.19.6'"
             ", or take engine.kind=plain on one device"
         )
-    from training.deepspeed_engine import DeepSpeedEngine, ZeroSettings, start_ranks
+    from training.engine.deepspeed_engine import DeepSpeedEngine, ZeroSettings, start_ranks
 
     device = start_ranks(choice.timeout_seconds)
     zero = ZeroSettings(stage=choice.zero_stage, offload=choice.offload)

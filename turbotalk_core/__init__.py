@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from .audio.conversation import encode_conversation as encode_conversation
     from .audio.io import open_sound as open_sound
     from .checkpoints.audio_encoder import load_audio_encoder as load_audio_encoder
-    from .image import read_image as read_image
-    from .library import find_model_files as find_model_files
-    from .library import load_models as load_models
-    from .library import read_request as read_request
+    from .conditioning.reference import read_image as read_image
+    from .loading import find_model_files as find_model_files
+    from .loading import load_models as load_models
+    from .loading import read_request as read_request
     from .pipeline import Models as Models
     from .pipeline import generate as generate
     from .render import render_video as render_video
     from .request import TalkRequest as TalkRequest
     from .types import Conversation as Conversation
     from .types import Speaker as Speaker
-    from .video.assemble import assemble as assemble
-    from .video.take import Take as Take
-    from .video.take import open_take as open_take
+    from .video.mux import assemble as assemble
+    from .takes.take import Take as Take
+    from .takes.take import open_take as open_take
 
 _MODULES = {  # by name
     "Conversation": ".types",

@@ -20,9 +20,9 @@ from .chunking.plan import plan_chunks
 from .chunking.stitch import keep_frames
 from .errors import MismatchError, OutOfMemoryError, RequestError
 from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from .image import add_mask
-from .model.frugal import is_shortage
-from .ports import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
+from .conditioning.reference import add_mask
+from .models.low_memory import is_shortage
+from .protocols import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
 from .reference_behaviour import Behaviour, choose_behaviour
 from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .identity import CacheKey, identify
-from .image import References
+from .takes.cache_key import CacheKey, identify
+from .conditioning.reference import References
 from .pipeline import Models, NoProgress, count_work, generate, never_stop, plan_video
-from .ports import CheckStop, Progress
-from .regions import find_masks, fit_regions
+from .protocols import CheckStop, Progress
+from .conditioning.regions import find_masks, fit_regions
 from .request import TalkRequest
 from .types import ChunkPlan, Conversation, Speaker
-from .video.take import Take, TakeWriter, open_take
+from .takes.take import Take, TakeWriter, open_take
 
 _NO_PROGRESS = NoProgress()
 

@@ -12,9 +12,9 @@ from tests.core.family import CONFIG, ENCODER_CONFIG, NUM_FRAMES, SHIPPED, build
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
-from turbotalk_core.library import TEACHER
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.loading import TEACHER
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.vae import WanVAE
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from turbotalk_core.audio.wav2vec2 import EncoderConfig
 from turbotalk_core.checkpoints.networks import save_dit
-from turbotalk_core.model.image_encoder import ImageEncoder
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.models.image_encoder import ImageEncoder
+from turbotalk_core.models.wan import WanConfig, WanModel
 
 CONFIG = WanConfig(
     dim=24,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import turbotalk_core
-from turbotalk_core.video.take import Take
+from turbotalk_core.takes.take import Take
 
 ROOT = Path(__file__).parents[2]
 

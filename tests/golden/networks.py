@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from tests.golden.figures import Golden, recipe
 from turbotalk_core.checkpoints.networks import PROJECTION_PREFIX
 from turbotalk_core.geometry import FIRST_WINDOW
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanConfig, WanModel
 
 
 def build_dit(weights: Golden) -> tuple[WanModel, AudioProjection]:

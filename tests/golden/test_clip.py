@@ -1,7 +1,7 @@
 """The image encoder."""
 
 from tests.golden.figures import Golden
-from turbotalk_core.model.image_encoder import build_image_encoder
+from turbotalk_core.models.image_encoder import build_image_encoder
 
 
 def test_equals_the_reference(golden: Golden) -> None:

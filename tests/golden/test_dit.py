@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tests.golden.conftest import FindWeights
 from tests.golden.figures import Golden
 from tests.golden.networks import build_dit
-from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
-from turbotalk_core.model.wan import WanModel
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
+from turbotalk_core.models.wan import WanModel
 from turbotalk_core.types import AudioTokens, AudioWindows, Conditioning
 
 Pick = Callable[[tuple[Tensor, ...], Any], Tensor | None]

@@ -3,9 +3,9 @@
 import torch
 
 from tests.golden.figures import Golden
-from turbotalk_core.model.rotary import line_table, rotary_table, rotate
-from turbotalk_core.model.speakers import fill_stretch
-from turbotalk_core.model.wan import time_sinusoid
+from turbotalk_core.models.rotary import line_table, rotary_table, rotate
+from turbotalk_core.models.speaker_embedding import fill_stretch
+from turbotalk_core.models.wan import time_sinusoid
 
 
 def test_equals_the_reference(golden: Golden) -> None:

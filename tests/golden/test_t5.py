@@ -1,7 +1,7 @@
 """The text encoder."""
 
 from tests.golden.figures import Golden
-from turbotalk_core.model.text_encoder import build_text_encoder
+from turbotalk_core.models.text_encoder import build_text_encoder
 
 
 def test_equals_the_reference(golden: Golden) -> None:

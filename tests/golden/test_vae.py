@@ -7,7 +7,7 @@ import torch
 from tests.golden.conftest import FindWeights
 from tests.golden.figures import Golden
 from tests.golden.networks import build_vae
-from turbotalk_core.model.vae import LATENT_MEAN, LATENT_STD, Stream, WanVAE
+from turbotalk_core.models.vae import LATENT_MEAN, LATENT_STD, Stream, WanVAE
 
 
 @torch.no_grad()

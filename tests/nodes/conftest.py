@@ -19,9 +19,9 @@ import pytest
 import torch
 
 from tests.nodes.family import write_family
-from tools import host_process
-from tools.comfy_server import ComfyClient
-from tools.host_process import import_host, load_pack
+from tools.comfy import in_process as host_process
+from tools.comfy.server import ComfyClient
+from tools.comfy.in_process import import_host, load_pack
 
 HOST = os.environ.get("COMFYUI_PATH")
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def pack(host):
 
 @pytest.fixture
 def part(pack):
-    """Import a module of the loaded pack: ``part("nodes.host")``."""
+    """Import a module of the loaded pack: ``part("nodes.host.encoders")``."""
     return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
@@ -101,7 +101,7 @@ def velocity(part):
         conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
         with (
             torch.inference_mode(),
-            part("nodes.host").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
+            part("nodes.host.encoders").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
         ):
             return denoiser(
                 noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)

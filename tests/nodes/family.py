@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from turbotalk_core.audio.wav2vec2 import EncoderConfig, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
-from turbotalk_core.library import ADAPTER, AUDIO_ENCODER, TEACHER, VAE, ModelFiles
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.loading import ADAPTER, AUDIO_ENCODER, TEACHER, VAE, ModelFiles
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanConfig, WanModel
 
 TEXT_DIM = 16
 NUM_AUDIO_LAYERS, AUDIO_WIDTH = 2, 16

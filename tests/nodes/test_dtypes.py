@@ -188,7 +188,7 @@ class TestAdapter:
             )
             windows = part("turbotalk_core.types").AudioWindows(first_KLD=first, later_FKLD=later)
             with torch.inference_mode():
-                tokens = part("nodes.adapter").HostAdapter(patch)(windows).tokens_FND
+                tokens = part("nodes.host.audio_adapter").HostAdapter(patch)(windows).tokens_FND
             model = run_node(
                 "TurboTalkApplyAudioAdapter", model=models.bare, model_patch=patch, strength=1.0
             )

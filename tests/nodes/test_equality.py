@@ -8,14 +8,14 @@ from turbotalk_core.audio.conversation import encode_conversation, encode_speech
 from turbotalk_core.audio.io import from_samples, read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.checkpoints.networks import load_dit, load_vae
-from turbotalk_core.image import prepare_reference
-from turbotalk_core.library import load_models
-from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
+from turbotalk_core.conditioning.reference import prepare_reference
+from turbotalk_core.loading import load_models
+from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.pipeline import generate
-from turbotalk_core.regions import find_masks, fit_regions
+from turbotalk_core.conditioning.regions import find_masks, fit_regions
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioTokens, AudioWindows, Conditioning, Speaker
-from turbotalk_core.video.assemble import quantize_frames
+from turbotalk_core.video.mux import quantize_frames
 
 CPU = torch.device("cpu")
 SAMPLE_RATE = 22_050
@@ -53,7 +53,7 @@ def test_denoiser(family, models, part, run_node, sigma, num_words, strength):
     )
     with (
         torch.inference_mode(),
-        part("nodes.host").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
+        part("nodes.host.encoders").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
     ):
         got = hosted(
             latents,
@@ -81,7 +81,7 @@ def ask_host(models, part):
         types = part("turbotalk_core.types")
         with (
             torch.inference_mode(),
-            part("nodes.host").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
+            part("nodes.host.encoders").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
         ):
             return hosted(
                 latents,
@@ -120,7 +120,7 @@ def test_denoiser_with_several_speakers(family, models, ask_host, sigma, num_spe
 
 def test_one_voice_is_not_looked_for(models, ask_host, part, monkeypatch):
     """Neither a lone voice nor the null voice beside several pays for telling them apart."""
-    adapter, types = part("nodes.adapter"), part("turbotalk_core.types")
+    adapter, types = part("nodes.host.audio_adapter"), part("turbotalk_core.types")
     measured = []
 
     def count(*arguments):
@@ -132,7 +132,7 @@ def test_one_voice_is_not_looked_for(models, ask_host, part, monkeypatch):
     latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
     with (
         torch.inference_mode(),
-        part("nodes.host").HostDenoiser(models.model, torch.tensor([1.0, 0.0])) as hosted,
+        part("nodes.host.encoders").HostDenoiser(models.model, torch.tensor([1.0, 0.0])) as hosted,
     ):
         conditioning = types.Conditioning(reference_BCFHW=reference, regions_PHW=make_regions(2))
         hosted(latents, 1.0, conditioning, types.AudioTokens(tokens_FND=noise(3, 4, 24)))
@@ -158,7 +158,7 @@ def test_conditions_in_one_batch(models, part, monkeypatch):
     def ask(tokens, regions):
         with (
             torch.inference_mode(),
-            part("nodes.host").HostDenoiser(models.model, torch.tensor([0.5, 0.0])) as hosted,
+            part("nodes.host.encoders").HostDenoiser(models.model, torch.tensor([0.5, 0.0])) as hosted,
         ):
             return hosted(
                 latents,
@@ -225,7 +225,7 @@ def test_adapter(family, models, part):
     assert projection is not None
     wanted = ProjectionAdapter(projection)(AudioWindows(**windows)).tokens_FND
     with torch.inference_mode():
-        hosted = part("nodes.adapter").HostAdapter(models.patch)
+        hosted = part("nodes.host.audio_adapter").HostAdapter(models.patch)
         got = hosted(part("turbotalk_core.types").AudioWindows(**windows)).tokens_FND
     assert_close(got, wanted)
 
@@ -234,7 +234,7 @@ def test_codec(family, models, part):
     frames = noise(1, 3, 9, 32, 48).clamp(-1, 1)
     vae = load_vae(family.vae)
     with torch.inference_mode():
-        codec = part("nodes.codec").HostCodec(models.vae)
+        codec = part("nodes.host.vae").HostCodec(models.vae)
         latents = vae.encode(frames)
         assert_close(codec.encode(frames), latents)
         picture = frames[:, :, 0]

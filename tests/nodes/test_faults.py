@@ -19,7 +19,7 @@ def make_graph(name):
 @pytest.fixture
 def prepared(part, monkeypatch):
     """Whether weights were to be offloaded, for each time that the host was asked to load them."""
-    helpers, asked = part("nodes.host").comfy.sampler_helpers, []
+    helpers, asked = part("nodes.host.encoders").comfy.sampler_helpers, []
     prepare = helpers.prepare_sampling
 
     def watch(*arguments, force_offload=False, **named):
@@ -42,7 +42,7 @@ def unloaded(host, monkeypatch):
 @pytest.fixture
 def make_short(models, part, prepared):
     """A MODEL on a device that is too small for it, from a network call on."""
-    adapter = part("nodes.adapter")
+    adapter = part("nodes.host.audio_adapter")
 
     def make(first, *, is_hopeless=False):
         calls = []
@@ -93,7 +93,7 @@ class TestMemory:
         assert torch.equal(take.read(), expected)
 
     def test_other_errors_are_not_tried_again(self, sample, models, part, unloaded):
-        adapter, calls = part("nodes.adapter"), []
+        adapter, calls = part("nodes.host.audio_adapter"), []
 
         class Failing(adapter.AudioAttentionPatch):
             def __call__(self, arguments):
@@ -144,7 +144,7 @@ class TestImages:
             def send_progress_text(self, text, node_id):
                 texts.append((node_id, text))
 
-        monkeypatch.setattr(part("nodes.notes").PromptServer, "instance", Page(), raising=False)
+        monkeypatch.setattr(part("nodes.host.messages").PromptServer, "instance", Page(), raising=False)
         return texts
 
     def test_what_they_take_is_said(self, sample, run_node, shown, caplog):
@@ -191,7 +191,7 @@ class TestDisk:
     def test_an_output_folder_that_is_read_only(
         self, sample, make_short, host, part, errors, read_only
     ):
-        folder = host.base / "output" / part("nodes.takes").FOLDER
+        folder = host.base / "output" / part("nodes.host.takes").FOLDER
         folder.mkdir(exist_ok=True)
         before = set(folder.iterdir())
         model, calls = make_short(99)

@@ -255,7 +255,7 @@ class TestSampler:
         self, sample, models, host, part, left_behind
     ):
         """The stop button is pressed during the third network call, in the second chunk."""
-        adapter, management = part("nodes.adapter"), host.model_management
+        adapter, management = part("nodes.host.audio_adapter"), host.model_management
         seen = []
 
         class Pressing(adapter.AudioAttentionPatch):
@@ -271,7 +271,7 @@ class TestSampler:
             sample(model=model, steps=2)
         assert len(seen) <= 6  # no other call began
         (name,) = left_behind()
-        take = part("turbotalk_core.video.take").Take.open(host.base / "temp" / name)
+        take = part("turbotalk_core.takes.take").Take.open(host.base / "temp" / name)
         assert [(chunk.start, chunk.stop) for chunk in take.chunks] == [(0, 21)]
         assert not take.is_whole
 
@@ -329,7 +329,7 @@ class TestGoingOn:
     @pytest.fixture
     def count_calls(self, models, host, part):
         """A MODEL that counts the calls of its network, and stops before a given one."""
-        adapter, management = part("nodes.adapter"), host.model_management
+        adapter, management = part("nodes.host.audio_adapter"), host.model_management
 
         def make(stop_at=None):
             seen = []
@@ -383,7 +383,7 @@ class TestGoingOn:
         assert take.is_whole
 
     def test_takes_of_earlier_sessions_go(self, sample, part, host):
-        takes = part("nodes.takes")
+        takes = part("nodes.host.takes")
         old = [sample(graph=make_graph(name=f"old {number}")) for number in range(2)]
         names = [take.folder.name for take in old]
         os.utime(old[0].folder / "take.journal", (0, time.time() - takes.KEPT_WHOLE - 60))
@@ -399,7 +399,7 @@ class TestGoingOn:
 class TestGraph:
     @pytest.fixture
     def describe(self, host, part):
-        describe = part("nodes.takes").describe_graph
+        describe = part("nodes.host.takes").describe_graph
         return lambda graph: describe(host.graph.DynamicPrompt(graph), "7")
 
     def test_only_what_leads_to_the_node_counts(self, describe):
@@ -434,7 +434,7 @@ class TestGraph:
         assert describe(graph) != described
 
     def test_without_a_graph_nothing_is_known(self, describe, part):
-        assert part("nodes.takes").describe_graph(None, "7") == ""
+        assert part("nodes.host.takes").describe_graph(None, "7") == ""
         assert describe({}) == ""
 
 

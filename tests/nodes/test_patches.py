@@ -172,7 +172,7 @@ class TestMemory:
         model = add_lora(models.model)
         wanted = sample(model=model).read()
         assert not torch.equal(wanted, sample().read())
-        codec, sizes = part("nodes.codec").HostCodec, []
+        codec, sizes = part("nodes.host.vae").HostCodec, []
 
         def push_out():
             sizes.append((model.loaded_size(), models.patch.loaded_size()))

@@ -13,15 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.nodes.workflows import probe, to_prompt
-from tools.comfy_server import (
-    ComfyClient,
-    ComfyServer,
-    PromptFailed,
-    PromptRefused,
-    ServerFailed,
-)
+from tools.comfy.server import ComfyClient, ComfyServer, PromptFailed, PromptRefused, ServerFailed
 from turbotalk_core.chunking.plan import plan_chunks
-from turbotalk_core.library import STUDENT, find_model_files, read_request
+from turbotalk_core.loading import STUDENT, find_model_files, read_request
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "workflows" / "api" / "first_video.json"

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from tests.nodes.family import write_family
 from tests.nodes.workflows import probe, to_prompt
-from tools.comfy_server import ComfyServer
+from tools.comfy.server import ComfyServer
 from turbotalk_core.types import Waveform
-from turbotalk_core.video.assemble import assemble
+from turbotalk_core.video.mux import assemble
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 TWINS = {

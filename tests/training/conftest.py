@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from training.data.avatars import draw_avatar
-from training.data.motion import draw_motion
-from training.data.mouth import mouth_curve
-from training.data.portrait import paint
-from training.data.synthetic import SyntheticClip
+from training.avatars.avatars import draw_avatar
+from training.avatars.motion import draw_motion
+from training.avatars.mouth import mouth_curve
+from training.avatars.portrait import paint
+from training.avatars.synthetic import SyntheticClip
 
 MISSING = "espeak-ng is not installed; these tests speak with it (apt-get install espeak-ng)"
 

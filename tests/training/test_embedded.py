@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.data.mouth import mouth_curve
+from training.avatars.mouth import mouth_curve
 from training.evaluation.generation import collect_frames
 from training.evaluation.mouth import estimate_aperture, mouth_share, sync
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
-from turbotalk_core.image import prepare_reference, read_image
-from turbotalk_core.library import find_model_files, load_models, read_request
+from turbotalk_core.conditioning.reference import prepare_reference, read_image
+from turbotalk_core.loading import find_model_files, load_models, read_request
 from turbotalk_core.pipeline import generate
 from turbotalk_core.types import Waveform
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
 from training import evaluate
-from training.data.synthetic import SyntheticClip
+from training.avatars.synthetic import SyntheticClip
 from training.evaluation import generation, scores
-from turbotalk_core.library import ADAPTER, TEACHER, read_request
+from turbotalk_core.loading import ADAPTER, TEACHER, read_request
 from turbotalk_core.request import TalkRequest
 
 NUM_FRAMES = 26

@@ -11,13 +11,13 @@ import torch
 from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
 from tests.training.tiny_run import TinyBatches, make_recipe
 from training import train
-from training.checkpoint import read_weights
-from training.log import read_log
+from training.engine.checkpoint import read_weights
+from training.engine.log import read_log
 from training.recipe import load_recipe, store_recipe
 from training.train import main
 from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.checkpoints.networks import load_dit
-from turbotalk_core.library import read_request
+from turbotalk_core.loading import read_request
 
 SIZES = {"video": asdict(VIDEO_CONFIG), "audio": asdict(AUDIO_CONFIG)}
 ROOT = Path(__file__).parents[2]

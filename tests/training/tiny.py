@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from training.batch import Batch
-from training.draws import Draws
-from training.engine import EngineSettings, PlainEngine
+from training.models.batch import Batch
+from training.engine.rng import Draws
+from training.engine.engine import EngineSettings, PlainEngine
 from training.methods.method import Method, RoleSpec, prepare_role
-from training.networks import TalkingModel
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.wan import WanConfig, WanModel
+from training.models.networks import TalkingModel
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.wan import WanConfig, WanModel
 
 FRAMES, ROWS, COLUMNS = 4, 4, 6
 TEXT_WIDTH = 8

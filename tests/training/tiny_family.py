@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
 from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
-from turbotalk_core.library import ADAPTER, AUDIO_ENCODER, TEACHER, VAE
-from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanModel
+from turbotalk_core.loading import ADAPTER, AUDIO_ENCODER, TEACHER, VAE
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanModel
 from turbotalk_core.types import SoundMoments
 
 SIZE = 48

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.draws import Draws
-from training.engine import Engine, EngineSettings, PlainEngine
-from training.guard import GuardSettings
+from training.engine.rng import Draws
+from training.engine.engine import Engine, EngineSettings, PlainEngine
+from training.engine.divergence import GuardSettings
 from training.methods.method import FROZEN, Learning, RoleSpec, Update
 from training.recipe import (
     AverageChoice,
@@ -32,8 +32,8 @@ from training.recipe import (
     Recipe,
     WeightSource,
 )
-from training.roles import NetworkKind, RoleBuilder
-from training.trainer import Trainer
+from training.trainer.roles import NetworkKind, RoleBuilder
+from training.trainer.trainer import Trainer
 
 WIDTH = 5
 LEARNING = Learning(learning_rate=0.02, betas=(0.5, 0.9), weight_decay=0.01)

@@ -20,8 +20,8 @@ from training.data.precompute import EncoderFiles, run_precompute
 from training.data.scores import LIMITS, Limit
 from training.data.shots import AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
-from training.data.stage import Summary, Work, read_journals, read_settings
-from turbotalk_core.cli_arguments import parse_sides, run
+from training.data.resumable_stage import Summary, Work, read_journals, read_settings
+from turbotalk_core.cli.arguments import parse_sides, run
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import check_size, count_latent_frames
 

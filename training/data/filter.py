@@ -32,7 +32,7 @@ from training.data.scores import (
     score_sync,
 )
 from training.data.split import SCENES
-from training.data.stage import (
+from training.data.resumable_stage import (
     SKIPPED,
     Journal,
     Record,

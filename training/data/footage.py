@@ -17,9 +17,9 @@ from torch import Tensor
 
 from turbotalk_core.audio.io import read_audio, read_first_second
 from turbotalk_core.geometry import count_samples
-from turbotalk_core.image import prepare_reference
+from turbotalk_core.conditioning.reference import prepare_reference
 from turbotalk_core.types import Waveform
-from turbotalk_core.video.source import VideoFrames
+from turbotalk_core.video.reader import VideoFrames
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
 VIDEOS_KEPT = 2  # videos whose decoded sound is cached: pieces of one video follow each other

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from training.data.shards import ShardReader, read_manifest
-from training.data.stage import Record
+from training.data.resumable_stage import Record
 from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import SAMPLE_RATE, count_decoded_frames, count_samples
-from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.types import Waveform
-from turbotalk_core.video.assemble import assemble, quantize_frames
+from turbotalk_core.video.mux import assemble, quantize_frames
 
 CLIPS = ("opening", "later")
 

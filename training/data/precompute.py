@@ -38,7 +38,7 @@ from training.data.shards import (
     write_tensors,
 )
 from training.data.shots import Shot, Source
-from training.data.stage import (
+from training.data.resumable_stage import (
     SKIPPED,
     Journal,
     Record,
@@ -55,8 +55,8 @@ from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.checkpoints.networks import load_image_encoder, load_text_encoder, load_vae
 from turbotalk_core.errors import MismatchError, RequestError
-from turbotalk_core.model.text_encoder import encode_prompt
-from turbotalk_core.ports import AudioEncoder, ImageEncoder, VideoCodec
+from turbotalk_core.models.text_encoder import encode_prompt
+from turbotalk_core.protocols import AudioEncoder, ImageEncoder, VideoCodec
 
 SAME_LATENT = 2e-3  # normalised; about the spacing of float16, so smaller differences are rounding
 LEAST_WEIGHT = 0.4  # weight of a place without motion

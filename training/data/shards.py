@@ -25,11 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from training.data.stage import SKIPPED, Record, read_journals
+from training.data.resumable_stage import SKIPPED, Record, read_journals
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
 from turbotalk_core.safe_io.paths import is_plain_name
-from turbotalk_core.video.files import make_folder, write_bytes
+from turbotalk_core.safe_io.atomic import make_folder, write_bytes
 
 SHARDS = "shards"
 NULL_TEXT = "null_text.safetensors"

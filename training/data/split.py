@@ -33,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.data.footage import find_videos, open_video, read_sound
-from training.data.stage import (
+from training.data.resumable_stage import (
     Journal,
     Record,
     Summary,

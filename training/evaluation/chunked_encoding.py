@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.data.mouth import mouth_curve
-from training.data.speech import draw_speech
-from training.data.synthetic import draw_clip
+from training.avatars.mouth import mouth_curve
+from training.avatars.speech import draw_speech
+from training.avatars.synthetic import draw_clip
 from training.evaluation.generation import DITS, SPLIT, collect_frames, load_family
 from training.evaluation.mouth import estimate_aperture, sync
 from training.markdown import table
@@ -33,7 +33,7 @@ from turbotalk_core.audio.features import (
 )
 from turbotalk_core.geometry import FPS, SAMPLE_RATE
 from turbotalk_core.pipeline import Models, generate
-from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.protocols import AudioEncoder
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Speech, Waveform
 

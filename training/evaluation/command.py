@@ -13,7 +13,7 @@ import torch
 
 from training.evaluation.generation import DITS
 from turbotalk_core.errors import TurboTalkError
-from turbotalk_core.video.files import make_folder, write_text
+from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 

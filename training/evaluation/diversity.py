@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data.avatars import draw_avatar
-from training.data.motion import Motion, draw_motion
-from training.data.mouth import MouthCurve
-from training.data.portrait import render
+from training.avatars.avatars import draw_avatar
+from training.avatars.motion import Motion, draw_motion
+from training.avatars.mouth import MouthCurve
+from training.avatars.portrait import render
 
 COARSE = 4  # pixels; grain that is finer than this is no other motion
 REDRAW_STRIDE = 10_000_019  # motion seeds of redraws begin above those of all pairs

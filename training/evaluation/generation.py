@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.data.synthetic import SyntheticClip
-from turbotalk_core import library
+from training.avatars.synthetic import SyntheticClip
+from turbotalk_core import loading as library
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.errors import RequestError
 from turbotalk_core.pipeline import Models, generate
-from turbotalk_core.ports import AudioEncoder, Denoiser, VideoCodec
+from turbotalk_core.protocols import AudioEncoder, Denoiser, VideoCodec
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioTokens, Conditioning, FrameChunk, Waveform
 

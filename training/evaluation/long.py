@@ -26,20 +26,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.mouth import mouth_curve
-from training.data.speech import draw_speech
-from training.data.synthetic import SAMPLES_PER_FRAME, film
+from training.avatars.mouth import mouth_curve
+from training.avatars.speech import draw_speech
+from training.avatars.synthetic import SAMPLES_PER_FRAME, film
 from training.evaluation.generation import DITS, SPLIT, load_family
 from training.evaluation.mouth import estimate_aperture, sync
 from training.markdown import table
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
-from turbotalk_core.heap import give_back
+from turbotalk_core.takes.host_memory import give_back
 from turbotalk_core.pipeline import generate
 from turbotalk_core.types import FrameChunk, Waveform
-from turbotalk_core.video.assemble import quantize_frames
-from turbotalk_core.video.files import write_text
+from turbotalk_core.video.mux import quantize_frames
+from turbotalk_core.safe_io.atomic import write_text
 
 PROGRAM = "python -m training.evaluation.long"
 NUM_PICTURES = 9  # of a strip

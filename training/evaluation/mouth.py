@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.data.mouth import MOUTH_COLOUR
+from training.avatars.mouth import MOUTH_COLOUR
 from turbotalk_core.errors import MismatchError
 
 

@@ -20,18 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.synthetic import SyntheticClip, draw_clip
-from training.evaluation.generation import (
-    SPLIT,
-    CountingDenoiser,
-    RememberingCodec,
-    generate_clip,
-)
+from training.avatars.synthetic import SyntheticClip, draw_clip
+from training.evaluation.generation import SPLIT, CountingDenoiser, RememberingCodec, generate_clip
 from training.evaluation.mouth import estimate_aperture, sync
 from training.metrics.distances import frechet_distance
 from turbotalk_core.errors import RequestError
 from turbotalk_core.pipeline import Models
-from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.protocols import AudioEncoder
 from turbotalk_core.request import TalkRequest
 
 REACH = 8  # pixels, how far a face is followed

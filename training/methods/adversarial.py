@@ -19,11 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.batch import Batch
-from training.draws import Draws
-from training.engine import Engine
-from training.lora import adapters_off
-from training.losses import (
+from training.models.batch import Batch
+from training.engine.rng import Draws
+from training.engine.engine import Engine
+from training.models.lora import adapters_off
+from training.methods.losses import (
     AdversarialLoss,
     difference_penalty,
     discriminator_loss,
@@ -42,9 +42,9 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.networks import Discriminator
-from training.rollout import approach, finish
-from training.timesteps import (
+from training.models.networks import Discriminator
+from training.methods.rollout import approach, finish
+from training.methods.timesteps import (
     choose_timesteps,
     draw_last_timestep,
     draw_sigmas,

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from training.batch import Batch
-from training.draws import Draws
-from training.engine import Engine
-from training.losses import flow_loss
+from training.models.batch import Batch
+from training.engine.rng import Draws
+from training.engine.engine import Engine
+from training.methods.losses import flow_loss
 from training.methods.method import (
     Count,
     FewSteps,
@@ -35,7 +35,7 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.rollout import approach, finish
+from training.methods.rollout import approach, finish
 from turbotalk_core.geometry import MASK_CHANNELS
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.batch import Batch
-from training.draws import Draws
-from training.engine import Engine
-from training.losses import flow_loss
+from training.models.batch import Batch
+from training.engine.rng import Draws
+from training.engine.engine import Engine
+from training.methods.losses import flow_loss
 from training.methods.method import (
     Learning,
     Positive,
@@ -27,7 +27,7 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.timesteps import draw_sigmas
+from training.methods.timesteps import draw_sigmas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

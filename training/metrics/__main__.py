@@ -17,7 +17,7 @@ import torch
 
 from training.metrics.evaluation import METRICS, Settings, evaluate
 from training.metrics.report import format_report
-from turbotalk_core.cli_arguments import find_device, parse_count, run
+from turbotalk_core.cli.arguments import find_device, parse_count, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.data.scores import load_judge
-from training.data.stage import SKIPPED, attempt
+from training.data.resumable_stage import SKIPPED, attempt
 from training.metrics.clips import SPAN_FRAMES, Clip, Skip, list_clips
 from training.metrics.distances import (
     KID_SUBSETS,

@@ -15,7 +15,7 @@ from typing import Any
 from training.markdown import escape, table
 from training.metrics.clips import Skip
 from training.metrics.weights import UsedFile
-from turbotalk_core.video.files import make_folder, write_text
+from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 REPORT = "metrics.json"
 TABLE = "metrics.md"

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from training.data.footage import open_video
-from training.data.synthetic import make_sheet
+from training.avatars.synthetic import make_sheet
 from training.metrics.clips import Clip
 from turbotalk_core.errors import ImageError
-from turbotalk_core.image import prepare_reference
-from turbotalk_core.video.files import make_folder, reports_disk_errors, whole_file
+from turbotalk_core.conditioning.reference import prepare_reference
+from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file
 
 SHEETS = "sheets"  # name of the folder
 COLUMNS = 8  # frames per clip

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.data.stage import hash_files
+from training.data.resumable_stage import hash_files
 from turbotalk_core.errors import CheckpointError
 
 

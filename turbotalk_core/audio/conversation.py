@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ..errors import AudioError
 from ..geometry import SAMPLE_RATE
-from ..identity import digest_text
-from ..ports import AudioEncoder
+from ..fingerprints import digest_text
+from ..protocols import AudioEncoder
 from ..request import Hearing
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
 from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..errors import AudioError, RequestError
 from ..geometry import FPS, SAMPLE_RATE, count_frames, count_samples
-from ..ports import AudioEncoder
+from ..protocols import AudioEncoder
 from ..request import HEARINGS, Hearing
 from ..sound import Sound, SoundReader, Span
 from ..types import AudioFeatures, SoundMoments, Waveform
 from .loudness import TARGET_LUFS, LoudnessMeter, find_gain, normalize_loudness
-from .moments import MomentsMeter
+from .normalization import MomentsMeter
 from .resample import read_mono_16k, to_mono_16k
 
 SILENCE_TAIL_FRAMES = 25  # one second: longer than any window reaches past the end

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..errors import MismatchError
 from ..geometry import SAMPLE_RATE
-from ..identity import fingerprint
+from ..fingerprints import fingerprint
 from ..safe_io.json import is_number
 from ..safe_io.tensor_header import MAX_LAYERS
 from ..types import SoundMoments
-from .moments import find_first_kernel, normalized_by
+from .normalization import find_first_kernel, normalized_by
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model

@@ -15,8 +15,8 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..geometry import FIRST_WINDOW, LATENT_CHANNELS
-from ..model.audio_adapter import AudioAdapterConfig
-from ..model.wan import WanConfig
+from ..models.audio_adapter import AudioAdapterConfig
+from ..models.wan import WanConfig
 from ..safe_io.json import parse_json
 from ..safe_io.tensor_header import MAX_LAYERS
 from .tensors import WeightHeader, read_header

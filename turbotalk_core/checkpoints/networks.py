@@ -13,19 +13,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, MismatchError, TurboTalkError
-from ..model.audio_adapter import AudioProjection
-from ..model.image_encoder import ImageEncoder, build_image_encoder
-from ..model.text_encoder import (
+from ..models.audio_adapter import AudioProjection
+from ..models.image_encoder import ImageEncoder, build_image_encoder
+from ..models.text_encoder import (
     TOKENIZER,
     TextEncoder,
     Tokenizer,
     build_text_encoder,
     build_tokenizer,
 )
-from ..model.vae import WanVAE
-from ..model.wan import WanConfig, WanModel
+from ..models.vae import WanVAE
+from ..models.wan import WanConfig, WanModel
 from ..safe_io.json import read_small
-from ..video.files import make_folder, write_bytes
+from ..safe_io.atomic import make_folder, write_bytes
 from .inspect import (
     ADAPTER,
     ADAPTER_MARK,

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..ports import Denoiser
+from ..protocols import Denoiser
 from ..types import AudioTokens, Conditioning
 
 APG_MOMENTUM = -0.75  # InfiniteTalk, wan/multitalk.py: for both pushes

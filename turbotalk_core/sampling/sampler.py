@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MismatchError
-from ..ports import CheckStop, Denoiser, Progress
+from ..protocols import CheckStop, Denoiser, Progress
 from ..request import Update
 from ..types import AudioTokens, Conditioning
 from .guidance import Guidance, begin_pushes, guided_velocity

@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import GeometryError
 from ..geometry import FPS, count_samples
 from ..sound import Sound, SoundReader, pieces
-from .files import reports_disk_errors, whole_file
+from ..safe_io.atomic import reports_disk_errors, whole_file
 
 _log = getLogger(__name__)
 

@@ -26,8 +26,8 @@ from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.errors import AudioError, RequestError
-from turbotalk_core.identity import digest_text
-from turbotalk_core.ports import AudioEncoder
+from turbotalk_core.fingerprints import digest_text
+from turbotalk_core.protocols import AudioEncoder
 from turbotalk_core.request import Hearing
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Waveform
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.core.checkpoints.small import CONFIG, PROJECTION, SETTINGS, draw
 from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
-from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanModel
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanModel
 
 
 @pytest.fixture(scope="module")

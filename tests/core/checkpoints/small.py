@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig
-from turbotalk_core.model.wan import WanConfig
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig
+from turbotalk_core.models.wan import WanConfig
 
 CONFIG = WanConfig(
     dim=24,

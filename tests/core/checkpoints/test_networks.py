@@ -14,17 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.core.checkpoints.small import CONFIG, PROJECTION, draw, rewrite
-from turbotalk_core.checkpoints.inspect import (
-    ADAPTER,
-    DIT,
-    VAE,
-    inspect,
-)
+from turbotalk_core.checkpoints.inspect import ADAPTER, DIT, VAE, inspect
 from turbotalk_core.checkpoints.networks import load_dit, load_vae, save_dit, save_vae
 from turbotalk_core.errors import CheckpointError, MismatchError, OutputError
-from turbotalk_core.model.audio_adapter import AudioProjection
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanModel
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanModel
 from turbotalk_core.safe_io.tensor_header import MAX_LAYERS
 
 SILENT = {"audio_heads": None, "audio_token_dim": 768}  # as read from a file without audio

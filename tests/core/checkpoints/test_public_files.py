@@ -32,9 +32,9 @@ from turbotalk_core.checkpoints.inspect import (
 )
 from turbotalk_core.checkpoints.networks import PROJECTION_PREFIX
 from turbotalk_core.checkpoints.tensors import PREFIXES
-from turbotalk_core.model.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.model.vae import WanVAE
-from turbotalk_core.model.wan import WanConfig, WanModel
+from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanConfig, WanModel
 
 Shapes = dict[str, tuple[int, ...]]
 Header = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape

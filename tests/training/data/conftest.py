@@ -15,9 +15,9 @@ from turbotalk_core.audio.wav2vec2 import EncoderConfig, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.networks import save_vae
 from turbotalk_core.geometry import FPS
-from turbotalk_core.model.vae import WanVAE
+from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.types import Waveform
-from turbotalk_core.video.assemble import assemble
+from turbotalk_core.video.mux import assemble
 
 RATE = 16_000
 

@@ -12,13 +12,13 @@ from training.data.inspect import choose_record, decode_sample, describe
 from training.data.precompute import EncoderFiles, run_precompute
 from training.data.shards import ShardReader
 from training.data.shots import Shot
-from training.data.stage import Work
+from training.data.resumable_stage import Work
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.errors import CheckpointError, RequestError
 from turbotalk_core.types import Waveform
-from turbotalk_core.video.source import VideoFrames
+from turbotalk_core.video.reader import VideoFrames
 
 from .conftest import RATE, hum
 

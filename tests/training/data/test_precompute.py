@@ -26,7 +26,7 @@ from training.data.precompute import (
 )
 from training.data.shards import NULL_TEXT, SHARDS, ShardReader, fill_reference, read_manifest
 from training.data.shots import Shot
-from training.data.stage import SKIPPED, Summary, Work, read_journals
+from training.data.resumable_stage import SKIPPED, Summary, Work, read_journals
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.checkpoints.networks import load_text_encoder, load_vae
 from turbotalk_core.errors import (
@@ -36,7 +36,7 @@ from turbotalk_core.errors import (
     OutputError,
     RequestError,
 )
-from turbotalk_core.model.text_encoder import encode_prompt
+from turbotalk_core.models.text_encoder import encode_prompt
 from turbotalk_core.types import Waveform
 
 from .conftest import RATE, hum

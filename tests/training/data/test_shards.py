@@ -19,7 +19,7 @@ from training.data.shards import (
     read_manifest,
     write_shard,
 )
-from training.data.stage import SKIPPED, Journal, Work
+from training.data.resumable_stage import SKIPPED, Journal, Work
 from turbotalk_core.errors import MismatchError, OutputError
 
 

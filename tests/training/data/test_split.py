@@ -20,7 +20,7 @@ from training.data.split import (
     read_captions,
     run_split,
 )
-from training.data.stage import SKIPPED, Work, read_journals
+from training.data.resumable_stage import SKIPPED, Work, read_journals
 from turbotalk_core.errors import RequestError
 
 from .conftest import MakeVideo

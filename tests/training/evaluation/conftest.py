@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.training.tiny_family import SIZE, make_networks
-from training.data.synthetic import SyntheticClip
-from turbotalk_core.model.denoiser import ProjectionAdapter, WanDenoiser
+from training.avatars.synthetic import SyntheticClip
+from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from training.data.synthetic import SyntheticClip
+from training.avatars.synthetic import SyntheticClip
 from training.evaluation.diversity import COARSE, measure_spread, redraw
 
 NUM_FRAMES = 26

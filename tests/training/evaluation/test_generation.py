@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny_family import LoudnessEncoder
-from training.data.synthetic import SyntheticClip
+from training.avatars.synthetic import SyntheticClip
 from training.evaluation.generation import RememberingCodec, generate_clip, load_family
 from turbotalk_core.errors import RequestError
 from turbotalk_core.pipeline import Models

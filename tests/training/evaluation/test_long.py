@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
-from training.data.synthetic import SyntheticClip
+from training.avatars.synthetic import SyntheticClip
 from training.evaluation import generation, long
 from training.evaluation.long import TEN, list_bounds, watch
 from turbotalk_core.chunking.plan import plan_chunks

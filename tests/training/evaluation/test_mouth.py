@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.training.syllables import RATE, make_syllables
-from training.data.avatars import draw_avatar
-from training.data.motion import draw_motion
-from training.data.mouth import MouthCurve, mouth_curve
-from training.data.portrait import render
+from training.avatars.avatars import draw_avatar
+from training.avatars.motion import draw_motion
+from training.avatars.mouth import MouthCurve, mouth_curve
+from training.avatars.portrait import render
 from training.evaluation.mouth import estimate_aperture, sync
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.geometry import FPS

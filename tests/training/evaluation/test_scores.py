@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.training.tiny_family import LoudnessEncoder
-from training.data.mouth import MouthCurve
-from training.data.synthetic import SyntheticClip
+from training.avatars.mouth import MouthCurve
+from training.avatars.synthetic import SyntheticClip
 from training.evaluation import scores
 from training.evaluation.scores import (
     FEATURE_WIDTH,

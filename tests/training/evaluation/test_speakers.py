@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.pairs import PairClip
-from training.data.synthetic import SyntheticClip
+from training.avatars.pairs import PairClip
+from training.avatars.synthetic import SyntheticClip
 from training.evaluation import speakers
 from training.evaluation.speakers import draw_turns, score_turn
 from turbotalk_core.errors import RequestError
-from turbotalk_core.library import EMBEDDED_MODELS
+from turbotalk_core.loading import EMBEDDED_MODELS
 
 NUM_FRAMES = 26
 

@@ -7,16 +7,10 @@ import torch
 from torch import nn
 
 from tests.training.tiny import make_batch, make_model
-from training.draws import Draws
-from training.lora import list_adapters
-from training.methods.method import (
-    Learning,
-    RoleSpec,
-    describe_latents,
-    draw_noise,
-    prepare_role,
-)
-from training.networks import Discriminator, TalkingModel
+from training.engine.rng import Draws
+from training.models.lora import list_adapters
+from training.methods.method import Learning, RoleSpec, describe_latents, draw_noise, prepare_role
+from training.models.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import MismatchError
 
 LORA = Learning(trains="lora", learning_rate=1e-3, rank=2, alpha=2)

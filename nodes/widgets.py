@@ -1,0 +1,67 @@
+"""Widgets for the encode mode and the part of a voice to use."""
+
+from fractions import Fraction
+
+from comfy_api.latest import io
+
+from ..turbotalk_core.geometry import FPS, MAX_FRAMES
+from ..turbotalk_core.request import HEARINGS
+from .host.convert import check_finite
+
+MAX_SECONDS = MAX_FRAMES / FPS
+
+
+def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
+    """Return the inputs of the three widgets.
+
+    Args:
+        whose: voice, for the tooltips.
+
+    Returns:
+        ``hearing``, ``start_seconds`` and ``end_seconds``.
+    """
+    return [
+        io.Combo.Input(
+            "hearing",
+            options=list(HEARINGS),
+            default="auto",
+            tooltip=f"whole: {whose} is encoded at once, which takes about a gigabyte per "
+            "minute. sections: 40 seconds at a time, for hours of sound. auto: whole up to five "
+            "minutes.",
+            optional=True,
+            advanced=True,
+        ),
+        _make_seconds("start_seconds", f"Of {whose}, leave out what lies before."),
+        _make_seconds("end_seconds", f"Of {whose}, leave out what lies after; 0 keeps all."),
+    ]
+
+
+def _make_seconds(name: str, tooltip: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=0.0,
+        min=0.0,
+        max=MAX_SECONDS,
+        step=0.01,
+        tooltip=tooltip,
+        optional=True,
+        advanced=True,
+    )
+
+
+def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fraction | None]:
+    """Convert the widgets' values to the start and the end of a span.
+
+    Args:
+        start_seconds: of the widget.
+        end_seconds: of the widget; 0 keeps all.
+
+    Returns:
+        Start and end for ``sound.cut``; an end of None is the end of the sound.
+
+    Raises:
+        RequestError: A number is not finite.
+    """
+    for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
+        check_finite(name, seconds, " of seconds")
+    return Fraction(start_seconds), Fraction(end_seconds) if end_seconds else None

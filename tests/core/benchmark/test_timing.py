@@ -1,0 +1,118 @@
+"""Speed: the timed calls are the calls of a real run, counted on very small networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.core.benchmark.test_report import CPU, REQUEST, SIZES
+from turbotalk_core.benchmark.report import build_random_models
+from turbotalk_core.models.denoiser import WanDenoiser
+from turbotalk_core.pipeline import Models
+from turbotalk_core.benchmark.timing import (
+    NUM_BARE,
+    ChunkTiming,
+    Speed,
+    Way,
+    time_call,
+    time_ours,
+    time_reference,
+)
+from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, Waveform
+
+TWO_STEPS = replace(REQUEST, num_inference_steps=2, num_motion_frames=5)  # chunks of 9 frames
+NUM_FRAMES = 9 + 4 + 4
+PICTURE = torch.full((32, 48, 3), 0.5)
+WAVEFORM = Waveform(samples_CS=torch.zeros(1, NUM_FRAMES * 640), sample_rate=16_000)
+FEATURES = AudioFeatures(
+    features_TLD=torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width), num_frames=NUM_FRAMES
+)
+CONVERSATION = Conversation(
+    speakers=(Speaker(name="Anna", waveform=WAVEFORM),),
+    speeches=(Speech(features=FEATURES, waveform=WAVEFORM),),
+    waveform=WAVEFORM,
+)
+
+
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return build_random_models(SIZES, torch.float32, CPU)
+
+
+def test_our_way_encodes_the_picture_once_and_the_motion_frames_of_each_chunk(
+    models: Models,
+) -> None:
+    way = time_ours(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
+    assert [chunk.num_encoded for chunk in way.chunks] == [9 + 1, 5, 5]
+    assert [chunk.num_calls for chunk in way.chunks] == [2, 2, 2]
+    assert way.num_frames == NUM_FRAMES
+
+
+def test_the_reference_encodes_the_picture_for_each_chunk(models: Models) -> None:
+    way = time_reference(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
+    assert [chunk.num_encoded for chunk in way.chunks] == [9 + 1, 9 + 5, 9 + 5]
+    assert [chunk.num_calls for chunk in way.chunks] == [2, 2, 2]
+    assert way.num_frames == NUM_FRAMES
+
+
+def test_both_ways_make_the_same_frames(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[torch.Tensor] = []
+
+    def keep(_path: object, frames: object, _waveform: object) -> int:
+        made.append(torch.cat(list(frames)))  # pyright: ignore[reportArgumentType]
+        return len(made[-1])
+
+    monkeypatch.setattr("turbotalk_core.benchmark.timing.assemble", keep)
+    for way in (time_ours, time_reference):
+        assert way(models, TWO_STEPS, CONVERSATION, PICTURE, CPU).num_frames == NUM_FRAMES
+    ours, reference = made
+    assert torch.equal(ours, reference)
+    assert ours.float().std() > 0
+
+
+def test_parts_add_up_to_the_whole(models: Models) -> None:
+    way = time_ours(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
+    for chunk in way.chunks:
+        parts = (chunk.encode, chunk.adapter, chunk.forward, chunk.decode, chunk.rest, chunk.write)
+        assert min(parts) > 0
+        assert chunk.chunk == sum(parts)
+    assert sum(chunk.chunk for chunk in way.chunks) <= way.seconds
+
+
+def test_a_bare_call_is_nothing_but_a_call(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    call = WanDenoiser.__call__
+
+    def watch(self: WanDenoiser, *arguments: torch.Tensor) -> torch.Tensor:
+        velocity = call(self, *arguments)  # pyright: ignore[reportArgumentType]
+        assert velocity.isfinite().all()
+        shapes.append(tuple(velocity.shape))
+        return velocity
+
+    monkeypatch.setattr(WanDenoiser, "__call__", watch)
+    assert time_call(models, TWO_STEPS, CONVERSATION, CPU) > 0
+    assert shapes == [(1, 16, 3, 4, 6)] * (1 + NUM_BARE)
+
+
+def _chunk(scale: float, **changes: float) -> ChunkTiming:
+    parts = {"encode": 1.0, "adapter": 2.0, "forward": 3.0, "decode": 4.0, "rest": 5.0, "write": 6}
+    seconds = {name: scale * value for name, value in parts.items()}
+    return ChunkTiming(**(seconds | changes), num_encoded=9, num_calls=1)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_steady_chunk_is_the_median_of_all_but_the_first() -> None:
+    chunks = (_chunk(100), _chunk(1), _chunk(3), _chunk(2))
+    way = Way(chunks=chunks, seconds=200.0, num_frames=300)
+    assert way.steady == _chunk(2)
+    assert way.steady.chunk == 42
+    assert way.throughput == 1.5
+
+
+def test_ratio_and_gain() -> None:
+    ours = Way(chunks=(_chunk(9), _chunk(1)), seconds=30.0, num_frames=60)
+    reference = Way(chunks=(_chunk(9), _chunk(2)), seconds=60.0, num_frames=60)
+    speed = Speed(num_steps=1, bare=3.0, ours=ours, reference=reference)
+    assert speed.ratio == 7
+    assert speed.gain == 2

@@ -1,0 +1,107 @@
+"""The page of the benchmark says what was measured, and whether it is what is claimed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tools.benchmark.page import to_page
+
+PARTS = ("encode", "adapter", "forward", "decode", "rest", "write")
+
+
+def _speed(num_steps: int, chunk: float) -> dict[str, Any]:
+    parts: dict[str, float] = dict.fromkeys(PARTS, chunk / 6) | {"chunk": chunk}
+    return {
+        "num_steps": num_steps,
+        "bare_call_seconds": 0.5,
+        "chunk_in_bare_calls": chunk / 0.5,
+        "first_chunk": parts | {"chunk": 3.25},
+        "steady_chunk": parts | {"num_encoded": 9},
+        "frames_per_second": 72 / chunk,
+        "reference_way": {
+            "steady_chunk": parts | {"num_encoded": 90},
+            "frames_per_second": 18 / chunk,
+        },
+        "throughput_in_the_reference_ways": 4.0,
+    }
+
+
+def _arm(seconds: float) -> dict[str, float]:
+    return {"seconds": seconds, "frames_per_second": 441 / seconds}
+
+
+def _report(native: float, ours: float, talk: float, growth: float = 9_000.0) -> dict[str, Any]:
+    return {
+        "machine": {
+            "cpu": "a processor",
+            "threads": 2,
+            "python": "3.11",
+            "torch": "2",
+            "comfyui": "0",
+        },
+        "core": {
+            "width": 128,
+            "height": 96,
+            "num_frames": 81,
+            "num_tokens": 1344,
+            "speeds": [_speed(1, 2.0), _speed(4, 3.0)],
+        },
+        "talk": {
+            "num_chunks": 100,
+            "num_frames": 7209,
+            "first_chunk_seconds": 8.0,
+            "steady_chunk_seconds": talk,
+            "seconds": 100 * talk,
+            "frames_per_second": 72.09 / talk,
+            "least_bytes": [600_000_000] * 99 + [701_000_000],
+            "warm_chunks": 50,
+            "bytes_per_chunk": growth,
+        },
+        "scene": {"num_chunks": 6, "rounds": 3, "dim": 200, "num_layers": 6},
+        "arms": {
+            "host_native": _arm(native),
+            "our_nodes": _arm(ours),
+            "core": _arm(10.0),
+            "reference_way": _arm(40.0),
+        },
+    }
+
+
+def test_it_has_what_was_measured() -> None:
+    page = to_page(_report(30.0, 10.2, 2.0))
+    for row in (
+        "| network calls per chunk | 1 | 4 |",
+        "| **R**, a chunk in bare calls | 4.00 | 6.00 |",
+        "| first chunk | 3.250 | 3.250 |",
+        "| frames that the VAE encodes | 9 | 9 |",
+        "| the same in the reference's order | 90 | 90 |",
+        "| ComfyUI's own InfiniteTalk nodes | 30.00 | 14.7 | 1.00 |",
+        "| our nodes | 10.20 | 43.2 | 2.94 |",
+        "| least memory while chunk 100 was made | 701 MB |",
+    ):
+        assert f"\n{row}\n" in page
+
+
+@pytest.mark.parametrize(
+    ("report", "failing"),
+    [
+        (_report(30.0, 10.2, 2.0), []),
+        (_report(15.0, 10.2, 2.0), ["ComfyUI's own"]),
+        (_report(30.0, 10.4, 2.0), ["Our nodes take"]),
+        (_report(30.0, 10.2, 2.1), ["A steady chunk"]),
+        (_report(30.0, 10.2, 3.0), ["at least 25 frames", "A steady chunk"]),
+        (
+            _report(30.0, 10.2, 2.0, 11_000.0),
+            ["Its memory grows by at most 1 MB per 100 chunks after the first 50"],
+        ),
+    ],
+)
+def test_what_does_not_hold_is_said(report: dict[str, Any], failing: list[str]) -> None:
+    verdicts = [line for line in to_page(report).splitlines() if "hold" in line]
+    assert len(verdicts) == 5
+    fallen = [line for line in verdicts if "**does not hold**" in line]
+    assert len(fallen) == len(failing)
+    for line, words in zip(fallen, failing, strict=True):
+        assert words in line

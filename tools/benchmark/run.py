@@ -1,0 +1,429 @@
+"""Where the time goes, and against whom: all arms of the benchmark in one run on one machine.
+
+    python -m tools.benchmark.run --json FILE --markdown FILE
+
+1. ``python -m turbotalk_core bench``: bare calls, chunks by part, and the reference's way.
+2. In one process ComfyUI's own InfiniteTalk nodes, our nodes and the core alone make the same video
+   with the same weights, in turns.
+3. The command line makes a long video of the shipped portrait, watched from outside: when chunks
+   are on the disk, and how much memory it holds then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+import wave
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import theilslopes
+from torch import Tensor
+
+from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
+from tools.benchmark.page import to_page
+from tools.comfy.download import COMFYUI_VERSION, find_host
+from tools.comfy.in_process import PACK, import_host, load_pack, run_node
+from training.benchmark.hardware import name_cpu, read_resident_bytes
+from turbotalk_core import types
+from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH
+from turbotalk_core.loading import VAE, ModelFiles, load_models
+from turbotalk_core.request import TalkRequest
+from turbotalk_core.safe_io.tensor_header import read_tensor_header
+from turbotalk_core.benchmark.timing import Way, time_ours, time_reference
+from turbotalk_core.safe_io.atomic import write_text
+
+WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
+POLL_SECONDS = 0.05
+SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
+LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
+
+
+# --- one process: the host's own nodes, ours, and the core --------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all arms are given.
+
+    Attributes:
+        height: of the video, pixels.
+        width: of the video, pixels.
+        chunk_frames: of a chunk.
+        motion_frames: that a later chunk begins with.
+        num_chunks: of the video.
+    """
+
+    height: int = 128
+    width: int = 128
+    chunk_frames: int = 81
+    motion_frames: int = 9
+    num_chunks: int = 6
+
+    @property
+    def num_frames(self) -> int:
+        """Of the video."""
+        new_frames = self.chunk_frames - self.motion_frames
+        return self.chunk_frames + (self.num_chunks - 1) * new_frames
+
+    @property
+    def picture(self) -> Tensor:
+        """The portrait, [1, H, W, 3] in [0, 1]."""
+        return _draw(0, 1, self.height, self.width, 3).sigmoid()
+
+    @property
+    def layers(self) -> list[Tensor]:
+        """The voice as the host's audio encoders give it: 13 layers, 50 rows a second."""
+        return [_draw(seed, 1, 2 * self.num_frames, 768) for seed in range(13)]
+
+    @property
+    def silence(self) -> Tensor:
+        """The sound of the video, [1, S]."""
+        return torch.zeros(1, self.num_frames * SAMPLE_RATE // FPS)
+
+
+def compare(
+    host: SimpleNamespace, pack: ModuleType, scene: Scene, *, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Let all arms make the same video in turns, in this process.
+
+    Args:
+        host: of ``import_host``, with a family of ``write_released_sizes``.
+        pack: of ``load_pack``.
+        scene: what they make.
+        rounds: of which the median counts; one before them pays for what is set up once.
+
+    Returns:
+        For each arm the seconds of each round, their median, and frames per second.
+    """
+    arms = {
+        "host_native": _prepare_native(host, scene),
+        "our_nodes": _prepare_nodes(host, pack, scene),
+        "core": _prepare_core(host, scene, time_ours),
+        "reference_way": _prepare_core(host, scene, time_reference),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(1 + rounds):
+        for name, make in arms.items():
+            started = time.perf_counter()
+            make(number)
+            seconds[name].append(time.perf_counter() - started)
+    return {
+        name: {
+            "all_seconds": taken[1:],
+            "seconds": median(taken[1:]),
+            "frames_per_second": scene.num_frames / median(taken[1:]),
+        }
+        for name, taken in seconds.items()
+    }
+
+
+def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None]:
+    """ComfyUI's InfiniteTalk node, sampler and VAE for each chunk, as its own workflow has them."""
+    bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
+    (adapter,) = host.model_patch_nodes.ModelPatchLoader().load_model_patch(RELEASED_SIZES)
+    vae = run_node(host, "VAELoader", vae_name=VAE)
+    sound = {"waveform": scene.silence.unsqueeze(0), "sample_rate": SAMPLE_RATE}
+
+    def make(seed: int) -> None:
+        positive, negative = _prompts()
+        frames = None
+        with torch.inference_mode():
+            for index in range(scene.num_chunks):
+                model, told, told_not, latent, trim = host.wan_nodes.WanInfiniteTalkToVideo.execute(
+                    mode={"mode": "single_speaker"},
+                    model=bare,
+                    model_patch=adapter,
+                    positive=positive,
+                    negative=negative,
+                    vae=vae,
+                    width=scene.width,
+                    height=scene.height,
+                    length=scene.chunk_frames,
+                    audio_encoder_output_1={"encoded_audio_all_layers": scene.layers},
+                    motion_frame_count=scene.motion_frames,
+                    start_image=scene.picture,
+                    audio_scale=1.0,
+                    previous_frames=frames,
+                ).result
+                drawn = host.sample.prepare_noise(latent["samples"], seed + index)
+                euler = host.samplers.sampler_object("euler")
+                latents = host.sample.sample_custom(
+                    model, drawn, 1.0, euler, SIGMAS, told, told_not, latent["samples"], seed=seed
+                )
+                made = run_node(host, "VAEDecode", samples={"samples": latents}, vae=vae)
+                frames = made if frames is None else torch.cat((frames, made[trim:]))
+        if frames is None or frames.shape[0] != scene.num_frames:
+            raise RuntimeError(f"the host made another number of frames than {scene.num_frames}")
+        (video,) = host.video_nodes.CreateVideo.execute(frames, float(FPS), sound).result
+        video.save_to(str(host.base / "output" / f"native_{seed}.mp4"))
+
+    return make
+
+
+def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Callable[[int], None]:
+    """The sampler and *Assemble video* of this pack."""
+    bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
+    adapter = run_node(host, "TurboTalkLoadAudioAdapter", name=RELEASED_SIZES)
+    model = run_node(
+        host, "TurboTalkApplyAudioAdapter", model=bare, model_patch=adapter, strength=1.0
+    )
+    vae = run_node(host, "VAELoader", vae_name=VAE)
+    speech = _hear(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
+
+    def make(seed: int) -> None:
+        positive, negative = _prompts()
+        take = run_node(
+            host,
+            "TurboTalkSampler",
+            model=model,
+            vae=vae,
+            reference_image=scene.picture,
+            speech=speech,
+            positive=positive,
+            negative=negative,
+            sigmas=SIGMAS,
+            update="euler",
+            seed=seed,
+            size_from="custom",
+            width=scene.width,
+            height=scene.height,
+            chunk_frames=scene.chunk_frames,
+            motion_frames=scene.motion_frames,
+            steps=1,
+            shift=1.0,
+            audio_guidance=1.0,
+            text_guidance=1.0,
+        )
+        if take.num_frames != scene.num_frames:
+            raise RuntimeError(f"the sampler made {take.num_frames} frames")
+        video = run_node(
+            host,
+            "TurboTalkAssembleVideo",
+            take=take,
+            codec="h264",
+            crf=18,
+            pixel_format="yuv420p",
+            start_frame=0,
+            num_frames=0,
+        )
+        video.save_to(str(host.base / "output" / f"ours_{seed}.mp4"))
+
+    return make
+
+
+def _prepare_core(
+    host: SimpleNamespace, scene: Scene, way: Callable[..., Way]
+) -> Callable[[int], None]:
+    """The core alone, as the command line uses it, or as the reference would."""
+    models_folder = host.base / "models"
+    dit = models_folder / "diffusion_models" / RELEASED_SIZES
+    files = ModelFiles(
+        dit=dit,
+        adapter=_cut_adapter(models_folder / "model_patches" / RELEASED_SIZES, dit),
+        audio_encoder=Path(),
+        vae=PACK / "models" / "vae" / VAE,
+    )
+    cpu = torch.device("cpu")
+    models = replace(load_models(files, cpu), text_BND=_prompts()[0][0][0])
+    request = TalkRequest(
+        num_inference_steps=1,
+        schedule="reference",
+        shift=1.0,
+        update="euler",
+        seed=0,
+        height=scene.height,
+        width=scene.width,
+        chunk_frames=scene.chunk_frames,
+        num_motion_frames=scene.motion_frames,
+        audio_guidance_scale=1.0,
+    )
+    speech = _hear(scene, types)
+    (picture_HWC,) = scene.picture
+
+    def make(seed: int) -> None:
+        way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
+
+    return make
+
+
+def _cut_adapter(path: Path, dit: Path) -> Path:
+    """Leave out the blocks that the transformer has not: the host wants them, the core does not."""
+    num_layers = len({name.split(".")[1] for name in load_file(dit) if name.startswith("blocks.")})
+    _, metadata = read_tensor_header(path)
+    kept = {
+        name: tensor
+        for name, tensor in load_file(path).items()
+        if not name.startswith("blocks.") or int(name.split(".")[1]) < num_layers
+    }
+    cut = path.with_name(f"cut_{path.name}")
+    save_file(kept, cut, metadata)
+    return cut
+
+
+def _draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _prompts() -> list[Any]:
+    return [[[_draw(seed, 1, TEXT_LENGTH, TEXT_DIM), {}]] for seed in (1, 2)]
+
+
+def _hear(scene: Scene, types: Any) -> Any:
+    features_TLD = torch.cat(scene.layers[1:])[:, ::2].movedim(0, 1)
+    features = types.AudioFeatures(features_TLD=features_TLD, num_frames=scene.num_frames)
+    waveform = types.Waveform(samples_CS=scene.silence, sample_rate=SAMPLE_RATE)
+    return types.Conversation(
+        speakers=(types.Speaker(name="the speaker", waveform=waveform),),
+        speeches=(types.Speech(features=features, waveform=waveform),),
+        waveform=waveform,
+    )
+
+
+# --- another process: the command line, watched from outside ------------------------------------
+
+
+def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str, Any]:
+    """Let the command line make a long video of the shipped portrait with the shipped student.
+
+    Args:
+        num_chunks: of the video, more than ``WARM`` and one.
+        threads: of the networks.
+        new_frames: of each later chunk.
+
+    Returns:
+        Seconds from the start of the program to the first chunk on the disk and to the end, a
+        steady chunk's, frames per second, the least memory held while each chunk was made, and by
+        how much that grew per chunk behind the first ``WARM``: the median slope between any two
+        (Theil-Sen), as what the allocator keeps comes and goes by megabytes from chunk to chunk.
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    num_frames = 81 + (num_chunks - 1) * new_frames
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_speech(folder / "speech.wav", num_frames / FPS)
+        command = [
+            *(sys.executable, "-m", "turbotalk_core", "talk", "--threads", str(threads)),
+            *("--image", str(PACK / "assets" / "portrait.png")),
+            *("--audio", str(folder / "speech.wav"), "--out", str(folder / "talk.mp4")),
+        ]
+        log = folder / "log"
+        started = time.perf_counter()
+        with log.open("wb") as file:
+            process = subprocess.Popen(command, cwd=PACK, stdout=file, stderr=file)
+        finished: list[float] = []
+        least: list[int] = []  # memory while a chunk was made: at its height it depends on when
+        lows: list[int] = []
+        journal = folder / "talk.mp4.take" / "take.journal"
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+            if held := read_resident_bytes(process.pid):
+                lows.append(held)
+            lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
+            while len(finished) < lines - 1:  # the first record is of the whole take
+                finished.append(time.perf_counter() - started)
+                least.append(min(lows, default=0))
+                lows.clear()
+        seconds = time.perf_counter() - started
+        if process.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
+    slope: Any = theilslopes(least[WARM:])[0]
+    return {
+        "num_chunks": num_chunks,
+        "num_frames": num_frames,
+        "first_chunk_seconds": finished[0],
+        "steady_chunk_seconds": (finished[-1] - finished[0]) / (len(finished) - 1),
+        "seconds": seconds,
+        "frames_per_second": num_frames / seconds,
+        "least_bytes": least,
+        "warm_chunks": WARM,
+        "bytes_per_chunk": float(slope),
+    }
+
+
+def _write_speech(path: Path, seconds: float) -> None:
+    """Say the shipped sentence again and again."""
+    with wave.open(str(PACK / "assets" / "speech.wav")) as said:
+        settings = said.getparams()
+        sound = said.readframes(said.getnframes())
+    frame_bytes = settings.sampwidth * settings.nchannels
+    wanted = round(seconds * settings.framerate) * frame_bytes
+    with wave.open(str(path), "wb") as file:
+        file.setparams(settings)
+        file.writeframes((sound * (wanted // len(sound) + 1))[:wanted])
+
+
+# --- the report ---------------------------------------------------------------------------------
+
+
+def _compare_in_host(scene: Scene, rounds: int) -> dict[str, dict[str, Any]]:
+    with TemporaryDirectory() as folder:
+        host = import_host(find_host(), Path(folder))
+        write_released_sizes(host.base / "models", **LIKE_THE_STUDENT)
+        return compare(host, load_pack(host), scene, rounds=rounds)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run from the command line.
+
+    Args:
+        argv: arguments; None takes those of the program.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmark.run", description=__doc__)
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of the arms in ComfyUI (%(default)s)"
+    )
+    parser.add_argument("--chunks", type=int, default=200, help="of the long video (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
+    parser.add_argument("--json", type=Path, required=True, help="report for programs")
+    parser.add_argument("--markdown", type=Path, required=True, help="report for people")
+    arguments = parser.parse_args(argv)
+    if arguments.chunks < WARM + 2:
+        parser.error(
+            f"got --chunks {arguments.chunks}; memory is watched behind the first {WARM}, so make "
+            f"at least {WARM + 2}"
+        )
+    torch.set_num_threads(arguments.threads)
+    core = [sys.executable, "-m", "turbotalk_core", "bench", "--device", "cpu", "--json"]
+    threads = ("--threads", str(arguments.threads))
+    told = subprocess.run([*core, *threads], cwd=PACK, check=True, capture_output=True, text=True)
+    scene = Scene()
+    report = {
+        "machine": {
+            "cpu": name_cpu(),
+            "threads": arguments.threads,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "comfyui": COMFYUI_VERSION,
+        },
+        "core": json.loads(told.stdout),
+        "talk": watch_talk(arguments.chunks, arguments.threads),
+        "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
+        "arms": _compare_in_host(scene, arguments.rounds),
+    }
+    write_text(arguments.json, json.dumps(report, indent=1) + "\n")
+    page = to_page(report)
+    write_text(arguments.markdown, page)
+    sys.stdout.write(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

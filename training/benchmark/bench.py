@@ -1,0 +1,726 @@
+"""What an optimisation step costs: seconds, memory, and how much of it is not the networks.
+
+    python -m training.benchmark.bench [--json FILE] [--markdown FILE]
+    python -m training.benchmark.bench --width 14b --layers 4 --methods dmd --precisions bfloat16
+
+Every method is measured on every engine, each in processes of its own. After each round of steps
+the very network calls that it made, counted by hooks, are made again with nothing around them
+(``training.benchmark.calls``); the ratio of the two is the overhead. Weights and samples are random: speed
+and memory do not depend on what they say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import resource
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+from training.engine import distributed as ranks
+from training.models.batch import CONTEXT_LATENTS, Batch
+from training.benchmark.calls import BareCalls, count_calls, record_calls
+from training.engine.engine import DTYPES, Precision, set_checkpointing
+from training.benchmark.hardware import name_cpu
+from training.trainer.hooks import Hook
+from training.markdown import table
+from training.models.networks import TalkingModel
+from training.recipe import (
+    Activations,
+    BatchShape,
+    ClipShape,
+    EngineChoice,
+    Phase,
+    Preset,
+    Recipe,
+    WeightSource,
+    load_recipe,
+    to_plain,
+)
+from training.trainer.roles import NetworkKind, RoleBuilder
+from training.trainer.sizes import resolve_source
+from training.train import make_methods, network_kind, start_engine
+from training.trainer.trainer import Trainer
+from turbotalk_core.cli.arguments import find_device, parse_count, parse_size, run
+from turbotalk_core.errors import RecipeError
+from turbotalk_core.geometry import (
+    FIRST_WINDOW,
+    LATENT_CHANNELS,
+    LATER_WINDOW,
+    PATCH,
+    SPATIAL_STRIDE,
+    check_size,
+    count_latent_frames,
+)
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.wan import WanModel
+from turbotalk_core.safe_io.atomic import make_folder, write_text
+
+logger = logging.getLogger(__name__)
+
+EngineName = Literal["plain", "zero1", "zero2", "zero3"]
+ENGINES: tuple[EngineName, ...] = ("plain", "zero1", "zero2", "zero3")
+STEPS_WITHOUT_WARMUP = {"num_steps": 1, "warmup_steps": 0}
+METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "flow_matching": ("flow_matching", {}),
+    "dmd": ("dmd", {}),
+    "adversarial": ("adversarial", STEPS_WITHOUT_WARMUP),
+    "adversarial_plain": ("adversarial", {**STEPS_WITHOUT_WARMUP, "memory_light": False}),
+}
+"""What is measured: a method and its settings, by the name of the row."""
+
+BOUNDS = {"dmd": 1.15, "adversarial": 1.25, "adversarial_plain": 1.25}
+"""The most that a step may cost, as a multiple of its bare network calls."""
+
+CHEAP_IN_PAIRS = ("flow_matching",)  # measured in two processes on two cores, too
+TINY_RANK = 16  # of LoRA layers: the embedded family's recipe has it, too
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Width:
+    """Networks of one family, and samples that they are measured with.
+
+    Attributes:
+        source: sizes of the networks.
+        clip: what one sample is.
+        rank: of a discriminator's LoRA layers.
+    """
+
+    source: WeightSource
+    clip: ClipShape
+    rank: int = 64
+
+
+CLIP_480P = ClipShape(num_frames=81, height=480, width=832)
+
+
+def find_width(name: Preset) -> Width:
+    """Look up a family by name.
+
+    Args:
+        name: one of ``WIDTHS``.
+
+    Returns:
+        Its sizes; weights are to be drawn.
+    """
+    source = resolve_source(WeightSource(preset=name))
+    if name == "tiny":
+        clip = replace(load_recipe("base_tiny").clip, num_frames=33)
+        return Width(source=source, clip=clip, rank=TINY_RANK)
+    return Width(source=source, clip=CLIP_480P)
+
+
+WIDTHS: tuple[Preset, ...] = ("tiny", "1.3b", "14b")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is measured together.
+
+    Attributes:
+        method: name of a row of ``METHODS``.
+        engine: what steps the networks.
+        precision: of weights and calls.
+        num_ranks: processes; each has a micro-batch of its own.
+    """
+
+    method: str
+    engine: EngineName
+    precision: Precision
+    num_ranks: int
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        processes = f", {self.num_ranks} processes" if self.num_ranks > 1 else ""
+        return f"{self.method}, {self.engine}, {self.precision}{processes}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What one case showed.
+
+    Attributes:
+        num_steps: of a round: as many as it takes until each role has been updated.
+        calls: network calls of a round by network and kind.
+        step_seconds: of each round, per step.
+        bare_seconds: of the same calls with nothing around them, per step.
+        start_bytes: that a process held before it had networks.
+        peak_bytes: the most that a process held while it trained.
+    """
+
+    num_steps: int
+    calls: Mapping[str, Mapping[str, int]]
+    step_seconds: tuple[float, ...]
+    bare_seconds: tuple[float, ...]
+    start_bytes: int
+    peak_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of a step, the median of all rounds."""
+        return statistics.median(self.step_seconds)
+
+    @property
+    def overhead(self) -> float:
+        """A step in multiples of its bare calls, by medians."""
+        return self.seconds / statistics.median(self.bare_seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A case and what it showed."""
+
+    case: Case
+    measurement: Measurement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What steps cost on one machine.
+
+    Attributes:
+        device: in words.
+        torch: its version.
+        num_threads: of a process alone; two share them.
+        networks: their sizes, in words.
+        clip: what one sample is.
+        size: samples of a micro-batch.
+        activations: what is kept for the backward pass.
+        rows: of the table.
+    """
+
+    device: str
+    torch: str
+    num_threads: int
+    networks: str
+    clip: ClipShape
+    size: int
+    activations: Activations
+    rows: tuple[Row, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Video tokens of one sample."""
+        return count_tokens(self.clip)
+
+    def tokens_per_second(self, row: Row) -> tuple[float, float]:
+        """Tell how many video tokens are learnt from per second: by the step, by its bare calls."""
+        num_tokens = self.num_tokens * self.size * row.case.num_ranks
+        seconds = row.measurement.seconds
+        return num_tokens / seconds, num_tokens / seconds * row.measurement.overhead
+
+    def cells(self) -> list[list[str]]:
+        """Give the table, its head first."""
+        head = ["method", "engine", "precision", "processes", "s / step", "overhead", "tokens / s"]
+        cells = [[*head, "bare tokens / s", "peak MiB", "of them before"]]
+        for row in self.rows:
+            case, measured = row.case, row.measurement
+            step, bare = self.tokens_per_second(row)
+            cells.append(
+                [
+                    case.method,
+                    case.engine,
+                    case.precision,
+                    f"{case.num_ranks}",
+                    f"{measured.seconds:.3f}",
+                    f"{measured.overhead:.2f}",
+                    f"{step:,.0f}",
+                    f"{bare:,.0f}",
+                    f"{measured.peak_bytes / MIB:,.0f}",
+                    f"{measured.start_bytes / MIB:,.0f}",
+                ]
+            )
+        return cells
+
+    def setup(self) -> str:
+        """Say what was measured, and on what."""
+        clip = self.clip
+        return (
+            f"{self.networks}; {self.size} sample per process, {clip.num_frames} frames of "
+            f"{clip.width}x{clip.height}, {self.num_tokens:,} video tokens; activations: "
+            f"{self.activations}. {self.device}, threads: {self.num_threads}, torch {self.torch}."
+        )
+
+    def lines(self) -> Iterator[str]:
+        """Tell it to people."""
+        cells = self.cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        yield self.setup()
+        for line in cells:
+            padded = [
+                cell.ljust(width) if number < 3 else cell.rjust(width)
+                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            yield "  ".join(padded)
+
+    def to_json(self) -> dict[str, Any]:
+        """Tell it to programs: all fields, and per row what follows from them."""
+        plain = to_plain(self)
+        for row, written in zip(self.rows, plain["rows"], strict=True):
+            step, bare = self.tokens_per_second(row)
+            written["summary"] = {
+                "seconds": row.measurement.seconds,
+                "overhead": row.measurement.overhead,
+                "tokens_per_second": step,
+                "bare_tokens_per_second": bare,
+            }
+        return plain
+
+    def to_markdown(self) -> str:
+        """Write the page of the documentation."""
+        head, *rows = self.cells()
+        bounds = ", ".join(f"{bound} for `{method}`" for method, bound in BOUNDS.items())
+        calls = {row.case.method: row.measurement for row in self.rows}
+        listed = [
+            [method, f"{measured.num_steps}", name, *(f"{counts.get(k, 0)}" for k in KINDS)]
+            for method, measured in calls.items()
+            for name, counts in measured.calls.items()
+        ]
+        return PAGE.format(
+            setup=self.setup(),
+            table=table(head, rows),
+            bounds=bounds,
+            calls=table(["method", "steps", "network", *KINDS], listed),
+        )
+
+
+KINDS = ("forward", "weights", "inputs")
+PAGE = """# What a training step costs
+
+`make bench-training` measures this and writes the page. {setup}
+
+{table}
+
+- **s / step**: median over rounds; a round of `dmd` is the five steps in which its student learns
+  once. `adversarial` is the phase of one step in its memory-light form, `adversarial_plain` the
+  same without it.
+- **overhead**: a step divided by its **bare** network calls, medians of rounds that take turns in
+  one process. The calls of a step are counted by hooks: which network, how often, and whether
+  forward only, with a backward pass to its weights, or to its inputs alone. They are made again on
+  networks of the same sizes, LoRA layers included, in the same precision, without engine, losses,
+  optimiser, average, draws and log. The calls that the memory-light form makes twice count as
+  calls: what that form costs is the difference of two rows. Bounds: {bounds}.
+- **tokens / s**: video tokens of the samples that are learnt from, by the step and by its bare
+  calls.
+- **peak MiB**: of one process of its own, the largest where there are two, in the first rounds,
+  before the bare calls have networks. On a CPU by the system's count, of which Python and libraries
+  take what is there **before**; on a GPU by torch's.
+
+The calls that were made in one round:
+
+{calls}
+
+On CUDA the command takes the GPU by itself: `--width 1.3b` or `--width 14b` with `--layers N` for
+networks as wide as these with random weights, as deep as the memory allows, `--ranks N` for as many
+GPUs. No GPU was at hand when this was written, so that way has not been run.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure from the command line.
+
+    Args:
+        argv: arguments after the program's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.benchmark.bench", description="Measure seconds and memory of a step."
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=DTYPES,
+        default=list(DTYPES)[:2],
+        help="default: float32, and mixed where the engine is plain",
+    )
+    parser.add_argument(
+        "--ranks", type=parse_count, help="processes under ZeRO; default: 1, the cheapest also 2"
+    )
+    parser.add_argument("--width", choices=WIDTHS, default="tiny", help="of the networks")
+    parser.add_argument("--layers", type=parse_count, help="of the transformer")
+    parser.add_argument("--frames", type=parse_count, help="of a sample, 4n + 1")
+    parser.add_argument("--size", type=parse_size, help="of a sample, as in 832x480")
+    parser.add_argument("--batch", type=parse_count, default=1, help="samples per process")
+    parser.add_argument("--activations", choices=("keep", "recompute"), default="keep")
+    parser.add_argument("--rounds", type=parse_count, default=3, help="of which medians are taken")
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--markdown", type=Path, help="file for the page of the documentation")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return run(lambda: _measure_all(arguments))
+
+
+def _measure_all(arguments: argparse.Namespace) -> None:
+    width = find_width(arguments.width)
+    if arguments.layers is not None:
+        video = {**width.source.video, "num_layers": arguments.layers}
+        width = replace(width, source=replace(width.source, video=video))
+    if arguments.frames is not None:
+        width = replace(width, clip=replace(width.clip, num_frames=arguments.frames))
+    if arguments.size is not None:
+        columns, rows = arguments.size
+        width = replace(width, clip=replace(width.clip, width=columns, height=rows))
+    check_size(width.clip.height, width.clip.width)
+    count_latent_frames(width.clip.num_frames)  # refuses any but 4n + 1
+    cases = list_cases(arguments.methods, arguments.engines, arguments.precisions, arguments.ranks)
+    if not cases:
+        raise RecipeError(
+            f"got the engines {', '.join(arguments.engines)} and the precisions "
+            f"{', '.join(arguments.precisions)}, of which none go together; zero1 to zero3 need "
+            "DeepSpeed and float32 or bfloat16: add plain, or one of these"
+        )
+    rows = []
+    for number, case in enumerate(cases, 1):
+        started = time.monotonic()
+        recipe = make_recipe(case, width, arguments.batch, arguments.activations)
+        row = Row(case=case, measurement=measure(recipe, case.num_ranks, arguments.rounds))
+        rows.append(row)
+        logger.info(
+            "%d of %d: %s: %.3f s, overhead %.2f, in %.0f s",
+            number,
+            len(cases),
+            case.name,
+            row.measurement.seconds,
+            row.measurement.overhead,
+            time.monotonic() - started,
+        )
+    report = Report(
+        device=describe_device(find_device()),
+        torch=torch.__version__,
+        num_threads=torch.get_num_threads(),
+        networks=f"Networks of width {arguments.width} with random weights"
+        + (f", {arguments.layers} layers" if arguments.layers else ""),
+        clip=width.clip,
+        size=arguments.batch,
+        activations=arguments.activations,
+        rows=tuple(rows),
+    )
+    sys.stdout.writelines(f"{line}\n" for line in report.lines())
+    if arguments.json is not None:
+        _write(arguments.json, json.dumps(report.to_json(), indent=1) + "\n")
+    if arguments.markdown is not None:
+        _write(arguments.markdown, report.to_markdown())
+
+
+def _write(path: Path, text: str) -> None:
+    make_folder(path.parent)
+    write_text(path, text)
+
+
+def list_cases(
+    methods: Sequence[str],
+    engines: Sequence[EngineName],
+    precisions: Sequence[Precision],
+    num_ranks: int | None,
+) -> list[Case]:
+    """List what is measured, cases that cannot be left out.
+
+    Args:
+        methods: rows of ``METHODS``.
+        engines: of ``ENGINES``.
+        precisions: mixed is for the plain engine alone.
+        num_ranks: processes under ZeRO; None for one, and two for what is cheap in them.
+
+    Returns:
+        Cases, those of one method behind each other.
+    """
+    cases = []
+    for method, engine, precision in itertools.product(methods, engines, precisions):
+        counts = [1]
+        if engine != "plain":
+            if precision == "mixed" or find_spec("deepspeed") is None:
+                continue
+            pairs = [2] if method in CHEAP_IN_PAIRS and not torch.cuda.is_available() else []
+            counts = [1, *pairs] if num_ranks is None else [num_ranks]
+        cases += [
+            Case(method=method, engine=engine, precision=precision, num_ranks=count)
+            for count in counts
+        ]
+    return cases
+
+
+def make_recipe(case: Case, width: Width, size: int, activations: Activations) -> Recipe:
+    """Make the recipe of a case: one phase, everything that is not told as recipes have it.
+
+    Args:
+        case: what is measured.
+        width: of the networks.
+        size: samples of a micro-batch.
+        activations: what is kept for the backward pass.
+
+    Returns:
+        The recipe.
+    """
+    method, settings = METHODS[case.method]
+    if method == "adversarial":
+        learning = {"trains": "lora", "learning_rate": 2e-5, "rank": width.rank}
+        settings = {**settings, "discriminator": {**learning, "alpha": float(width.rank)}}
+    return Recipe(
+        weights={"teacher": width.source, "student": width.source},
+        clip=width.clip,
+        batch=BatchShape(size=size, count=case.num_ranks),
+        engine=EngineChoice(
+            kind="plain" if case.engine == "plain" else "deepspeed",
+            num_ranks=case.num_ranks,
+            zero_stage=3 if case.engine == "plain" else int(case.engine[-1]),  # pyright: ignore[reportArgumentType]
+            precision=case.precision,
+            activations=activations,
+        ),
+        phases={"bench": Phase(method=method, steps=1, settings=settings)},
+    )
+
+
+def measure(recipe: Recipe, num_ranks: int, num_rounds: int) -> Measurement:
+    """Measure a recipe's first phase in processes of its own.
+
+    Args:
+        recipe: of ``make_recipe``.
+        num_ranks: processes.
+        num_rounds: of steps, and of their bare calls.
+
+    Returns:
+        Times of the first process, memory of the one that held most.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_run_rank, (num_ranks, recipe, num_rounds, port, Path(folder)), nprocs=num_ranks)
+        found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank*.json"))]
+    peak = max(found, key=lambda measured: measured["peak_bytes"])
+    first = found[0] | {key: peak[key] for key in ("start_bytes", "peak_bytes")}
+    first |= {key: tuple(first[key]) for key in ("step_seconds", "bare_seconds")}
+    return Measurement(**first)
+
+
+def _run_rank(
+    rank: int, num_ranks: int, recipe: Recipe, num_rounds: int, port: int, folder: Path
+) -> None:
+    """Measure in this process, which has nothing else to do."""
+    os.dup2(2, 1)  # what libraries print is not part of the report
+    torch.set_num_threads(max(1, torch.get_num_threads() // num_ranks))
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    make_engine, device = start_engine(recipe)
+    methods = make_methods(recipe)
+    kind = replace(network_kind(recipe), load=partial(_draw_network, network_kind(recipe), device))
+    builder = RoleBuilder(recipe, methods, folder, kind)
+    measuring = MeasuringHook(num_rounds, read_memory(device)[0])
+    trainer = Trainer(
+        recipe,
+        folder,
+        methods=methods,
+        builder=builder,
+        batches=[_SameBatch(recipe)],
+        make_engine=make_engine,
+        device=device,
+        hooks=[measuring],
+    )
+    trainer.run()
+    assert measuring.measurement is not None
+    (folder / f"rank{rank:03d}.json").write_text(json.dumps(asdict(measuring.measurement)))
+    ranks.barrier()
+    ranks.leave()
+
+
+class MeasuringHook(Hook):
+    """Measurement of a phase, in place of its steps: rounds of equal steps are timed.
+
+    Every round makes the steps of the same numbers, so the same draws and the same calls. Then the
+    run is stopped: it writes neither checkpoint nor weights.
+
+    Args:
+        num_rounds: of steps, and of their bare calls.
+        start_bytes: that the process held before it had networks.
+
+    Attributes:
+        measurement: of the phase that was started last.
+    """
+
+    def __init__(self, num_rounds: int, start_bytes: int) -> None:
+        self.measurement: Measurement | None = None
+        self._num_rounds = num_rounds
+        self._start_bytes = start_bytes
+
+    def on_phase_start(self, trainer: Trainer) -> None:
+        """Measure the phase and stop the run."""
+        method = trainer.methods[trainer.state.phase]
+        num_steps = getattr(method, "student_every", 1)
+        networks = {role: engine.module for role, engine in trainer.engines.items()}
+        calls = []
+        for step in range(num_steps):  # also pays for what is set up once
+            with record_calls(networks) as found:
+                trainer.advance(step)
+            calls.append(found)
+        run_steps = partial(
+            _run_each, [partial(trainer.advance, step) for step in range(num_steps)]
+        )
+        steps = [_time(run_steps, trainer.device)]
+        _, peak = read_memory(trainer.device)
+        bare = _build_bare(trainer)
+        run_bare = partial(_run_each, [partial(bare.make, of_step) for of_step in calls])
+        run_bare()
+        bares = [_time(run_bare, trainer.device)]
+        for _ in range(1, self._num_rounds):
+            steps.append(_time(run_steps, trainer.device))
+            bares.append(_time(run_bare, trainer.device))
+        self.measurement = Measurement(
+            num_steps=num_steps,
+            calls=count_calls(itertools.chain.from_iterable(calls)),
+            step_seconds=tuple(seconds / num_steps for seconds in steps),
+            bare_seconds=tuple(seconds / num_steps for seconds in bares),
+            start_bytes=self._start_bytes,
+            peak_bytes=peak,
+        )
+        trainer.stop()
+
+
+def _build_bare(trainer: Trainer) -> BareCalls:
+    """Build the networks once more: those of an engine may be spread, and hooked."""
+    engine, number = trainer.recipe.engine, trainer.state.phase
+    networks: dict[str, nn.Module] = {}
+    for role in trainer.engines:
+        network = trainer.builder.build(number, role).to(trainer.device, DTYPES[engine.precision])
+        set_checkpointing(network, uses=engine.activations != "keep")
+        networks[role] = network
+    batch = draw_batch(trainer.recipe, trainer.recipe.batch.size).to(trainer.device)
+    return BareCalls(networks, batch, precision=engine.precision)
+
+
+def _time(work: Callable[[], None], device: torch.device) -> float:
+    ranks.barrier()
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _run_each(works: Sequence[Callable[[], object]]) -> None:
+    for work in works:
+        work()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def read_memory(device: torch.device) -> tuple[int, int]:
+    """Read what this process holds.
+
+    Args:
+        device: where the networks are.
+
+    Returns:
+        Bytes now and at most so far: of the GPU by torch's count, else of the process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.is_file():  # where the system tells the peak alone
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+        return peak, peak
+    # Not ru_maxrss: a process begins with that of the one which started it.
+    held = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    now, peak = (int(held[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the processor, or the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{name_cpu()}, {os.cpu_count()} cores"
+
+
+def count_tokens(clip: ClipShape) -> int:
+    """Count the video tokens of one sample."""
+    side = SPATIAL_STRIDE * PATCH
+    return count_latent_frames(clip.num_frames) * (clip.height // side) * (clip.width // side)
+
+
+class _SameBatch:
+    """One random batch for all steps."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+
+    def stream(
+        self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
+    ) -> Iterator[Batch]:
+        """Give the batch for ever."""
+        return itertools.repeat(draw_batch(self._recipe, size))
+
+
+def draw_batch(recipe: Recipe, size: int) -> Batch:
+    """Draw samples and conditions that fit the networks of a recipe.
+
+    Args:
+        recipe: its weights say the sizes of the networks, its clip that of a sample.
+        size: samples; every second one goes on from context frames.
+
+    Returns:
+        The batch.
+    """
+    clip = recipe.clip
+    sketch = network_kind(recipe).sketch(next(iter(recipe.weights.values())))
+    assert isinstance(sketch, TalkingModel)
+    config, frame_width = sketch.dit.config, sketch.projection.config.frame_width
+    generator = torch.Generator().manual_seed(recipe.seed)
+    draw = partial(torch.randn, generator=generator)
+    frames = count_latent_frames(clip.num_frames)
+    sides = (clip.height // SPATIAL_STRIDE, clip.width // SPATIAL_STRIDE)
+    num_pinned = torch.tensor([1, CONTEXT_LATENTS])[torch.arange(size) % 2]
+    text = image = None
+    if clip.num_text_tokens:
+        text = draw(size, clip.num_text_tokens, config.text_dim)
+    if clip.num_image_tokens and config.image_dim is not None:
+        image = draw(size, clip.num_image_tokens, config.image_dim)
+    return Batch(
+        latents_BCFHW=draw(size, LATENT_CHANNELS, frames, *sides),
+        reference_BCFHW=draw(size, config.in_channels - LATENT_CHANNELS, frames, *sides),
+        first_BPKLD=draw(size, 1, FIRST_WINDOW, 1, frame_width),
+        later_BPFKLD=draw(size, 1, frames - 1, LATER_WINDOW, 1, frame_width),
+        pinned_BF=torch.arange(frames) < num_pinned[:, None],
+        text_BND=text,
+        image_embeds_BND=image,
+    )
+
+
+def _draw_network(kind: NetworkKind, device: torch.device, source: WeightSource) -> TalkingModel:
+    """Draw weights where they will be; torch's own draw, in which nothing is zero."""
+    sketch = kind.sketch(source)
+    assert isinstance(sketch, TalkingModel)
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(0)
+        return TalkingModel(WanModel(sketch.dit.config), AudioProjection(sketch.projection.config))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

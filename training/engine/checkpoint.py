@@ -1,0 +1,172 @@
+"""Checkpoints of a run: each is complete or absent.
+
+A run's folder contains ``checkpoints/00000100`` and so on, each with ``state.json`` and one folder
+per role, written by its engine. ``COMPLETE`` is written last and lists every file with its size. A
+folder without it, or with a file that differs from the list, does not count as a checkpoint and is
+removed at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from training.engine import distributed as ranks
+from training.engine.engine import Engine
+from turbotalk_core.errors import CheckpointError
+from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file, write_text
+
+COMPLETE, STATE = "COMPLETE", "state.json"
+NAMES = 8 * "[0-9]"  # other files in the folder are left alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Position of a run, without the state of its engines.
+
+    Attributes:
+        step: number of steps made, over all phases.
+        phase: number of the phase, from 0.
+        phase_step: number of steps made in this phase.
+        recipe: fingerprint of the recipe.
+        streaks: state of the divergence check.
+    """
+
+    step: int
+    phase: int
+    phase_step: int
+    recipe: str
+    streaks: dict[str, int] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """Checkpoints of one run.
+
+    Args:
+        folder: folder of the checkpoints; created if it does not exist.
+        keep: number of newest checkpoints to keep, at least 1.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, state: RunState, engines: Mapping[str, Engine]) -> Path:
+        """Write a checkpoint, then remove the oldest ones beyond ``keep``; all ranks must call it.
+
+        Args:
+            state: position of the run.
+            engines: engines by role.
+
+        Returns:
+            Folder of the checkpoint.
+        """
+        path = self.folder / f"{state.step:08d}"
+        if ranks.rank() == 0:
+            remove(path)
+            path.mkdir(parents=True)
+        ranks.barrier()
+        for role, engine in engines.items():
+            engine.save(path / role)
+        ranks.barrier()
+        if ranks.rank() == 0:
+            (path / STATE).write_text(json.dumps(asdict(state)))
+            mark_complete(path)
+            for old in self.list_complete()[: -self.keep]:
+                remove(old)
+        ranks.barrier()
+        return path
+
+    def find_newest(self) -> tuple[RunState, Path] | None:
+        """Find the newest checkpoint, and remove incomplete ones; all ranks must call it.
+
+        Returns:
+            State and folder of the newest complete checkpoint, or None if there is none.
+        """
+        if ranks.rank() == 0 and self.folder.is_dir():
+            whole = set(self.list_complete())
+            for path in self.folder.glob(NAMES):
+                if path not in whole:
+                    remove(path)
+        ranks.barrier()
+        whole = self.list_complete()
+        if not whole:
+            return None
+        return RunState(**json.loads((whole[-1] / STATE).read_text())), whole[-1]
+
+    def list_complete(self) -> list[Path]:
+        """List the folders of complete checkpoints, oldest first."""
+        return [path for path in sorted(self.folder.glob(NAMES)) if is_complete(path)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether each file listed in ``COMPLETE`` exists with its listed size."""
+    marker = folder / COMPLETE
+    if not marker.is_file():
+        return False
+    sizes: dict[str, int] = json.loads(marker.read_text())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
+
+
+def mark_complete(folder: Path) -> None:
+    """Write ``COMPLETE``, which makes a folder a checkpoint, atomically."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    write_text(folder / COMPLETE, json.dumps(sizes))
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; ``COMPLETE`` goes first, so an interruption leaves no false checkpoint."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
+    """Write the weights of a role at the end of a phase, atomically.
+
+    Args:
+        path: safetensors file to write.
+        weights: tensors by name, on the CPU.
+        note: values for the metadata.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    make_folder(path.parent)
+    contiguous = {name: weight.contiguous() for name, weight in weights.items()}
+    with whole_file(path) as part, reports_disk_errors(path, SafetensorError):
+        save_file(contiguous, part, {"turbotalk": json.dumps(dict(note))})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the weights that ``write_weights`` wrote.
+
+    Args:
+        path: safetensors file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot read {path} ({error}); a phase begins where an earlier one ended, so let that "
+            "one end first"
+        ) from error

@@ -1,0 +1,49 @@
+"""Log of a run: a file with one line of JSON per step, in which no step occurs twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from turbotalk_core.safe_io.atomic import write_text
+
+LOG = "log.jsonl"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the log of a run.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        A mapping per step; a last line that was cut off is left out.
+    """
+    path = folder / LOG
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def append_log(folder: Path, line: Mapping[str, Any]) -> None:
+    """Append a step to the log.
+
+    Args:
+        folder: folder of the run.
+        line: values of the step, with its number under ``step``.
+    """
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(line)) + "\n")
+
+
+def trim_log(folder: Path, step: int) -> None:
+    """Remove the steps after a given one from the log, because they will be logged again.
+
+    Args:
+        folder: folder of the run; created if it does not exist.
+        step: the last step that stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]
+    write_text(folder / LOG, "".join(kept))

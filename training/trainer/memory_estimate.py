@@ -1,0 +1,396 @@
+"""Dry run of a recipe: parameters, estimated bytes per GPU, and the schedule.
+
+Networks are built on the meta device, so a 14B recipe can be estimated on any laptop. The bytes of
+ZeRO's states follow from a formula. The bytes that autograd keeps of a forward pass are counted on
+shapes, without the workspace of kernels.
+
+Source: ZeRO (1910.02054), section 3: bytes per parameter of mixed-precision Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from training.engine.engine import BUCKET_SIZE, DTYPES
+from training.recipe import Activations, ClipShape, EngineChoice, Recipe
+from training.trainer.roles import RoleBuilder
+from turbotalk_core.geometry import (
+    LATENT_CHANNELS,
+    SPATIAL_STRIDE,
+    TEXT_LENGTH,
+    count_latent_frames,
+)
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.wan import WanConfig, WanModel
+
+if TYPE_CHECKING:
+    from training.methods.method import Method
+
+GIB = 2**30
+STEP_GROUP = 1_000_000_000  # DeepSpeed's sub_group_size: parameters updated at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Numbers of parameters of a network.
+
+    Attributes:
+        all: in the whole network.
+        trained: trained ones among them.
+        block: in the largest repeated block.
+        outside: outside the repeated blocks.
+    """
+
+    all: int
+    trained: int
+    block: int
+    outside: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateBytes:
+    """Bytes per GPU of one network, without activations.
+
+    Attributes:
+        weights: weights in the precision of the computation.
+        gradients: gradients of trained weights.
+        optimizer: float32 copies of trained weights, and Adam's two moments.
+        average: running average of trained weights.
+        buffers: weights gathered for use, and gradients while they are reduced and applied.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    buffers: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all bytes."""
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphBytes:
+    """Bytes that autograd keeps of one forward pass of one network.
+
+    Attributes:
+        inputs: of the inputs of one block, which are kept under recomputation.
+        inside: of all tensors of one block.
+        rest: of everything outside the blocks.
+        num_layers: number of blocks.
+    """
+
+    inputs: int
+    inside: int
+    rest: int
+    num_layers: int
+
+    def kept(self, activations: Activations) -> int:
+        """Return the bytes kept between the forward pass and the backward pass.
+
+        Args:
+            activations: setting of the recipe; offloaded bytes are included.
+
+        Returns:
+            Bytes.
+        """
+        block = self.inside if activations == "keep" else self.inputs
+        return self.rest + self.num_layers * block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphNeed:
+    """Memory of the autograd graphs that exist at one time.
+
+    Attributes:
+        device: bytes on the GPU.
+        cpu: bytes per GPU in the CPU's memory.
+    """
+
+    device: int
+    cpu: int
+
+
+def reckon_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
+    """Estimate the memory of graphs that exist at one time.
+
+    Recomputation holds the inside of one block at a time, so it counts once for all graphs.
+
+    Args:
+        graphs: graphs of networks in a chain.
+        activations: setting of the recipe.
+
+    Returns:
+        Bytes on the GPU and in the CPU's memory.
+    """
+    kept = sum(graph.kept(activations) for graph in graphs)
+    inside = max((graph.inside for graph in graphs), default=0)
+    if activations == "keep":
+        return GraphNeed(device=kept, cpu=0)
+    if activations == "recompute":
+        return GraphNeed(device=kept + inside, cpu=0)
+    return GraphNeed(device=inside, cpu=kept)
+
+
+def count_parameters(network: nn.Module) -> Counts:
+    """Count the parameters of a network, which may be on the meta device."""
+    blocks = [
+        sum(weight.numel() for weight in block.parameters())
+        for part in network.modules()
+        if isinstance(part, nn.ModuleList)
+        for block in part
+    ]
+    total = sum(weight.numel() for weight in network.parameters())
+    return Counts(
+        all=total,
+        trained=sum(w.numel() for w in network.parameters() if w.requires_grad),
+        block=max(blocks, default=0),
+        outside=total - sum(blocks),
+    )
+
+
+def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> StateBytes:
+    """Estimate the bytes that one GPU keeps of one network.
+
+    Per parameter, with b = 2 bytes in bfloat16 and 4 in float32: weight b; and if it is trained
+    gradient b, float32 copy 4 (the plain engine needs none of float32 weights), moments 8, average
+    4. ZeRO divides copy, moments and average by the number of ranks, from stage 2 on the gradients
+    too, at stage 3 the weights too.
+
+    Args:
+        counts: numbers of parameters.
+        engine: precision, ZeRO stage, number of ranks, and offload.
+        averages: whether a running average is kept.
+
+    Returns:
+        Bytes by kind.
+    """
+    width = DTYPES[engine.precision].itemsize
+    zero = engine.zero_stage if engine.kind == "deepspeed" else 0
+    divided = [engine.num_ranks if zero >= stage else 1 for stage in (1, 2, 3)]
+    by_optimizer, by_gradient, by_weight = divided
+    copy = 4 if zero or DTYPES[engine.precision] != torch.float32 else 0
+    shard = counts.trained / by_optimizer
+    is_away = zero > 0 and engine.offload != "none"
+    weights = width * counts.all / by_weight
+    gathered = width * (2 * counts.block + counts.outside) if zero == 3 else 0.0
+    sent = width * min(counts.trained, BUCKET_SIZE) if zero else 0.0
+    stepped = 4 * min(shard, STEP_GROUP) if zero else 0.0
+    return StateBytes(
+        weights=0.0 if zero == 3 and engine.offload == "weights" else weights,
+        gradients=0.0 if is_away and zero > 1 else width * counts.trained / by_gradient,
+        optimizer=0.0 if is_away else (copy + 8) * shard,
+        average=4 * shard if averages and not is_away else 0.0,
+        buffers=gathered + sent + (0.0 if is_away else stepped),
+    )
+
+
+@cache
+def count_graph(
+    config: WanConfig, num_audio_tokens: int, clip: ClipShape, size: int, precision: str
+) -> GraphBytes:
+    """Count the bytes that autograd keeps of a transformer's forward pass, on shapes alone.
+
+    All blocks are alike, so networks of one and of two blocks suffice: their difference is one
+    block, and the remainder is the rest.
+
+    Args:
+        config: sizes of the transformer.
+        num_audio_tokens: audio tokens per latent frame.
+        clip: shape of one sample.
+        size: number of samples at a time.
+        precision: precision of weights and activations.
+
+    Returns:
+        Bytes of one block and of the rest.
+    """
+    dtype = DTYPES[precision]
+    kept: list[int] = []
+    inputs = 0
+    for num_layers in (1, 2):
+        with torch.device("meta"):
+            small = WanModel(replace(config, num_layers=num_layers)).to(dtype)
+            hidden: dict[int, Tensor] = {}
+            kept.append(count_saved(small, _make_call(small, num_audio_tokens, clip, size, hidden)))
+        inputs = hidden[0].nbytes
+    inside = kept[1] - kept[0]
+    return GraphBytes(
+        inputs=inputs, inside=inside, rest=kept[0] - inside, num_layers=config.num_layers
+    )
+
+
+def _make_call(
+    model: WanModel, num_audio_tokens: int, clip: ClipShape, size: int, hidden: dict[int, Tensor]
+) -> Callable[[], Tensor]:
+    config = model.config
+    frames = count_latent_frames(clip.num_frames)
+    sides = (clip.height // SPATIAL_STRIDE, clip.width // SPATIAL_STRIDE)
+    image = None
+    if config.image_dim is not None and clip.num_image_tokens:
+        image = torch.zeros(size, clip.num_image_tokens, config.image_dim)
+    text = None
+    if clip.num_text_tokens:
+        text = torch.zeros(size, min(clip.num_text_tokens, TEXT_LENGTH), config.text_dim)
+    audio = torch.zeros(size, frames, num_audio_tokens, config.audio_token_dim)
+    latents = torch.zeros(size, LATENT_CHANNELS, frames, *sides)
+    reference = torch.zeros(size, config.in_channels - LATENT_CHANNELS, frames, *sides)
+    return lambda: model(
+        latents,
+        torch.zeros(size),
+        reference,
+        text_BND=text,
+        image_embeds_BND=image,
+        audio_BFND=audio,
+        hidden_after=hidden,
+    )
+
+
+def count_saved(module: nn.Module, call: Callable[[], object]) -> int:
+    """Count the bytes that autograd keeps for the backward pass of a call.
+
+    Args:
+        module: network whose weights are not counted, because they exist anyway.
+        call: function that runs a forward pass, on any device.
+
+    Returns:
+        Bytes of all distinct tensors.
+    """
+    seen = {weight.untyped_storage()._cdata for weight in module.parameters()}
+    alive: list[Tensor] = []  # keeps the storages, so that no address is used again
+    total = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            alive.append(tensor)
+            total += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _FlashAttention():
+        call()
+    return total
+
+
+class _FlashAttention(TorchFunctionMode):
+    """Mode in which attention keeps its inputs and output alone, no scores, as fused kernels do."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args)
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    """Attention on shapes alone, keeping the tensors that a fused kernel keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        attended = query.new_empty(*query.shape[:-1], value.shape[-1])
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, attended, sums)
+        return attended
+
+
+def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder) -> Iterator[str]:
+    """Describe a run: parameters, memory per GPU, and the schedule of its phases.
+
+    Args:
+        recipe: all settings; ``engine.num_ranks`` is the number of GPUs to plan for.
+        methods: method of each phase.
+        builder: builder of the networks.
+
+    Yields:
+        Lines of text for display.
+    """
+    engine = recipe.engine
+    spread = f"ZeRO {engine.zero_stage}" if engine.kind == "deepspeed" else "one device"
+    yield (
+        f"{engine.num_ranks} GPUs, {engine.kind} engine ({spread}), {engine.precision}, "
+        f"offload {engine.offload}"
+    )
+    done = 0
+    for number, (name, phase) in enumerate(recipe.phases.items()):
+        clip, batch = recipe.clip_of(phase), recipe.batch_of(phase)
+        accumulated = -(-batch.count // engine.num_ranks)
+        samples = phase.steps * batch.count * batch.size
+        yield ""
+        yield (
+            f"phase {name}: {phase.method}, steps {done} to {done + phase.steps}, "
+            f"{samples:,} samples of {clip.num_frames} frames of {clip.width}x{clip.height}"
+        )
+        yield (
+            f"  per update {batch.count} x {batch.size} samples, {accumulated} of these "
+            "micro-batches on each GPU"
+        )
+        done += phase.steps
+        total = 0.0
+        graphs: dict[str, GraphBytes] = {}
+        for role, spec in methods[number].roles().items():
+            network = builder.sketch(number, role)
+            counts = count_parameters(network)
+            averages = role in recipe.average.roles and counts.trained > 0
+            states = reckon_states(counts, engine, averages=averages)
+            total += states.total
+            parts = ", ".join(
+                f"{entry.name} {getattr(states, entry.name) / GIB:.2f}"
+                for entry in fields(states)
+                if getattr(states, entry.name)
+            )
+            rate = f", learning rate {spec.learning.learning_rate:g}" * (counts.trained > 0)
+            yield (
+                f"  {role}: {counts.all:,} parameters, {counts.trained:,} trained "
+                f"({spec.learning.trains}{rate})"
+            )
+            yield f"    states {states.total / GIB:.2f} GiB per GPU: {parts}"
+            if counts.trained:
+                graphs[role] = _count_role_graph(network, clip, batch.size, engine.precision)
+                yield f"    graph {_explain(graphs[role], engine.activations)}"
+        # A student's graph continues through the discriminator; the others stand alone.
+        judged = any(spec.judges for spec in methods[number].roles().values())
+        together = [list(graphs.values())] if judged else [[graph] for graph in graphs.values()]
+        needs = [reckon_graphs(alive, engine.activations) for alive in together]
+        need = max(needs, key=lambda need: need.device + need.cpu)
+        yield (
+            f"  per GPU: states {total / GIB:.2f} + {'graphs' if judged else 'largest graph'} "
+            f"{need.device / GIB:.2f} = {(total + need.device) / GIB:.2f} GiB, and "
+            f"{need.cpu / GIB:.2f} GiB in the CPU's memory; what kernels and messages take comes "
+            "on top"
+        )
+    yield ""
+    yield f"{done} steps in {len(recipe.phases)} phases"
+
+
+def _count_role_graph(network: nn.Module, clip: ClipShape, size: int, precision: str) -> GraphBytes:
+    (dit,) = (part for part in network.modules() if isinstance(part, WanModel))
+    (audio,) = (part for part in network.modules() if isinstance(part, AudioProjection))
+    return count_graph(dit.config, audio.config.num_tokens, clip, size, precision)
+
+
+def _explain(graph: GraphBytes, activations: Activations) -> str:
+    inside, rest = f"{graph.inside / GIB:.2f}", f"{graph.rest / GIB:.2f}"
+    kept = f"{graph.kept(activations) / GIB:.2f} GiB"
+    if activations == "keep":
+        return f"{kept}: {graph.num_layers} blocks of {inside}, the rest {rest}"
+    place = " on the CPU" if activations == "offload" else ""
+    return (
+        f"{kept}{place}: inputs of {graph.num_layers} blocks of {graph.inputs / GIB:.3f}, the rest "
+        f"{rest}; and the inside of one block {inside}"
+    )

@@ -1,0 +1,334 @@
+"""The loop: phases, steps, updates, checkpoints.
+
+Goes in: a recipe, its methods, networks and batches. Comes out, in the run's folder: ``log.jsonl``
+with a line per step, ``checkpoints``, and ``phases`` with what each phase ended with. A run that
+was killed, anywhere, goes on as if it had not been: whatever a step does follows from its number.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from training.engine import distributed as ranks
+from training.engine.checkpoint import Checkpoints, RunState
+from training.engine.rng import Draws
+from training.engine.engine import Engine, EngineSettings, autocast
+from training.engine.divergence import Guard
+from training.trainer.hooks import Hook
+from training.engine.log import append_log, trim_log
+from training.engine.optimizers import extrapolate, rate_factor
+from training.recipe import RECIPE, Phase, Recipe, store_recipe
+from training.trainer.roles import RoleBuilder
+from turbotalk_core.errors import CheckpointError, RecipeError
+
+if TYPE_CHECKING:
+    from training.methods.method import Method, Update
+
+logger = logging.getLogger(__name__)
+
+
+class Batches(Protocol):
+    """Where samples come from."""
+
+    def stream(
+        self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
+    ) -> Iterator[Any]:
+        """Give one micro-batch per step, from one step on.
+
+        Args:
+            seed: of the order.
+            first_step: of the first one.
+            rank: which of the micro-batches of a step.
+            world_size: how many of them there are.
+            size: samples in each.
+
+        Returns:
+            An endless iterator.
+        """
+        ...
+
+
+class Trainer:
+    """A run.
+
+    Args:
+        recipe: all settings.
+        folder: of the run.
+        methods: of each phase.
+        builder: of the networks.
+        batches: samples of each phase.
+        make_engine: puts a network into an engine.
+        device: that batches are moved to.
+        hooks: called at the start of a phase, around each step and at the end, in this order.
+
+    Attributes:
+        engines: of the current phase, by role.
+        state: where the run is.
+        device: that batches are moved to.
+
+    Raises:
+        RecipeError: micro-batches that cannot be shared out evenly among the ranks.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        methods: Sequence[Method],
+        builder: RoleBuilder,
+        batches: Sequence[Batches],
+        make_engine: Callable[[nn.Module, EngineSettings], Engine],
+        device: torch.device | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        for name, phase in recipe.phases.items():
+            count = recipe.batch_of(phase).count
+            if count % ranks.world_size():
+                raise RecipeError(
+                    f"got {ranks.world_size()} ranks for batch.count {count} of phase {name}; the "
+                    "micro-batches of an update are shared out evenly, so take a number of ranks "
+                    "that divides them"
+                )
+        self.recipe = recipe
+        self.folder = folder
+        self.methods = methods
+        self.builder = builder
+        self.batches = batches
+        self.engines: dict[str, Engine] = {}
+        self.state = RunState(step=0, phase=0, phase_step=0, recipe=recipe.fingerprint(0))
+        self.device = device or torch.device("cpu")
+        self.hooks = tuple(hooks)
+        self._make_engine = make_engine
+        self._stops = False
+        self._guard = Guard(recipe.guard)
+        self._checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoints.keep)
+        self._phases = list(recipe.phases.items())
+        self._streams: list[Iterator[Any]] = []
+
+    def run(self) -> None:
+        """Train to the end, from wherever the folder has got to.
+
+        The recipe is stored in the folder before anything is trained. The end of a run that is
+        complete is repeated: weights of the last phase are written again, and its hooks called.
+
+        Raises:
+            TrainingError: a term is not finite, or has run away.
+            CheckpointError: the folder holds a run of another recipe.
+        """
+        found = self._resume()
+        if ranks.rank() == 0:
+            store_recipe(self.recipe, self.folder / RECIPE)
+            trim_log(self.folder, self.state.step)
+        for number in range(self.state.phase, len(self._phases)):
+            self._begin(number)
+            if found is not None:
+                for role, engine in self.engines.items():
+                    engine.load(found / role)
+                logger.info("goes on at step %d", self.state.step)
+                found = None
+            else:
+                recipe = self.recipe.fingerprint(number)
+                self._move(phase=number, phase_step=0, recipe=recipe)
+            self._streams = self._open_streams()
+            for hook in self.hooks:
+                hook.on_phase_start(self)
+            self._run_phase(number)
+            if self._stops:
+                logger.info("stopped at step %d", self.state.step)
+                return
+            self._end(number)
+
+    def stop(self) -> None:
+        """End the run with a checkpoint of the current step, or at once where a phase starts.
+
+        For hooks; all ranks must stop at the same step. The phase stays open, and the run can be
+        resumed.
+        """
+        self._stops = True
+
+    @property
+    def _phase(self) -> Phase:
+        return self._phases[self.state.phase][1]
+
+    @property
+    def _slots(self) -> range:
+        """Which of the micro-batches of a step are this rank's."""
+        count = self.recipe.batch_of(self._phase).count // ranks.world_size()
+        return range(ranks.rank() * count, (ranks.rank() + 1) * count)
+
+    def _open_streams(self) -> list[Iterator[Any]]:
+        batch = self.recipe.batch_of(self._phase)
+        return [
+            self.batches[self.state.phase].stream(
+                self.recipe.seed,
+                self.state.step,
+                rank=slot,
+                world_size=batch.count,
+                size=batch.size,
+            )
+            for slot in self._slots
+        ]
+
+    def _resume(self) -> Path | None:
+        """Read where the folder has got to, before anything is written to it.
+
+        Returns:
+            The newest checkpoint, or None where there is none.
+
+        Raises:
+            CheckpointError: it belongs to a run of another recipe.
+        """
+        found = self._checkpoints.find_newest()
+        if found is None:
+            return None
+        self.state, path = found
+        self._guard.streaks = dict(self.state.streaks)
+        if self.state.recipe != self.recipe.fingerprint(self.state.phase):
+            raise CheckpointError(
+                f"{path} belongs to a run of another recipe; go on with the one that is stored in "
+                f"{self.folder / RECIPE}, or give another folder"
+            )
+        return path
+
+    def _begin(self, number: int) -> None:
+        """Build the engines of a phase, one network after the other in the CPU's memory."""
+        for engine in self.engines.values():  # gives memory back before the next networks take it
+            engine.close()
+        self.engines.clear()
+        gc.collect()
+        for role, spec in self.methods[number].roles().items():
+            network = self.builder.build(number, role)
+            settings = self.recipe.settings_of(role, spec.learning)
+            self.engines[role] = self._make_engine(network, settings)
+
+    def _run_phase(self, number: int) -> None:
+        name, phase = self._phases[number]
+        while self.state.phase_step < phase.steps and not self._stops:
+            for hook in self.hooks:
+                hook.on_step_start(self)
+            started = time.monotonic()
+            terms = self.advance()
+            self._move(step=self.state.step + 1, phase_step=self.state.phase_step + 1)
+            self._guard.watch(self.state.step, terms)
+            if ranks.rank() == 0:
+                seconds = round(time.monotonic() - started, 3)
+                line = {"step": self.state.step, "phase": name, **terms, "seconds": seconds}
+                append_log(self.folder, line)
+            for hook in self.hooks:
+                hook.on_step_end(self, terms)
+            is_last = self._stops or self.state.phase_step == phase.steps
+            if is_last or self.state.step % self.recipe.checkpoints.every == 0:
+                self._move(streaks=self._guard.streaks)
+                self._checkpoints.save(self.state, self.engines)
+
+    def _end(self, number: int) -> None:
+        phase = self._phases[number][1]
+        for role, spec in self.methods[number].roles().items():
+            if spec.learning.trains != "frozen":
+                weights = self.engines[role].export()
+                if ranks.rank() == 0:
+                    if role == phase.exports and phase.extrapolation > 1:
+                        begin = self.builder.build(number, role).state_dict()
+                        weights = extrapolate(begin, weights, phase.extrapolation)
+                    self.builder.end(number, role, weights)
+        for hook in self.hooks:
+            hook.on_phase_end(self)
+        ranks.barrier()
+
+    def advance(self, phase_step: int | None = None) -> dict[str, float]:
+        """Make all updates of one step; ``state`` stays as it is.
+
+        Args:
+            phase_step: number of the step in the phase, which decides draws, learning rate and
+                what is due; None makes the next one. Batches are taken in their order.
+
+        Returns:
+            All terms, averaged over micro-batches and ranks, by ``role/term``; those of a role
+            that is updated several times are averaged over its updates.
+
+        Raises:
+            TrainingError: a term is not finite; the role of that term has not been stepped.
+        """
+        position = self.state.phase_step if phase_step is None else phase_step
+        step = self.state.step - self.state.phase_step + position
+        method = self.methods[self.state.phase]
+        running: list[Iterator[Update]] = []
+        for slot, stream in zip(self._slots, self._streams, strict=True):
+            batch = next(stream).to(self.device)
+            draws = Draws(self.recipe.seed, step, slot)
+            running.append(method.updates(position, batch, self.engines, draws))
+        collected: dict[str, list[float]] = {}
+        rate = self.recipe.rate
+        factor = rate_factor(
+            position, self._phase.steps, num_warmup_steps=rate.num_warmup_steps, kind=rate.kind
+        )
+        while (terms := self._update(running, step + 1, factor)) is not None:
+            for name, value in terms.items():
+                collected.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in collected.items()}
+
+    def _update(
+        self, running: Sequence[Iterator[Update]], step: int, factor: float
+    ) -> dict[str, float] | None:
+        """Make the next update of all micro-batches; None where there is none left."""
+        role, sums = None, {}
+        for updates in running:
+            with self._autocast():
+                update = next(updates, None)
+            if update is None:
+                continue
+            role, engine = update.role, self.engines[update.role]
+            total: Tensor | None = None
+            with self._only(role):
+                for make_loss in update.losses:
+                    with self._keep_activations(), self._autocast():
+                        loss = make_loss()
+                    engine.backward(loss / len(running))
+                    total = loss.detach() if total is None else total + loss.detach()
+            assert total is not None, f"an update of {role} without a loss"
+            for name, value in {"loss": total, **update.log}.items():
+                key = f"{role}/{name}"
+                sums[key] = sums.get(key, 0) + value.detach().float() / len(running)
+        if role is None:
+            return None
+        terms = ranks.mean_scalars(sums)
+        self._guard.check(step, terms)
+        report = self.engines[role].step(factor)
+        terms[f"{role}/gradient_norm"] = report.gradient_norm
+        self._guard.check(step, terms)
+        return terms
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.device, self.recipe.engine.precision)
+
+    def _keep_activations(self) -> AbstractContextManager[object]:
+        if self.recipe.engine.activations != "offload":
+            return nullcontext()
+        # Of a block that is computed again, this moves its inputs; of everything else, all.
+        return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+
+    @contextmanager
+    def _only(self, role: str) -> Iterator[None]:
+        """Let the weights of one role alone require gradients."""
+        others = [engine for name, engine in self.engines.items() if name != role]
+        for engine in others:
+            engine.learns(yes=False)
+        try:
+            yield
+        finally:
+            for engine in others:
+                engine.learns(yes=True)
+
+    def _move(self, **changes: Any) -> None:
+        fields = {name: getattr(self.state, name) for name in RunState.__dataclass_fields__}
+        self.state = RunState(**{**fields, **changes})

@@ -1,0 +1,420 @@
+"""The command that makes a talking video: its arguments, and from them the pipeline's inputs.
+
+Separate from the other commands because it alone takes files of every kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..quality_warnings import advise
+from ..audio.conversation import LONE_SPEAKER, encode_conversation, mix_voices
+from ..audio.io import open_sound
+from ..checkpoints.audio_encoder import load_audio_encoder
+from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
+from ..errors import ImageError
+from ..geometry import count_frames, fit_size
+from ..conditioning.reference import read_image
+from ..loading import (
+    AUDIO_ENCODER,
+    EMBEDDED_MODELS,
+    VAE,
+    ModelFiles,
+    Models,
+    compile_networks,
+    find_model_files,
+    fingerprint_weights,
+    load_models,
+    read_request,
+)
+from ..conditioning.regions import parse_box
+from ..render import Rendering, find_regions, render_video
+from ..request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
+from ..sound import Sound, cut
+from ..types import Speaker
+from ..video.mux import FRAME_RATES, open_mp4
+from ..video.reader import VideoFrames
+from ..takes.take import delete_take
+
+TEACACHE = 0.2  # InfiniteTalk's threshold
+SILENT = "-"
+AUTO = "auto"
+
+
+def talk(arguments: argparse.Namespace) -> None:
+    """Make a talking video.
+
+    Args:
+        arguments: of ``add_talk``.
+    """
+    started = time.monotonic()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    files = find_model_files(
+        arguments.models,
+        dit=arguments.dit,
+        adapter=arguments.adapter,
+        audio_encoder=arguments.encoder,
+        vae=arguments.vae,
+        text_encoder=arguments.text_encoder,
+        tokenizer=arguments.tokenizer,
+        image_encoder=arguments.image_encoder,
+        loras=arguments.lora,
+        num_steps=arguments.steps,
+    )
+    pictures = _open_pictures(arguments.image)
+    request = _make_request(arguments, read_request(files.inspect(files.dit)), pictures[0])
+    speakers = _list_speakers(arguments)
+    _say_notes(request, files, len(speakers))
+    waveform = mix_voices(speakers)
+    folder = arguments.out.with_name(f"{arguments.out.name}.take")
+    # First of all: a folder that cannot be written to is refused before networks are loaded.
+    with open_mp4(
+        arguments.out,
+        waveform,
+        crf=arguments.crf,
+        fps=arguments.fps,
+        metadata={"turbotalk": request.to_json()},
+    ) as video:
+        find_regions(request, pictures[0], speakers)  # so are regions that cannot be
+        conversation = encode_conversation(
+            speakers,
+            load_audio_encoder(files.audio_encoder),
+            normalizes_loudness=request.normalizes_loudness,
+            hearing=request.hearing,
+            mix=waveform,
+        )
+        models, weights = _load_networks(request, files, arguments)
+        with (
+            render_video(request, pictures, conversation, models, folder, weights=weights) as run,
+            _report(run) as bar,
+        ):
+            video.write(run.frames(bar))
+    num_frames = video.num_frames
+    delete_take(folder)  # only now is nothing lost with it
+    taken = time.monotonic() - started
+    seconds = num_frames / FRAME_RATES[arguments.fps]
+    sys.stdout.write(
+        f"{arguments.out}: {num_frames} frames, {float(seconds):.2f} s, made in {taken:.1f} s\n"
+    )
+
+
+class _Bar:
+    """A progress bar over the units of ``count_work``."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self._bar = bar
+
+    def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
+        self._bar.update(units)
+
+
+def _open_pictures(path: Path) -> Sequence[Tensor]:
+    """Read a picture, or else the frames of a video."""
+    try:
+        return [read_image(path)]
+    except ImageError as no_picture:
+        try:
+            return VideoFrames(path)
+        except ImageError as no_video:
+            raise ImageError(f"{no_picture}, or a video ({no_video})") from no_video
+
+
+def _make_request(
+    arguments: argparse.Namespace, shipped: TalkRequest, picture_HWC: Tensor
+) -> TalkRequest:
+    if arguments.size == "auto":
+        height, width = fit_size(*picture_HWC.shape[:2], area=shipped.height * shipped.width)
+    else:
+        width, height = arguments.size
+    chosen = {
+        "num_inference_steps": arguments.steps,
+        "schedule": arguments.schedule,
+        "shift": arguments.shift,
+        "update": arguments.update,
+        "audio_guidance_scale": arguments.audio_guidance,
+        "chunk_frames": arguments.chunk_frames,
+        "num_motion_frames": arguments.motion_frames,
+        "anchors_chunks": arguments.anchor,
+    }
+    return replace(
+        shipped,
+        seed=arguments.seed,
+        height=height,
+        width=width,
+        guidance_scale=arguments.text_guidance,
+        audio_scale=arguments.audio_scale,
+        normalizes_loudness=arguments.loudness,
+        uses_apg=arguments.apg,
+        color_strength=arguments.color_strength,
+        max_frames=arguments.max_seconds,
+        teacache_threshold=arguments.teacache,
+        hearing=arguments.hearing,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
+
+
+def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
+    if arguments.audio is not None:
+        return [Speaker(name=LONE_SPEAKER, waveform=_open_voice(arguments.audio, arguments))]
+    return [
+        Speaker(
+            name=name,
+            waveform=None if audio == SILENT else _open_voice(audio, arguments),
+            follows=arguments.turns,
+            region=_read_region(region),
+        )
+        for name, audio, region in arguments.speaker
+    ]
+
+
+def _open_voice(path: str | Path, arguments: argparse.Namespace) -> Sound:
+    return cut(open_sound(path, arguments.end), arguments.start, arguments.end)
+
+
+def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
+    if text == AUTO:
+        return None
+    box = parse_box(text)
+    if box is not None:
+        return box
+    try:
+        pixels_HWC = read_image(text)
+    except ImageError as error:
+        raise ImageError(
+            f"got the region {text}; give x,y,width,height in pixels of the image, a picture of "
+            f"the same size that is white inside, or {AUTO}: {error}"
+        ) from error
+    mask_HW = pixels_HWC[..., :3].mean(2)
+    return mask_HW * pixels_HWC[..., 3] if pixels_HWC.shape[2] == 4 else mask_HW
+
+
+def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> None:
+    """Tell of settings that do not fit the weights, before the long wait."""
+    info = files.inspect(files.dit)
+    adapter = files.inspect(files.adapter)
+    notes = advise(request, info.settings, bool(files.loras), adapter.settings)
+    if info.sizes.get("image width") and files.image_encoder is None:
+        notes.append(
+            f"{files.dit.name} has an image branch, which sees nothing without --image-encoder"
+        )
+    fit = adapter.speakers or ""
+    if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
+        notes.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
+    for note in notes:
+        sys.stderr.write(f"note: {note}\n")
+
+
+def _load_networks(
+    request: TalkRequest, files: ModelFiles, arguments: argparse.Namespace
+) -> tuple[Models, str]:
+    """Load the networks; return them with all that tells them apart for the cache key."""
+    models = load_models(
+        files,
+        arguments.device,
+        request.audio_scale,
+        DTYPES[arguments.dtype],
+        request.teacache_threshold,
+        prompt=arguments.prompt,
+        negative_prompt=arguments.negative_prompt,
+    )
+    weights = fingerprint_weights(models)
+    if arguments.compile:
+        compile_networks(models, arguments.device)
+        weights += ", compiled"  # the same up to rounding, so other frames
+    return models, weights
+
+
+@contextmanager
+def _report(run: Rendering) -> Iterator[_Bar]:
+    """Write what becomes of an earlier run's take, and show the progress of this one."""
+    for change in run.changes:
+        sys.stderr.write(f"note: {run.take.folder} is begun anew: {change}\n")
+    if run.num_finished:
+        sys.stderr.write(
+            f"note: goes on with {run.take.folder}, of which {run.num_finished} of "
+            f"{run.num_chunks} chunks are finished\n"
+        )
+    with tqdm(
+        total=run.num_units, unit="call", dynamic_ncols=True, disable=run.found.is_whole
+    ) as bar:
+        yield _Bar(bar)
+
+
+def add_talk(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``talk``.
+
+    Args:
+        parser: of this command.
+    """
+    parser.set_defaults(command=talk)
+    parser.add_argument("--image", type=Path, required=True, help="the portrait; or a video to dub")
+    voices = parser.add_mutually_exclusive_group(required=True)
+    voices.add_argument("--audio", type=Path, help="the voice: sound or video file")
+    voices.add_argument(
+        "--speaker",
+        nargs=3,
+        action="append",
+        metavar=("NAME", "AUDIO", "REGION"),
+        help=f"one of several, again for each: the voice, or {SILENT} for a silent bystander; and "
+        "x,y,width,height in pixels of the image, or a picture of its size that is white where the "
+        f"speaker is, or {AUTO}, which is half of the image for each of two",
+    )
+    parser.add_argument(
+        "--turns",
+        action="store_true",
+        help="each speaker begins when the one before has ended (default: all at the start)",
+    )
+    parser.add_argument(
+        "--start",
+        type=parse_seconds,
+        default=Fraction(0),
+        metavar="SECONDS",
+        help="of each sound file, leave out what lies before (0)",
+    )
+    parser.add_argument(
+        "--end",
+        type=parse_seconds,
+        metavar="SECONDS",
+        help="of each sound file, leave out what lies after",
+    )
+    parser.add_argument(
+        "--prompt",
+        help='what the video shows, or "0-4s: he smiles | 4-9s: he frowns"; needs --text-encoder',
+    )
+    parser.add_argument("--negative-prompt", help="what --text-guidance leads away from")
+    parser.add_argument("--out", type=Path, required=True, help="the .mp4 to make")
+    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument(
+        "--fps",
+        choices=FRAME_RATES,
+        default="25",
+        help="of the .mp4 (%(default)s); frames are left out or repeated, the sound stays",
+    )
+    parser.add_argument("--device", type=torch.device, default=find_device(), help="%(default)s")
+    parser.add_argument("--threads", type=parse_count, help="CPU threads of the networks")
+    _add_models(parser.add_argument_group("models", "file names in the sub-folders of --models"))
+    _add_settings(
+        parser.add_argument_group(
+            "settings", "each defaults to what the video transformer ships with"
+        )
+    )
+
+
+def _add_models(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
+    group.add_argument("--dit", help="video transformer; default: the embedded one for --steps")
+    group.add_argument(
+        "--adapter", help="audio adapter; default: the one inside --dit, else the embedded one"
+    )
+    group.add_argument("--encoder", default=AUDIO_ENCODER, help="audio encoder (%(default)s)")
+    group.add_argument("--vae", default=VAE, help="video VAE (%(default)s)")
+    group.add_argument("--text-encoder", metavar="FILE", help="umT5, for --prompt")
+    group.add_argument(
+        "--tokenizer", metavar="FILE", help="its spiece.model; default: the one inside its file"
+    )
+    group.add_argument(
+        "--image-encoder", metavar="FILE", help="CLIP, for a transformer with an image branch"
+    )
+    group.add_argument(
+        "--lora",
+        type=_parse_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="merged into the transformer; again for each",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of transformer, adapter and text encoder in memory, whatever the files hold "
+        "(%(default)s)",
+    )
+
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="let torch compile transformer and VAE: later chunks are quicker, the first takes a "
+        "minute or more longer; the same up to rounding",
+    )
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    group.add_argument(
+        "--size", type=parse_size, default="auto", metavar="WxH", help="default: from the image"
+    )
+    group.add_argument("--steps", type=int, help="network evaluations per chunk")
+    group.add_argument("--schedule", choices=SCHEDULES)
+    group.add_argument("--shift", type=float, help="of the schedule")
+    group.add_argument("--update", choices=UPDATES, help="from one noise level to the next")
+    group.add_argument("--audio-guidance", type=float, help="push towards the voice, 1 is off")
+    group.add_argument("--audio-scale", type=float, default=1.0, help="adapter strength (1)")
+    group.add_argument("--chunk-frames", type=int, help="4n + 1")
+    group.add_argument("--motion-frames", type=int, help="4m + 1")
+    group.add_argument(
+        "--anchor",
+        action=argparse.BooleanOptionalAction,
+        help="show each later chunk the image in the place of its first motion frame, so that "
+        "looks do not drift",
+    )
+    group.add_argument(
+        "--loudness",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="bring the voice to -23 LUFS before it is heard; the video keeps the original",
+    )
+    group.add_argument(
+        "--hearing",
+        choices=HEARINGS,
+        default="auto",
+        help="let the audio encoder hear a voice whole, which takes memory in proportion to its "
+        "length, or in sections; auto: whole up to five minutes (%(default)s)",
+    )
+    group.add_argument(
+        "--text-guidance", type=float, default=1.0, help="push towards the prompt, 1 is off (1)"
+    )
+    group.add_argument(
+        "--apg", action="store_true", help="adaptive projected guidance, for strong guidance"
+    )
+    group.add_argument(
+        "--color-strength",
+        type=float,
+        default=0.0,
+        help="bring all frames to the colours of the image, 0 (off) to 1",
+    )
+    group.add_argument("--max-seconds", type=_parse_length, metavar="SECONDS", help="longest video")
+    group.add_argument(
+        "--teacache",
+        type=float,
+        nargs="?",
+        const=TEACACHE,
+        metavar="THRESHOLD",
+        help=f"leave out network blocks that would change little, for many steps ({TEACACHE})",
+    )
+
+
+def _parse_lora(text: str) -> tuple[str, float]:
+    name, colon, strength = text.rpartition(":")
+    try:
+        return (name, float(strength)) if colon else (text, 1.0)
+    except ValueError:  # a colon in the name
+        return text, 1.0
+
+
+def _parse_length(text: str) -> int:
+    """Turn seconds into whole frames."""
+    seconds = parse_seconds(text)
+    return count_frames(seconds.numerator, seconds.denominator)
