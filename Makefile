@@ -33,7 +33,7 @@ help:
 	@echo "PYTHON=python3.12 chooses the interpreter; COMFYUI_PATH=/path/to/ComfyUI uses your own host."
 
 demo: $(VENV)/.run-ready
-	$(PY) tools/demo.py
+	$(PY) -m tools.demo
 
 test: lint espeak
 	$(PYTEST) --ignore=tests/nodes

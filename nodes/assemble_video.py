@@ -11,13 +11,13 @@ from torch import Tensor
 from ..turbotalk_core.audio.io import open_sound
 from ..turbotalk_core.geometry import count_samples
 from ..turbotalk_core.sound import Sound, Span
-from ..turbotalk_core.video.mux import CODECS, FRAME_RATES, MAX_CRF, PIXEL_FORMATS, assemble
 from ..turbotalk_core.takes.take import Take
+from ..turbotalk_core.video.mux import CODECS, FRAME_RATES, MAX_CRF, PIXEL_FORMATS, assemble
 from .host.convert import waveform_from_audio
 from .host.folders import new_temporary_path
 from .host.progress import HostProgress, check_stop
 from .sockets import CATEGORY, TakeSocket
-from .trim import find_stop, make_trim_inputs
+from .widgets import find_stop, make_trim_inputs
 
 
 class AssembleVideo(io.ComfyNode):

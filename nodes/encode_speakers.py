@@ -11,9 +11,9 @@ from ..turbotalk_core.audio.conversation import encode_conversation
 from ..turbotalk_core.request import Hearing
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
-from .widgets import find_span, make_hearing_inputs
 from .host.encoders import hear_with
 from .sockets import CATEGORY, SpeakersSocket, SpeechSocket
+from .widgets import find_span, make_hearing_inputs
 
 
 class EncodeSpeakers(io.ComfyNode):

@@ -9,9 +9,9 @@ from ..turbotalk_core.request import Hearing
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
 from .host.convert import waveform_from_audio
-from .widgets import find_span, make_hearing_inputs
 from .host.encoders import hear_with
 from .sockets import CATEGORY, SpeechSocket
+from .widgets import find_span, make_hearing_inputs
 
 
 class EncodeSpeech(io.ComfyNode):

@@ -3,8 +3,8 @@
 from comfy_api.latest import io
 
 from ..turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
-from .host.folders import find_model, list_models
 from .host.encoders import HostAudioEncoder
+from .host.folders import find_model, list_models
 from .sockets import CATEGORY
 
 

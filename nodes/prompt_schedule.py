@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..turbotalk_core.errors import RequestError, TurboTalkError
 from ..turbotalk_core.conditioning.prompts import parse_prompts
+from ..turbotalk_core.errors import RequestError, TurboTalkError
 from .host.encoders import PROMPT_START
 from .sockets import CATEGORY
 

@@ -25,17 +25,17 @@ from ..turbotalk_core.request import (
     TalkRequest,
     Update,
 )
-from ..turbotalk_core.types import Conversation
 from ..turbotalk_core.takes.take import Take
+from ..turbotalk_core.types import Conversation
 from .host.audio_adapter import HostAdapter, find_audio_adapter
-from .host.vae import HostCodec
 from .host.convert import check_finite, pictures_from_host
 from .host.denoiser import HostDenoiser
-from .host.progress import HostProgress, check_stop
 from .host.encoders import read_texts, see_with
 from .host.messages import read_shipped, show_notes
-from .sockets import CATEGORY, SpeechSocket, TakeSocket
+from .host.progress import HostProgress, check_stop
 from .host.takes import choose_folder, describe_graph, fingerprint_networks
+from .host.vae import HostCodec
+from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
 _log = getLogger(__name__)
 

@@ -12,7 +12,7 @@ from ..turbotalk_core.takes.take import Take
 from .host.convert import image_from_bytes
 from .host.messages import show_text
 from .sockets import CATEGORY, TakeSocket
-from .trim import find_stop, make_trim_inputs
+from .widgets import find_stop, make_trim_inputs
 
 _log = getLogger(__name__)
 _GB = 1e9  # bytes

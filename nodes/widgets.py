@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..turbotalk_core.geometry import FPS, MAX_FRAMES
 from ..turbotalk_core.request import HEARINGS
+from ..turbotalk_core.takes.take import Take
 from .host.convert import check_finite
 
 MAX_SECONDS = MAX_FRAMES / FPS
@@ -65,3 +66,37 @@ def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fract
     for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
         check_finite(name, seconds, " of seconds")
     return Fraction(start_seconds), Fraction(end_seconds) if end_seconds else None
+
+
+def make_trim_inputs(num_frames: int) -> list[io.Int.Input]:
+    """Return the inputs of the two widgets.
+
+    Args:
+        num_frames: default length, 0 for the whole take.
+
+    Returns:
+        ``start_frame`` and ``num_frames``.
+    """
+    return [
+        io.Int.Input(
+            "start_frame",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Frames to leave out at the start, 25 a second.",
+            advanced=True,
+        ),
+        io.Int.Input(
+            "num_frames",
+            default=num_frames,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="Frames to keep from there, fewer where the take ends earlier; 0 keeps all.",
+            advanced=True,
+        ),
+    ]
+
+
+def find_stop(take: Take, start_frame: int, num_frames: int) -> int:
+    """Return one past the last frame that the widgets select."""
+    return min(start_frame + num_frames, take.num_frames) if num_frames else take.num_frames

@@ -1,11 +1,11 @@
-"""Knock at one door with whatever a coverage-guided fuzzer makes of the files that it takes.
+"""Feed one entry point with files from a coverage-guided fuzzer.
 
     python -m tests.fuzz request --seconds 60
 
-A door that raises anything but a ``TurboTalkError``, takes longer than ten seconds or grows beyond
-four gigabytes is a finding: the file that did it is kept, and the exit code is not 0. Needs the
-extra ``fuzz`` (atheris: Linux, Python 3.11 to 3.13). The doors are those of tests/core/entry_points.py, so
-that what is found here becomes a test there.
+A finding is an exception other than a ``TurboTalkError``, a call of more than ten seconds, or memory
+above four gigabytes: the file that caused it is kept, and the exit code is not 0. Needs the extra
+``fuzz`` (atheris: Linux, Python 3.11 to 3.13). The entry points are those of
+tests/core/entry_points.py, so that a finding becomes a test there.
 """
 
 from __future__ import annotations

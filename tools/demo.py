@@ -11,9 +11,10 @@ import json
 import sys
 import time
 
-from comfy_server import PACK, ComfyClient, ComfyServer, Event, PromptFailed, PromptRefused
-from host import CACHE, find_host
 from tqdm import tqdm
+
+from tools.comfy.download import CACHE, find_host
+from tools.comfy.server import PACK, ComfyClient, ComfyServer, Event, PromptFailed, PromptRefused
 
 WORKFLOW = PACK / "workflows" / "api" / "first_video.json"
 PORTRAIT = PACK / "assets" / "portrait.png"

@@ -24,8 +24,8 @@ import yaml
 from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
-from training.engine.engine import EngineSettings, Precision
 from training.engine.divergence import GuardSettings
+from training.engine.engine import EngineSettings, Precision
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
 from turbotalk_core.safe_io.atomic import make_folder, write_text

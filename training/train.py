@@ -24,8 +24,6 @@ from torch import nn
 
 from training.engine import distributed as ranks
 from training.engine.engine import DTYPES, Engine, EngineSettings, PlainEngine
-from training.trainer.hooks import Hook
-from training.trainer.memory_estimate import describe_run
 from training.methods.adversarial import Adversarial
 from training.methods.continuation import Continuation
 from training.methods.dmd import Dmd
@@ -33,6 +31,8 @@ from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
 from training.models.networks import TalkingModel
 from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse
+from training.trainer.hooks import Hook
+from training.trainer.memory_estimate import describe_run
 from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_recipe, resolve_source
 from training.trainer.trainer import Batches, Trainer

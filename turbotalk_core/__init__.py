@@ -21,28 +21,28 @@ if TYPE_CHECKING:
     from .pipeline import generate as generate
     from .render import render_video as render_video
     from .request import TalkRequest as TalkRequest
+    from .takes.take import Take as Take
+    from .takes.take import open_take as open_take
     from .types import Conversation as Conversation
     from .types import Speaker as Speaker
     from .video.mux import assemble as assemble
-    from .takes.take import Take as Take
-    from .takes.take import open_take as open_take
 
 _MODULES = {  # by name
     "Conversation": ".types",
     "Models": ".pipeline",
     "Speaker": ".types",
-    "Take": ".video.take",
+    "Take": ".takes.take",
     "TalkRequest": ".request",
-    "assemble": ".video.assemble",
+    "assemble": ".video.mux",
     "encode_conversation": ".audio.conversation",
-    "find_model_files": ".library",
+    "find_model_files": ".loading",
     "generate": ".pipeline",
     "load_audio_encoder": ".checkpoints.audio_encoder",
-    "load_models": ".library",
+    "load_models": ".loading",
     "open_sound": ".audio.io",
-    "open_take": ".video.take",
-    "read_image": ".image",
-    "read_request": ".library",
+    "open_take": ".takes.take",
+    "read_image": ".conditioning.reference",
+    "read_request": ".loading",
     "render_video": ".render",
 }
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from .checkpoints.inspect import CheckpointInfo, ModelFile, inspect
 from .checkpoints.networks import load_dit, load_image_encoder, load_text_encoder, load_vae
+from .conditioning.prompts import parse_prompts
 from .errors import CheckpointError, RequestError
 from .fingerprints import fingerprint
 from .models.denoiser import ProjectionAdapter, WanDenoiser
 from .models.text_encoder import encode_prompt
 from .models.vae import WanVAE
 from .pipeline import Models
-from .conditioning.prompts import parse_prompts
 from .request import MAX_DISTILLED_STEPS, TalkRequest
 from .safe_io.paths import is_file, is_folder
 

@@ -18,9 +18,9 @@ from .audio.windows import hold_last_row, null_windows, take_windows
 from .chunking.color import match_color
 from .chunking.plan import plan_chunks
 from .chunking.stitch import keep_frames
+from .conditioning.reference import add_mask
 from .errors import MismatchError, OutOfMemoryError, RequestError
 from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from .conditioning.reference import add_mask
 from .models.low_memory import is_shortage
 from .protocols import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
 from .reference_behaviour import Behaviour, choose_behaviour

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .takes.cache_key import CacheKey, identify
 from .conditioning.reference import References
+from .conditioning.regions import find_masks, fit_regions
 from .pipeline import Models, NoProgress, count_work, generate, never_stop, plan_video
 from .protocols import CheckStop, Progress
-from .conditioning.regions import find_masks, fit_regions
 from .request import TalkRequest
-from .types import ChunkPlan, Conversation, Speaker
+from .takes.cache_key import CacheKey, identify
 from .takes.take import Take, TakeWriter, open_take
+from .types import ChunkPlan, Conversation, Speaker
 
 _NO_PROGRESS = NoProgress()
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from comfy.model_patcher import ModelPatcher
 from server import PromptServer
 
-from ...turbotalk_core.quality_warnings import advise
 from ...turbotalk_core.checkpoints.inspect import ADAPTER, DIT, CheckpointInfo, inspect
 from ...turbotalk_core.errors import CheckpointError
+from ...turbotalk_core.quality_warnings import advise
 from ...turbotalk_core.request import TalkRequest
 from ...turbotalk_core.safe_io.paths import show
 

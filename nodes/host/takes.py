@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...turbotalk_core.takes.cache_key import CacheKey, describe_changes
 from ...turbotalk_core.fingerprints import fingerprint
+from ...turbotalk_core.takes.cache_key import CacheKey, describe_changes
 from ...turbotalk_core.takes.take import Take, delete_take
 from .folders import new_temporary_path, output_folder
 

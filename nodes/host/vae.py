@@ -17,9 +17,9 @@ from comfy.ldm.wan.vae import WanVAE as HostWanVAE
 from comfy.sd import VAE
 from torch import Tensor, nn
 
+from ...turbotalk_core.conditioning.reference import reference_clip
 from ...turbotalk_core.errors import MismatchError
 from ...turbotalk_core.geometry import LATENT_CHANNELS
-from ...turbotalk_core.conditioning.reference import reference_clip
 from ...turbotalk_core.models.vae import LATENT_MEAN, LATENT_STD, WanVAE
 from .convert import frames_from_image, image_from_frames
 from .progress import check_stop

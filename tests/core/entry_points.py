@@ -25,7 +25,6 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from tests.core.family import CONFIG, ENCODER_CONFIG, SHIPPED, build_dit, train_tokenizer
-from turbotalk_core.quality_warnings import advise
 from turbotalk_core.audio.io import read_audio, read_first_second
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
@@ -40,22 +39,23 @@ from turbotalk_core.checkpoints.networks import (
     save_dit,
     save_vae,
 )
-from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
-from turbotalk_core.takes.cache_key import CacheKey
+from turbotalk_core.conditioning.prompts import parse_prompts
 from turbotalk_core.conditioning.reference import prepare_reference, read_image
+from turbotalk_core.conditioning.regions import find_masks, fit_regions, parse_box
+from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
 from turbotalk_core.loading import read_request
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.text_encoder import build_tokenizer
 from turbotalk_core.models.vae import WanVAE
-from turbotalk_core.conditioning.prompts import parse_prompts
-from turbotalk_core.conditioning.regions import find_masks, fit_regions, parse_box
+from turbotalk_core.quality_warnings import advise
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.sampling.schedule import request_sigmas
-from turbotalk_core.types import Carry, Chunk, FrameChunk, Speaker, Waveform
 from turbotalk_core.takes import take as takes
+from turbotalk_core.takes.cache_key import CacheKey
 from turbotalk_core.takes.journal import Journal
-from turbotalk_core.video.reader import VideoFrames
 from turbotalk_core.takes.take import Take
+from turbotalk_core.types import Carry, Chunk, FrameChunk, Speaker, Waveform
+from turbotalk_core.video.reader import VideoFrames
 
 REQUEST = TalkRequest(
     num_inference_steps=2, schedule="distilled", shift=5.0, update="renoise", seed=0, height=64,

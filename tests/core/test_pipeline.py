@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbotalk_core.chunking.plan import plan_chunks
+from turbotalk_core.conditioning.reference import reference_clip
 from turbotalk_core.errors import MismatchError, OutOfMemoryError, RequestError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
-from turbotalk_core.conditioning.reference import reference_clip
 from turbotalk_core.pipeline import Models, count_work, generate, plan_video
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import (

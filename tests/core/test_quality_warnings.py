@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbotalk_core.quality_warnings import advise
 from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.loading import EMBEDDED_MODELS, find_model_files, read_request
+from turbotalk_core.quality_warnings import advise
 from turbotalk_core.request import TalkRequest
 
 STUDENT = {

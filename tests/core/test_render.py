@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tests.core.test_pipeline import HEIGHT, REQUEST, WIDTH, Toy, Watch, _speech
 from turbotalk_core.errors import ImageError
-from turbotalk_core.takes.cache_key import CacheKey
 from turbotalk_core.pipeline import generate
 from turbotalk_core.render import Rendering, find_regions, render_video
+from turbotalk_core.takes.cache_key import CacheKey
+from turbotalk_core.takes.take import Take
 from turbotalk_core.types import Conversation, Speaker
 from turbotalk_core.video.mux import quantize_frames
-from turbotalk_core.takes.take import Take
 
 PICTURE = torch.full((HEIGHT, WIDTH, 3), 0.625)  # 0.25 in [-1, 1]
 NUM_FRAMES = 29  # chunks that keep 13, 8 and 8

@@ -14,13 +14,13 @@ from torch import Tensor
 from tests.golden.conftest import FindWeights
 from tests.golden.figures import Golden
 from tests.golden.networks import build_dit, build_vae
-from turbotalk_core.geometry import SPATIAL_STRIDE, cover_size
 from turbotalk_core.conditioning.reference import prepare_reference
+from turbotalk_core.conditioning.regions import box_mask, fit_regions, halve_picture
+from turbotalk_core.geometry import SPATIAL_STRIDE, cover_size
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.models.image_encoder import build_image_encoder
 from turbotalk_core.pipeline import Models, generate, plan_video
 from turbotalk_core.protocols import Denoiser, VideoCodec
-from turbotalk_core.conditioning.regions import box_mask, fit_regions, halve_picture
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioFeatures, AudioTokens, Conditioning, Speech, Waveform
 

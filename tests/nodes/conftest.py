@@ -20,8 +20,8 @@ import torch
 
 from tests.nodes.family import write_family
 from tools.comfy import in_process as host_process
-from tools.comfy.server import ComfyClient
 from tools.comfy.in_process import import_host, load_pack
+from tools.comfy.server import ComfyClient
 
 HOST = os.environ.get("COMFYUI_PATH")
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from turbotalk_core.audio.io import from_samples, read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.checkpoints.networks import load_dit, load_vae
 from turbotalk_core.conditioning.reference import prepare_reference
+from turbotalk_core.conditioning.regions import find_masks, fit_regions
 from turbotalk_core.loading import load_models
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.pipeline import generate
-from turbotalk_core.conditioning.regions import find_masks, fit_regions
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioTokens, AudioWindows, Conditioning, Speaker
 from turbotalk_core.video.mux import quantize_frames
@@ -158,7 +158,9 @@ def test_conditions_in_one_batch(models, part, monkeypatch):
     def ask(tokens, regions):
         with (
             torch.inference_mode(),
-            part("nodes.host.encoders").HostDenoiser(models.model, torch.tensor([0.5, 0.0])) as hosted,
+            part("nodes.host.encoders").HostDenoiser(
+                models.model, torch.tensor([0.5, 0.0])
+            ) as hosted,
         ):
             return hosted(
                 latents,

@@ -144,7 +144,9 @@ class TestImages:
             def send_progress_text(self, text, node_id):
                 texts.append((node_id, text))
 
-        monkeypatch.setattr(part("nodes.host.messages").PromptServer, "instance", Page(), raising=False)
+        monkeypatch.setattr(
+            part("nodes.host.messages").PromptServer, "instance", Page(), raising=False
+        )
         return texts
 
     def test_what_they_take_is_said(self, sample, run_node, shown, caplog):

@@ -56,7 +56,9 @@ def ask(part):
             | settings
         )
         notes = part("nodes.host.messages")
-        shipped = notes.read_shipped(model, part("nodes.host.audio_adapter").find_audio_adapter(model))
+        shipped = notes.read_shipped(
+            model, part("nodes.host.audio_adapter").find_audio_adapter(model)
+        )
         return notes.show_notes(shipped, request, "7")
 
     return ask

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import EngineSettings, PlainEngine
+from training.engine.rng import Draws
 from training.methods.method import Method, RoleSpec, prepare_role
+from training.models.batch import Batch
 from training.models.networks import TalkingModel
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.wan import WanConfig, WanModel

@@ -12,11 +12,11 @@ from torch import nn
 
 from tests.training.tiny import make_batch, make_model
 from tests.training.toy import make_plain
-from training.models.batch import Batch
 from training.methods.method import prepare_role
+from training.models.batch import Batch
 from training.recipe import Recipe, WeightSource, parse
-from training.trainer.roles import NetworkKind, RoleBuilder
 from training.train import make_methods
+from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.trainer import Trainer
 
 LEARNING = {"learning_rate": 1e-3, "betas": [0.0, 0.9]}

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.engine.rng import Draws
-from training.engine.engine import Engine, EngineSettings, PlainEngine
 from training.engine.divergence import GuardSettings
+from training.engine.engine import Engine, EngineSettings, PlainEngine
+from training.engine.rng import Draws
 from training.methods.method import FROZEN, Learning, RoleSpec, Update
 from training.recipe import (
     AverageChoice,

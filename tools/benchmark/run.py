@@ -38,12 +38,12 @@ from tools.comfy.download import COMFYUI_VERSION, find_host
 from tools.comfy.in_process import PACK, import_host, load_pack, run_node
 from training.benchmark.hardware import name_cpu, read_resident_bytes
 from turbotalk_core import types
+from turbotalk_core.benchmark.timing import Way, time_ours, time_reference
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH
 from turbotalk_core.loading import VAE, ModelFiles, load_models
 from turbotalk_core.request import TalkRequest
-from turbotalk_core.safe_io.tensor_header import read_tensor_header
-from turbotalk_core.benchmark.timing import Way, time_ours, time_reference
 from turbotalk_core.safe_io.atomic import write_text
+from turbotalk_core.safe_io.tensor_header import read_tensor_header
 
 WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
 POLL_SECONDS = 0.05

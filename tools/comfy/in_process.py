@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-PACK = Path(__file__).resolve().parent.parent
+PACK = Path(__file__).resolve().parents[2]
 
 
 def import_host(path: Path, base: Path) -> SimpleNamespace:

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import aiohttp
 
-PACK = Path(__file__).resolve().parent.parent
+PACK = Path(__file__).resolve().parents[2]
 PACK_NAME = "ComfyUI-TurboTalk"  # the folder's name in custom_nodes
 START_SECONDS = 180
 STOP_SECONDS = 10

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from training.avatars.speech import draw_speech
 from training.avatars.synthetic import SAMPLES_PER_FRAME, SyntheticClip, film
+from turbotalk_core.conditioning.regions import box_mask, fit_regions
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import FPS, SPATIAL_STRIDE
-from turbotalk_core.conditioning.regions import box_mask, fit_regions
 
 Turns = Literal["left", "right", "both", "in turn"]
 TURNS: tuple[str, ...] = get_args(Turns)

@@ -5,7 +5,7 @@
 
 Every method is measured on every engine, each in processes of its own. After each round of steps
 the very network calls that it made, counted by hooks, are made again with nothing around them
-(``training.benchmark.calls``); the ratio of the two is the overhead. Weights and samples are random: speed
+(``calls``); the ratio of the two is the overhead. Weights and samples are random: speed
 and memory do not depend on what they say.
 """
 
@@ -33,13 +33,12 @@ import torch
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from training.engine import distributed as ranks
-from training.models.batch import CONTEXT_LATENTS, Batch
 from training.benchmark.calls import BareCalls, count_calls, record_calls
-from training.engine.engine import DTYPES, Precision, set_checkpointing
 from training.benchmark.hardware import name_cpu
-from training.trainer.hooks import Hook
+from training.engine import distributed as ranks
+from training.engine.engine import DTYPES, Precision, set_checkpointing
 from training.markdown import table
+from training.models.batch import CONTEXT_LATENTS, Batch
 from training.models.networks import TalkingModel
 from training.recipe import (
     Activations,
@@ -53,9 +52,10 @@ from training.recipe import (
     load_recipe,
     to_plain,
 )
+from training.train import make_methods, network_kind, start_engine
+from training.trainer.hooks import Hook
 from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_source
-from training.train import make_methods, network_kind, start_engine
 from training.trainer.trainer import Trainer
 from turbotalk_core.cli.arguments import find_device, parse_count, parse_size, run
 from turbotalk_core.errors import RecipeError
@@ -344,7 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark.bench", description="Measure seconds and memory of a step."
+        prog="python -m training.benchmark.bench",
+        description="Measure seconds and memory of a step.",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))

@@ -17,8 +17,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from training.models.batch import Batch
 from training.engine.engine import Precision, autocast
+from training.models.batch import Batch
 from training.models.lora import adapters_off, list_adapters
 from training.models.networks import Discriminator, TalkingModel
 

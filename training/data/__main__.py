@@ -17,10 +17,10 @@ import torch
 from training.data.filter import PIECES, FilterSettings, run_filter
 from training.data.inspect import CLIPS, choose_record, decode_sample, describe
 from training.data.precompute import EncoderFiles, run_precompute
+from training.data.resumable_stage import Summary, Work, read_journals, read_settings
 from training.data.scores import LIMITS, Limit
 from training.data.shots import AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
-from training.data.resumable_stage import Summary, Work, read_journals, read_settings
 from turbotalk_core.cli.arguments import parse_sides, run
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import check_size, count_latent_frames

@@ -17,6 +17,20 @@ import torch
 from tqdm import tqdm
 
 from training.data.footage import cut_sound, open_video, read_sound
+from training.data.resumable_stage import (
+    SKIPPED,
+    Journal,
+    Record,
+    Summary,
+    Work,
+    attempt,
+    fingerprint_files,
+    list_missing,
+    open_stage,
+    read_journals,
+    read_settings,
+    summarize,
+)
 from training.data.scores import (
     FACE_EVERY,
     LIMITS,
@@ -32,20 +46,6 @@ from training.data.scores import (
     score_sync,
 )
 from training.data.split import SCENES
-from training.data.resumable_stage import (
-    SKIPPED,
-    Journal,
-    Record,
-    Summary,
-    Work,
-    attempt,
-    fingerprint_files,
-    list_missing,
-    open_stage,
-    read_journals,
-    read_settings,
-    summarize,
-)
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import SAMPLE_RATE

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbotalk_core.audio.io import read_audio, read_first_second
-from turbotalk_core.geometry import count_samples
 from turbotalk_core.conditioning.reference import prepare_reference
+from turbotalk_core.geometry import count_samples
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.reader import VideoFrames
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.data.shards import ShardReader, read_manifest
 from training.data.resumable_stage import Record
+from training.data.shards import ShardReader, read_manifest
 from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import SAMPLE_RATE, count_decoded_frames, count_samples

@@ -26,18 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.shards import (
-    INDEX,
-    NULL_TEXT,
-    SHARD,
-    SHARDS,
-    Sample,
-    describe_sample,
-    is_whole,
-    write_shard,
-    write_tensors,
-)
-from training.data.shots import Shot, Source
 from training.data.resumable_stage import (
     SKIPPED,
     Journal,
@@ -50,6 +38,18 @@ from training.data.resumable_stage import (
     open_stage,
     summarize,
 )
+from training.data.shards import (
+    INDEX,
+    NULL_TEXT,
+    SHARD,
+    SHARDS,
+    Sample,
+    describe_sample,
+    is_whole,
+    write_shard,
+    write_tensors,
+)
+from training.data.shots import Shot, Source
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder

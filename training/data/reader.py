@@ -36,14 +36,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.models.batch import CONTEXT_LATENTS, Batch
 from training.avatars.pairs import draw_halves
-from training.data.shards import NULL_TEXT, ShardReader, fill_reference, read_manifest
 from training.data.resumable_stage import Record, read_settings
+from training.data.shards import NULL_TEXT, ShardReader, fill_reference, read_manifest
+from training.models.batch import CONTEXT_LATENTS, Batch
 from turbotalk_core.audio.windows import take_windows
+from turbotalk_core.conditioning.reference import add_mask
 from turbotalk_core.errors import MismatchError, OutputError, RequestError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
-from turbotalk_core.conditioning.reference import add_mask
 from turbotalk_core.types import AudioFeatures, Chunk
 
 MOST_VOICES = 2  # two speakers are in the left and right half; for more, no regions are known

@@ -28,8 +28,8 @@ from torch import Tensor
 from training.data.resumable_stage import SKIPPED, Record, read_journals
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
-from turbotalk_core.safe_io.paths import is_plain_name
 from turbotalk_core.safe_io.atomic import make_folder, write_bytes
+from turbotalk_core.safe_io.paths import is_plain_name
 
 SHARDS = "shards"
 NULL_TEXT = "null_text.safetensors"

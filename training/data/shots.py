@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from training.avatars.avatars import draw_avatar
-from training.data.footage import cut_sound, read_sound, show
 from training.avatars.motion import draw_motion
 from training.avatars.mouth import mouth_curve
 from training.avatars.pairs import TURNS, draw_pair
 from training.avatars.portrait import render
 from training.avatars.seeds import open_stream
 from training.avatars.speech import draw_speech
+from training.data.footage import cut_sound, read_sound, show
 from training.data.resumable_stage import SKIPPED, Record, draw_number
 from turbotalk_core.errors import GeometryError, RequestError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, count_samples

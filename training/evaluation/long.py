@@ -35,11 +35,11 @@ from training.markdown import table
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
-from turbotalk_core.takes.host_memory import give_back
 from turbotalk_core.pipeline import generate
+from turbotalk_core.safe_io.atomic import write_text
+from turbotalk_core.takes.host_memory import give_back
 from turbotalk_core.types import FrameChunk, Waveform
 from turbotalk_core.video.mux import quantize_frames
-from turbotalk_core.safe_io.atomic import write_text
 
 PROGRAM = "python -m training.evaluation.long"
 NUM_PICTURES = 9  # of a strip

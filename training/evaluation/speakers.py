@@ -29,9 +29,9 @@ from training.evaluation.generation import SPLIT, collect_frames, load_family
 from training.evaluation.mouth import estimate_aperture, sync
 from training.evaluation.scores import MIN_MOUTH_STD, SEED_STRIDE, check_draw
 from turbotalk_core.audio.conversation import encode_speech
+from turbotalk_core.conditioning.regions import fit_regions, halve_picture
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.protocols import AudioEncoder
-from turbotalk_core.conditioning.regions import fit_regions, halve_picture
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import Waveform
 

@@ -19,10 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import Engine
-from training.models.lora import adapters_off
+from training.engine.rng import Draws
 from training.methods.losses import (
     AdversarialLoss,
     difference_penalty,
@@ -42,7 +40,6 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.models.networks import Discriminator
 from training.methods.rollout import approach, finish
 from training.methods.timesteps import (
     choose_timesteps,
@@ -52,6 +49,9 @@ from training.methods.timesteps import (
     place_last_timestep,
     to_sigmas,
 )
+from training.models.batch import Batch
+from training.models.lora import adapters_off
+from training.models.networks import Discriminator
 from turbotalk_core.errors import RecipeError, ScheduleError
 
 FOUR_STEPS = 4  # TurboTalk: steps of stage 1's student, the reference of self-compare

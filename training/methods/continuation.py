@@ -19,9 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import Engine
+from training.engine.rng import Draws
 from training.methods.losses import flow_loss
 from training.methods.method import (
     Count,
@@ -36,6 +35,7 @@ from training.methods.method import (
     draw_noise,
 )
 from training.methods.rollout import approach, finish
+from training.models.batch import Batch
 from turbotalk_core.geometry import MASK_CHANNELS
 
 

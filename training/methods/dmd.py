@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import Engine
+from training.engine.rng import Draws
 from training.methods.losses import dmd_direction, dmd_loss, flow_loss, free_mean
 from training.methods.method import (
     Count,
@@ -33,9 +32,10 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.models.networks import predict_denoised
 from training.methods.rollout import approach, draw_exit, finish
 from training.methods.timesteps import draw_sigmas
+from training.models.batch import Batch
+from training.models.networks import predict_denoised
 from turbotalk_core.sampling.guidance import guide
 from turbotalk_core.sampling.steps import denoised_from_velocity
 

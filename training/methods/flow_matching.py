@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import Engine
+from training.engine.rng import Draws
 from training.methods.losses import flow_loss
 from training.methods.method import (
     Learning,
@@ -28,6 +27,7 @@ from training.methods.method import (
     draw_noise,
 )
 from training.methods.timesteps import draw_sigmas
+from training.models.batch import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,12 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import Engine
+from training.engine.rng import Draws
+from training.methods.timesteps import choose_timesteps, to_sigmas
+from training.models.batch import Batch
 from training.models.lora import add_adapters, list_adapters, merge_adapters
 from training.models.networks import Discriminator, TalkingModel
-from training.methods.timesteps import choose_timesteps, to_sigmas
 from turbotalk_core.errors import MismatchError
 
 Trains = Literal["full", "lora", "frozen"]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.scores import load_judge
 from training.data.resumable_stage import SKIPPED, attempt
+from training.data.scores import load_judge
 from training.metrics.clips import SPAN_FRAMES, Clip, Skip, list_clips
 from training.metrics.distances import (
     KID_SUBSETS,

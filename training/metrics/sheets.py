@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from training.data.footage import open_video
 from training.avatars.synthetic import make_sheet
+from training.data.footage import open_video
 from training.metrics.clips import Clip
-from turbotalk_core.errors import ImageError
 from turbotalk_core.conditioning.reference import prepare_reference
+from turbotalk_core.errors import ImageError
 from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file
 
 SHEETS = "sheets"  # name of the folder

@@ -1,7 +1,7 @@
 """Results of a study: measure everything that it compares, and write the page that shows it.
 
     python -m training.reports.results training/studies/distillation.yaml
-    python -m training.reports.results training/studies/distillation.yaml --only steps.dmd_4 steps.teacher
+    python -m training.reports.results training/studies/distillation.yaml --only steps.dmd_4
     python -m training.reports.results training/studies/distillation.yaml --from-json
 
 The scores of one model at one seed are cached in RUNS/results, under a key computed from the model
@@ -28,16 +28,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.data.resumable_stage import fingerprint, fingerprint_files
 from training.avatars.synthetic import make_sheet
+from training.benchmark.hardware import name_cpu
+from training.data.resumable_stage import fingerprint, fingerprint_files
+from training.engine.log import read_log
 from training.evaluation.diversity import measure_spread, redraw
 from training.evaluation.generation import SPLIT, RememberingCodec, generate_clip, name_files
 from training.evaluation.scores import SEED_STRIDE, HeldoutPair, draw_pairs, evaluate, measure_pairs
-from training.benchmark.hardware import name_cpu
-from training.engine.log import read_log
-from training.reports.plots import require_matplotlib
 from training.recipe import to_plain
 from training.reports.page import judge_claims, write_page, write_sheets
+from training.reports.plots import require_matplotlib
 from training.reports.study import ModelSource, Study, load_study
 from turbotalk_core import loading as library
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
@@ -456,7 +456,8 @@ def main(
         The exit code.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m training.reports.results", description="Make the page of results of a study."
+        prog="python -m training.reports.results",
+        description="Make the page of results of a study.",
     )
     parser.add_argument("study", type=Path, help="YAML file, for example in training/studies")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="of the page")

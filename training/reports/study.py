@@ -3,8 +3,8 @@
     python -m training.reports.study training/studies/distillation.yaml
     python -m training.reports.study training/studies/distillation.yaml --train --only ablation_gan
 
-The first command prints the command of each run, the second trains. ``training.reports.results`` measures
-the exported models.
+The first command prints the command of each run, the second trains. ``results`` measures the
+exported models.
 """
 
 from __future__ import annotations
@@ -365,7 +365,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code; that of the first run that fails.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m training.reports.study", description="Print or run the commands of a study's runs."
+        prog="python -m training.reports.study",
+        description="Print or run the commands of a study's runs.",
     )
     parser.add_argument("study", type=Path, help="YAML file, for example in training/studies")
     parser.add_argument("--train", action="store_true", help="run them, one after the other")

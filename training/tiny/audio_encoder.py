@@ -4,7 +4,7 @@ Goes in: a seed. Comes out: the encoder's file and a log beside it. From every t
 linear head, thrown away afterwards, must read the mouth and the spectrum of the very same video
 frame, so that the features say at 25 Hz what a face needs to know. The command
 
-    python -m training.tiny.audio_encoder --out models/audio_encoders/turbotalk_tiny_wav2vec2.safetensors
+    make models-audio-encoder
 
 rebuilds the shipped file; with the same seed, thread count and library versions, bit for bit.
 
@@ -268,7 +268,9 @@ def _log_mel(waveforms_BS: Tensor, num_frames: int) -> Tensor:
 def main(arguments: list[str] | None = None) -> None:
     """Run the training from the command line."""
     default = Recipe()
-    parser = argparse.ArgumentParser(prog="python -m training.tiny.audio_encoder", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m training.tiny.audio_encoder", description=__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--num-clips", type=int, default=default.num_clips)

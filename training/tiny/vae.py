@@ -45,9 +45,9 @@ from training.avatars.mouth import mouth_curve
 from training.avatars.portrait import render
 from training.avatars.speech import draw_speech
 from training.avatars.synthetic import SyntheticClip
+from training.engine.optimizers import Average, Optimizers, check_norm, rate_factor
 from training.evaluation.mouth import mouth_share
 from training.evaluation.scores import average_scores, draw_pairs, score_pair
-from training.engine.optimizers import Average, Optimizers, check_norm, rate_factor
 from turbotalk_core.checkpoints.networks import load_vae, save_vae
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.models.vae import WanVAE

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from training.engine import distributed as ranks
 from training.engine.checkpoint import Checkpoints, RunState
-from training.engine.rng import Draws
-from training.engine.engine import Engine, EngineSettings, autocast
 from training.engine.divergence import Guard
-from training.trainer.hooks import Hook
+from training.engine.engine import Engine, EngineSettings, autocast
 from training.engine.log import append_log, trim_log
 from training.engine.optimizers import extrapolate, rate_factor
+from training.engine.rng import Draws
 from training.recipe import RECIPE, Phase, Recipe, store_recipe
+from training.trainer.hooks import Hook
 from training.trainer.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError
 

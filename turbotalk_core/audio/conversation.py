@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AudioError
-from ..geometry import SAMPLE_RATE
 from ..fingerprints import digest_text
+from ..geometry import SAMPLE_RATE
 from ..protocols import AudioEncoder
 from ..request import Hearing
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span

@@ -21,8 +21,8 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from ..errors import AudioError, TurboTalkError
-from ..geometry import FPS, MAX_FRAMES, MAX_SAMPLE_RATE, MAX_SAMPLES, SAMPLE_RATE, count_frames
 from ..fingerprints import digest_file
+from ..geometry import FPS, MAX_FRAMES, MAX_SAMPLE_RATE, MAX_SAMPLES, SAMPLE_RATE, count_frames
 from ..safe_io.media import check_tables, media_options
 from ..safe_io.paths import is_file
 from ..sound import Sound

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import MismatchError
-from ..geometry import SAMPLE_RATE
 from ..fingerprints import fingerprint
+from ..geometry import SAMPLE_RATE
 from ..safe_io.json import is_number
 from ..safe_io.tensor_header import MAX_LAYERS
 from ..types import SoundMoments

@@ -29,13 +29,13 @@ from ..geometry import (
 from ..loading import ModelFiles, load_models
 from ..models.audio_adapter import AudioAdapterConfig, AudioProjection
 from ..models.denoiser import ProjectionAdapter, WanDenoiser
-from .memory import count_memory
 from ..models.vae import WanVAE
 from ..models.wan import WanConfig, WanModel
 from ..pipeline import Models
 from ..request import TalkRequest
-from .timing import ChunkTiming, Speed, time_call, time_ours, time_reference
 from ..types import AudioFeatures, Conversation, Speaker, Speech, Waveform
+from .memory import count_memory
+from .timing import ChunkTiming, Speed, time_call, time_ours, time_reference
 
 NUM_STEPS = (1, 2, 4)  # those that students are distilled for
 NUM_CHUNKS = 5  # the first is not representative, as it also encodes the reference

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..audio.windows import take_windows
-from ..geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from ..conditioning.reference import prepare_reference, reference_clip
+from ..geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from ..pipeline import Models, generate, plan_video
 from ..protocols import VideoCodec
 from ..render import render_video

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ..audio.wav2vec2 import BASE_CONV_STRIDE, EncoderConfig, Wav2Vec2Encoder, make_model
 from ..errors import CheckpointError
+from ..safe_io.atomic import write_bytes
 from ..safe_io.json import parse_json
 from ..safe_io.paths import is_file
 from ..safe_io.tensor_header import read_tensor_header
-from ..safe_io.atomic import write_bytes
 
 HEAD_WIDTH = 64  # every published wav2vec2 model: 768 / 12, 1024 / 16
 CONFIG_KEY = "config"  # safetensors metadata: JSON of EncoderConfig fields

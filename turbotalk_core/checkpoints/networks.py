@@ -24,8 +24,8 @@ from ..models.text_encoder import (
 )
 from ..models.vae import WanVAE
 from ..models.wan import WanConfig, WanModel
-from ..safe_io.json import read_small
 from ..safe_io.atomic import make_folder, write_bytes
+from ..safe_io.json import read_small
 from .inspect import (
     ADAPTER,
     ADAPTER_MARK,

@@ -26,14 +26,14 @@ from ..benchmark.report import (
 )
 from ..checkpoints.inspect import inspect
 from ..chunking.plan import plan_chunks
-from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
-from .talk import add_talk
 from ..errors import RequestError
 from ..geometry import FPS, count_frames
 from ..loading import EMBEDDED_MODELS, find_model_files, read_request
 from ..request import CHUNK_FRAMES, NUM_MOTION_FRAMES
 from ..safe_io.paths import show
 from ..types import ChunkPlan
+from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
+from .talk import add_talk
 
 FULL, TINY = "14b", "tiny"
 

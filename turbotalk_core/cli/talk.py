@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..quality_warnings import advise
 from ..audio.conversation import LONE_SPEAKER, encode_conversation, mix_voices
 from ..audio.io import open_sound
 from ..checkpoints.audio_encoder import load_audio_encoder
-from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
+from ..conditioning.reference import read_image
+from ..conditioning.regions import parse_box
 from ..errors import ImageError
 from ..geometry import count_frames, fit_size
-from ..conditioning.reference import read_image
 from ..loading import (
     AUDIO_ENCODER,
     EMBEDDED_MODELS,
@@ -38,14 +37,15 @@ from ..loading import (
     load_models,
     read_request,
 )
-from ..conditioning.regions import parse_box
+from ..quality_warnings import advise
 from ..render import Rendering, find_regions, render_video
 from ..request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
 from ..sound import Sound, cut
+from ..takes.take import delete_take
 from ..types import Speaker
 from ..video.mux import FRAME_RATES, open_mp4
 from ..video.reader import VideoFrames
-from ..takes.take import delete_take
+from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
 
 TEACACHE = 0.2  # InfiniteTalk's threshold
 SILENT = "-"

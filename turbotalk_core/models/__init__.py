@@ -1,1 +1,1 @@
-"""Networks: Wan 2.1's transformer with InfiniteTalk's audio attention, the VAE, their files."""
+"""The networks: video transformer, audio adapter, video VAE, text and image encoders."""

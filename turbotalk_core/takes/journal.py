@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from ..safe_io.atomic import reports_disk_errors, sync_folder
 from ..safe_io.json import parse_json
 from ..safe_io.paths import is_file
-from ..safe_io.atomic import reports_disk_errors, sync_folder
 
 MAX_BYTES = 2**26  # a week of video takes half of it; a larger file is no journal of ours
 

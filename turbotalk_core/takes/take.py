@@ -33,17 +33,17 @@ from torch import Tensor
 
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
-from .host_memory import give_back
-from .cache_key import CacheKey, describe_changes
+from ..safe_io.atomic import reports_disk_errors, whole_file, write_bytes
 from ..safe_io.media import MAX_PIXELS, media_options
 from ..safe_io.paths import is_file
 from ..sound import Sound, pieces
 from ..types import Carry, FrameChunk
 from ..video.mux import quantize_frames
 from ..video.prefetch import Background
-from ..safe_io.atomic import reports_disk_errors, whole_file, write_bytes
-from .journal import Journal
 from ..video.writer import LOSSLESS, open_video
+from .cache_key import CacheKey, describe_changes
+from .host_memory import give_back
+from .journal import Journal
 
 _JOURNAL = "take.journal"
 _SOUND = "sound.mka"

@@ -23,8 +23,8 @@ from av.error import FFmpegError
 from torch import Tensor
 
 from ..errors import ImageError, TurboTalkError
-from ..geometry import FPS, MAX_FRAMES, count_frames
 from ..fingerprints import digest_file
+from ..geometry import FPS, MAX_FRAMES, count_frames
 from ..safe_io.media import MAX_PIXELS, check_tables, media_options
 from ..safe_io.paths import is_file
 

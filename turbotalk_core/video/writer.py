@@ -27,8 +27,8 @@ from torch import Tensor
 
 from ..errors import GeometryError
 from ..geometry import FPS, count_samples
-from ..sound import Sound, SoundReader, pieces
 from ..safe_io.atomic import reports_disk_errors, whole_file
+from ..sound import Sound, SoundReader, pieces
 
 _log = getLogger(__name__)
 

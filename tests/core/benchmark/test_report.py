@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from turbotalk_core.benchmark.memory import count_memory
 from turbotalk_core.benchmark.report import (
     FULL_REQUEST,
     FULL_SIZES,
@@ -23,14 +24,13 @@ from turbotalk_core.benchmark.report import (
     plain_request,
     run_chunks,
 )
+from turbotalk_core.benchmark.timing import ChunkTiming, Speed, Way
 from turbotalk_core.errors import RequestError
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
-from turbotalk_core.benchmark.memory import count_memory
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.models.wan import WanConfig, WanModel
 from turbotalk_core.pipeline import Models
-from turbotalk_core.benchmark.timing import ChunkTiming, Speed, Way
 
 CPU = torch.device("cpu")
 SIZES = Sizes(

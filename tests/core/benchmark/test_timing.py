@@ -9,8 +9,6 @@ import torch
 
 from tests.core.benchmark.test_report import CPU, REQUEST, SIZES
 from turbotalk_core.benchmark.report import build_random_models
-from turbotalk_core.models.denoiser import WanDenoiser
-from turbotalk_core.pipeline import Models
 from turbotalk_core.benchmark.timing import (
     NUM_BARE,
     ChunkTiming,
@@ -20,6 +18,8 @@ from turbotalk_core.benchmark.timing import (
     time_ours,
     time_reference,
 )
+from turbotalk_core.models.denoiser import WanDenoiser
+from turbotalk_core.pipeline import Models
 from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 
 TWO_STEPS = replace(REQUEST, num_inference_steps=2, num_motion_frames=5)  # chunks of 9 frames

@@ -26,11 +26,11 @@ from tests.core.family import (
     save_image_encoder,
     save_text_encoder,
 )
-from turbotalk_core.cli import talk as cli_talk
 from turbotalk_core.audio import conversation
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
 from turbotalk_core.checkpoints import inspect as inspect_module
 from turbotalk_core.checkpoints.tensors import WeightHeader, read_header
+from turbotalk_core.cli import talk as cli_talk
 from turbotalk_core.cli.main import main
 from turbotalk_core.cli.talk import add_talk
 from turbotalk_core.errors import OutputError

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.conditioning.prompts import PromptSegment, parse_prompts
+from turbotalk_core.errors import RequestError, TurboTalkError
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from turbotalk_core.errors import GeometryError, ImageError
 from turbotalk_core.conditioning.reference import (
     References,
     prepare_reference,
     read_image,
     reference_clip,
 )
+from turbotalk_core.errors import GeometryError, ImageError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

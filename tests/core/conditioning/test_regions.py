@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbotalk_core.errors import ImageError, RequestError
 from turbotalk_core.conditioning.regions import (
     COLORS,
     box_mask,
@@ -15,6 +14,7 @@ from turbotalk_core.conditioning.regions import (
     halve_picture,
     parse_box,
 )
+from turbotalk_core.errors import ImageError, RequestError
 from turbotalk_core.types import Speaker, Waveform
 
 VOICE = Waveform(samples_CS=torch.zeros(1, 640), sample_rate=16_000)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from turbotalk_core.benchmark.memory import count_memory
 from turbotalk_core.models.denoiser import WanDenoiser
 from turbotalk_core.models.low_memory import is_shortage
-from turbotalk_core.benchmark.memory import count_memory
 from turbotalk_core.models.teacache import NUM_FIRST_STEPS
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.models.wan import WanConfig, WanModel

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from turbotalk_core.conditioning.reference import reference_clip
 from turbotalk_core.errors import GeometryError, MismatchError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
-from turbotalk_core.conditioning.reference import reference_clip
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.models.vae_layers import Encoder, Stream
 from turbotalk_core.protocols import VideoCodec

@@ -23,10 +23,10 @@ from turbotalk_core.audio.features import SectionFeatures, describe_hearing
 from turbotalk_core.audio.io import open_sound
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import AudioError
-from turbotalk_core.takes.cache_key import CacheKey, identify
 from turbotalk_core.fingerprints import digest, digest_file, digest_sound, digest_text, fingerprint
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.sound import Span, cut
+from turbotalk_core.takes.cache_key import CacheKey, identify
 from turbotalk_core.types import AudioFeatures, Speech, Waveform
 
 REQUEST = TalkRequest(
@@ -163,7 +163,7 @@ for hearing in ("whole", "sections"):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     ).stdout
     here = [
         identify_file(voice, LevelEncoder(), hearing=hearing) for hearing in ("whole", "sections")

@@ -18,13 +18,13 @@ from tests.core.test_sound import Chopped
 from tests.forks import run_in_child
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.errors import ChunkError, MismatchError, OutputError
-from turbotalk_core.takes.cache_key import CacheKey, describe_changes
 from turbotalk_core.sound import Sound
-from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
 from turbotalk_core.takes import journal as journal_module
 from turbotalk_core.takes import take as take_module
+from turbotalk_core.takes.cache_key import CacheKey, describe_changes
 from turbotalk_core.takes.journal import Journal
 from turbotalk_core.takes.take import Take, delete_take, open_take
+from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
 from turbotalk_core.video.writer import LOSSLESS, Encoding, open_video
 
 SOUND = Waveform(samples_CS=torch.randn(2, 9_000), sample_rate=22_050)

@@ -31,8 +31,8 @@ from training.benchmark.bench import (
 )
 from training.engine.engine import Precision
 from training.recipe import ClipShape, Preset, parse
-from training.trainer.roles import RoleBuilder
 from training.train import make_methods, network_kind
+from training.trainer.roles import RoleBuilder
 from turbotalk_core.cli.arguments import REFUSED
 from turbotalk_core.models.wan import WanConfig
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.training.tiny import make_batch, make_engines, make_model, take_step
 from training.benchmark.calls import BareCalls, Call, count_calls, record_calls
-from training.engine.rng import Draws
 from training.engine.engine import PlainEngine
+from training.engine.rng import Draws
 from training.methods.adversarial import Adversarial
 from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching

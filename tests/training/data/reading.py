@@ -6,8 +6,8 @@ from dataclasses import fields
 
 from torch import Tensor
 
-from training.data.shards import Sample, ShardReader
 from training.data.resumable_stage import Record
+from training.data.shards import Sample, ShardReader
 
 COUNTS = {"image_ND": "image_tokens", "text_ND": "text_tokens"}  # 0 where there is no tensor
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from training.data import filter as stage
 from training.data.filter import PIECES, FilterSettings, list_pieces, run_filter
+from training.data.resumable_stage import SKIPPED, Work, read_journals
 from training.data.scores import LIMITS, Limit
 from training.data.split import SCENES, SplitSettings, run_split
-from training.data.resumable_stage import SKIPPED, Work, read_journals
 from turbotalk_core.errors import CheckpointError, RequestError
 
 from .conftest import RATE, MakeVideo, hum

@@ -10,9 +10,9 @@ import torch
 
 from training.data.inspect import choose_record, decode_sample, describe
 from training.data.precompute import EncoderFiles, run_precompute
+from training.data.resumable_stage import Work
 from training.data.shards import ShardReader
 from training.data.shots import Shot
-from training.data.resumable_stage import Work
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.checkpoints.networks import load_vae

@@ -24,9 +24,9 @@ from training.data.precompute import (
     trim_tail,
     weigh_places,
 )
+from training.data.resumable_stage import SKIPPED, Summary, Work, read_journals
 from training.data.shards import NULL_TEXT, SHARDS, ShardReader, fill_reference, read_manifest
 from training.data.shots import Shot
-from training.data.resumable_stage import SKIPPED, Summary, Work, read_journals
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.checkpoints.networks import load_text_encoder, load_vae
 from turbotalk_core.errors import (

@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from training.models.batch import Batch
 from training.data.reader import Draw, PreparedSet
+from training.data.resumable_stage import Journal, Work, open_stage
 from training.data.shards import (
     INDEX,
     NULL_TEXT,
@@ -26,7 +26,7 @@ from training.data.shards import (
     write_shard,
     write_tensors,
 )
-from training.data.resumable_stage import Journal, Work, open_stage
+from training.models.batch import Batch
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.errors import GeometryError, MismatchError, OutputError, RequestError
 from turbotalk_core.types import AudioFeatures, AudioWindows, Chunk

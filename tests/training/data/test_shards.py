@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.data.reading import read_sample
+from training.data.resumable_stage import SKIPPED, Journal, Work
 from training.data.shards import (
     INDEX,
     OPEN_SHARDS,
@@ -19,7 +20,6 @@ from training.data.shards import (
     read_manifest,
     write_shard,
 )
-from training.data.resumable_stage import SKIPPED, Journal, Work
 from turbotalk_core.errors import MismatchError, OutputError
 
 

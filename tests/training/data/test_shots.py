@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.data import shots
 from training.avatars.avatars import draw_avatar
 from training.avatars.motion import draw_motion
 from training.avatars.mouth import mouth_curve
 from training.avatars.pairs import TURNS, PairClip
 from training.avatars.portrait import render
-from training.data.shots import AvatarSource, Shot, VideoSource, choose_size
-from training.data.resumable_stage import SKIPPED
 from training.avatars.synthetic import SyntheticClip
+from training.data import shots
+from training.data.resumable_stage import SKIPPED
+from training.data.shots import AvatarSource, Shot, VideoSource, choose_size
 from turbotalk_core.errors import AudioError, GeometryError, RequestError
 
 from .conftest import RATE, MakeVideo, hum

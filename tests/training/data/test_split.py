@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.data.resumable_stage import SKIPPED, Work, read_journals
 from training.data.split import (
     SCENES,
     SplitSettings,
@@ -20,7 +21,6 @@ from training.data.split import (
     read_captions,
     run_split,
 )
-from training.data.resumable_stage import SKIPPED, Work, read_journals
 from turbotalk_core.errors import RequestError
 
 from .conftest import MakeVideo

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from tests.training.tiny import make_batch, make_engines, make_model, take_step
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import EngineSettings, PlainEngine
-from training.models.lora import adapters_off, list_adapters
+from training.engine.rng import Draws
 from training.methods.adversarial import Adversarial
 from training.methods.method import Learning, draw_noise
-from training.models.networks import Discriminator, TalkingModel
 from training.methods.rollout import approach, finish
 from training.methods.timesteps import even_timesteps, to_sigmas
+from training.models.batch import Batch
+from training.models.lora import adapters_off, list_adapters
+from training.models.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import RecipeError, ScheduleError
 
 LORA = Learning(trains="lora", learning_rate=1e-3, rank=2, alpha=2)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny import make_batch, make_engines, make_model, take_step
-from training.models.batch import Batch
 from training.methods.continuation import Continuation, anchor, drift, weigh_border
 from training.methods.method import Learning
+from training.models.batch import Batch
 from training.models.networks import TalkingModel
 from turbotalk_core.errors import ScheduleError
 from turbotalk_core.geometry import MASK_CHANNELS

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.tiny import make_batch, make_engines, make_model, take_step
-from training.models.batch import Batch
-from training.engine.rng import Draws
 from training.engine.engine import EngineSettings, PlainEngine
+from training.engine.rng import Draws
 from training.methods.dmd import Dmd
 from training.methods.method import Learning, draw_noise
-from training.models.networks import TalkingModel, predict_denoised
 from training.methods.rollout import approach, draw_exit, finish
+from training.models.batch import Batch
+from training.models.networks import TalkingModel, predict_denoised
 from turbotalk_core.errors import ScheduleError
 
 METHOD = Dmd(student_every=1)

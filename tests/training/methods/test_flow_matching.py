@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny import make_batch, make_engines, make_model, take_step
-from training.models.batch import Batch
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Learning
+from training.models.batch import Batch
 from training.models.networks import TalkingModel
 
 METHOD = FlowMatching()

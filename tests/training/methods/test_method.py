@@ -8,8 +8,8 @@ from torch import nn
 
 from tests.training.tiny import make_batch, make_model
 from training.engine.rng import Draws
-from training.models.lora import list_adapters
 from training.methods.method import Learning, RoleSpec, describe_latents, draw_noise, prepare_role
+from training.models.lora import list_adapters
 from training.models.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import MismatchError
 

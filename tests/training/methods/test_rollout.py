@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from tests.training.tiny import make_batch, make_model
-from training.models.batch import Batch
 from training.engine.rng import Draws
 from training.methods.rollout import approach, draw_exit, finish
 from training.methods.timesteps import even_timesteps, to_sigmas
+from training.models.batch import Batch
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.protocols import Progress
 from turbotalk_core.sampling.guidance import Guidance

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.reports import plots, page as results_page
+from training.reports import page as results_page
+from training.reports import plots
 from training.reports.plots import LABEL_WIDTH, draw_sheet, plot_log, plot_steps, require_matplotlib
 from turbotalk_core.errors import MissingToolError, OutputError
 

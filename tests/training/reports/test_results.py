@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
-from training.reports import results
 from training.avatars.synthetic import SyntheticClip
-from training.evaluation import scores
 from training.engine.log import append_log
+from training.evaluation import scores
+from training.reports import results
 from training.reports.results import Cell, Measured, main
 from turbotalk_core.checkpoints.networks import save_adapter
 from turbotalk_core.loading import ADAPTER, TEACHER

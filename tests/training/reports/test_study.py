@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
-from training.reports import study
 from training.recipe import load_recipe
-from training.trainer.sizes import resolve_recipe
+from training.reports import study
 from training.reports.study import RunSource, Study, load_study
 from training.train import make_methods
+from training.trainer.sizes import resolve_recipe
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.request import TalkRequest
 
-STUDIES = Path(__file__).parents[2] / "training" / "studies"
+STUDIES = Path(__file__).parents[3] / "training" / "studies"
 
 SMALL: dict[str, Any] = {
     "title": "Small",

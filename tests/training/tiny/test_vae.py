@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.tiny import vae as trainer
 from training.avatars.mouth import MOUTH_COLOUR
 from training.avatars.synthetic import SyntheticClip
+from training.tiny import vae as trainer
 from training.tiny.vae import VaeRecipe, cut_crops, draw_frames, score_vae, train_vae, vae_loss
 from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.checkpoints.networks import load_vae

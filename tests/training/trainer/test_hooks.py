@@ -11,9 +11,9 @@ import torch
 
 from tests.training.toy import make_recipe, make_trainer
 from training.engine.checkpoint import Checkpoints, read_weights
-from training.trainer.hooks import Hook
 from training.engine.log import read_log
 from training.recipe import RECIPE, load_recipe
+from training.trainer.hooks import Hook
 from training.trainer.trainer import Trainer
 
 START, STEP_START, STEP_END, END = "on_phase_start", "on_step_start", "on_step_end", "on_phase_end"

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tests.training.tiny import TEXT_WIDTH, make_model
 from tests.training.toy import Net
 from training.engine.engine import EngineSettings, PlainEngine
+from training.recipe import ClipShape, EngineChoice, Recipe, load_recipe
+from training.train import make_methods, network_kind
 from training.trainer.memory_estimate import (
     GIB,
     Counts,
@@ -24,9 +26,7 @@ from training.trainer.memory_estimate import (
     reckon_graphs,
     reckon_states,
 )
-from training.recipe import ClipShape, EngineChoice, Recipe, load_recipe
 from training.trainer.roles import RoleBuilder
-from training.train import make_methods, network_kind
 
 ZERO = EngineChoice(kind="deepspeed", precision="bfloat16", num_ranks=8)
 

@@ -11,8 +11,8 @@ import torch
 from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
 from tests.training.tiny_family import make_networks, write_family
 from training.recipe import FOLDER, WeightSource, load_recipe, store_recipe
-from training.trainer.sizes import PRESETS, resolve_recipe, resolve_source
 from training.train import network_kind
+from training.trainer.sizes import PRESETS, resolve_recipe, resolve_source
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.loading import ADAPTER, EMBEDDED_MODELS, TEACHER
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig

@@ -24,14 +24,14 @@ from tests.training.toy import (
     make_trainer,
 )
 from training.engine import checkpoint
-from training.trainer import trainer
 from training.engine.checkpoint import Checkpoints, read_weights
-from training.engine.rng import Draws
-from training.engine.engine import Engine, PlainEngine
 from training.engine.divergence import GuardSettings
+from training.engine.engine import Engine, PlainEngine
 from training.engine.log import read_log
+from training.engine.rng import Draws
 from training.methods.method import Update
 from training.recipe import Activations, BatchShape
+from training.trainer import trainer
 from training.trainer.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError, TrainingError
 

@@ -1,0 +1,1 @@
+"""ComfyUI behind the core's protocols."""

@@ -1,0 +1,1 @@
+"""Drawn people and their speech: the synthetic training data."""

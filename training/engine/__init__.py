@@ -1,0 +1,1 @@
+"""Optimizers, checkpoints, logs and ranks: what every training run needs."""

@@ -1,0 +1,1 @@
+"""Networks in training: batches, LoRA, and the transformer with its adapter."""

@@ -1,0 +1,1 @@
+"""Studies, their results, and the pages made from them."""

@@ -1,0 +1,1 @@
+"""The trainer, its roles, and the estimate of its memory."""

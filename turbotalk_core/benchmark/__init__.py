@@ -1,0 +1,1 @@
+"""The ``bench`` command: time and memory of a chunk."""

@@ -1,0 +1,1 @@
+"""Takes: unfinished or finished videos on disk that can be resumed."""
