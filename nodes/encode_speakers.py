@@ -8,12 +8,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..turbotalk_core.audio.conversation import encode_conversation
-from ..turbotalk_core.request import Hearing
+from ..turbotalk_core.request import EncodeMode
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
-from .host.encoders import hear_with
+from .host.encoders import make_audio_encoder
 from .sockets import CATEGORY, SpeakersSocket, SpeechSocket
-from .widgets import find_span, make_hearing_inputs
+from .widgets import find_span, make_encode_inputs
 
 
 class EncodeSpeakers(io.ComfyNode):
@@ -42,7 +42,7 @@ class EncodeSpeakers(io.ComfyNode):
                     "trained. The sound of the video keeps the voices as loud as they are.",
                     advanced=True,
                 ),
-                *make_hearing_inputs("each voice"),
+                *make_encode_inputs("each voice"),
             ],
             outputs=[
                 SpeechSocket.Output(
@@ -58,7 +58,7 @@ class EncodeSpeakers(io.ComfyNode):
         audio_encoder: Any,
         speakers: tuple[Speaker, ...],
         normalize_loudness: bool,
-        hearing: Hearing = "auto",
+        hearing: EncodeMode = "auto",
         start_seconds: float = 0.0,
         end_seconds: float = 0.0,
     ) -> io.NodeOutput:
@@ -71,7 +71,7 @@ class EncodeSpeakers(io.ComfyNode):
                 else replace(speaker, waveform=cut(speaker.waveform, *span))
                 for speaker in speakers
             ],
-            hear_with(audio_encoder),
+            make_audio_encoder(audio_encoder),
             normalizes_loudness=normalize_loudness,
             hearing=hearing,
         )

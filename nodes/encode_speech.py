@@ -5,13 +5,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..turbotalk_core.audio.conversation import LONE_SPEAKER, encode_conversation
-from ..turbotalk_core.request import Hearing
+from ..turbotalk_core.request import EncodeMode
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
 from .host.convert import waveform_from_audio
-from .host.encoders import hear_with
+from .host.encoders import make_audio_encoder
 from .sockets import CATEGORY, SpeechSocket
-from .widgets import find_span, make_hearing_inputs
+from .widgets import find_span, make_encode_inputs
 
 
 class EncodeSpeech(io.ComfyNode):
@@ -44,7 +44,7 @@ class EncodeSpeech(io.ComfyNode):
                     "trained. The sound of the video is never changed.",
                     advanced=True,
                 ),
-                *make_hearing_inputs("the voice"),
+                *make_encode_inputs("the voice"),
             ],
             outputs=[
                 SpeechSocket.Output(
@@ -59,7 +59,7 @@ class EncodeSpeech(io.ComfyNode):
         audio_encoder: Any,
         audio: dict[str, Any],
         normalize_loudness: bool,
-        hearing: Hearing = "auto",
+        hearing: EncodeMode = "auto",
         start_seconds: float = 0.0,
         end_seconds: float = 0.0,
     ) -> io.NodeOutput:
@@ -67,7 +67,7 @@ class EncodeSpeech(io.ComfyNode):
         voice = cut(waveform_from_audio(audio), *find_span(start_seconds, end_seconds))
         conversation = encode_conversation(
             [Speaker(name=LONE_SPEAKER, waveform=voice)],
-            hear_with(audio_encoder),
+            make_audio_encoder(audio_encoder),
             normalizes_loudness=normalize_loudness,
             hearing=hearing,
         )

@@ -30,11 +30,11 @@ from ..turbotalk_core.types import Conversation
 from .host.audio_adapter import HostAdapter, find_audio_adapter
 from .host.convert import check_finite, pictures_from_host
 from .host.denoiser import HostDenoiser
-from .host.encoders import read_texts, see_with
+from .host.encoders import make_image_encoder, read_texts
 from .host.messages import read_shipped, show_notes
 from .host.progress import HostProgress, check_stop
 from .host.takes import choose_folder, describe_graph, fingerprint_networks
-from .host.vae import HostCodec
+from .host.vae import HostVAE
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
 _log = getLogger(__name__)
@@ -345,11 +345,11 @@ class Sampler(io.ComfyNode):
             anchors_chunks=shipped.anchors_chunks if anchor == "auto" else anchor == "on",
         )
         show_notes(shipped, request, cls.hidden.unique_id)
-        image_embeds_BND, image_encoder = see_with(model, clip_vision_output, clip_vision)
+        image_embeds_BND, image_encoder = make_image_encoder(model, clip_vision_output, clip_vision)
         with HostDenoiser.of_request(model, request) as denoiser:
             text_BND, later_texts = read_texts(positive)
             models = Models(
-                codec=HostCodec(vae),
+                vae=HostVAE(vae),
                 denoiser=denoiser,
                 adapter=HostAdapter(model_patch),
                 text_BND=text_BND,

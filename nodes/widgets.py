@@ -5,14 +5,14 @@ from fractions import Fraction
 from comfy_api.latest import io
 
 from ..turbotalk_core.geometry import FPS, MAX_FRAMES
-from ..turbotalk_core.request import HEARINGS
+from ..turbotalk_core.request import ENCODE_MODES
 from ..turbotalk_core.takes.take import Take
 from .host.convert import check_finite
 
 MAX_SECONDS = MAX_FRAMES / FPS
 
 
-def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
+def make_encode_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
     """Return the inputs of the three widgets.
 
     Args:
@@ -24,7 +24,7 @@ def make_hearing_inputs(whose: str) -> list[io.Combo.Input | io.Float.Input]:
     return [
         io.Combo.Input(
             "hearing",
-            options=list(HEARINGS),
+            options=list(ENCODE_MODES),
             default="auto",
             tooltip=f"whole: {whose} is encoded at once, which takes about a gigabyte per "
             "minute. sections: 40 seconds at a time, for hours of sound. auto: whole up to five "

@@ -2,7 +2,7 @@
 
     python -m tests.fuzz request --seconds 60
 
-A finding is an exception other than a ``TurboTalkError``, a call of more than ten seconds, or memory
+A finding is an error other than a ``TurboTalkError``, a call of more than ten seconds, or memory
 above four gigabytes: the file that caused it is kept, and the exit code is not 0. Needs the extra
 ``fuzz`` (atheris: Linux, Python 3.11 to 3.13). The entry points are those of
 tests/core/entry_points.py, so that a finding becomes a test there.
@@ -21,7 +21,7 @@ from typing import Any
 atheris: Any = import_module("atheris")  # the stubs that type checkers bring are of an older one
 
 with atheris.instrument_imports(include=["turbotalk_core", "PIL"]):
-    from tests.core.entry_points import TARGETS, knock
+    from tests.core.entry_points import TARGETS, feed
 
 SECONDS_A_FILE = 10
 MEGABYTES = 4_096  # torch and FFmpeg are half a gigabyte
@@ -57,7 +57,7 @@ def main() -> None:
             "artifact_prefix": f"{arguments.found}/{arguments.target}-",
         }
         flags = [f"-{name}={value}" for name, value in options.items()]
-        atheris.Setup([sys.argv[0], *flags, corpus], lambda data: knock(target.door, data))
+        atheris.Setup([sys.argv[0], *flags, corpus], lambda data: feed(target.door, data))
         atheris.Fuzz()
 
 

@@ -229,7 +229,7 @@ def load_models(
     )
     assert projection is not None  # an adapter was given
     return Models(
-        codec=load_vae(files.inspect(files.vae)).to(device),
+        vae=load_vae(files.inspect(files.vae)).to(device),
         denoiser=WanDenoiser(model.to(device), audio_scale, teacache_threshold),
         adapter=ProjectionAdapter(projection.to(device)),
         text_BND=texts[0][1] if texts else None,
@@ -256,14 +256,14 @@ def compile_networks(models: Models, device: torch.device) -> None:
         RequestError: on a CPU without a C++ compiler.
     """
     assert isinstance(models.denoiser, WanDenoiser)
-    assert isinstance(models.codec, WanVAE)
+    assert isinstance(models.vae, WanVAE)
     if device.type == "cpu" and not any(map(which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise RequestError(
             "on a CPU compiling needs a C++ compiler, and there is none; install g++, or do without"
         )
     for block in models.denoiser.model.blocks:
         block.compile()
-    models.codec.decode_stream = torch.compile(models.codec.decode_stream)
+    models.vae.decode_stream = torch.compile(models.vae.decode_stream)
 
 
 def fingerprint_weights(models: Models) -> str:
@@ -279,7 +279,7 @@ def fingerprint_weights(models: Models) -> str:
 
 
 def iterate_weights(models: Models) -> Iterator[tuple[str, Tensor]]:
-    """List the weights of all networks, for ``identity.fingerprint``.
+    """List the weights of all networks, for ``fingerprints.fingerprint``.
 
     Args:
         models: of ``load_models``.
@@ -290,7 +290,7 @@ def iterate_weights(models: Models) -> Iterator[tuple[str, Tensor]]:
     assert isinstance(models.denoiser, WanDenoiser)
     assert isinstance(models.adapter, ProjectionAdapter)
     networks = (
-        models.codec,
+        models.vae,
         models.denoiser.model,
         models.adapter.projection,
         models.image_encoder,

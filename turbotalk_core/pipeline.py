@@ -22,7 +22,7 @@ from .conditioning.reference import add_mask
 from .errors import MismatchError, OutOfMemoryError, RequestError
 from .geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from .models.low_memory import is_shortage
-from .protocols import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoCodec
+from .protocols import AudioAdapter, CheckStop, Denoiser, ImageEncoder, Progress, VideoVAE
 from .reference_behaviour import Behaviour, choose_behaviour
 from .request import TalkRequest
 from .sampling.guidance import Guidance, count_calls
@@ -30,9 +30,9 @@ from .sampling.sampler import sample
 from .sampling.schedule import request_sigmas
 from .types import (
     AudioTokens,
-    Carry,
     Chunk,
     ChunkPlan,
+    ChunkState,
     Conditioning,
     FeatureRows,
     FrameChunk,
@@ -56,7 +56,7 @@ class Models:
             which on it holds, in order. A chunk gets what holds in the middle of its new frames.
     """
 
-    codec: VideoCodec
+    vae: VideoVAE
     denoiser: Denoiser
     adapter: AudioAdapter
     text_BND: Tensor | None = None
@@ -66,7 +66,7 @@ class Models:
     later_texts: tuple[tuple[int, Tensor], ...] = ()
 
     def list_told(self) -> dict[str, Tensor | None]:
-        """List what they were told, by names for people, for ``identity.identify``."""
+        """List what they were told, by names for people, for ``cache_key.identify``."""
         later = {f"prompt from frame {start}": text_BND for start, text_BND in self.later_texts}
         return {
             "prompt": self.text_BND,
@@ -139,7 +139,7 @@ def generate(
     progress: Progress = _NO_PROGRESS,
     check_stop: CheckStop = never_stop,
     regions_PHW: Tensor | None = None,
-    carry: Carry | None = None,
+    chunk_state: ChunkState | None = None,
 ) -> Iterator[FrameChunk]:
     """Make a talking video, one chunk after the other, each handed on before the next begins.
 
@@ -157,8 +157,8 @@ def generate(
         progress: told of each unit of ``count_work``; at the end of a chunk with its last frame.
         check_stop: asked before each network, encoder or decoder call.
         regions_PHW: of several speakers, of ``regions.fit_regions``.
-        carry: what the last finished chunk of the same video handed on; its successors are exactly
-            those of a run that never stopped.
+        chunk_state: state after the last finished chunk of the same video; the following chunks
+            are exactly those of a run that was never stopped.
 
     Returns:
         An iterator of chunks whose frames are float32 on the CPU and tile the video, or what is
@@ -182,10 +182,12 @@ def generate(
             f"got guidance_scale {request.guidance_scale} without a prompt; give a prompt, or "
             "use 1 (off)"
         )
-    _check_carry(request, carry)
+    _check_chunk_state(request, chunk_state)
     return _advise(
         request,
-        _generate(request, pictures, speeches, models, progress, check_stop, regions_PHW, carry),
+        _generate(
+            request, pictures, speeches, models, progress, check_stop, regions_PHW, chunk_state
+        ),
     )
 
 
@@ -216,7 +218,7 @@ def _generate(
     progress: Progress,
     check_stop: CheckStop,
     regions_PHW: Tensor | None,
-    carry: Carry | None,
+    chunk_state: ChunkState | None,
 ) -> Iterator[FrameChunk]:
     plan = plan_video(request, speeches)
     behaviour = choose_behaviour(request)
@@ -236,11 +238,11 @@ def _generate(
     # the continuation of given frames.
     motion_frames_BCTHW = first_BCHW.unsqueeze(2)
     num_finished = 0
-    if carry is not None:
+    if chunk_state is not None:
         # With the frames and the generator as they were after the last finished chunk, all later
         # chunks come out as in a run that never stopped.
-        motion_frames_BCTHW, num_finished = carry.motion_frames_BCTHW, carry.num_chunks
-        generator.set_state(carry.noise_state_S)
+        motion_frames_BCTHW, num_finished = chunk_state.motion_frames_BCTHW, chunk_state.num_chunks
+        generator.set_state(chunk_state.noise_state_S)
     conditioning, shown = None, None
     for chunk in plan.chunks[num_finished:]:
         check_stop()
@@ -256,7 +258,7 @@ def _generate(
             conditioning = replace(conditioning, text_BND=text_BND)
         # Motion frames are encoded anew: the codec is causal, so the latents that decoded to them
         # also depend on frames before them, and do not fit the start of a clip.
-        motion_latents_BCFHW = models.codec.encode(motion_frames_BCTHW)
+        motion_latents_BCFHW = models.vae.encode(motion_frames_BCTHW)
         if request.anchors_chunks and motion_latents_BCFHW.shape[2] > 1:
             motion_latents_BCFHW = _anchor(motion_latents_BCFHW, conditioning)
         progress.advance()
@@ -278,7 +280,7 @@ def _generate(
             check_stop=check_stop,
         )
         check_stop()
-        frames_BCTHW = models.codec.decode(latents_BCFHW).to("cpu", torch.float32)
+        frames_BCTHW = models.vae.decode(latents_BCFHW).to("cpu", torch.float32)
         # Before joining and before the motion frames are cut off, so that the next chunk continues
         # corrected colours and errors do not add up. In a dubbed video, too, towards the very first
         # picture, as the reference does.
@@ -287,12 +289,12 @@ def _generate(
             frames_BCTHW = behaviour.join(frames_BCTHW, motion_frames_BCTHW)
         # From the end of the whole chunk, kept or not: a shortened last chunk has no successor.
         motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
-        carry = Carry(
+        chunk_state = ChunkState(
             num_chunks=chunk.index + 1,
             motion_frames_BCTHW=motion_frames_BCTHW,
             noise_state_S=generator.get_state(),
         )
-        finished = keep_frames(frames_BCTHW, chunk, carry)
+        finished = keep_frames(frames_BCTHW, chunk, chunk_state)
         progress.advance(preview_HWC=_preview(finished))
         yield finished
 
@@ -320,11 +322,11 @@ def _check_picture(request: TalkRequest, picture_BCHW: Tensor) -> None:
         )
 
 
-def _check_carry(request: TalkRequest, carry: Carry | None) -> None:
-    if carry is None:
+def _check_chunk_state(request: TalkRequest, chunk_state: ChunkState | None) -> None:
+    if chunk_state is None:
         return
     expected = (1, 3, request.num_motion_frames, request.height, request.width)
-    frames_BCTHW = carry.motion_frames_BCTHW
+    frames_BCTHW = chunk_state.motion_frames_BCTHW
     if tuple(frames_BCTHW.shape) != expected or frames_BCTHW.dtype != torch.float32:
         raise MismatchError(
             f"got motion frames of shape {tuple(frames_BCTHW.shape)} and type "
@@ -332,11 +334,11 @@ def _check_carry(request: TalkRequest, carry: Carry | None) -> None:
             f"{torch.float32}, so begin anew"
         )
     try:
-        torch.Generator("cpu").set_state(carry.noise_state_S)
+        torch.Generator("cpu").set_state(chunk_state.noise_state_S)
     except (RuntimeError, TypeError) as error:
         raise MismatchError(
-            f"got {carry.noise_state_S.numel()} values that are no state of the noise to go on "
-            "from; begin anew"
+            f"got {chunk_state.noise_state_S.numel()} values that are no state of the noise to go "
+            "on from; begin anew"
         ) from error
 
 
@@ -362,7 +364,7 @@ def _condition(
 ) -> Conditioning:
     """Encode a picture as the first frame of an otherwise grey chunk."""
     _check_picture(request, picture_BCHW)
-    latents_BCFHW = models.codec.encode_reference(picture_BCHW, request.chunk_frames)
+    latents_BCFHW = models.vae.encode_reference(picture_BCHW, request.chunk_frames)
     latents_BCFHW = latents_BCFHW.to("cpu", torch.float32)
     image_embeds_BND = models.image_embeds_BND
     if models.image_encoder is not None:

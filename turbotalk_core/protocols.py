@@ -54,7 +54,7 @@ class ImageEncoder(Protocol):
         ...
 
 
-class VideoCodec(Protocol):
+class VideoVAE(Protocol):
     """Video VAE between frames and normalised latents."""
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class VideoCodec(Protocol):
         ...
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode the ``image.reference_clip`` of a picture in [-1, 1]; see ``encode``.
+        """Encode the ``reference.reference_clip`` of a picture in [-1, 1]; see ``encode``.
 
         A separate method because most of that clip is grey and always the same, which an
         implementation may use to save time. Others make the clip and encode it.

@@ -149,6 +149,6 @@ def select_lora_tensors(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         Those without alpha, so that alpha / rank is 1, and without pairs that are spelt ``lora_A``
-        and ``lora_B``; for ``model.lora.merge_lora``.
+        and ``lora_B``; for ``checkpoints.lora.merge_lora``.
     """
     return {name: tensor for name, tensor in lora.items() if not name.endswith(_PASSED_OVER)}

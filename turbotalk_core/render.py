@@ -114,7 +114,7 @@ class Rendering:
             progress=progress,
             check_stop=check_stop,
             regions_PHW=self.regions_PHW,
-            carry=self.writer.carry,
+            chunk_state=self.writer.chunk_state,
         ):
             yield self.writer.write(chunk)
 
@@ -150,7 +150,7 @@ def render_video(
     Args:
         request: all settings.
         pictures: the portrait alone, or the frames of a video to dub; [H, W, C] in [0, 1], any
-            size, as ``image.prepare_reference`` takes them.
+            size, as ``reference.prepare_reference`` takes them.
         conversation: of one speaker or several.
         models: the networks.
         folder: of the take; or a function that chooses it by the cache key.

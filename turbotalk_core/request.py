@@ -18,11 +18,11 @@ from .safe_io.json import is_number, parse_json
 
 Schedule = Literal["reference", "distilled"]
 Update = Literal["euler", "renoise"]
-Hearing = Literal["auto", "whole", "sections"]
+EncodeMode = Literal["auto", "whole", "sections"]
 
 SCHEDULES: tuple[str, ...] = get_args(Schedule)
 UPDATES: tuple[str, ...] = get_args(Update)
-HEARINGS: tuple[str, ...] = get_args(Hearing)
+ENCODE_MODES: tuple[str, ...] = get_args(EncodeMode)
 MAX_CHARACTERS = 100_000  # of a request as JSON; a thousand sigmas take a quarter of it
 MAX_CHUNK_FRAMES = 10_001  # seven minutes at once, far more than any model was trained on
 MIN_SHIFT = 1e-6
@@ -97,13 +97,13 @@ class TalkRequest:
     max_frames: int | None = None
     follows_reference: bool = False
     teacache_threshold: float | None = None
-    hearing: Hearing = "auto"
+    hearing: EncodeMode = "auto"
     anchors_chunks: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("update", self.update, UPDATES)
-        _check_choice("hearing", self.hearing, HEARINGS)
+        _check_choice("hearing", self.hearing, ENCODE_MODES)
         _check_integer("seed", self.seed, 0, 2**64 - 1)
         for name in ("height", "width"):
             _check_integer(name, getattr(self, name), 1)

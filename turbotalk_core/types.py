@@ -353,7 +353,7 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carry:
+class ChunkState:
     """Chunk state: all that the next chunk needs from the finished ones.
 
     Attributes:
@@ -380,12 +380,12 @@ class FrameChunk:
     Attributes:
         chunk: span of the chunk.
         frames_BCTHW: [1, 3, keep_stop - keep_start, H, W], float in [-1, 1].
-        carry: chunk state for the next chunk; None if it was not requested.
+        chunk_state: chunk state for the next chunk; None if it was not requested.
     """
 
     chunk: Chunk
     frames_BCTHW: Tensor
-    carry: Carry | None = None
+    chunk_state: ChunkState | None = None
 
     def __post_init__(self) -> None:
         _check_rank("frames", self.frames_BCTHW, "BCTHW")

@@ -172,14 +172,14 @@ def _hear(
 
 
 class HostAdapter:
-    """Audio projection of an adapter; satisfies ``ports.AudioAdapter``."""
+    """Audio projection of an adapter; satisfies ``protocols.AudioAdapter``."""
 
     def __init__(self, model_patch: ModelPatcher) -> None:
         """Wrap an adapter."""
         self._projection = model_patch.model.audio_proj
 
     def __call__(self, windows: AudioWindows) -> AudioTokens:
-        """Compute the audio tokens of one chunk; see ``ports.AudioAdapter``."""
+        """Compute the audio tokens of one chunk; see ``protocols.AudioAdapter``."""
         _, num_layers, width = windows.first_KLD.shape
         expected = self._projection.proj1.in_features // FIRST_WINDOW
         if num_layers * width != expected:

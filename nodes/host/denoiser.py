@@ -32,7 +32,7 @@ _log = getLogger(__name__)
 
 
 class HostDenoiser:
-    """Denoiser over a MODEL with an audio adapter; satisfies ``ports.Denoiser``.
+    """Denoiser over a MODEL with an audio adapter; satisfies ``protocols.Denoiser``.
 
     It is a context manager: sampling happens inside ``with``. A call uses the same functions as the
     host's own samplers, so that LoRA, quantised weights, compilation, attention patches and
@@ -86,7 +86,7 @@ class HostDenoiser:
     def __call__(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
-        """Predict the velocity; see ``ports.Denoiser``."""
+        """Predict the velocity; see ``protocols.Denoiser``."""
         try:
             return self._predict(latents_BCFHW, sigma, conditioning, tokens)
         except Exception as error:

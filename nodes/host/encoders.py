@@ -36,7 +36,7 @@ PROMPT_START = "turbotalk_start"  # key in the options of a CONDITIONING: a vide
 
 
 class HostAudioEncoder:
-    """The core's audio encoder as an AUDIO_ENCODER; also satisfies ``ports.AudioEncoder``."""
+    """The core's audio encoder as an AUDIO_ENCODER; also satisfies ``protocols.AudioEncoder``."""
 
     def __init__(self, encoder: Wav2Vec2Encoder) -> None:
         """Wrap the encoder, so that the host manages its weights.
@@ -55,17 +55,17 @@ class HostAudioEncoder:
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """Width and stride of the first, normalised convolution; see ``ports.AudioEncoder``."""
+        """Width and stride of the first, normalised convolution; see ``protocols.AudioEncoder``."""
         return self._encoder.first_kernel
 
     def fingerprint(self) -> str:
-        """Compute the fingerprint of the weights; see ``ports.AudioEncoder``."""
+        """Compute the fingerprint of the weights; see ``protocols.AudioEncoder``."""
         return self._encoder.fingerprint()
 
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
-        """Encode a waveform; see ``ports.AudioEncoder``."""
+        """Encode a waveform; see ``protocols.AudioEncoder``."""
         comfy.model_management.load_model_gpu(self._patcher)
         return self._encoder.encode(waveform_S, num_frames, moments).cpu()
 
@@ -90,7 +90,7 @@ class HostAudioEncoder:
 
 
 class NativeAudioEncoder:
-    """AUDIO_ENCODER of the host's own loader; satisfies ``ports.AudioEncoder``."""
+    """AUDIO_ENCODER of the host's own loader; satisfies ``protocols.AudioEncoder``."""
 
     def __init__(self, encoder: AudioEncoderModel) -> None:
         """Wrap an encoder.
@@ -102,18 +102,18 @@ class NativeAudioEncoder:
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """Width and stride of the first, normalised convolution; see ``ports.AudioEncoder``."""
+        """Width and stride of the first, normalised convolution; see ``protocols.AudioEncoder``."""
         return find_first_kernel(self._encoder.model.feature_extractor.conv_layers[0])
 
     def fingerprint(self) -> str:
-        """Compute the fingerprint of the weights; see ``ports.AudioEncoder``."""
+        """Compute the fingerprint of the weights; see ``protocols.AudioEncoder``."""
         return fingerprint_networks([self._encoder.model])
 
     @torch.no_grad()
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
-        """Encode a waveform; see ``ports.AudioEncoder``."""
+        """Encode a waveform; see ``protocols.AudioEncoder``."""
         comfy.model_management.load_model_gpu(self._encoder.patcher)
         model = self._encoder.model
         with normalized_by(model.feature_extractor.conv_layers[0], moments):
@@ -124,7 +124,7 @@ class NativeAudioEncoder:
 
 
 class HostImageEncoder:
-    """CLIP_VISION of the host; satisfies ``ports.ImageEncoder``."""
+    """CLIP_VISION of the host; satisfies ``protocols.ImageEncoder``."""
 
     def __init__(self, clip_vision: Any) -> None:
         """Wrap an encoder.
@@ -135,7 +135,7 @@ class HostImageEncoder:
         self._clip_vision = clip_vision
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
-        """Encode a picture; see ``ports.ImageEncoder``."""
+        """Encode a picture; see ``protocols.ImageEncoder``."""
         image_BHWC = ((image_BCHW + 1) / 2).movedim(1, -1)
         # resized without a crop, as in the reference
         return self._clip_vision.encode_image(image_BHWC, crop=False).penultimate_hidden_states
@@ -166,7 +166,7 @@ def read_texts(
     return first_BND, later
 
 
-def see_with(
+def make_image_encoder(
     model: ModelPatcher, output: Any, clip_vision: Any
 ) -> tuple[Tensor | None, HostImageEncoder | None]:
     """Return the inputs for the image branch of a model.
@@ -197,8 +197,8 @@ def see_with(
     return output.penultimate_hidden_states, None
 
 
-def hear_with(audio_encoder: Any) -> AudioEncoder:
-    """Return an AUDIO_ENCODER as the core's ``ports.AudioEncoder``.
+def make_audio_encoder(audio_encoder: Any) -> AudioEncoder:
+    """Return an AUDIO_ENCODER as the core's ``protocols.AudioEncoder``.
 
     Args:
         audio_encoder: from our loader or the host's.

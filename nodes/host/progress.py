@@ -14,7 +14,7 @@ PREVIEW_SIDE = 512  # pixels, the longer side of a preview
 
 
 class HostProgress:
-    """Progress bar of the host over all work of a node; satisfies ``ports.Progress``."""
+    """Progress bar of the host over all work of a node; satisfies ``protocols.Progress``."""
 
     def __init__(self, total: int) -> None:
         """Start the bar at 0.
@@ -25,7 +25,7 @@ class HostProgress:
         self._bar = ProgressBar(total)
 
     def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
-        """Count finished units; see ``ports.Progress``."""
+        """Count finished units; see ``protocols.Progress``."""
         preview = None
         if preview_HWC is not None:
             picture = Image.fromarray((preview_HWC * 255).round().to(torch.uint8).numpy())
@@ -35,5 +35,5 @@ class HostProgress:
 
 
 def check_stop() -> None:
-    """Raise the host's exception if its stop button was pressed; see ``ports.CheckStop``."""
+    """Raise the host's exception if its stop button was pressed; see ``protocols.CheckStop``."""
     comfy.model_management.throw_exception_if_processing_interrupted()

@@ -148,7 +148,7 @@ def fingerprint_networks(networks: Iterable[nn.Module]) -> str:
         networks: any.
 
     Returns:
-        Of ``identity.fingerprint``.
+        Of ``fingerprints.fingerprint``.
     """
     return fingerprint(
         (f"{number} {name}", weight)

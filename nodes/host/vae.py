@@ -27,8 +27,8 @@ from .progress import check_stop
 WIDE = 96  # channels of the public file: at this width the host is as fast, with less memory
 
 
-class HostCodec:
-    """VAE of the host; satisfies ``ports.VideoCodec``.
+class HostVAE:
+    """VAE of the host; satisfies ``protocols.VideoVAE``.
 
     For a narrow VAE on a CPU the core's code computes with the host's weights, because the host's
     three-dimensional convolutions take several times as long there. In all other cases the host
@@ -57,21 +57,21 @@ class HostCodec:
         self._core = _build_core(vae)
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        """Encode frames; see ``ports.VideoCodec``."""
+        """Encode frames; see ``protocols.VideoVAE``."""
         core = self._borrow()
         if core is not None:
             return core.encode(frames_BCTHW)
         return self._format.process_in(self._vae.encode(image_from_frames(frames_BCTHW)).float())
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode a picture followed by grey frames; see ``ports.VideoCodec``."""
+        """Encode a picture followed by grey frames; see ``protocols.VideoVAE``."""
         core = self._borrow()
         if core is not None:
             return core.encode_reference(picture_BCHW, num_frames)
         return self.encode(reference_clip(picture_BCHW, num_frames))
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """Decode latents; see ``ports.VideoCodec``."""
+        """Decode latents; see ``protocols.VideoVAE``."""
         core = self._borrow()
         if core is not None:
             return core.decode(latents_BCFHW)

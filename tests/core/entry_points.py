@@ -54,7 +54,7 @@ from turbotalk_core.takes import take as takes
 from turbotalk_core.takes.cache_key import CacheKey
 from turbotalk_core.takes.journal import Journal
 from turbotalk_core.takes.take import Take
-from turbotalk_core.types import Carry, Chunk, FrameChunk, Speaker, Waveform
+from turbotalk_core.types import Chunk, ChunkState, FrameChunk, Speaker, Waveform
 from turbotalk_core.video.reader import VideoFrames
 
 REQUEST = TalkRequest(
@@ -66,7 +66,7 @@ MAX_PICTURES = 8  # of a video, that are asked for
 Door = Callable[[bytes], object]
 
 
-def knock(door: Door, data: bytes) -> bool:
+def feed(door: Door, data: bytes) -> bool:
     """Return whether an entry point accepts a file; errors other than TurboTalkError are raised."""
     try:
         door(data)
@@ -372,13 +372,15 @@ def make_take() -> dict[str, bytes]:
         with _begin_take(folder) as writer:
             for index, (start, stop) in enumerate(((0, 3), (3, 5))):
                 chunk = Chunk(index=index, start=0, stop=5, keep_start=start, keep_stop=stop)
-                carry = Carry(
+                chunk_state = ChunkState(
                     num_chunks=index + 1,
                     motion_frames_BCTHW=torch.zeros(1, 3, 1, 16, 20),
                     noise_state_S=torch.Generator("cpu").get_state(),
                 )
                 frames_BCTHW = torch.full((1, 3, stop - start, 16, 20), 0.25)
-                writer.write(FrameChunk(chunk=chunk, frames_BCTHW=frames_BCTHW, carry=carry))
+                writer.write(
+                    FrameChunk(chunk=chunk, frames_BCTHW=frames_BCTHW, chunk_state=chunk_state)
+                )
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

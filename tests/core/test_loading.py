@@ -114,7 +114,7 @@ def test_compiled_networks_say_the_same(
         with torch.no_grad():
             tokens = networks.adapter(take_windows(features, chunk))
             velocity = networks.denoiser(latents_BCFHW, 0.5, conditioning, tokens)
-            said.append((velocity, networks.codec.decode(latents_BCFHW)))
+            said.append((velocity, networks.vae.decode(latents_BCFHW)))
     for expected, told in zip(*said, strict=True):
         torch.testing.assert_close(told, expected, atol=1e-4, rtol=1e-4)
     assert isinstance(compiled.denoiser, WanDenoiser)

@@ -128,10 +128,10 @@ class Toy:
 
     def __init__(self, **told: Any) -> None:
         self.log: list[str] = []
-        self.codec = Codec(self.log)
+        self.vae = Codec(self.log)
         self.adapter = Adapter()
         self.denoiser = Denoiser(self.log)
-        self.models = Models(codec=self.codec, denoiser=self.denoiser, adapter=self.adapter, **told)
+        self.models = Models(vae=self.vae, denoiser=self.denoiser, adapter=self.adapter, **told)
 
 
 def _speech(num_frames: int) -> Speech:
@@ -222,7 +222,7 @@ def test_the_network_is_told_the_reference_once_for_all_chunks() -> None:
 def test_a_chunk_begins_with_the_frames_that_ended_the_one_before() -> None:
     toy = Toy()
     frames_BCTHW = _run(REQUEST, 29, toy)
-    image, *motions = toy.codec.encoded
+    image, *motions = toy.vae.encoded
     assert torch.equal(image[:, :, 0], REFERENCE)
     for motion, stop in zip(motions, (13, 21), strict=True):
         assert torch.equal(motion, frames_BCTHW[:, :, stop - 5 : stop])
@@ -361,7 +361,9 @@ def test_where_memory_does_not_suffice_it_says_what_to_do(
     # Whoever holds the error does not hold what lay in memory.
     assert refused.value.__cause__ is refused.value.__context__ is None
     monkeypatch.undo()
-    rest = generate(REQUEST, [REFERENCE], [_speech(29)], Toy().models, carry=first.carry)
+    rest = generate(
+        REQUEST, [REFERENCE], [_speech(29)], Toy().models, chunk_state=first.chunk_state
+    )
     frames_BCTHW = torch.cat([chunk.frames_BCTHW for chunk in (first, *rest)], 2)
     assert torch.equal(frames_BCTHW, _run(REQUEST, 29))
 
@@ -378,8 +380,8 @@ def test_other_errors_pass_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _lose(toy: Toy) -> Toy:
     """VAE with a loss: each encoding is darker by 0.1."""
-    encode = toy.codec.encode
-    toy.codec.encode = lambda frames_BCTHW: encode(frames_BCTHW) - 0.1  # type: ignore[method-assign]
+    encode = toy.vae.encode
+    toy.vae.encode = lambda frames_BCTHW: encode(frames_BCTHW) - 0.1  # type: ignore[method-assign]
     return toy
 
 
@@ -425,7 +427,7 @@ def test_going_on_is_as_if_it_had_never_stopped(
     request = replace(REQUEST, update=update, audio_guidance_scale=2.0, anchors_chunks=anchors)
     whole = Toy()
     chunks = list(_iterate(request, 37, whole))
-    assert [chunk.carry.num_chunks for chunk in chunks if chunk.carry] == [1, 2, 3, 4]
+    assert [chunk.chunk_state.num_chunks for chunk in chunks if chunk.chunk_state] == [1, 2, 3, 4]
     toy, watch = Toy(), Watch()
     rest = list(
         generate(
@@ -434,7 +436,7 @@ def test_going_on_is_as_if_it_had_never_stopped(
             [_speech(37)],
             toy.models,
             progress=watch,
-            carry=chunks[num_finished - 1].carry,
+            chunk_state=chunks[num_finished - 1].chunk_state,
         )
     )
     assert [c.chunk for c in rest] == [c.chunk for c in chunks[num_finished:]]
@@ -459,10 +461,16 @@ def test_going_on_is_as_if_it_had_never_stopped(
     ],
 )
 def test_what_another_video_handed_on_is_refused(changes: dict[str, Tensor]) -> None:
-    carry = next(_iterate(REQUEST, 29)).carry
-    assert carry is not None
+    chunk_state = next(_iterate(REQUEST, 29)).chunk_state
+    assert chunk_state is not None
     with pytest.raises(MismatchError, match="begin anew"):
-        generate(REQUEST, [REFERENCE], [_speech(29)], Toy().models, carry=replace(carry, **changes))
+        generate(
+            REQUEST,
+            [REFERENCE],
+            [_speech(29)],
+            Toy().models,
+            chunk_state=replace(chunk_state, **changes),
+        )
 
 
 def _grey(level: float) -> Tensor:

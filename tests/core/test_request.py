@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from turbotalk_core.errors import GeometryError, RequestError, ScheduleError, TurboTalkError
 from turbotalk_core.geometry import MAX_SIDE
 from turbotalk_core.request import (
-    HEARINGS,
+    ENCODE_MODES,
     MAX_CHARACTERS,
     MAX_CHUNK_FRAMES,
     SCHEDULES,
@@ -49,7 +49,7 @@ def requests(draw: st.DrawFn) -> TalkRequest:
         schedule=draw(st.sampled_from(SCHEDULES)),  # pyright: ignore[reportArgumentType]
         shift=draw(st.floats(1e-3, 100)),
         update=draw(st.sampled_from(UPDATES)),  # pyright: ignore[reportArgumentType]
-        hearing=draw(st.sampled_from(HEARINGS)),  # pyright: ignore[reportArgumentType]
+        hearing=draw(st.sampled_from(ENCODE_MODES)),  # pyright: ignore[reportArgumentType]
         seed=draw(st.integers(0, 2**64 - 1)),
         height=16 * draw(st.integers(1, 100)),
         width=16 * draw(st.integers(1, 100)),

@@ -20,7 +20,7 @@ from turbotalk_core.geometry import SPATIAL_STRIDE, cover_size
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.models.image_encoder import build_image_encoder
 from turbotalk_core.pipeline import Models, generate, plan_video
-from turbotalk_core.protocols import Denoiser, VideoCodec
+from turbotalk_core.protocols import Denoiser, VideoVAE
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioFeatures, AudioTokens, Conditioning, Speech, Waveform
 
@@ -37,7 +37,7 @@ class Recorder:
 
     golden: Golden
     denoiser: Denoiser
-    codec: VideoCodec
+    vae: VideoVAE
     calls: list[tuple[Tensor, float, Conditioning]] = field(default_factory=list)
     velocities: list[Tensor] = field(default_factory=list)
     decoded: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -50,10 +50,10 @@ class Recorder:
         return self.velocities[-1].unsqueeze(0)
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        return self.codec.encode_reference(picture_BCHW, num_frames)
+        return self.vae.encode_reference(picture_BCHW, num_frames)
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        latents_BCFHW = self.codec.encode(frames_BCTHW)
+        latents_BCFHW = self.vae.encode(frames_BCTHW)
         name = f"chunk{len(self.decoded)}.motion_latent"
         if name not in self.golden:
             return latents_BCFHW
@@ -61,7 +61,7 @@ class Recorder:
         return self.golden[name].unsqueeze(0)
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        frames_BCTHW = self.codec.decode(latents_BCFHW)
+        frames_BCTHW = self.vae.decode(latents_BCFHW)
         self.decoded.append((latents_BCFHW[0], frames_BCTHW[0]))
         return frames_BCTHW
 
@@ -155,10 +155,10 @@ def _build(golden: Golden, find_weights: FindWeights) -> tuple[Recorder, Models]
         denoiser=WanDenoiser(
             model, teacache_threshold=told["teacache_thresh"] if told["teacache"] else None
         ),
-        codec=build_vae(find_weights("vae_weights")),
+        vae=build_vae(find_weights("vae_weights")),
     )
     models = Models(
-        codec=recorder,
+        vae=recorder,
         denoiser=recorder,
         adapter=ProjectionAdapter(projection),
         text_BND=golden["in.context"].unsqueeze(0),

@@ -236,12 +236,12 @@ def test_codec(family, models, part):
     frames = noise(1, 3, 9, 32, 48).clamp(-1, 1)
     vae = load_vae(family.vae)
     with torch.inference_mode():
-        codec = part("nodes.host.vae").HostCodec(models.vae)
+        vae = part("nodes.host.vae").HostVAE(models.vae)
         latents = vae.encode(frames)
-        assert_close(codec.encode(frames), latents)
+        assert_close(vae.encode(frames), latents)
         picture = frames[:, :, 0]
-        assert_close(codec.encode_reference(picture, 9), vae.encode_reference(picture, 9))
-        assert_close(codec.decode(latents), vae.decode(latents))
+        assert_close(vae.encode_reference(picture, 9), vae.encode_reference(picture, 9))
+        assert_close(vae.decode(latents), vae.decode(latents))
 
 
 def test_audio_encoder(family, models, run_node):

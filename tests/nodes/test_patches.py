@@ -172,14 +172,14 @@ class TestMemory:
         model = add_lora(models.model)
         wanted = sample(model=model).read()
         assert not torch.equal(wanted, sample().read())
-        codec, sizes = part("nodes.host.vae").HostCodec, []
+        vae, sizes = part("nodes.host.vae").HostVAE, []
 
         def push_out():
             sizes.append((model.loaded_size(), models.patch.loaded_size()))
             host.model_management.unload_all_models()
             assert model.loaded_size() == models.patch.loaded_size() == 0
 
-        class Hungry(codec):
+        class Hungry(vae):
             def encode(self, frames_BCTHW):
                 push_out()
                 return super().encode(frames_BCTHW)

@@ -37,9 +37,9 @@ def run(part, models):
 
     def run():
         with torch.inference_mode():
-            codec = part("nodes.host.vae").HostCodec(models.vae)
-            reference = codec.encode_reference(frames[:, :, 0], 9)
-            return codec.encode(frames), reference, codec.decode(latents)
+            vae = part("nodes.host.vae").HostVAE(models.vae)
+            reference = vae.encode_reference(frames[:, :, 0], 9)
+            return vae.encode(frames), reference, vae.decode(latents)
 
     return run
 
@@ -108,7 +108,7 @@ def test_the_host_computes_on_other_devices(host, models, part, monkeypatch):
     models.vae.device = torch.device("meta")
     monkeypatch.setattr(host.sd.VAE, "decode", lambda *_: torch.full((1, 5, 8, 8, 3), 0.75))
     monkeypatch.setattr(host.model_management, "load_models_gpu", None)  # left to the host, too
-    frames = part("nodes.host.vae").HostCodec(models.vae).decode(noise(1, 16, 2, 1, 1))
+    frames = part("nodes.host.vae").HostVAE(models.vae).decode(noise(1, 16, 2, 1, 1))
     assert torch.equal(frames, torch.full((1, 3, 5, 8, 8), 0.5))
 
 
@@ -127,7 +127,7 @@ def test_the_host_computes_other_structures(host, models, asked, part):
         )
     with torch.inference_mode():
         frames = (
-            part("nodes.host.vae").HostCodec(host.sd.VAE(sd=weights)).decode(noise(1, 16, 1, 4, 6))
+            part("nodes.host.vae").HostVAE(host.sd.VAE(sd=weights)).decode(noise(1, 16, 1, 4, 6))
         )
     assert asked == ["decode"]
     assert frames.shape[1] == 12
@@ -151,10 +151,10 @@ def test_patches_hold_where_the_core_computes(models, asked, run):
 
 def test_weights_are_not_held_twice(models, part):
     with torch.inference_mode():
-        codec = part("nodes.host.vae").HostCodec(models.vae)
-        codec.decode(noise(1, 16, 1, 4, 6))
+        vae = part("nodes.host.vae").HostVAE(models.vae)
+        vae.decode(noise(1, 16, 1, 4, 6))
         theirs = models.vae.first_stage_model.state_dict()
-        ours = codec._core.state_dict()
+        ours = vae._core.state_dict()
     assert {name: weight.data_ptr() for name, weight in ours.items()} == {
         name: weight.data_ptr() for name, weight in theirs.items()
     }
@@ -184,7 +184,7 @@ def test_it_can_be_stopped_in_the_middle(models, part, monkeypatch, method):
         "encode_reference": [noise(1, 3, 32, 48), 9],
         "decode": [noise(1, 16, 3, 4, 6)],
     }
-    codec = part("nodes.host.vae").HostCodec(models.vae)
+    vae = part("nodes.host.vae").HostVAE(models.vae)
     with torch.inference_mode(), pytest.raises(InterruptedError):
-        getattr(codec, method)(*given[method])
+        getattr(vae, method)(*given[method])
     assert len(calls) == 50

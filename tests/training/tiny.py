@@ -98,14 +98,14 @@ def take_step(
     terms = {}
     for update in method.updates(step, batch, engines, Draws(seed, step, 0)):
         for role, engine in engines.items():
-            engine.learns(yes=role == update.role)
+            engine.set_trainable(yes=role == update.role)
         total = 0.0
         for make_loss in update.losses:
             loss = make_loss()
             engines[update.role].backward(loss)
             total += loss.item()
         for role, engine in engines.items():
-            engine.learns(yes=True)
+            engine.set_trainable(yes=True)
             others = [p.grad for p in engine.module.parameters() if role != update.role]
             assert all(grad is None for grad in others), f"{update.role} gave {role} a gradient"
         if steps_optimizers:

@@ -56,7 +56,7 @@ from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.checkpoints.networks import load_image_encoder, load_text_encoder, load_vae
 from turbotalk_core.errors import MismatchError, RequestError
 from turbotalk_core.models.text_encoder import encode_prompt
-from turbotalk_core.protocols import AudioEncoder, ImageEncoder, VideoCodec
+from turbotalk_core.protocols import AudioEncoder, ImageEncoder, VideoVAE
 
 SAME_LATENT = 2e-3  # normalised; about the spacing of float16, so smaller differences are rounding
 LEAST_WEIGHT = 0.4  # weight of a place without motion
@@ -108,7 +108,7 @@ class EncoderFiles:
 class Encoders:
     """Networks that encode a shot to a sample; image and text encoder may be missing."""
 
-    codec: VideoCodec
+    vae: VideoVAE
     audio: AudioEncoder
     image: ImageEncoder | None = None
     text: TextPort | None = None
@@ -131,7 +131,7 @@ def load_encoders(files: EncoderFiles, device: torch.device) -> Encoders:
     if files.text is not None:
         text = _load_text(files.text, files.tokenizer, device)
     return Encoders(
-        codec=load_vae(files.vae).to(device),
+        vae=load_vae(files.vae).to(device),
         audio=load_audio_encoder(files.audio),
         image=None if files.image is None else load_image_encoder(files.image).to(device),
         text=text,
@@ -261,12 +261,12 @@ def encode_shot(shot: Shot, encoders: Encoders) -> Sample:
     """
     length = shot.clip_frames
     opening_CTHW = shot.show(0, length)
-    opening_CFHW = encoders.codec.encode(opening_CTHW.unsqueeze(0))[0]
+    opening_CFHW = encoders.vae.encode(opening_CTHW.unsqueeze(0))[0]
     first_CTHW = opening_CTHW[:, :1]
     del opening_CTHW
     later_CTHW = shot.show(shot.later_start, shot.later_start + length)
-    later_CFHW = encoders.codec.encode(later_CTHW.unsqueeze(0))[0]
-    reference_CFHW = encoders.codec.encode_reference(first_CTHW.transpose(0, 1), length)[0]
+    later_CFHW = encoders.vae.encode(later_CTHW.unsqueeze(0))[0]
+    reference_CFHW = encoders.vae.encode_reference(first_CTHW.transpose(0, 1), length)[0]
     voices = [encode_speech(voice, encoders.audio).features.rows() for voice in shot.voices]
     sounds = [to_mono_16k(voice).clamp(-1, 1) for voice in shot.voices]
     image = text = None

@@ -157,7 +157,7 @@ class DeepSpeedEngine:
         """Call the network with a graph for the next update."""
         return (self._engine or self.module)(*inputs, **named)
 
-    def learns(self, *, yes: bool) -> None:
+    def set_trainable(self, *, yes: bool) -> None:
         """Set whether the trained weights require gradients."""
         for weight in self._trained.values():
             weight.requires_grad_(yes)

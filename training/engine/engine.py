@@ -85,7 +85,7 @@ class Engine(Protocol):
         """Call the network in order to step it."""
         ...
 
-    def learns(self, *, yes: bool) -> None:
+    def set_trainable(self, *, yes: bool) -> None:
         """Let the trained weights require gradients, or none."""
         ...
 
@@ -181,7 +181,7 @@ class PlainEngine:
         """Call the network in order to step it."""
         return self.module(*inputs, **named)
 
-    def learns(self, *, yes: bool) -> None:
+    def set_trainable(self, *, yes: bool) -> None:
         """Let the trained weights require gradients, or none."""
         for weight in self._trained.values():
             weight.requires_grad_(yes)

@@ -29,7 +29,7 @@ from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
     SECTION_FRAMES,
     SILENCE_TAIL_FRAMES,
-    hear_in_sections,
+    encode_in_sections,
 )
 from turbotalk_core.geometry import FPS, SAMPLE_RATE
 from turbotalk_core.pipeline import Models, generate
@@ -43,13 +43,13 @@ PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB, a quiet room
 
 @dataclass(frozen=True, slots=True)
 class Unaware:
-    """An encoder that is told nothing of what lies around a section; ``ports.AudioEncoder``."""
+    """An encoder that is told nothing of what lies around a section; ``protocols.AudioEncoder``."""
 
     encoder: AudioEncoder
     first_kernel = None
 
     def fingerprint(self) -> str:
-        """Tell its weights apart; see ``ports.AudioEncoder``."""
+        """Tell its weights apart; see ``protocols.AudioEncoder``."""
         return self.encoder.fingerprint()
 
     def encode(
@@ -91,7 +91,7 @@ def hear(voice: Waveform, encoder: AudioEncoder, section: int, context: int) -> 
         All rows.
     """
     seconds = Fraction(voice.num_samples, voice.sample_rate)
-    features = hear_in_sections(
+    features = encode_in_sections(
         voice, Fraction(0), seconds, encoder, section_frames=section, context_frames=context
     )
     return AudioFeatures(features_TLD=features.rows(), num_frames=features.num_frames)

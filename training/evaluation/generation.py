@@ -20,7 +20,7 @@ from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 from turbotalk_core.errors import RequestError
 from turbotalk_core.pipeline import Models, generate
-from turbotalk_core.protocols import AudioEncoder, Denoiser, VideoCodec
+from turbotalk_core.protocols import AudioEncoder, Denoiser, VideoVAE
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioTokens, Conditioning, FrameChunk, Waveform
 
@@ -79,7 +79,7 @@ def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
     )
 
 
-class RememberingCodec:
+class RememberingVAE:
     """A codec that encodes the same frames once: all models see the same reference images.
 
     Args:
@@ -90,26 +90,26 @@ class RememberingCodec:
         encode_seconds: spent on encoding so far.
     """
 
-    def __init__(self, codec: VideoCodec) -> None:
+    def __init__(self, vae: VideoVAE) -> None:
         self.num_decoded = 0
         self.encode_seconds = 0.0
-        self._codec = codec
+        self._vae = vae
         self._latents: dict[bytes, Tensor] = {}
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        """Encode; see ``ports.VideoCodec``."""
-        return self._remember(lambda: self._codec.encode(frames_BCTHW), frames_BCTHW)
+        """Encode; see ``protocols.VideoVAE``."""
+        return self._remember(lambda: self._vae.encode(frames_BCTHW), frames_BCTHW)
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode a picture and then grey; see ``ports.VideoCodec``."""
+        """Encode a picture and then grey; see ``protocols.VideoVAE``."""
         return self._remember(
-            lambda: self._codec.encode_reference(picture_BCHW, num_frames), picture_BCHW, num_frames
+            lambda: self._vae.encode_reference(picture_BCHW, num_frames), picture_BCHW, num_frames
         )
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """Decode; see ``ports.VideoCodec``."""
+        """Decode; see ``protocols.VideoVAE``."""
         self.num_decoded += 1
-        return self._codec.decode(latents_BCFHW)
+        return self._vae.decode(latents_BCFHW)
 
     def _remember(self, encode: Callable[[], Tensor], given: Tensor, num_frames: int = 0) -> Tensor:
         pixels = given.contiguous().numpy()
@@ -123,7 +123,7 @@ class RememberingCodec:
 
 @dataclass(slots=True)
 class CountingDenoiser:
-    """A denoiser that counts its calls; satisfies ``ports.Denoiser``.
+    """A denoiser that counts its calls; satisfies ``protocols.Denoiser``.
 
     Attributes:
         denoiser: that is called.
@@ -136,7 +136,7 @@ class CountingDenoiser:
     def __call__(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
-        """Predict the velocity; see ``ports.Denoiser``."""
+        """Predict the velocity; see ``protocols.Denoiser``."""
         self.num_calls += 1
         return self.denoiser(latents_BCFHW, sigma, conditioning, tokens)
 

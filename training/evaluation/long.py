@@ -37,7 +37,7 @@ from turbotalk_core.errors import RequestError, TurboTalkError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
 from turbotalk_core.pipeline import generate
 from turbotalk_core.safe_io.atomic import write_text
-from turbotalk_core.takes.host_memory import give_back
+from turbotalk_core.takes.host_memory import trim_host_memory
 from turbotalk_core.types import FrameChunk, Waveform
 from turbotalk_core.video.mux import quantize_frames
 
@@ -133,7 +133,7 @@ def watch(
         chunk_syncs.append(_read_sync([last[-1]], aperture_T))
         if (number + 1) % TEN == 0:
             syncs.append(_read_sync(last, aperture_T))
-        give_back()  # as a take does after each chunk
+        trim_host_memory()  # as a take does after each chunk
     if not seams:
         raise RequestError("got a single chunk; a long video has at least two")
     usual = median(steps)

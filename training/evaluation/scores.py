@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.avatars.synthetic import SyntheticClip, draw_clip
-from training.evaluation.generation import SPLIT, CountingDenoiser, RememberingCodec, generate_clip
+from training.evaluation.generation import SPLIT, CountingDenoiser, RememberingVAE, generate_clip
 from training.evaluation.mouth import estimate_aperture, sync
 from training.metrics.distances import frechet_distance
 from turbotalk_core.errors import RequestError
@@ -207,7 +207,7 @@ def evaluate(
 
     Args:
         request: all settings; its seed is that of the noise of every clip.
-        models: the networks. With a ``RememberingCodec`` the next model encodes nothing again.
+        models: the networks. With a ``RememberingVAE`` the next model encodes nothing again.
         encoder: the audio encoder.
         pairs: of ``measure_pairs``.
         num_kept: of how many pairs, the first ones, the frames are given back.
@@ -215,23 +215,23 @@ def evaluate(
     Returns:
         What was made and measured.
     """
-    codec = models.codec
-    if not isinstance(codec, RememberingCodec):
-        codec = RememberingCodec(codec)
+    vae = models.vae
+    if not isinstance(vae, RememberingVAE):
+        vae = RememberingVAE(vae)
     denoiser = CountingDenoiser(models.denoiser)
-    models = replace(models, codec=codec, denoiser=denoiser)
-    num_decoded = codec.num_decoded
+    models = replace(models, vae=vae, denoiser=denoiser)
+    num_decoded = vae.num_decoded
     scores, features, seconds, clips = [], [], [], []
     for pair in tqdm(pairs, desc="pairs", mininterval=10):
-        started = time.perf_counter() - codec.encode_seconds
+        started = time.perf_counter() - vae.encode_seconds
         frames = generate_clip(pair.clip, request, models, encoder)
-        seconds.append(time.perf_counter() - codec.encode_seconds - started)
+        seconds.append(time.perf_counter() - vae.encode_seconds - started)
         scores.append(score_pair(pair.seed, pair.clip, frames, pair.measures))
         features.append(extract_features(frames))
         if len(clips) < num_kept:
             clips.append(frames)
     summary = summarize(scores, features, [pair.features_ND for pair in pairs])
-    summary["calls_per_chunk"] = denoiser.num_calls / (codec.num_decoded - num_decoded)
+    summary["calls_per_chunk"] = denoiser.num_calls / (vae.num_decoded - num_decoded)
     summary["seconds_per_clip"] = float(np.median(seconds))
     return Evaluation(scores=scores, summary=summary, clips=clips)
 

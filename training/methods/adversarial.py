@@ -40,7 +40,7 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.methods.rollout import approach, finish
+from training.methods.rollout import denoise_no_grad, last_step
 from training.methods.timesteps import (
     choose_timesteps,
     draw_last_timestep,
@@ -200,9 +200,9 @@ class Adversarial:
         # has a gradient (Eq. 5): the steps before it decide where it starts, and a graph through
         # all of them would cost a network call's memory per step.
         student = roles["student"]
-        noisy = approach(student.module, sigmas, batch, noise, draws.own("renoise"))
+        noisy = denoise_no_grad(student.module, sigmas, batch, noise, draws.own("renoise"))
         with torch.no_grad():
-            sample = finish(student.module, noisy, sigmas[-1], batch)
+            sample = last_step(student.module, noisy, sigmas[-1], batch)
         samples = {"real": batch.latents_BCFHW, "student": sample}
         if self._compares:
             samples["four_step"] = self._make_four_step(batch, noise, roles, draws)
@@ -217,7 +217,7 @@ class Adversarial:
             # The student's last step is made again here, with a graph: its weights have not moved,
             # so the sample is the one that the discriminator was just updated on.
             def loss() -> Tensor:
-                made = {**samples, "student": finish(student, noisy, sigmas[-1], batch)}
+                made = {**samples, "student": last_step(student, noisy, sigmas[-1], batch)}
                 return self._student_loss(made, batch, roles["discriminator"], draws, log)
 
             yield Update(role="student", losses=[loss], log=log)
@@ -250,8 +250,8 @@ class Adversarial:
             assert isinstance(judge, Discriminator)
             model = judge.backbone
         with adapters_off(model):
-            noisy = approach(model, sigmas, batch, noise, draws.own("four-step renoise"))
-            return finish(model, noisy, sigmas[-1], batch)
+            noisy = denoise_no_grad(model, sigmas, batch, noise, draws.own("four-step renoise"))
+            return last_step(model, noisy, sigmas[-1], batch)
 
     def _present(
         self, samples: Samples, batch: Batch, draws: Draws, purpose: str

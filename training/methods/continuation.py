@@ -34,7 +34,7 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.methods.rollout import approach, finish
+from training.methods.rollout import denoise_no_grad, last_step
 from training.models.batch import Batch
 from turbotalk_core.geometry import MASK_CHANNELS
 
@@ -91,8 +91,8 @@ class Continuation(FewSteps):
         log: dict[str, Tensor] = {}
 
         def make(engine: Engine, chunks: Batch, *, learns: bool = False) -> Tensor:
-            noisy = approach(engine.module, sigmas, chunks, noise, draws.own("renoise"))
-            return finish(engine if learns else engine.module, noisy, sigmas[-1], chunks)
+            noisy = denoise_no_grad(engine.module, sigmas, chunks, noise, draws.own("renoise"))
+            return last_step(engine if learns else engine.module, noisy, sigmas[-1], chunks)
 
         def loss() -> Tensor:
             with torch.no_grad():

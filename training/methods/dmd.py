@@ -32,7 +32,7 @@ from training.methods.method import (
     describe_latents,
     draw_noise,
 )
-from training.methods.rollout import approach, draw_exit, finish
+from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.methods.timesteps import draw_sigmas
 from training.models.batch import Batch
 from training.models.networks import predict_denoised
@@ -99,7 +99,7 @@ class Dmd(FewSteps):
         # The rollout ends at a drawn step. So each step of the student is trained on the inputs
         # that its own earlier steps produce at inference, not on noised real latents, which do not
         # occur there.
-        noisy = approach(
+        noisy = denoise_no_grad(
             roles["student"].module, sigmas[: last + 1], batch, noise, draws.own("renoise")
         )
         if (step + 1) % self.student_every == 0:
@@ -107,7 +107,7 @@ class Dmd(FewSteps):
             log: dict[str, Tensor] = {}
 
             def student_loss() -> Tensor:
-                sample = finish(roles["student"], noisy, sigmas[last], batch)
+                sample = last_step(roles["student"], noisy, sigmas[last], batch)
                 made.append(sample.detach())
                 return self._student_loss(sample, batch, roles, draws, log)
 
@@ -116,7 +116,7 @@ class Dmd(FewSteps):
             (sample,) = made
         else:
             with torch.no_grad():
-                sample = finish(roles["student"].module, noisy, sigmas[last], batch)
+                sample = last_step(roles["student"].module, noisy, sigmas[last], batch)
         fake_log: dict[str, Tensor] = {}
 
         # Flow matching on the student's own samples: the minimum is their posterior mean at each

@@ -37,7 +37,7 @@ def draw_exit(num_steps: int, generator: torch.Generator) -> int:
 
 
 @torch.no_grad()
-def approach(
+def denoise_no_grad(
     model: Callable[..., Tensor],
     sigmas: Sequence[float],
     batch: Batch,
@@ -71,7 +71,7 @@ def approach(
     return latents
 
 
-def finish(
+def last_step(
     model: Callable[..., Tensor], latents_BCFHW: Tensor, sigma: float, batch: Batch
 ) -> Tensor:
     """Predict clean latents from those at the last noise level: the step with a gradient.

@@ -33,7 +33,7 @@ from training.benchmark.hardware import name_cpu
 from training.data.resumable_stage import fingerprint, fingerprint_files
 from training.engine.log import read_log
 from training.evaluation.diversity import measure_spread, redraw
-from training.evaluation.generation import SPLIT, RememberingCodec, generate_clip, name_files
+from training.evaluation.generation import SPLIT, RememberingVAE, generate_clip, name_files
 from training.evaluation.scores import SEED_STRIDE, HeldoutPair, draw_pairs, evaluate, measure_pairs
 from training.recipe import to_plain
 from training.reports.page import judge_claims, write_page, write_sheets
@@ -115,7 +115,7 @@ class Measuring:
         self._drawn: tuple[int, int] | None = None
         self._pairs: list[HeldoutPair] = []
         self._true_spread = 0.0
-        self._codec: RememberingCodec | None = None
+        self._vae: RememberingVAE | None = None
 
     def __call__(self, cell: Cell) -> Measured:
         """Measure a cell; cells of one seed and length should follow each other.
@@ -132,9 +132,9 @@ class Measuring:
         encoder = load_audio_encoder(files.audio_encoder)
         if self._drawn != (cell.request.seed, cell.num_frames):
             self._draw(cell.request.seed, cell.num_frames)
-            self._codec = RememberingCodec(models.codec)
-        assert self._codec is not None
-        models = replace(models, codec=self._codec)
+            self._vae = RememberingVAE(models.vae)
+        assert self._vae is not None
+        models = replace(models, vae=self._vae)
         pairs = self._pairs[: cell.num_pairs]
         num_kept = max(study.diversity.pairs, study.sheets.pairs)
         evaluation = evaluate(cell.request, models, encoder, pairs, num_kept=num_kept)

@@ -322,12 +322,12 @@ class Trainer:
         """Let the weights of one role alone require gradients."""
         others = [engine for name, engine in self.engines.items() if name != role]
         for engine in others:
-            engine.learns(yes=False)
+            engine.set_trainable(yes=False)
         try:
             yield
         finally:
             for engine in others:
-                engine.learns(yes=True)
+                engine.set_trainable(yes=True)
 
     def _move(self, **changes: Any) -> None:
         fields = {name: getattr(self.state, name) for name in RunState.__dataclass_fields__}

@@ -22,10 +22,10 @@ from ..errors import AudioError
 from ..fingerprints import digest_text
 from ..geometry import SAMPLE_RATE
 from ..protocols import AudioEncoder
-from ..request import Hearing
+from ..request import EncodeMode
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
 from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform
-from .features import describe_hearing, hear, hear_in_sections, hears_whole, to_encoder_input
+from .features import describe_encoding, encode_in_sections, encodes_whole, hear, to_encoder_input
 from .io import to_waveform
 from .resample import Resampled
 
@@ -38,7 +38,7 @@ def encode_conversation(
     encoder: AudioEncoder,
     *,
     normalizes_loudness: bool = True,
-    hearing: Hearing = "auto",
+    hearing: EncodeMode = "auto",
     mix: Sound | None = None,
 ) -> Conversation:
     """Hear each speaker through the whole conversation, silences included.
@@ -50,7 +50,7 @@ def encode_conversation(
         speakers: in the order in which they follow each other.
         encoder: hears 16 kHz mono.
         normalizes_loudness: bring each voice to -23 LUFS before it is heard, as InfiniteTalk does.
-        hearing: at once or in sections; see ``features.hears_whole``.
+        hearing: at once or in sections; see ``features.encodes_whole``.
         mix: of ``mix_voices`` for these speakers, where the caller needed it before; how loud it
             gets is measured once in it.
 
@@ -59,7 +59,7 @@ def encode_conversation(
 
     Raises:
         AudioError: nobody has a voice, or all together is shorter than one video frame.
-        RequestError: hearing is none of ``request.HEARINGS``.
+        RequestError: hearing is none of ``request.ENCODE_MODES``.
 
     Source: InfiniteTalk, generate_infinitetalk.py, audio_prepare_multi: "para" is nobody following,
         "add" everybody.
@@ -67,7 +67,7 @@ def encode_conversation(
     starts, end = _take_turns(speakers)
     sounds = [speaker.waveform or _SILENCE for speaker in speakers]
     features: list[FeatureRows]
-    is_whole = hears_whole(end, hearing)
+    is_whole = encodes_whole(end, hearing)
     if is_whole:
         heard = [
             _lay(to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE)
@@ -78,10 +78,10 @@ def encode_conversation(
         features = [hear(_lay(waveform_S, 0, longest), end, encoder) for waveform_S in heard]
     else:
         features = [
-            hear_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
+            encode_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
             for sound, start in zip(sounds, starts, strict=True)
         ]
-    hearing_words = describe_hearing(encoder, is_whole, normalizes_loudness)
+    hearing_words = describe_encoding(encoder, is_whole, normalizes_loudness)
     speeches = tuple(
         Speech(
             features=rows,
@@ -106,7 +106,7 @@ def encode_speech(
     encoder: AudioEncoder,
     *,
     normalizes_loudness: bool = True,
-    hearing: Hearing = "auto",
+    hearing: EncodeMode = "auto",
 ) -> Speech:
     """Encode one voice from its first sample to its last.
 
@@ -114,14 +114,14 @@ def encode_speech(
         waveform: the voice, any rate, channel count and length; silence is valid.
         encoder: of 16 kHz mono.
         normalizes_loudness: bring the voice to -23 LUFS first, as InfiniteTalk does.
-        hearing: at once, as InfiniteTalk does, or in sections; see ``features.hears_whole``.
+        hearing: at once, as InfiniteTalk does, or in sections; see ``features.encodes_whole``.
 
     Returns:
         The speech of the only speaker of ``encode_conversation``, with the untouched waveform.
 
     Raises:
         AudioError: the audio is shorter than one video frame.
-        RequestError: hearing is none of ``request.HEARINGS``.
+        RequestError: hearing is none of ``request.ENCODE_MODES``.
     """
     speaker = Speaker(name=LONE_SPEAKER, waveform=waveform)
     (speech,) = encode_conversation(

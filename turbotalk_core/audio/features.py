@@ -18,11 +18,11 @@ from torch import Tensor
 from ..errors import AudioError, RequestError
 from ..geometry import FPS, SAMPLE_RATE, count_frames, count_samples
 from ..protocols import AudioEncoder
-from ..request import HEARINGS, Hearing
+from ..request import ENCODE_MODES, EncodeMode
 from ..sound import Sound, SoundReader, Span
 from ..types import AudioFeatures, SoundMoments, Waveform
 from .loudness import TARGET_LUFS, LoudnessMeter, find_gain, normalize_loudness
-from .normalization import MomentsMeter
+from .normalization import RunningStats
 from .resample import read_mono_16k, to_mono_16k
 
 SILENCE_TAIL_FRAMES = 25  # one second: longer than any window reaches past the end
@@ -35,7 +35,7 @@ CONTEXT_FRAMES = 250  # 10 seconds on each side
 _KEPT_SECTIONS = 2  # a chunk may lie across an edge
 
 
-def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
+def encodes_whole(seconds: Fraction, hearing: EncodeMode) -> bool:
     """Decide how a sound is heard.
 
     Args:
@@ -46,14 +46,14 @@ def hears_whole(seconds: Fraction, hearing: Hearing) -> bool:
         True for at once, which takes memory in proportion to the length; False for in sections.
 
     Raises:
-        RequestError: a wish that is none of ``request.HEARINGS``.
+        RequestError: a wish that is none of ``request.ENCODE_MODES``.
     """
-    if hearing not in HEARINGS:
-        raise RequestError(f"got hearing {hearing!r}; choose one of {', '.join(HEARINGS)}")
+    if hearing not in ENCODE_MODES:
+        raise RequestError(f"got hearing {hearing!r}; choose one of {', '.join(ENCODE_MODES)}")
     return hearing == "whole" or (hearing == "auto" and seconds * FPS <= MOST_WHOLE_FRAMES)
 
 
-def describe_hearing(encoder: AudioEncoder, is_whole: bool, normalizes_loudness: bool) -> str:
+def describe_encoding(encoder: AudioEncoder, is_whole: bool, normalizes_loudness: bool) -> str:
     """Describe all that decides the features of a sound besides the sound itself.
 
     Args:
@@ -106,7 +106,7 @@ def hear(waveform_S: Tensor, seconds: Fraction, encoder: AudioEncoder) -> AudioF
     return AudioFeatures(features_TLD=torch.cat([inside_TLD, tail_TLD]), num_frames=num_frames)
 
 
-def hear_in_sections(
+def encode_in_sections(
     sound: Sound,
     start: Fraction,
     end: Fraction,
@@ -140,7 +140,7 @@ def hear_in_sections(
     num_frames = _count_frames(end)
     mono = read_mono_16k(sound)
     loudness = LoudnessMeter()
-    moments = None if encoder.first_kernel is None else MomentsMeter(*encoder.first_kernel)
+    moments = None if encoder.first_kernel is None else RunningStats(*encoder.first_kernel)
     for block_CS in mono.blocks():
         if normalizes_loudness:
             loudness.add(block_CS[0])
@@ -179,7 +179,7 @@ class SectionFeatures:
         section_frames: int,
         context_frames: int,
     ) -> None:
-        """Encode nothing yet; see ``hear_in_sections``.
+        """Encode nothing yet; see ``encode_in_sections``.
 
         Args:
             sound: 16 kHz mono.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..types import SoundMoments
 
 
-class MomentsMeter:
+class RunningStats:
     """Running mean and covariance of the stretches of a mono sound that comes in blocks."""
 
     def __init__(self, width: int, stride: int) -> None:

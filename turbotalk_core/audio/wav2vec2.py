@@ -125,7 +125,7 @@ class EncoderConfig:
 
 
 class Wav2Vec2Encoder:
-    """A wav2vec2 model with any number of rows per second; satisfies ``ports.AudioEncoder``.
+    """A wav2vec2 model with any number of rows per second; satisfies ``protocols.AudioEncoder``.
 
     Attributes:
         model: the network, float32.
@@ -149,11 +149,11 @@ class Wav2Vec2Encoder:
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """First convolution, where it normalises over time; see ``ports.AudioEncoder``."""
+        """First convolution, where it normalises over time; see ``protocols.AudioEncoder``."""
         return find_first_kernel(self._first_layer)
 
     def fingerprint(self) -> str:
-        """Return a digest of its weights; see ``ports.AudioEncoder``."""
+        """Return a digest of its weights; see ``protocols.AudioEncoder``."""
         return fingerprint(self.model.state_dict().items())
 
     def hidden_states(self, waveforms_BS: Tensor, num_frames: int | None) -> list[Tensor]:

@@ -380,7 +380,7 @@ def build_random_models(sizes: Sizes, dtype: torch.dtype, device: torch.device) 
         vae = WanVAE(sizes.vae_width).to(device)
     for module in (model, projection, vae):
         _draw(module.requires_grad_(False).eval(), generator)
-    return Models(codec=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
+    return Models(vae=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
 
 
 def run_chunks(

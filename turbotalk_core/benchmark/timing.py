@@ -23,7 +23,7 @@ from ..audio.windows import take_windows
 from ..conditioning.reference import prepare_reference, reference_clip
 from ..geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from ..pipeline import Models, generate, plan_video
-from ..protocols import VideoCodec
+from ..protocols import VideoVAE
 from ..render import render_video
 from ..request import TalkRequest
 from ..types import Conditioning, Conversation
@@ -218,7 +218,7 @@ def time_reference(
 
     def make(watch: _Watch, folder: Path) -> int:
         kept: list[Tensor] = []
-        plain = replace(watch.models, codec=_PlainCodec(watch.models.codec))
+        plain = replace(watch.models, vae=_PlainVAE(watch.models.vae))
         picture_BCHW = prepare_reference(picture_HWC, request.height, request.width)
         pictures = _Always(picture_BCHW, plan_video(request, conversation.speeches).num_frames)
         for made in generate(request, pictures, conversation.speeches, plain):
@@ -263,12 +263,12 @@ class _Watch:
 
     def __init__(self, models: Models, device: torch.device) -> None:
         self._clocks = {name: _Clock(device) for name in ("encode", "adapter", "forward", "decode")}
-        self._codec = models.codec
+        self._vae = models.vae
         self._num_encoded = 0
         self._since = self._made = time.perf_counter()
         self.models = replace(
             models,
-            codec=self,
+            vae=self,
             denoiser=self._clocks["forward"].wrap(models.denoiser),
             adapter=self._clocks["adapter"].wrap(models.adapter),
         )
@@ -276,14 +276,14 @@ class _Watch:
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         self._num_encoded += frames_BCTHW.shape[2]
-        return self._clocks["encode"].wrap(self._codec.encode)(frames_BCTHW)
+        return self._clocks["encode"].wrap(self._vae.encode)(frames_BCTHW)
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
         self._num_encoded += num_frames
-        return self._clocks["encode"].wrap(self._codec.encode_reference)(picture_BCHW, num_frames)
+        return self._clocks["encode"].wrap(self._vae.encode_reference)(picture_BCHW, num_frames)
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        return self._clocks["decode"].wrap(self._codec.decode)(latents_BCFHW)
+        return self._clocks["decode"].wrap(self._vae.decode)(latents_BCFHW)
 
     def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
         """Notice the end of a chunk, which the pipeline reports with a preview."""
@@ -323,11 +323,11 @@ def _time(make: Callable[[_Watch, Path], int], models: Models, device: torch.dev
     return Way(chunks=tuple(watch.chunks), seconds=seconds, num_frames=num_frames)
 
 
-class _PlainCodec:
-    """A codec without what is known of the grey behind a reference; ``ports.VideoCodec``."""
+class _PlainVAE:
+    """A codec without what is known of the grey behind a reference; ``protocols.VideoVAE``."""
 
-    def __init__(self, codec: VideoCodec) -> None:
-        self.encode, self.decode = codec.encode, codec.decode
+    def __init__(self, vae: VideoVAE) -> None:
+        self.encode, self.decode = vae.encode, vae.decode
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
         return self.encode(reference_clip(picture_BCHW, num_frames))

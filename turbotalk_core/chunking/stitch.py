@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ChunkError
-from ..types import Carry, Chunk, FrameChunk
+from ..types import Chunk, ChunkState, FrameChunk
 
 # Long enough that no step between two frames is visible, and short enough that the picture moves
 # little while the correction fades.
@@ -44,13 +44,15 @@ def join_frames(frames_BCTHW: Tensor, motion_frames_BCTHW: Tensor) -> Tensor:
     )
 
 
-def keep_frames(frames_BCTHW: Tensor, chunk: Chunk, carry: Carry | None = None) -> FrameChunk:
+def keep_frames(
+    frames_BCTHW: Tensor, chunk: Chunk, chunk_state: ChunkState | None = None
+) -> FrameChunk:
     """Drop a chunk's motion frames and the frames beyond the end of the video.
 
     Args:
         frames_BCTHW: all frames of the chunk, in [-1, 1].
         chunk: span of the chunk.
-        carry: chunk state with which the next chunk begins.
+        chunk_state: chunk state with which the next chunk begins.
 
     Returns:
         The kept frames, a view of ``frames_BCTHW``.
@@ -65,4 +67,6 @@ def keep_frames(frames_BCTHW: Tensor, chunk: Chunk, carry: Carry | None = None) 
         )
     start = chunk.keep_start - chunk.start
     stop = chunk.keep_stop - chunk.start
-    return FrameChunk(chunk=chunk, frames_BCTHW=frames_BCTHW[:, :, start:stop], carry=carry)
+    return FrameChunk(
+        chunk=chunk, frames_BCTHW=frames_BCTHW[:, :, start:stop], chunk_state=chunk_state
+    )

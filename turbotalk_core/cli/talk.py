@@ -39,7 +39,7 @@ from ..loading import (
 )
 from ..quality_warnings import advise
 from ..render import Rendering, find_regions, render_video
-from ..request import HEARINGS, SCHEDULES, UPDATES, TalkRequest
+from ..request import ENCODE_MODES, SCHEDULES, UPDATES, TalkRequest
 from ..sound import Sound, cut
 from ..takes.take import delete_take
 from ..types import Speaker
@@ -378,7 +378,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--hearing",
-        choices=HEARINGS,
+        choices=ENCODE_MODES,
         default="auto",
         help="let the audio encoder hear a voice whole, which takes memory in proportion to its "
         "length, or in sections; auto: whole up to five minutes (%(default)s)",

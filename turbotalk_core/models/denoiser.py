@@ -16,7 +16,7 @@ from .wan import WanModel
 
 
 class WanDenoiser:
-    """Velocity prediction by a ``WanModel``; satisfies ``ports.Denoiser``.
+    """Velocity prediction by a ``WanModel``; satisfies ``protocols.Denoiser``.
 
     Args:
         model: a transformer with audio attention.
@@ -39,7 +39,7 @@ class WanDenoiser:
     def __call__(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens
     ) -> Tensor:
-        """Predict the velocity; see ``ports.Denoiser``."""
+        """Predict the velocity; see ``protocols.Denoiser``."""
         # One voice applies to the whole picture, and so does null audio, which counts as one.
         regions_PHW = conditioning.regions_PHW if tokens.num_speakers > 1 else None
         if tokens.num_speakers > 1 and regions_PHW is None:
@@ -103,7 +103,7 @@ def _move(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 class ProjectionAdapter:
-    """Audio adapter that projects one chunk at a time; satisfies ``ports.AudioAdapter``."""
+    """Audio adapter that projects one chunk at a time; satisfies ``protocols.AudioAdapter``."""
 
     def __init__(self, projection: AudioProjection) -> None:
         """Wrap a projection."""
@@ -111,7 +111,7 @@ class ProjectionAdapter:
 
     @torch.no_grad()
     def __call__(self, windows: AudioWindows) -> AudioTokens:
-        """Compute the audio tokens of one chunk; see ``ports.AudioAdapter``."""
+        """Compute the audio tokens of one chunk; see ``protocols.AudioAdapter``."""
         weight = self.projection.proj1.weight
         tokens = self.projection(
             windows.first_KLD.to(weight).unsqueeze(0), windows.later_FKLD.to(weight).unsqueeze(0)

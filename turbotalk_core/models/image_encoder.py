@@ -64,7 +64,7 @@ class VisionBlock(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Vision transformer up to its last block but one; satisfies ``ports.ImageEncoder``.
+    """Vision transformer up to its last block but one; satisfies ``protocols.ImageEncoder``.
 
     Args:
         dim: width of the tokens.

@@ -46,7 +46,7 @@ NAME = "the video VAE"
 
 
 class WanVAE(nn.Module):
-    """Video VAE between frames and the DiT's normalised latents; satisfies ``ports.VideoCodec``.
+    """Video VAE between frames and the DiT's normalised latents; satisfies ``protocols.VideoVAE``.
 
     Args:
         dim: channels at full resolution; 96 in the public file.

@@ -252,29 +252,29 @@ class Block(nn.Module):
         def modulate(hidden: Tensor) -> Tensor:
             return (layer_norm(hidden, self.norm1).float() * (1 + scale1) + shift1).to(dtype)
 
-        def look(hidden: Tensor, attended: Tensor) -> Tensor:
+        def cross_attend(hidden: Tensor, attended: Tensor) -> Tensor:
             hidden = (hidden.float() + attended.float() * gate1).to(dtype)
             return hidden + self.cross_attn(layer_norm(hidden, self.norm3), text_BND, image_BND)
 
-        def listen(hidden: Tensor, audio: Tensor, *angles: Tensor) -> Tensor:
+        def audio_attend(hidden: Tensor, audio: Tensor, *angles: Tensor) -> Tensor:
             places = (angles, keys) if angles else None
             heard = self.audio_cross_attn(layer_norm(hidden, self.norm_x), audio, places)
             return hidden + audio_scale * heard
 
-        def think(hidden: Tensor) -> Tensor:
+        def feed_forward(hidden: Tensor) -> Tensor:
             normed = layer_norm(hidden, self.norm2).float() * (1 + scale2) + shift2
             return (hidden.float() + self.ffn(normed.to(dtype)).float() * gate2).to(dtype)
 
         normed = _in_pieces(modulate, num_pieces, hidden_BND)
         attended, likeness_BPN = self.self_attn(normed, table, regions_PN, num_pieces)
-        hidden_BND = _in_pieces(look, num_pieces, hidden_BND, attended)
+        hidden_BND = _in_pieces(cross_attend, num_pieces, hidden_BND, attended)
         if audio_BFND is not None:
             angles, keys = (), None
             if likeness_BPN is not None:
                 head_dim = self.audio_cross_attn.head_dim
                 angles, keys = speaker_tables(likeness_BPN, audio_BFND.shape[2], head_dim)
-            hidden_BND = _in_pieces(listen, num_pieces, hidden_BND, audio_BFND, *angles)
-        return _in_pieces(think, num_pieces, hidden_BND)
+            hidden_BND = _in_pieces(audio_attend, num_pieces, hidden_BND, audio_BFND, *angles)
+        return _in_pieces(feed_forward, num_pieces, hidden_BND)
 
 
 class Head(nn.Module):

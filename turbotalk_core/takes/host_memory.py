@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 
 
-def give_back() -> None:
+def trim_host_memory() -> None:
     """Return free heap memory to the system; do nothing if the C library is not glibc."""
     trim = _find_trim()
     if trim is not None:

@@ -37,12 +37,12 @@ from ..safe_io.atomic import reports_disk_errors, whole_file, write_bytes
 from ..safe_io.media import MAX_PIXELS, media_options
 from ..safe_io.paths import is_file
 from ..sound import Sound, pieces
-from ..types import Carry, FrameChunk
+from ..types import ChunkState, FrameChunk
 from ..video.mux import quantize_frames
-from ..video.prefetch import Background
+from ..video.prefetch import BackgroundWorker
 from ..video.writer import LOSSLESS, open_video
 from .cache_key import CacheKey, describe_changes
-from .host_memory import give_back
+from .host_memory import trim_host_memory
 from .journal import Journal
 
 _JOURNAL = "take.journal"
@@ -241,7 +241,8 @@ class TakeWriter:
 
     Attributes:
         take: what is finished so far, and is on the disk.
-        carry: of the last finished chunk; None where there is none, or where the take is whole.
+        chunk_state: state after the last finished chunk; None before the first, or if the take is
+            complete.
         changes: why an unfinished take that lay there was not gone on with; empty where there was
             none, or where it was.
     """
@@ -250,13 +251,13 @@ class TakeWriter:
         self,
         take: Take,
         journal: Journal,
-        background: Background,
-        carry: Carry | None,
+        background: BackgroundWorker,
+        chunk_state: ChunkState | None,
         changes: tuple[str, ...],
     ) -> None:
         """Prepare for the next chunk."""
         self.take = take
-        self.carry = carry
+        self.chunk_state = chunk_state
         self.changes = changes
         self._journal = journal
         self._background = background
@@ -279,7 +280,7 @@ class TakeWriter:
         """
         chunk = finished.chunk
         is_next = (chunk.index, chunk.keep_start) == (self._num_chunks, self._num_frames)
-        if not is_next or chunk.keep_stop > self.take.length or finished.carry is None:
+        if not is_next or chunk.keep_stop > self.take.length or finished.chunk_state is None:
             raise ChunkError(
                 f"got chunk {chunk.index} from frame {chunk.keep_start}; the take needs chunk "
                 f"{self._num_chunks} from frame {self._num_frames}, with what it hands on"
@@ -290,23 +291,23 @@ class TakeWriter:
                 f"got frames of shape {tuple(frames_THWC.shape)} for a take of "
                 f"{self.take.width}x{self.take.height}"
             )
-        self._background.do(self._write, frames_THWC, finished.carry)
+        self._background.do(self._write, frames_THWC, finished.chunk_state)
         self._num_chunks, self._num_frames = chunk.index + 1, chunk.keep_stop
         return frames_THWC
 
-    def _write(self, frames_THWC: Tensor, carry: Carry) -> None:
+    def _write(self, frames_THWC: Tensor, chunk_state: ChunkState) -> None:
         folder, start = self.take.folder, self.take.num_frames
         index = len(self.take.chunks)
         with open_video(folder / _name_chunk(index), LOSSLESS) as writer:
             writer.write(frames_THWC)
-        _write_carry(folder, carry)
+        _write_chunk_state(folder, chunk_state)
         chunk = TakeChunk(file=_name_chunk(index), start=start, stop=start + frames_THWC.shape[0])
         self._journal.append({"start": chunk.start, "stop": chunk.stop})
         self.take = replace(self.take, chunks=(*self.take.chunks, chunk))
-        self.carry = carry
+        self.chunk_state = chunk_state
         if index > 0:
-            _name_carry(folder, index).unlink(missing_ok=True)
-        give_back()  # what making this chunk has freed
+            _name_chunk_state(folder, index).unlink(missing_ok=True)
+        trim_host_memory()  # what making this chunk has freed
 
 
 @contextmanager
@@ -362,13 +363,13 @@ def open_take(
     }
     journal = writer = None
     try:
-        journal, take, carry, changes = _take_up(folder, header)
+        journal, take, chunk_state, changes = _take_up(folder, header)
         if take is None:
             _write_sound(folder / _SOUND, waveform)
             journal.append(header)
             take = _read_take(folder, journal.records)
-        with Background() as background:
-            writer = TakeWriter(take, journal, background, carry, changes)
+        with BackgroundWorker() as background:
+            writer = TakeWriter(take, journal, background, chunk_state, changes)
             yield writer
     finally:
         if writer is not None and writer.take.is_whole:
@@ -394,26 +395,26 @@ def delete_take(folder: Path) -> None:
 
 def _take_up(
     folder: Path, header: dict[str, Any]
-) -> tuple[Journal, Take | None, Carry | None, tuple[str, ...]]:
+) -> tuple[Journal, Take | None, ChunkState | None, tuple[str, ...]]:
     """Read the take that may be continued; delete one that may not, and return why."""
     journal = Journal(folder / _JOURNAL)
     if len(journal.records) < 2:  # no chunk was finished
         _clear(folder)
         return Journal(folder / _JOURNAL), None, None, ()
     changes = _find_changes(journal.records[0], header)
-    take = carry = None
+    take = chunk_state = None
     if not changes:
         try:
             take = _read_take(folder, journal.records)
             take.check_files()
             if not take.is_whole:
-                carry = _read_carry(folder, len(take.chunks))
+                chunk_state = _read_chunk_state(folder, len(take.chunks))
         except OutputError as error:
             changes = (str(error),)
     if changes:
         _clear(folder)
         return Journal(folder / _JOURNAL), None, None, changes
-    return journal, take, carry, ()
+    return journal, take, chunk_state, ()
 
 
 def _find_changes(before: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[str, ...]:
@@ -470,28 +471,28 @@ def _name_chunk(index: int) -> str:
     return f"chunk_{index:05}.mkv"
 
 
-def _name_carry(folder: Path, num_chunks: int) -> Path:
+def _name_chunk_state(folder: Path, num_chunks: int) -> Path:
     return folder / f"carry_{num_chunks - 1:05}.safetensors"
 
 
-def _write_carry(folder: Path, carry: Carry) -> None:
-    path = _name_carry(folder, carry.num_chunks)
+def _write_chunk_state(folder: Path, chunk_state: ChunkState) -> None:
+    path = _name_chunk_state(folder, chunk_state.num_chunks)
     tensors = {
-        "motion_frames": carry.motion_frames_BCTHW.contiguous(),
-        "noise_state": carry.noise_state_S.contiguous(),
+        "motion_frames": chunk_state.motion_frames_BCTHW.contiguous(),
+        "noise_state": chunk_state.noise_state_S.contiguous(),
     }
     write_bytes(path, save(tensors))
 
 
-def _read_carry(folder: Path, num_chunks: int) -> Carry:
-    path = _name_carry(folder, num_chunks)
+def _read_chunk_state(folder: Path, num_chunks: int) -> ChunkState:
+    path = _name_chunk_state(folder, num_chunks)
     if not _is_own(path):
         raise OutputError(f"{path} is missing; make the take again")
     with reports_disk_errors(path):
         content = path.read_bytes()
     try:
         tensors = load(content)
-        return Carry(
+        return ChunkState(
             num_chunks=num_chunks,
             motion_frames_BCTHW=tensors["motion_frames"],
             noise_state_S=tensors["noise_state"],

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import RequestError
 from ..geometry import FPS, retime
 from ..sound import Sound
-from .prefetch import Background
+from .prefetch import BackgroundWorker
 from .writer import Encoding, VideoWriter, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")
@@ -52,7 +52,7 @@ def quantize_frames(frames_BCTHW: Tensor) -> Tensor:
 class Mp4Writer:
     """A video file in the making; made by ``open_mp4``."""
 
-    def __init__(self, writer: VideoWriter, background: Background, fps: Fraction) -> None:
+    def __init__(self, writer: VideoWriter, background: BackgroundWorker, fps: Fraction) -> None:
         """Prepare for the first frame."""
         self._writer = writer
         self._background = background
@@ -133,7 +133,7 @@ def open_mp4(
     )
     with (
         open_video(path, encoding, waveform=waveform, metadata=metadata) as writer,
-        Background() as background,
+        BackgroundWorker() as background,
     ):
         yield Mp4Writer(writer, background, encoding.fps)
 

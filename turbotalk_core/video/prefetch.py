@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 
-class Background:
+class BackgroundWorker:
     """Thread that runs calls one after the other; the caller is at most one call ahead.
 
     So memory holds two batches of frames at most, however slow the disk is. An exception of a call
@@ -34,7 +34,7 @@ class Background:
         torch.set_num_threads(num_threads)  # the line above also changed it for future threads
         self._last: Future[Any] | None = None
 
-    def __enter__(self) -> Background:
+    def __enter__(self) -> BackgroundWorker:
         """Return this object."""
         return self
 

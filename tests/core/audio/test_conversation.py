@@ -15,7 +15,7 @@ from turbotalk_core.audio.conversation import encode_conversation, encode_speech
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError
 from turbotalk_core.geometry import count_frames
-from turbotalk_core.request import Hearing
+from turbotalk_core.request import EncodeMode
 from turbotalk_core.sound import Sound
 from turbotalk_core.types import Conversation, SoundMoments, Speaker, Waveform
 
@@ -238,7 +238,7 @@ def test_in_sections_a_conversation_is_heard_the_same(num_samples: int) -> None:
 
 
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
-def test_who_hears_a_voice_elsewhere_says_so(hearing: Hearing) -> None:
+def test_who_hears_a_voice_elsewhere_says_so(hearing: EncodeMode) -> None:
     def tell(*speakers: Speaker) -> list[str | None]:
         conversation = encode_conversation(speakers, Listener(), hearing=hearing)
         return [speech.origin for speech in conversation.speeches]

@@ -18,9 +18,9 @@ from turbotalk_core.audio.features import (
     SECTION_FRAMES,
     SILENCE_TAIL_FRAMES,
     SectionFeatures,
-    describe_hearing,
+    describe_encoding,
+    encode_in_sections,
     hear,
-    hear_in_sections,
 )
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
@@ -28,7 +28,7 @@ from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.errors import AudioError, RequestError
 from turbotalk_core.fingerprints import digest_text
 from turbotalk_core.protocols import AudioEncoder
-from turbotalk_core.request import Hearing
+from turbotalk_core.request import EncodeMode
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Waveform
 
 
@@ -121,7 +121,7 @@ def _hear_both(
     """Encode 16 kHz mono at once, and section by section."""
     seconds, encoder = Fraction(waveform.num_samples, 16_000), LevelEncoder()
     whole = hear(normalize_loudness(waveform.samples_CS[0]), seconds, LevelEncoder())
-    features = hear_in_sections(
+    features = encode_in_sections(
         waveform,
         Fraction(0),
         seconds,
@@ -158,12 +158,12 @@ def test_going_on_each_section_is_heard_once_with_what_lies_around_it() -> None:
 
 
 def test_a_long_voice_is_heard_in_sections_and_a_short_one_whole() -> None:
-    def listen(num_frames: int, hearing: Hearing) -> tuple[FeatureRows, LevelEncoder]:
+    def listen(num_frames: int, hearing: EncodeMode) -> tuple[FeatureRows, LevelEncoder]:
         encoder = LevelEncoder()
         voice = Waveform(samples_CS=torch.zeros(1, 640 * num_frames), sample_rate=16_000)
         return encode_speech(voice, encoder, hearing=hearing).features, encoder
 
-    short: tuple[tuple[int, Hearing], ...] = (
+    short: tuple[tuple[int, EncodeMode], ...] = (
         (MOST_WHOLE_FRAMES, "auto"),
         (MOST_WHOLE_FRAMES + 1, "whole"),
     )
@@ -171,7 +171,7 @@ def test_a_long_voice_is_heard_in_sections_and_a_short_one_whole() -> None:
         features, encoder = listen(num_frames, hearing)
         assert isinstance(features, AudioFeatures)
         assert encoder.heard[0].shape[0] == 640 * num_frames
-    long: tuple[tuple[int, Hearing], ...] = ((MOST_WHOLE_FRAMES + 1, "auto"), (30, "sections"))
+    long: tuple[tuple[int, EncodeMode], ...] = ((MOST_WHOLE_FRAMES + 1, "auto"), (30, "sections"))
     for num_frames, hearing in long:
         features, encoder = listen(num_frames, hearing)
         assert features.num_frames == num_frames
@@ -194,7 +194,7 @@ def test_an_encoder_that_normalises_is_told_the_moments_of_all_that_it_will_hear
             return super().encode(waveform_S, num_frames)
 
     voice = _noise(64_000)
-    features = hear_in_sections(voice, Fraction(1), Fraction(6), Curious(), section_frames=50)
+    features = encode_in_sections(voice, Fraction(1), Fraction(6), Curious(), section_frames=50)
     assert features.num_frames == 150
     features.rows()
     assert len(told) == 4
@@ -212,7 +212,7 @@ def encoder() -> Wav2Vec2Encoder:
 def _listen(waveform: Waveform, encoder: AudioEncoder) -> SectionFeatures:
     """Encode 16 kHz mono in short sections."""
     seconds = Fraction(waveform.num_samples, 16_000)
-    return hear_in_sections(
+    return encode_in_sections(
         waveform, Fraction(0), seconds, encoder, section_frames=50, context_frames=25
     )
 
@@ -264,14 +264,14 @@ def test_no_more_is_read_than_the_next_section_needs() -> None:
 
 
 def test_how_it_was_heard_is_told() -> None:
-    def tell(hearing: Hearing, normalizes_loudness: bool = True) -> str | None:
+    def tell(hearing: EncodeMode, normalizes_loudness: bool = True) -> str | None:
         voice, encoder = _noise(640), LevelEncoder()
         return encode_speech(
             voice, encoder, normalizes_loudness=normalizes_loudness, hearing=hearing
         ).origin
 
     def described(is_whole: bool, normalizes_loudness: bool = True) -> str:
-        return describe_hearing(LevelEncoder(), is_whole, normalizes_loudness)
+        return describe_encoding(LevelEncoder(), is_whole, normalizes_loudness)
 
     assert described(True) == "whole, at -23 LUFS, by 5b"
     assert described(False) == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"
@@ -283,10 +283,10 @@ def test_how_it_was_heard_is_told() -> None:
 
 def test_another_wish_than_there_are_is_refused() -> None:
     with pytest.raises(RequestError, match="got hearing 'loudly'; choose one of auto, whole, sec"):
-        encode_speech(_noise(640), LevelEncoder(), hearing=cast(Hearing, "loudly"))
+        encode_speech(_noise(640), LevelEncoder(), hearing=cast(EncodeMode, "loudly"))
 
 
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
-def test_what_is_shorter_than_a_frame_is_refused(hearing: Hearing) -> None:
+def test_what_is_shorter_than_a_frame_is_refused(hearing: EncodeMode) -> None:
     with pytest.raises(AudioError, match="at least one video frame"):
         encode_speech(_noise(639), LevelEncoder(), hearing=hearing)

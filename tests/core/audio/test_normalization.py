@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.family import ENCODER_CONFIG
-from turbotalk_core.audio.normalization import MomentsMeter
+from turbotalk_core.audio.normalization import RunningStats
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.types import SoundMoments
 
@@ -19,7 +19,7 @@ def _noise(num_samples: int) -> Tensor:
 
 
 def _measure(samples_S: Tensor, lengths: list[int], num_silent: int = 0) -> SoundMoments:
-    meter, start = MomentsMeter(10, 5), 0
+    meter, start = RunningStats(10, 5), 0
     while start < samples_S.shape[0]:
         for length in lengths:
             meter.add(samples_S[start : start + length])

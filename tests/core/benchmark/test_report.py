@@ -59,8 +59,8 @@ def models() -> Models:
 def _list_modules(models: Models) -> tuple[WanModel, AudioProjection, WanVAE]:
     assert isinstance(models.denoiser, WanDenoiser)
     assert isinstance(models.adapter, ProjectionAdapter)
-    assert isinstance(models.codec, WanVAE)
-    return models.denoiser.model, models.adapter.projection, models.codec
+    assert isinstance(models.vae, WanVAE)
+    return models.denoiser.model, models.adapter.projection, models.vae
 
 
 def test_the_full_size_is_the_published_one() -> None:
@@ -113,7 +113,7 @@ def test_random_weights_are_the_same_each_time_and_leave_the_generator(models: M
         expected = other.state_dict()
         for name, weight in one.state_dict().items():
             assert torch.equal(weight, expected[name])
-            assert weight.dtype == (torch.float32 if one is models.codec else torch.bfloat16)
+            assert weight.dtype == (torch.float32 if one is models.vae else torch.bfloat16)
 
 
 def test_videos_are_made_and_timed(models: Models) -> None:

@@ -16,7 +16,7 @@ from turbotalk_core.errors import GeometryError, MismatchError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.models.vae_layers import Encoder, Stream
-from turbotalk_core.protocols import VideoCodec
+from turbotalk_core.protocols import VideoVAE
 
 DATA = Path(__file__).parents[2] / "golden" / "data"
 NUM_FRAMES = 17
@@ -181,10 +181,10 @@ def test_a_batch_is_as_its_clips_alone(exact_vae: WanVAE) -> None:
 
 
 def test_results_have_the_dtype_of_the_weights() -> None:
-    codec: VideoCodec = _make_vae().bfloat16()
-    latents = codec.encode(_draw_frames(5))
+    vae: VideoVAE = _make_vae().bfloat16()
+    latents = vae.encode(_draw_frames(5))
     assert latents.dtype == torch.bfloat16
-    assert codec.decode(latents.float()).dtype == torch.bfloat16
+    assert vae.decode(latents.float()).dtype == torch.bfloat16
 
 
 def test_whole_clips_keep_no_gradient_and_leave_the_callers_mode_alone() -> None:

@@ -19,7 +19,7 @@ from tests.core.family import ENCODER_CONFIG
 from tests.core.test_sound import Chopped
 from turbotalk_core.audio import features as features_module
 from turbotalk_core.audio.conversation import encode_speech
-from turbotalk_core.audio.features import SectionFeatures, describe_hearing
+from turbotalk_core.audio.features import SectionFeatures, describe_encoding
 from turbotalk_core.audio.io import open_sound
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import AudioError
@@ -211,7 +211,7 @@ def test_sections_are_not_heard_for_an_identity(voice, encoder, monkeypatch):
         raise AssertionError("heard")
 
     monkeypatch.setattr(SectionFeatures, "_encode", encode)
-    words = describe_hearing(encoder, False, True)
+    words = describe_encoding(encoder, False, True)
     assert identify_file(voice, encoder, hearing="sections")["hearing"] == digest_text(words)
 
 

@@ -27,7 +27,7 @@ def test_memory_that_is_free_is_given_back() -> None:
     kept = blocks[::100]  # between them all is free
     held = _read_resident()
     del blocks
-    heap.give_back()
+    heap.trim_host_memory()
     assert held - _read_resident() > 0.8 * BLOCK * NUM_BLOCKS
     assert all(len(block) == BLOCK for block in kept)
 
@@ -37,5 +37,5 @@ def test_elsewhere_nothing_happens(platform: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(ctypes, "CDLL", None)  # is not even opened
     heap._find_trim.cache_clear()
-    heap.give_back()
+    heap.trim_host_memory()
     heap._find_trim.cache_clear()

@@ -24,7 +24,7 @@ from turbotalk_core.takes import take as take_module
 from turbotalk_core.takes.cache_key import CacheKey, describe_changes
 from turbotalk_core.takes.journal import Journal
 from turbotalk_core.takes.take import Take, delete_take, open_take
-from turbotalk_core.types import Carry, Chunk, FrameChunk, Waveform
+from turbotalk_core.types import Chunk, ChunkState, FrameChunk, Waveform
 from turbotalk_core.video.writer import LOSSLESS, Encoding, open_video
 
 SOUND = Waveform(samples_CS=torch.randn(2, 9_000), sample_rate=22_050)
@@ -48,7 +48,7 @@ def make_chunk(index, spans=SPANS):
     return FrameChunk(
         chunk=Chunk(index=index, start=first, stop=last, keep_start=start, keep_stop=stop),
         frames_BCTHW=frames_BCTHW,
-        carry=Carry(
+        chunk_state=ChunkState(
             num_chunks=index + 1,
             motion_frames_BCTHW=torch.full((1, 3, 5, 34, 50), index / 7),
             noise_state_S=torch.full((99,), index, dtype=torch.uint8),
@@ -59,8 +59,10 @@ def make_chunk(index, spans=SPANS):
 def small_chunk(index):
     """Make a chunk of one frame, then one of fifty, with a small chunk state."""
     made = make_chunk(index, ((0, 1), (1, 51)))
-    assert made.carry is not None
-    return replace(made, carry=replace(made.carry, motion_frames_BCTHW=torch.zeros(1, 3, 1, 1, 1)))
+    assert made.chunk_state is not None
+    return replace(
+        made, chunk_state=replace(made.chunk_state, motion_frames_BCTHW=torch.zeros(1, 3, 1, 1, 1))
+    )
 
 
 def opened(folder, sound: Sound = SOUND, identity=IDENTITY, length=33):
@@ -148,7 +150,7 @@ def test_a_whole_take_hands_nothing_on(made):
     assert Take.open(made[0]).is_whole
     with opened(made[0]) as writer:
         assert writer.take == Take.open(made[0])
-        assert writer.carry is None
+        assert writer.chunk_state is None
         assert writer.changes == ()
 
 
@@ -166,12 +168,12 @@ def test_whatever_is_raised_it_goes_on_after_the_last_whole_chunk(tmp_path, erro
     assert len(take.chunks) == num_finished
     with opened(folder) as writer:
         assert writer.changes == ()
-        last = make_chunk(num_finished - 1).carry
-        assert writer.carry is not None
+        last = make_chunk(num_finished - 1).chunk_state
+        assert writer.chunk_state is not None
         assert last is not None
-        assert writer.carry.num_chunks == num_finished
-        assert torch.equal(writer.carry.motion_frames_BCTHW, last.motion_frames_BCTHW)
-        assert torch.equal(writer.carry.noise_state_S, last.noise_state_S)
+        assert writer.chunk_state.num_chunks == num_finished
+        assert torch.equal(writer.chunk_state.motion_frames_BCTHW, last.motion_frames_BCTHW)
+        assert torch.equal(writer.chunk_state.noise_state_S, last.noise_state_S)
         for index in range(num_finished, 3):
             writer.write(make_chunk(index))
     assert torch.equal(Take.open(folder).read(), all_frames())
@@ -265,7 +267,7 @@ def test_another_identity_begins_anew_and_says_why(begun):
     changed = {"seed": "4", "voice": "6c" * 16, "prompt": "a"}
     with opened(begun, identity=changed, length=29) as writer:
         assert not writer.take.chunks
-        assert writer.carry is None
+        assert writer.chunk_state is None
         assert writer.changes == (
             "length was 33 and is 29",
             "prompt was none and is a",
@@ -349,7 +351,7 @@ def test_a_chunk_that_does_not_follow(begun):
         with pytest.raises(ChunkError, match=r"got chunk 1 from frame 21.*needs chunk 2 from"):
             writer.write(make_chunk(1))
         with pytest.raises(ChunkError, match="with what it hands on"):
-            writer.write(replace(make_chunk(2), carry=None))
+            writer.write(replace(make_chunk(2), chunk_state=None))
         writer.write(make_chunk(2))
         with pytest.raises(ChunkError, match="needs chunk 3 from frame 33"):
             writer.write(make_chunk(0))
@@ -506,9 +508,9 @@ def test_a_pipe_is_no_part_of_a_take(copy, name):
 
 
 def test_a_carry_behind_a_link_is_not_gone_on_with(begun, tmp_path):
-    carry = begun / "carry_00001.safetensors"
-    carry.rename(tmp_path / "elsewhere")
-    carry.symlink_to(tmp_path / "elsewhere")
+    chunk_state = begun / "carry_00001.safetensors"
+    chunk_state.rename(tmp_path / "elsewhere")
+    chunk_state.symlink_to(tmp_path / "elsewhere")
     with opened(begun) as writer:
         (change,) = writer.changes
         assert "carry_00001.safetensors is missing" in change

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from turbotalk_core.video.prefetch import Background
+from turbotalk_core.video.prefetch import BackgroundWorker
 
 
 def test_it_is_done_in_order_in_another_thread():
@@ -15,7 +15,7 @@ def test_it_is_done_in_order_in_another_thread():
         threads.add(threading.current_thread())
         done.append(number)
 
-    with Background() as background:
+    with BackgroundWorker() as background:
         for number in range(9):
             background.do(work, number)
     assert done == list(range(9))
@@ -28,7 +28,7 @@ def test_torch_computes_alone_there_and_as_before_elsewhere():
     torch.set_num_threads(3)
     try:
         told = []
-        with Background() as background:
+        with BackgroundWorker() as background:
             background.do(lambda: told.append(torch.get_num_threads()))
         later = threading.Thread(target=lambda: told.append(torch.get_num_threads()))
         later.start()
@@ -48,7 +48,7 @@ def test_at_most_one_waits():
     asked = []
 
     def ask():
-        with Background() as background:
+        with BackgroundWorker() as background:
             for number in range(3):
                 background.do(work, number)
                 asked.append(number)
@@ -73,7 +73,7 @@ def test_a_failure_is_told_by_the_next_call_and_ends_it():
     done = []
 
     def run():
-        with Background() as background:
+        with BackgroundWorker() as background:
             background.do(fail)
             background.do(done.append, 1)
 
@@ -83,7 +83,7 @@ def test_a_failure_is_told_by_the_next_call_and_ends_it():
 
 
 def test_a_failure_of_the_last_is_told_at_the_end():
-    with pytest.raises(ValueError, match="of the thread"), Background() as background:
+    with pytest.raises(ValueError, match="of the thread"), BackgroundWorker() as background:
         background.do(fail)
 
 
@@ -91,7 +91,7 @@ def test_an_error_of_the_block_is_the_one_told_and_what_was_begun_ends():
     done = []
 
     def run():
-        with Background() as background:
+        with BackgroundWorker() as background:
             background.do(done.append, 1)
             raise KeyError
 

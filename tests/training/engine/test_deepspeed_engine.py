@@ -232,16 +232,16 @@ def _count_left(device: torch.device, stage: int) -> int:
 def _step_both(critic: Engine, model: Engine, batch: Any, sigma_B: Tensor) -> list[float]:
     numbers = []
     for _ in range(3):
-        model.learns(yes=False)
+        model.set_trainable(yes=False)
         loss = nn.functional.softplus(-critic(batch.latents_BCFHW, sigma_B, batch)).mean()
         critic.backward(loss)
         numbers += [loss.item(), critic.step(1.0).gradient_norm]
-        model.learns(yes=True)
-        critic.learns(yes=False)
+        model.set_trainable(yes=True)
+        critic.set_trainable(yes=False)
         loss = critic.module(model(batch.latents_BCFHW, sigma_B, batch), sigma_B, batch).mean()
         model.backward(loss)
         numbers += [loss.item(), model.step(1.0).gradient_norm]
-        critic.learns(yes=True)
+        critic.set_trainable(yes=True)
     return numbers
 
 

@@ -150,9 +150,9 @@ def test_frozen_weights_stay_and_are_not_saved(tmp_path: Path) -> None:
     net.enter.requires_grad_(False)
     engine = PlainEngine(net, SETTINGS)
     before = net.enter.weight.detach().clone()
-    engine.learns(yes=False)
+    engine.set_trainable(yes=False)
     assert not any(weight.requires_grad for weight in net.parameters())
-    engine.learns(yes=True)
+    engine.set_trainable(yes=True)
     assert not net.enter.weight.requires_grad
     assert net.leave.weight.requires_grad
     _advance(engine, 0)

@@ -23,7 +23,7 @@ def clip(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> Synthet
 @pytest.fixture(scope="module")
 def models() -> Models:
     model, projection, vae = make_networks()
-    return Models(codec=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
+    return Models(vae=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
 
 
 @pytest.fixture

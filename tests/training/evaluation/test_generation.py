@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.training.tiny_family import LoudnessEncoder
 from training.avatars.synthetic import SyntheticClip
-from training.evaluation.generation import RememberingCodec, generate_clip, load_family
+from training.evaluation.generation import RememberingVAE, generate_clip, load_family
 from turbotalk_core.errors import RequestError
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
@@ -42,28 +42,28 @@ def test_equal_frames_are_encoded_once(clip: SyntheticClip, models: Models) -> N
     class Codec:
         def encode(self, frames_BCTHW: Tensor) -> Tensor:
             encoded.append(frames_BCTHW.shape[2])
-            return models.codec.encode(frames_BCTHW)
+            return models.vae.encode(frames_BCTHW)
 
         def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
             encoded.append(num_frames)
-            return models.codec.encode_reference(picture_BCHW, num_frames)
+            return models.vae.encode_reference(picture_BCHW, num_frames)
 
         def decode(self, latents_BCFHW: Tensor) -> Tensor:
-            return models.codec.decode(latents_BCFHW)
+            return models.vae.decode(latents_BCFHW)
 
-    codec = RememberingCodec(Codec())
+    vae = RememberingVAE(Codec())
     frames = clip.frames_CTHW[None, :, :17]
-    first = codec.encode(frames)
+    first = vae.encode(frames)
     first.zero_()  # what is handed out is the caller's own
-    assert torch.equal(codec.encode(frames.clone()), models.codec.encode(frames))
-    codec.encode(frames + 0.1)
-    codec.encode(frames[:, :, :1])
+    assert torch.equal(vae.encode(frames.clone()), models.vae.encode(frames))
+    vae.encode(frames + 0.1)
+    vae.encode(frames[:, :, :1])
     picture = frames[:, :, 0]
-    reference = codec.encode_reference(picture, 17)
-    assert torch.equal(codec.encode_reference(picture.clone(), 17), reference)
-    codec.encode_reference(picture, 21)
-    codec.encode_reference(picture + 0.1, 21)
+    reference = vae.encode_reference(picture, 17)
+    assert torch.equal(vae.encode_reference(picture.clone(), 17), reference)
+    vae.encode_reference(picture, 21)
+    vae.encode_reference(picture + 0.1, 21)
     assert encoded == [17, 17, 1, 17, 21, 21]
-    assert codec.num_decoded == 0
-    codec.decode(first)
-    assert codec.num_decoded == 1
+    assert vae.num_decoded == 0
+    vae.decode(first)
+    assert vae.num_decoded == 1

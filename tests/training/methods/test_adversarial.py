@@ -17,7 +17,7 @@ from training.engine.engine import EngineSettings, PlainEngine
 from training.engine.rng import Draws
 from training.methods.adversarial import Adversarial
 from training.methods.method import Learning, draw_noise
-from training.methods.rollout import approach, finish
+from training.methods.rollout import denoise_no_grad, last_step
 from training.methods.timesteps import even_timesteps, to_sigmas
 from training.models.batch import Batch
 from training.models.lora import adapters_off, list_adapters
@@ -53,7 +53,7 @@ def _gradients(method: Adversarial, role: str, *, experienced: bool = True) -> d
         if update.role != role:
             continue
         for name, engine in engines.items():
-            engine.learns(yes=name == role)
+            engine.set_trainable(yes=name == role)
         for make_loss in update.losses:
             make_loss().backward()
     parameters = engines[role].module.named_parameters()
@@ -179,8 +179,8 @@ def test_the_four_step_samples_are_the_four_step_model_s() -> None:
     sigmas = to_sigmas(even_timesteps(4), METHOD.shift)
     with torch.no_grad():
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
-        noisy = approach(make_model(), sigmas, batch, noise, draws.own("four-step renoise"))
-        expected = finish(make_model(), noisy, sigmas[-1], batch)
+        noisy = denoise_no_grad(make_model(), sigmas, batch, noise, draws.own("four-step renoise"))
+        expected = last_step(make_model(), noisy, sigmas[-1], batch)
     torch.testing.assert_close(made, expected)
     copies = make_engines(FROZEN_COPY)
     noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
@@ -196,8 +196,8 @@ def test_the_student_s_gradient_is_that_of_its_last_step() -> None:
     sigmas = METHOD.sigmas()
     assert sigmas == pytest.approx([1, 5 / 6])
     noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
-    noisy = approach(student, sigmas, batch, noise, draws.own("renoise"))
-    sample = finish(student, noisy, sigmas[-1], batch)
+    noisy = denoise_no_grad(student, sigmas, batch, noise, draws.own("renoise"))
+    sample = last_step(student, noisy, sigmas[-1], batch)
     scored, sigma_B = METHOD._present({"student": sample}, batch, draws, "student")
     with torch.no_grad():
         real = judge(batch.latents_BCFHW, sigma_B, batch)

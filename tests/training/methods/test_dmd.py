@@ -16,7 +16,7 @@ from training.engine.engine import EngineSettings, PlainEngine
 from training.engine.rng import Draws
 from training.methods.dmd import Dmd
 from training.methods.method import Learning, draw_noise
-from training.methods.rollout import approach, draw_exit, finish
+from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.models.batch import Batch
 from training.models.networks import TalkingModel, predict_denoised
 from turbotalk_core.errors import ScheduleError
@@ -80,8 +80,8 @@ def test_the_student_goes_from_the_fake_score_s_prediction_to_the_guided_teacher
     sigmas = METHOD.sigmas()
     last = draw_exit(4, draws.shared("exit step"))
     noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
-    noisy = approach(student, sigmas[: last + 1], batch, noise, draws.own("renoise"))
-    sample = finish(student, noisy, sigmas[last], batch)
+    noisy = denoise_no_grad(student, sigmas[: last + 1], batch, noise, draws.own("renoise"))
+    sample = last_step(student, noisy, sigmas[last], batch)
     with torch.no_grad():
         sigma_B = METHOD._draw_score_sigmas(batch, draws.own("score noise level"))
         shown = batch.add_noise(sample, draw_noise(sample, draws.own("score noise")), sigma_B)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.training.tiny import make_batch, make_model
 from training.engine.rng import Draws
-from training.methods.rollout import approach, draw_exit, finish
+from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.methods.timesteps import even_timesteps, to_sigmas
 from training.models.batch import Batch
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
@@ -51,8 +51,8 @@ def _draw_noise(batch: Batch) -> Tensor:
 
 def _roll(model: torch.nn.Module, sigmas: list[float], batch: Batch) -> Tensor:
     generator = torch.Generator().manual_seed(7)
-    noisy = approach(model, sigmas, batch, _draw_noise(batch), generator)
-    return finish(model, noisy, sigmas[-1], batch)
+    noisy = denoise_no_grad(model, sigmas, batch, _draw_noise(batch), generator)
+    return last_step(model, noisy, sigmas[-1], batch)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
@@ -85,7 +85,9 @@ def test_the_last_step_alone_has_a_gradient() -> None:
     result.sum().backward()
     # x0 = x - sigma w x: with x held, d x0 / d w = -sigma x, for what is not given.
     with torch.no_grad():
-        noisy = approach(model, SIGMAS, batch, _draw_noise(batch), torch.Generator().manual_seed(7))
+        noisy = denoise_no_grad(
+            model, SIGMAS, batch, _draw_noise(batch), torch.Generator().manual_seed(7)
+        )
     expected = -SIGMAS[-1] * (noisy * batch.free_B1F11).sum()
     assert model.weight.grad is not None
     torch.testing.assert_close(model.weight.grad, expected)
@@ -120,6 +122,8 @@ def test_ranks_draw_other_noise() -> None:
     for slot in range(2):
         draws = Draws(0, 0, slot)
         with torch.no_grad():
-            noisy = approach(Factor(0.5), SIGMAS, batch, _draw_noise(batch), draws.own("renoise"))
+            noisy = denoise_no_grad(
+                Factor(0.5), SIGMAS, batch, _draw_noise(batch), draws.own("renoise")
+            )
         results.append(noisy)
     assert not torch.isclose(*results)[0, :, 1:].any()
