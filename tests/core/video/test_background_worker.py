@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from turbotalk_core.video.prefetch import BackgroundWorker
+from turbotalk_core.video.background_worker import BackgroundWorker
 
 
 def test_it_is_done_in_order_in_another_thread():
