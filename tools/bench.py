@@ -32,10 +32,10 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import theilslopes
 from torch import Tensor
 
-from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from tools.bench_page import to_page
 from tools.host import COMFYUI_VERSION, find_host
 from tools.host_process import PACK, import_host, load_pack, run_node
+from tools.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from training.hardware import name_cpu, read_resident_bytes
 from turbotalk_core import types
 from turbotalk_core.geometry import FPS

@@ -126,6 +126,7 @@ def identify_file(path, encoder, start="0", end=None, **settings):
     return make(speeches=(encode_speech(sound, encoder, **settings),))
 
 
+@pytest.mark.slow
 def test_the_same_voice_is_the_same_in_another_process(voice):
     program = """
 import sys

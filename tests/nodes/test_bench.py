@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.nodes.family import write_released_sizes
 from tools.bench import WARM, Scene, compare, main
+from tools.random_family import write_released_sizes
 
 
 def test_all_arms_make_the_video(host, pack):

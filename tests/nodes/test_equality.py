@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.nodes.family import TEXT_DIM
+from tools.random_family import TEXT_DIM
 from turbotalk_core.audio.conversation import encode_conversation
 from turbotalk_core.audio.encoder import load_audio_encoder
 from turbotalk_core.audio.features import encode_speech
