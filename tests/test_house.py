@@ -94,6 +94,11 @@ class TestPackaging:
         declared = {_name_of(requirement) for requirement in PROJECT["dependencies"]}
         assert _list_third_party_imports(CORE) == declared
 
+    def test_tools_do_not_import_tests(self) -> None:
+        imports = _list_third_party_imports(ROOT / "tools")
+        assert "turbotalk_core" in imports
+        assert "tests" not in imports
+
     def test_training_declares_what_it_imports(self) -> None:
         extras = PROJECT["optional-dependencies"]
         dependencies = PROJECT["dependencies"] + extras["train"]

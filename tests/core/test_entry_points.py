@@ -39,6 +39,7 @@ def test_a_whole_file_is_taken(name: str) -> None:
         target.door(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_damaged_file_is_taken_or_refused(name: str) -> None:
     taken = [feed(TARGETS[name].door, data) for data in corpus(TARGETS[name], NUM_DAMAGED)]
@@ -64,6 +65,7 @@ CLAIMS = ("num_heads", "audio_heads", "text_dim", "num_hidden_layers", "conv_str
           "chunk_frames", "kind", "transformer")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_a_model_file_of_other_names_and_shapes_is_taken_or_refused(
@@ -264,6 +266,7 @@ def _read_peak() -> int:
     return 1024 * int(peak)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 def test_a_small_file_never_takes_large_memory() -> None:
     command = "from tests.core.test_entry_points import try_bombs; try_bombs()"

@@ -32,8 +32,8 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import theilslopes
 from torch import Tensor
 
-from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from tools.benchmark.page import to_page
+from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from tools.comfy.download import COMFYUI_VERSION, find_host
 from tools.comfy.in_process import PACK, import_host, load_pack, run_node
 from training.benchmark.hardware import name_cpu, read_resident_bytes

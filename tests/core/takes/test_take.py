@@ -243,6 +243,7 @@ def begun(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_torn_record_never_was(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("torn") / "take"
