@@ -1,4 +1,4 @@
-"""Node: speakers to what the encoder hears of each per video frame."""
+"""Node: speakers to audio features of each, per video frame."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .widgets import find_span, make_encode_inputs
 
 
 class EncodeSpeakers(io.ComfyNode):
-    """Lets the audio encoder hear a conversation."""
+    """Node that encodes the voices of several speakers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkEncodeSpeakers",
             display_name="TurboTalk · Encode speakers",
@@ -62,7 +62,7 @@ class EncodeSpeakers(io.ComfyNode):
         start_seconds: float = 0.0,
         end_seconds: float = 0.0,
     ) -> io.NodeOutput:
-        """Hear the conversation."""
+        """Encode the conversation."""
         span = find_span(start_seconds, end_seconds)
         conversation = encode_conversation(
             [

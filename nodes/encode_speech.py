@@ -1,4 +1,4 @@
-"""Node: AUDIO to what the encoder hears per video frame."""
+"""Node: AUDIO to audio features per video frame."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ from .widgets import find_span, make_encode_inputs
 
 
 class EncodeSpeech(io.ComfyNode):
-    """Lets the audio encoder hear a voice."""
+    """Node that encodes a voice."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkEncodeSpeech",
             display_name="TurboTalk · Encode speech",

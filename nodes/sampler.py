@@ -31,7 +31,7 @@ from .host.audio_adapter import HostAdapter, find_audio_adapter
 from .host.convert import check_finite, pictures_from_host
 from .host.denoiser import HostDenoiser
 from .host.encoders import make_image_encoder, read_texts
-from .host.messages import read_shipped, show_notes
+from .host.messages import read_shipped, show_quality_warnings
 from .host.progress import HostProgress, check_stop
 from .host.takes import choose_folder, describe_graph, fingerprint_networks
 from .host.vae import HostVAE
@@ -45,11 +45,11 @@ NOT_CONNECTED = object()  # at validation time a connected input is None
 
 
 class Sampler(io.ComfyNode):
-    """Makes a take."""
+    """Node that samples a take."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Describe the node."""
+        """Return the schema of the node."""
         return io.Schema(
             node_id="TurboTalkSampler",
             display_name="TurboTalk · Sampler (1-4 steps)",
@@ -260,7 +260,7 @@ class Sampler(io.ComfyNode):
         sigmas: object = NOT_CONNECTED,
         positive: object = NOT_CONNECTED,
     ) -> bool | str:
-        """Refuse before running what the core would refuse; a linked value is None here."""
+        """Check the values before the run as the core does; a linked value is None here."""
         if (
             steps is None
             or width is None
@@ -320,7 +320,7 @@ class Sampler(io.ComfyNode):
         clip_vision: Any = None,
         anchor: str = "auto",
     ) -> io.NodeOutput:
-        """Sample."""
+        """Sample the take."""
         pictures = pictures_from_host(reference_image)
         model_patch = find_audio_adapter(model)
         shipped = read_shipped(model, model_patch)
@@ -344,7 +344,7 @@ class Sampler(io.ComfyNode):
             max_frames=_count_frames(max_seconds),
             anchors_chunks=shipped.anchors_chunks if anchor == "auto" else anchor == "on",
         )
-        show_notes(shipped, request, cls.hidden.unique_id)
+        show_quality_warnings(shipped, request, cls.hidden.unique_id)
         image_embeds_BND, image_encoder = make_image_encoder(model, clip_vision_output, clip_vision)
         with HostDenoiser.of_request(model, request) as denoiser:
             text_BND, later_texts = read_texts(positive)
@@ -381,7 +381,7 @@ def _record(
     weights: str,
     graph: str,
 ) -> Take:
-    """Generate into a take, or continue the one that was begun for the same work."""
+    """Generate a take, or continue an unfinished one with the same cache key."""
     with render_video(
         request,
         pictures,

@@ -13,17 +13,13 @@ from torch import Tensor
 from .sound import Sound, Span
 
 _DIGEST_BYTES = 16
-
-
 _BLOCK = 1 << 20  # bytes of a file read at a time
-
-
-SAMPLES_PER_WEIGHT = 64  # values that stand for a weight: a 14B model takes a second
+SAMPLES_PER_WEIGHT = 64  # values read of each weight: a 14B model takes a second
 
 
 @runtime_checkable
 class Digested(Protocol):
-    """Pictures or a sound with a shorter way to their digest than decoding all of them."""
+    """Pictures or a sound whose digest needs no decoding, for example that of their file."""
 
     def digest(self) -> str:
         """Return hexadecimal digits that differ for different content."""
@@ -34,7 +30,7 @@ def digest(*tensors: Tensor) -> str:
     """Compute a digest of all values, types and shapes of tensors.
 
     Args:
-        *tensors: any.
+        *tensors: any tensors.
 
     Returns:
         Hexadecimal digits.
@@ -51,7 +47,7 @@ def digest_text(text: str) -> str:
     """Compute a digest of a text.
 
     Args:
-        text: any.
+        text: any text.
 
     Returns:
         Hexadecimal digits.
@@ -63,7 +59,7 @@ def digest_sound(sound: Sound) -> str:
     """Compute a digest of all samples of a sound, or of all bytes of its file, which are fewer.
 
     Args:
-        sound: of any length; memory is that of one block.
+        sound: sound of any length; one block is in memory at a time.
 
     Returns:
         Hexadecimal digits.
@@ -78,7 +74,8 @@ def digest_sound(sound: Sound) -> str:
         hashed.update(f"{spans} {source.digest()}".encode())
     else:
         for block_CS in sound.blocks():
-            # Sample by sample, all channels of each: so blocks of any lengths give the same.
+            # Sample by sample, all channels of each, so that the digest does not depend on the
+            # lengths of the blocks.
             hashed.update(block_CS.T.contiguous().numpy().data)
     return hashed.hexdigest()
 
@@ -87,13 +84,13 @@ def digest_file(path: Path) -> str:
     """Compute a digest of all bytes of a file.
 
     Args:
-        path: of a file.
+        path: path of a file.
 
     Returns:
         Hexadecimal digits.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: if it cannot be read.
     """
     hashed = blake2b(digest_size=_DIGEST_BYTES)
     with path.open("rb") as file:
@@ -105,11 +102,11 @@ def digest_file(path: Path) -> str:
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
     """Compute a digest of names, types, shapes and evenly spread values of weights.
 
-    No training, merged LoRA or conversion leaves all of these as they were, and reading them takes
-    a second where all values would take minutes.
+    Training, merging a LoRA and conversion each change some of these. Reading them takes a second;
+    reading all values would take minutes.
 
     Args:
-        weights: by name, in an order that is always the same.
+        weights: weights by name, always in the same order.
 
     Returns:
         Hexadecimal digits.

@@ -1,8 +1,8 @@
-"""Model files on disk to networks behind the pipeline's ports, for programs without a host.
+"""Loading of model files on disk to networks for the pipeline, for programs without a host.
 
-Goes in: a folder laid out as ComfyUI's ``models``. Comes out: the request that a file ships with,
-and ``Models``. Separate because the command line and the evaluation both need it, and the nodes,
-whose networks are the host's, do not.
+Input: a folder with the layout of ComfyUI's ``models``. Output: the request that a file ships with,
+and ``Models``. Separate because the command line and the evaluation both need it, but not the
+nodes, whose networks are the host's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .models.denoiser import ProjectionAdapter, WanDenoiser
 from .models.text_encoder import encode_prompt
 from .models.vae import WanVAE
 from .pipeline import Models
-from .request import MAX_DISTILLED_STEPS, TalkRequest
+from .request import CHUNK_FRAMES, MAX_DISTILLED_STEPS, NUM_MOTION_FRAMES, TalkRequest
 from .safe_io.paths import is_file, is_folder
 
 EMBEDDED_MODELS = Path(__file__).parent.parent / "models"
@@ -37,7 +37,7 @@ DMD = "turbotalk_tiny_dmd.safetensors"
 DMD_ADAPTER = "turbotalk_tiny_dmd_adapter.safetensors"
 AUDIO_ENCODER = "turbotalk_tiny_wav2vec2.safetensors"
 VAE = "turbotalk_tiny_vae.safetensors"
-_OWN_ADAPTERS = {STUDENT: STUDENT_ADAPTER, DMD: DMD_ADAPTER}  # of the others it is ADAPTER
+_OWN_ADAPTERS = {STUDENT: STUDENT_ADAPTER, DMD: DMD_ADAPTER}  # all others use ADAPTER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +46,13 @@ class ModelFiles:
 
     Attributes:
         dit: video transformer.
-        adapter: audio adapter; the same file where they are merged.
+        adapter: audio adapter; the same file if they are merged.
         audio_encoder: wav2vec2.
         vae: video VAE.
-        text_encoder: umT5, for prompts; None where there are none.
-        tokenizer: of the text encoder; None where it is inside of its file.
+        text_encoder: umT5, for prompts; None if there are none.
+        tokenizer: tokenizer of the text encoder; None if it is inside of its file.
         image_encoder: CLIP; None for a transformer without an image branch.
-        loras: merged into the transformer, each with its strength.
+        loras: LoRAs to merge into the transformer, each with its strength.
         infos: headers of these files that were read so far; filled by ``inspect``.
     """
 
@@ -67,19 +67,19 @@ class ModelFiles:
     infos: dict[Path, CheckpointInfo] = field(default_factory=dict, repr=False, compare=False)
 
     def inspect(self, path: Path) -> CheckpointInfo:
-        """Read the header of one of these files, or return what was read before.
+        """Return the description of one of these files, reading its header only once.
 
-        A header is needed for settings, for warnings and to load the weights; a ``.pth`` file must
-        be unpickled for it.
+        It is needed for settings, for warnings and to load the weights; a ``.pth`` file must be
+        unpickled for it.
 
         Args:
-            path: of one of these files.
+            path: path of one of these files.
 
         Returns:
-            What the file is.
+            Its description.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: if the file cannot be read.
         """
         if path not in self.infos:
             self.infos[path] = inspect(path)
@@ -99,36 +99,36 @@ def find_model_files(
     loras: Sequence[tuple[str, float]] = (),
     num_steps: int | None = None,
 ) -> ModelFiles:
-    """Find model files by name in the sub-folders where ComfyUI keeps them.
+    """Find model files by name in the sub-folders of ComfyUI's layout.
 
     Args:
-        folder: holds diffusion_models, model_patches, audio_encoders, vae, text_encoders,
-            clip_vision and loras.
-        dit: video transformer; None takes the embedded one made for ``num_steps``, or the teacher
-            where that is not there.
-        adapter: audio adapter; None takes the one merged into the transformer's file, or else the
+        folder: folder that contains diffusion_models, model_patches, audio_encoders, vae,
+            text_encoders, clip_vision and loras.
+        dit: video transformer; None selects the embedded one made for ``num_steps``, or the teacher
+            if that does not exist.
+        adapter: audio adapter; None selects the one merged into the transformer's file, or else an
             embedded one: a student's own for an embedded student, the teacher's for any other.
         audio_encoder: wav2vec2.
         vae: video VAE.
         text_encoder: umT5, or None.
-        tokenizer: beside the text encoder, or None.
+        tokenizer: its tokenizer, in the folder of the text encoder, or None.
         image_encoder: CLIP, or None.
-        loras: each with its strength.
-        num_steps: that will be asked for; None is 1. One embedded student is for 1, one for 2 to 4.
+        loras: LoRAs, each with its strength.
+        num_steps: steps of the request; None is 1. One embedded student is for 1, one for 2 to 4.
 
     Returns:
         Paths that exist.
 
     Raises:
-        CheckpointError: a file that is not there, and those that are.
+        CheckpointError: if a file does not exist; the message lists those that do.
     """
     texts = folder / "text_encoders"
     is_embedded = dit is None
     if dit is None:
-        made = STUDENT if num_steps in (None, 1) else DMD
+        student = STUDENT if num_steps in (None, 1) else DMD
         is_distilled = num_steps is None or num_steps <= MAX_DISTILLED_STEPS
-        is_there = is_file(folder / "diffusion_models" / made)
-        dit = made if is_distilled and is_there else TEACHER
+        exists = is_file(folder / "diffusion_models" / student)
+        dit = student if is_distilled and exists else TEACHER
     dit_path = _find(folder / "diffusion_models", dit)
     infos: dict[Path, CheckpointInfo] = {}
     if adapter is None and not is_embedded:
@@ -153,10 +153,10 @@ def find_model_files(
 
 
 def read_request(dit: ModelFile) -> TalkRequest:
-    """Read the settings that a video transformer ships with, seed 0.
+    """Read the settings that a video transformer ships with; the seed is 0.
 
-    They stand in the file's metadata under ``turbotalk``, named as in ``TalkRequest`` but for
-    ``steps``. A file without them gets InfiniteTalk's own at its smaller size.
+    They are in the file's metadata under ``turbotalk``, named as in ``TalkRequest`` except for
+    ``steps``. Without them, the settings are InfiniteTalk's own at its smaller size.
 
     Args:
         dit: file of a video transformer.
@@ -166,7 +166,7 @@ def read_request(dit: ModelFile) -> TalkRequest:
         trained at.
 
     Raises:
-        CheckpointError: no such file, not a model file, or settings that are out of range.
+        CheckpointError: if the file is missing or no model file, or settings are out of range.
     """
     info = dit if isinstance(dit, CheckpointInfo) else inspect(dit)
     settings = info.settings
@@ -179,8 +179,8 @@ def read_request(dit: ModelFile) -> TalkRequest:
         "audio_guidance_scale": settings.get("audio_guidance_scale", 4.0),
         "height": settings.get("height", 640),
         "width": settings.get("width", 640),
-        "chunk_frames": settings.get("chunk_frames", 81),
-        "num_motion_frames": settings.get("num_motion_frames", 9),
+        "chunk_frames": settings.get("chunk_frames", CHUNK_FRAMES),
+        "num_motion_frames": settings.get("num_motion_frames", NUM_MOTION_FRAMES),
         "anchors_chunks": settings.get("anchors_chunks", False),
     }
     try:
@@ -202,27 +202,27 @@ def load_models(
     prompt: str | None = None,
     negative_prompt: str | None = None,
 ) -> Models:
-    """Build the networks, and read the prompt.
+    """Load the networks, and encode the prompts.
 
     Args:
-        files: the audio encoder's is not read here; speech is encoded before.
-        device: where the networks run.
+        files: model files; the audio encoder is not loaded here, as speech is encoded before.
+        device: device of the networks.
         audio_scale: strength of the audio adapter, 1 as trained.
-        dtype: of the weights of transformer, adapter and text encoder in memory, whatever the files
-            hold.
-        teacache_threshold: of a request; None runs all blocks in all steps.
-        prompt: what the video shows, of ``prompts.parse_prompts``; None is the null text.
-        negative_prompt: what text guidance leads away from; None is the null text.
+        dtype: dtype of the weights of transformer, adapter and text encoder in memory, whatever
+            the files contain.
+        teacache_threshold: threshold of the request; None runs all blocks in all steps.
+        prompt: prompt in the format of ``prompts.parse_prompts``; None is the null text.
+        negative_prompt: prompt that text guidance leads away from; None is the null text.
 
     Returns:
-        Networks; codec and image encoder are in float32.
+        The networks; VAE and image encoder are in float32.
 
     Raises:
-        CheckpointError: a file that is damaged or of another kind.
-        MismatchError: an adapter or a LoRA made for another transformer.
-        RequestError: a prompt without a text encoder, or a negative one alone.
+        CheckpointError: if a file is damaged or of another kind.
+        MismatchError: if an adapter or a LoRA was made for another transformer.
+        RequestError: if there is a prompt without a text encoder, or a negative prompt alone.
     """
-    # First, because its network is large and gone again when the others come.
+    # First, because the text encoder is large and is freed before the others are loaded.
     texts, null_text_BND = _read_prompts(files, device, dtype, prompt, negative_prompt)
     model, projection = load_dit(
         files.inspect(files.dit), files.inspect(files.adapter), dtype, files.loras
@@ -244,16 +244,16 @@ def load_models(
 
 
 def compile_networks(models: Models, device: torch.device) -> None:
-    """Let torch compile what takes the time: the transformer's blocks and the VAE's decoder.
+    """Compile the slowest parts with torch: the transformer's blocks and the VAE's decoder.
 
     Results are the same up to rounding. The first chunk takes a minute or more longer.
 
     Args:
-        models: of ``load_models``; changed.
-        device: where they run.
+        models: result of ``load_models``; changed in place.
+        device: device of the networks.
 
     Raises:
-        RequestError: on a CPU without a C++ compiler.
+        RequestError: if the device is a CPU and there is no C++ compiler.
     """
     assert isinstance(models.denoiser, WanDenoiser)
     assert isinstance(models.vae, WanVAE)
@@ -270,7 +270,7 @@ def fingerprint_weights(models: Models) -> str:
     """Compute the fingerprint of all networks, for the cache key.
 
     Args:
-        models: of ``load_models``.
+        models: result of ``load_models``.
 
     Returns:
         Hexadecimal digits.
@@ -279,13 +279,13 @@ def fingerprint_weights(models: Models) -> str:
 
 
 def iterate_weights(models: Models) -> Iterator[tuple[str, Tensor]]:
-    """List the weights of all networks, for ``fingerprints.fingerprint``.
+    """Yield the weights of all networks, for ``fingerprints.fingerprint``.
 
     Args:
-        models: of ``load_models``.
+        models: result of ``load_models``.
 
     Yields:
-        Names and weights, in the same order every time.
+        Names and weights, always in the same order.
     """
     assert isinstance(models.denoiser, WanDenoiser)
     assert isinstance(models.adapter, ProjectionAdapter)
@@ -329,7 +329,7 @@ def _read_prompts(
 
 def _find(folder: Path, name: str) -> Path:
     path = folder / name
-    if not (is_file(path) or is_folder(path)):  # a folder may stand for its shards
+    if not (is_file(path) or is_folder(path)):  # a folder may contain a sharded model
         files = (p.name for p in folder.glob("*") if p.suffix in (".safetensors", ".pth"))
         present = ", ".join(sorted(files)) or "nothing"
         raise CheckpointError(

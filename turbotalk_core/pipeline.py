@@ -1,7 +1,7 @@
-"""From a portrait and a voice to frames, chunk by chunk: the only file that knows all rooms.
+"""Generation of a talking video from a portrait and speech, chunk by chunk.
 
-Goes in: a request, the reference image, the speech and the networks behind ports. Comes out: an
-iterator of finished frames, so memory is one chunk whatever the length.
+Input: a request, reference images, encoded speech, and the networks behind ``protocols``. Output: an
+iterator of finished frames, so that one chunk is in memory whatever the length of the video.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N tokens, D width.
 """
@@ -42,18 +42,19 @@ from .types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The networks, and what they were told once for the whole video.
+    """The networks, and those of their inputs that are the same for the whole video.
 
     Attributes:
-        codec: the video VAE.
+        vae: the video VAE.
         denoiser: the diffusion model.
-        adapter: from audio windows to tokens.
+        adapter: the audio adapter, from audio windows to audio tokens.
         text_BND: embedding of the prompt, or None for the null text.
         null_text_BND: embedding of the negative prompt, or None for the null text.
         image_embeds_BND: CLIP tokens of the portrait, or None where the model has no image branch.
-        image_encoder: makes the CLIP tokens of each picture shown, instead of ``image_embeds_BND``.
-        later_texts: prompts that take the place of ``text_BND``, each with the video frame from
-            which on it holds, in order. A chunk gets what holds in the middle of its new frames.
+        image_encoder: encoder of each reference image to CLIP tokens, instead of
+            ``image_embeds_BND``.
+        later_texts: embeddings that replace ``text_BND``, each with the video frame at which it
+            starts, in order. A chunk uses the one that is valid in the middle of its new frames.
     """
 
     vae: VideoVAE
@@ -65,8 +66,8 @@ class Models:
     image_encoder: ImageEncoder | None = None
     later_texts: tuple[tuple[int, Tensor], ...] = ()
 
-    def list_told(self) -> dict[str, Tensor | None]:
-        """List what they were told, by names for people, for ``cache_key.identify``."""
+    def cache_fields(self) -> dict[str, Tensor | None]:
+        """Return these inputs by readable names, for ``cache_key.compute_cache_key``."""
         later = {f"prompt from frame {start}": text_BND for start, text_BND in self.later_texts}
         return {
             "prompt": self.text_BND,
@@ -77,14 +78,14 @@ class Models:
 
 
 class NoProgress:
-    """Counts nothing."""
+    """Progress that is not shown."""
 
     def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
         """Do nothing."""
 
 
 def never_stop() -> None:
-    """Let the work go on."""
+    """Continue: a ``CheckStop`` that never stops."""
 
 
 _NO_PROGRESS = NoProgress()
@@ -94,7 +95,7 @@ def plan_video(request: TalkRequest, speeches: Sequence[Speech]) -> ChunkPlan:
     """Plan the chunks that ``generate`` will make.
 
     Args:
-        request: gives chunk and motion frames, and the longest video.
+        request: contains the numbers of chunk and motion frames, and the length limit.
         speeches: one per speaker; the video is as long as the longest.
 
     Returns:
@@ -115,19 +116,19 @@ def count_work(
     """Count the units that ``generate`` reports: network, encoder and decoder calls.
 
     Args:
-        plan: of the video.
-        request: gives steps and guidance.
+        plan: chunk plan of the video.
+        request: contains the number of steps and the guidance scales.
         num_pictures: length of the sequence of reference images; 1 for a portrait.
-        num_finished: chunks that are finished already.
+        num_finished: number of chunks that are finished already.
 
     Returns:
-        One for each reference image that is shown, and per chunk one to encode the motion frames,
+        One for each reference image that is encoded, and per chunk one to encode the motion frames,
         one per network call and one to decode.
     """
     calls = count_calls(request.guidance_scale, request.audio_guidance_scale)
     chunks = plan.chunks[num_finished:]
-    shown = {_pick(chunk, num_pictures) for chunk in chunks}
-    return len(shown) + len(chunks) * (request.num_inference_steps * calls + 2)
+    encoded = {_choose_picture(chunk, num_pictures) for chunk in chunks}
+    return len(encoded) + len(chunks) * (request.num_inference_steps * calls + 2)
 
 
 def generate(
@@ -141,11 +142,11 @@ def generate(
     regions_PHW: Tensor | None = None,
     chunk_state: ChunkState | None = None,
 ) -> Iterator[FrameChunk]:
-    """Make a talking video, one chunk after the other, each handed on before the next begins.
+    """Generate a talking video chunk by chunk; each is yielded before the next is generated.
 
     All noise comes from one CPU generator seeded by the request, in this order: for each chunk its
     noise, float32 [1, 16, F, H/8, W/8]; then, with the renoise update, one draw of that shape per
-    step but the last. ``Behaviour.draw_unused_noise`` may draw between.
+    step but the last. ``Behaviour.draw_unused_noise`` may draw in between.
 
     Args:
         request: all settings.
@@ -154,21 +155,21 @@ def generate(
             one at its start, or the last. A picture is read when a chunk needs it.
         speeches: one per speaker, in the order of their regions.
         models: the networks.
-        progress: told of each unit of ``count_work``; at the end of a chunk with its last frame.
-        check_stop: asked before each network, encoder or decoder call.
-        regions_PHW: of several speakers, of ``regions.fit_regions``.
+        progress: counts the units of ``count_work``; gets the last frame of each finished chunk.
+        check_stop: called before each network, encoder or decoder call.
+        regions_PHW: regions of several speakers, from ``regions.fit_regions``.
         chunk_state: state after the last finished chunk of the same video; the following chunks
             are exactly those of a run that was never stopped.
 
     Returns:
-        An iterator of chunks whose frames are float32 on the CPU and tile the video, or what is
-        left of it. Work begins when it is first asked.
+        An iterator of chunks whose frames are float32 on the CPU and tile the video, or the rest of
+        it. Nothing is generated before its first item is requested.
 
     Raises:
-        MismatchError: a reference image of another size than the request's, another number of
-            regions than of voices, or motion frames of another video.
-        RequestError: text guidance without a prompt.
-        OutOfMemoryError: the device has too little memory; chunks that were handed on stay good.
+        MismatchError: if a reference image has another size than the request, the numbers of
+            regions and voices differ, or the motion frames are of another video.
+        RequestError: if there is text guidance without a prompt.
+        OutOfMemoryError: if the device has too little memory; chunks yielded before are valid.
     """
     _check_picture(request, pictures[0])
     num_regions = 1 if regions_PHW is None else regions_PHW.shape[0] - 1
@@ -183,7 +184,7 @@ def generate(
             "use 1 (off)"
         )
     _check_chunk_state(request, chunk_state)
-    return _advise(
+    return _report_shortage(
         request,
         _generate(
             request, pictures, speeches, models, progress, check_stop, regions_PHW, chunk_state
@@ -191,19 +192,19 @@ def generate(
     )
 
 
-def _advise(request: TalkRequest, chunks: Iterator[FrameChunk]) -> Iterator[FrameChunk]:
-    """Say what to do where memory does not suffice."""
+def _report_shortage(request: TalkRequest, chunks: Iterator[FrameChunk]) -> Iterator[FrameChunk]:
+    """Convert out-of-memory errors to an ``OutOfMemoryError`` that contains the remedies."""
     try:
         yield from chunks
         return
     except RuntimeError as error:
         if not is_shortage(error):
             raise
-        told = str(error).split("\n")[0]
-    # Not in the block above, so that nobody who gets this holds what lay in memory then.
+        reason = str(error).split("\n")[0]
+    # Outside the except block: inside it, the traceback would keep the tensors of the failed call.
     raise OutOfMemoryError(
         f"memory ran out at {request.width}x{request.height} with chunks of "
-        f"{request.chunk_frames} frames, also in the ways that need less ({told}). Close what else "
+        f"{request.chunk_frames} frames, also in the ways that need less ({reason}). Close what else "
         "uses the device and run the same again, which goes on after the last finished chunk; or "
         "begin anew with a smaller size, fewer chunk_frames, or weights of a smaller dtype"
     )
@@ -228,41 +229,42 @@ def _generate(
         guidance_scale=request.guidance_scale,
         audio_guidance_scale=request.audio_guidance_scale,
         null_text_BND=models.null_text_BND,
-        # All chunks are equally long, so one set of null tokens serves them all. Guidance needs the
+        # All chunks are equally long, so they share one set of null tokens. Guidance needs the
         # prediction without any voice, which is the same for one speaker and for several.
         null_tokens=models.adapter(null_windows(speeches[0].features, plan.chunks[0])),
         uses_apg=request.uses_apg,
     )
     first_BCHW = pictures[0]
-    # The first chunk has one motion frame, the picture itself: so every chunk is sampled alike, as
-    # the continuation of given frames.
+    # The first chunk has one motion frame, the picture itself, so that every chunk is sampled in the
+    # same way: as the continuation of given frames.
     motion_frames_BCTHW = first_BCHW.unsqueeze(2)
     num_finished = 0
     if chunk_state is not None:
-        # With the frames and the generator as they were after the last finished chunk, all later
-        # chunks come out as in a run that never stopped.
+        # The frames and the generator are as they were after the last finished chunk, so all later
+        # chunks are the same as in a run that was never stopped.
         motion_frames_BCTHW, num_finished = chunk_state.motion_frames_BCTHW, chunk_state.num_chunks
         generator.set_state(chunk_state.noise_state_S)
-    conditioning, shown = None, None
+    conditioning, encoded_index = None, None
     for chunk in plan.chunks[num_finished:]:
         check_stop()
-        picked = _pick(chunk, len(pictures))
+        index = _choose_picture(chunk, len(pictures))
         # Encoding a whole clip costs many times as much as encoding motion frames, so it is done
         # only when the picture changes; a portrait is encoded once.
-        if conditioning is None or picked != shown:
-            conditioning, shown = _condition(request, pictures[picked], models, regions_PHW), picked
+        if conditioning is None or index != encoded_index:
+            conditioning = _condition(request, pictures[index], models, regions_PHW)
+            encoded_index = index
             progress.advance()
             check_stop()
         text_BND = _find_text(models, chunk)
         if conditioning.text_BND is not text_BND:
             conditioning = replace(conditioning, text_BND=text_BND)
-        # Motion frames are encoded anew: the codec is causal, so the latents that decoded to them
-        # also depend on frames before them, and do not fit the start of a clip.
+        # Motion frames are encoded again: the VAE is causal, so the latents that were decoded to
+        # them also depend on earlier frames, and do not fit the start of a clip.
         motion_latents_BCFHW = models.vae.encode(motion_frames_BCTHW)
         if request.anchors_chunks and motion_latents_BCFHW.shape[2] > 1:
             motion_latents_BCFHW = _anchor(motion_latents_BCFHW, conditioning)
         progress.advance()
-        # Before anything that ``sample`` draws: the order of the draws decides the frames.
+        # Before all draws of ``sample``: the order of the draws determines the frames.
         noise_BCFHW = _draw_noise(request, generator)
         if chunk.index > 0:
             behaviour.draw_unused_noise(request, motion_latents_BCFHW, generator)
@@ -271,7 +273,7 @@ def _generate(
             noise_BCFHW,
             sigmas,
             conditioning=conditioning,
-            tokens=_hear(behaviour, speeches, chunk, plan, models.adapter),
+            tokens=_make_tokens(behaviour, speeches, chunk, plan, models.adapter),
             guidance=guidance,
             update=request.update,
             motion_latents_BCFHW=motion_latents_BCFHW,
@@ -281,13 +283,13 @@ def _generate(
         )
         check_stop()
         frames_BCTHW = models.vae.decode(latents_BCFHW).to("cpu", torch.float32)
-        # Before joining and before the motion frames are cut off, so that the next chunk continues
-        # corrected colours and errors do not add up. In a dubbed video, too, towards the very first
-        # picture, as the reference does.
+        # Before joining and before the motion frames are taken, so that the next chunk continues
+        # corrected colours and errors do not accumulate. The target is the first picture, also in a
+        # dubbed video, as in the reference.
         frames_BCTHW = match_color(frames_BCTHW, first_BCHW, request.color_strength)
         if chunk.index > 0:
             frames_BCTHW = behaviour.join(frames_BCTHW, motion_frames_BCTHW)
-        # From the end of the whole chunk, kept or not: a shortened last chunk has no successor.
+        # The last frames of the whole chunk, kept or not: only the last chunk is ever shortened.
         motion_frames_BCTHW = frames_BCTHW[:, :, -request.num_motion_frames :]
         chunk_state = ChunkState(
             num_chunks=chunk.index + 1,
@@ -299,18 +301,18 @@ def _generate(
         yield finished
 
 
-def _pick(chunk: Chunk, num_pictures: int) -> int:
-    """Choose the picture that a chunk is shown: the frame at its start, or the last there is."""
+def _choose_picture(chunk: Chunk, num_pictures: int) -> int:
+    """Return the index of a chunk's reference image: the one at its start, or the last."""
     return min(chunk.start, num_pictures - 1)
 
 
 def _find_text(models: Models, chunk: Chunk) -> Tensor | None:
-    """Choose the text of a chunk; without a prompt it is the negative one's, as for guidance."""
+    """Return the text embedding of a chunk; without a prompt, the null text used by guidance."""
     if models.text_BND is None:
         return models.null_text_BND
     middle = (chunk.keep_start + chunk.keep_stop) // 2
-    held = [text_BND for start, text_BND in models.later_texts if start <= middle]
-    return held[-1] if held else models.text_BND
+    valid = [text_BND for start, text_BND in models.later_texts if start <= middle]
+    return valid[-1] if valid else models.text_BND
 
 
 def _check_picture(request: TalkRequest, picture_BCHW: Tensor) -> None:
@@ -342,20 +344,20 @@ def _check_chunk_state(request: TalkRequest, chunk_state: ChunkState | None) -> 
         ) from error
 
 
-def _hear(
+def _make_tokens(
     behaviour: Behaviour,
     speeches: Sequence[Speech],
     chunk: Chunk,
     plan: ChunkPlan,
     adapter: AudioAdapter,
 ) -> AudioTokens:
-    """Make the tokens of all voices for one chunk, one speaker's after the other's."""
+    """Compute the audio tokens of all voices for one chunk, one speaker after the other."""
 
-    def hear(features: FeatureRows) -> Tensor:
+    def project(features: FeatureRows) -> Tensor:
         features = behaviour.select_rows(features, chunk, is_last=chunk is plan.chunks[-1])
         return adapter(take_windows(hold_last_row(features, chunk.stop), chunk)).tokens_FND
 
-    tokens = [hear(speech.features) for speech in speeches]
+    tokens = [project(speech.features) for speech in speeches]
     return AudioTokens(tokens_FND=torch.cat(tokens, 1), num_speakers=len(tokens))
 
 
@@ -377,9 +379,9 @@ def _condition(
 
 
 def _anchor(motion_latents_BCFHW: Tensor, conditioning: Conditioning) -> Tensor:
-    """Put the latents of the reference image in the place of the first motion latents.
+    """Replace the first motion latents by the latents of the reference image.
 
-    The other motion latents follow from frames before them, as they would without an anchor.
+    The other motion latents depend on the frames before them, as without an anchor.
     """
     image_BCFHW = conditioning.reference_BCFHW[:, MASK_CHANNELS:, :1].to(motion_latents_BCFHW)
     return torch.cat((image_BCFHW, motion_latents_BCFHW[:, :, 1:]), 2)

@@ -18,7 +18,7 @@ MANY_STEPS = 40  # InfiniteTalk: the defaults of its command line
 AUDIO_GUIDANCE = 4.0
 
 
-def advise(
+def find_quality_warnings(
     request: TalkRequest,
     settings: Mapping[str, Any] | None,
     has_lora: bool = False,
@@ -41,25 +41,27 @@ def advise(
     settings = _drop_damage(settings or {})
     adapter_settings = _drop_damage(adapter_settings or {})
     is_student = settings.get("kind") == STUDENT
-    notes = _advise_student(request, settings) if is_student else []
+    warnings = _find_student_warnings(request, settings) if is_student else []
     if not is_student and not has_lora:
-        notes = _advise_teacher(request, settings)
+        warnings = _find_teacher_warnings(request, settings)
     shift = settings.get("shift", request.shift)
     if request.sigmas is None and request.shift != shift and not has_lora:
-        notes.append(f"shift is {request.shift:g}, the model was trained with {shift:g}: use that")
+        warnings.append(
+            f"shift is {request.shift:g}, the model was trained with {shift:g}: use that"
+        )
     longest = settings.get("chunk_frames", CHUNK_FRAMES)
     if request.chunk_frames > longest:
-        notes.append(
+        warnings.append(
             f"chunks have {request.chunk_frames} frames, the model was trained on {longest}: "
             f"towards their ends faces may change, so use at most {longest}"
         )
     kind, adapter_kind = settings.get("kind"), adapter_settings.get("kind")
     if kind is not None and adapter_kind is not None and kind != adapter_kind:
-        notes.append(
+        warnings.append(
             f"the audio adapter was trained with a {adapter_kind}, the model is a {kind}: lips "
             f"may miss the voice, so load the {kind}'s own adapter"
         )
-    return notes
+    return warnings
 
 
 def _drop_damage(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,11 +74,11 @@ def _drop_damage(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _advise_student(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:
-    notes = []
+def _find_student_warnings(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:
+    warnings = []
     num_steps = settings.get("steps", MAX_DISTILLED_STEPS)
     if request.num_inference_steps > num_steps:
-        notes.append(
+        warnings.append(
             f"steps are {request.num_inference_steps}, the student was distilled for {num_steps}: "
             "more make it slower, not better"
         )
@@ -85,39 +87,39 @@ def _advise_student(request: TalkRequest, settings: Mapping[str, Any]) -> list[s
         ("audio guidance", request.audio_guidance_scale, settings.get("audio_guidance_scale", 1.0)),
     ):
         if scale != shipped:
-            notes.append(
+            warnings.append(
                 f"{name} is {scale:g}, the student has its teacher's guidance inside: use "
                 f"{shipped:g}" + " (off)" * (shipped == 1)
             )
     schedule = settings.get("schedule", "distilled")
     if request.sigmas is None and request.schedule != schedule:
-        notes.append(
+        warnings.append(
             f"the schedule is {request.schedule}, the student knows the noise levels of {schedule} "
             "alone: use that"
         )
     update = settings.get("update", "renoise")
     if request.update != update:
-        notes.append(f"the update is {request.update}, the student was distilled with {update}")
-    return notes
+        warnings.append(f"the update is {request.update}, the student was distilled with {update}")
+    return warnings
 
 
-def _advise_teacher(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:
+def _find_teacher_warnings(request: TalkRequest, settings: Mapping[str, Any]) -> list[str]:
     num_steps = settings.get("steps", MANY_STEPS)
     if request.num_inference_steps <= MAX_DISTILLED_STEPS:
         return [
             f"steps are {request.num_inference_steps}, and the model is not known to be distilled: "
             f"load a student or a step-distilled LoRA, or use about {num_steps} steps"
         ]
-    notes = []
+    warnings = []
     scale = settings.get("audio_guidance_scale", AUDIO_GUIDANCE)
     if request.audio_guidance_scale == 1 and scale != 1:
-        notes.append(
+        warnings.append(
             f"audio guidance is 1 (off), and the model is not distilled: use {scale:g}, or lips "
             "follow the voice weakly"
         )
     if request.update == "renoise":
-        notes.append(
+        warnings.append(
             "the update is renoise, which is for distilled models: use euler, or load a student or "
             "a step-distilled LoRA"
         )
-    return notes
+    return warnings

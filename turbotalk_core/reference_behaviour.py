@@ -1,8 +1,8 @@
-"""Where InfiniteTalk's own pipeline behaves otherwise than this one, for comparisons with it.
+"""Behaviour of InfiniteTalk's pipeline where it differs from this one, for comparisons with it.
 
-``pipeline`` calls the methods of ``Behaviour`` at each such place, and ``choose_behaviour`` is the
-only reader of ``TalkRequest.follows_reference``. Separate because these are the deviations that
-change frames and that no user wants; docs/numerics.md lists all of them.
+``pipeline`` calls a method of ``Behaviour`` at each such place, and ``choose_behaviour`` is the only
+reader of ``TalkRequest.follows_reference``. Separate because these deviations change frames and are
+of no use outside of comparisons; docs/numerics.md lists all of them.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width.
 Source: InfiniteTalk, wan/multitalk.py, generate_infinitetalk.
@@ -20,22 +20,22 @@ from .chunking.stitch import join_frames
 from .request import TalkRequest
 from .types import Chunk, ChunkPlan, FeatureRows
 
-_MIRRORED_TOO_MANY = 3  # rows that the reference mirrors beyond those that are missing
-_PASSED_OVER = (".alpha", ".lora_A.weight", ".lora_B.weight")
+_EXTRA_MIRRORED = 3  # rows that the reference mirrors beyond the missing ones
+_SKIPPED = (".alpha", ".lora_A.weight", ".lora_B.weight")
 
 
 class Behaviour:
-    """What TurboTalk does at each place where InfiniteTalk does something else."""
+    """TurboTalk's behaviour at each place where InfiniteTalk's differs."""
 
     def count_frames(self, lengths: Sequence[int], plan: Callable[[int], ChunkPlan]) -> int:
-        """Count the frames of a video: until the longest voice has ended.
+        """Count the frames of a video: as many as those of the longest voice.
 
         Args:
-            lengths: of the voices, video frames.
-            plan: returns the chunks of a number of frames.
+            lengths: lengths of the voices, video frames.
+            plan: function that returns the chunk plan of a number of frames.
 
         Returns:
-            Frames.
+            The number of frames.
         """
         return max(lengths)
 
@@ -43,8 +43,8 @@ class Behaviour:
         """Select the audio features of a voice that a chunk may use: all, encoded silence included.
 
         Args:
-            features: of one voice.
-            chunk: that uses them.
+            features: features of one voice.
+            chunk: the chunk that uses them.
             is_last: whether no other chunk follows.
 
         Returns:
@@ -58,7 +58,7 @@ class Behaviour:
         """Draw nothing beyond the noise that is used."""
 
     def join(self, frames_BCTHW: Tensor, motion_frames_BCTHW: Tensor) -> Tensor:
-        """Fade the codec's error out of the first new frames of a later chunk.
+        """Correct the first new frames of a later chunk by the VAE's error, fading out.
 
         Args:
             frames_BCTHW: all frames of the chunk, as decoded.
@@ -71,10 +71,10 @@ class Behaviour:
 
 
 class ReferenceBehaviour(Behaviour):
-    """What InfiniteTalk does instead; see ``Behaviour``."""
+    """InfiniteTalk's behaviour; see ``Behaviour``."""
 
     def count_frames(self, lengths: Sequence[int], plan: Callable[[int], ChunkPlan]) -> int:
-        """Count whole chunks to the end of the first voice, cut to the length of the last."""
+        """Count the frames of whole chunks that cover the first voice, at most those of the last."""
         return min(plan(lengths[0]).chunks[-1].stop, lengths[-1])
 
     def select_rows(self, features: FeatureRows, chunk: Chunk, *, is_last: bool) -> FeatureRows:
@@ -84,9 +84,9 @@ class ReferenceBehaviour(Behaviour):
     def draw_unused_noise(
         self, request: TalkRequest, motion_latents_BCFHW: Tensor, generator: torch.Generator
     ) -> None:
-        """Draw the noise that is added to motion latents and then overwritten.
+        """Draw the noise that InfiniteTalk adds to motion latents and then overwrites.
 
-        Nothing reads it, but it advances the generator, so that all later noise is different.
+        It is not used, but it advances the generator, so that all later noise is different.
         """
         for _ in range(1 + request.num_inference_steps):
             torch.randn(motion_latents_BCFHW.shape, generator=generator)
@@ -97,10 +97,10 @@ class ReferenceBehaviour(Behaviour):
 
 
 def choose_behaviour(request: TalkRequest) -> Behaviour:
-    """Choose what the pipeline does where the two differ.
+    """Return the behaviour of the pipeline where the two differ.
 
     Args:
-        request: ``follows_reference`` decides.
+        request: contains ``follows_reference``.
 
     Returns:
         TurboTalk's behaviour or InfiniteTalk's.
@@ -112,7 +112,7 @@ def drop_silence(features: FeatureRows) -> FeatureRows:
     """Drop the rows of encoded silence that follow a voice.
 
     Args:
-        features: of one voice.
+        features: features of one voice.
 
     Returns:
         The rows of the voice.
@@ -124,19 +124,19 @@ def mirror_end(features: FeatureRows, stop: int) -> FeatureRows:
     """Continue a voice with its own last rows in reverse.
 
     Args:
-        features: of one voice; rows of encoded silence are dropped.
+        features: features of one voice; rows of encoded silence are dropped.
         stop: end of the last chunk, in video frames.
 
     Returns:
-        Rows of the voice, and where it ends before ``stop``, its last rows in reverse, three more
-        than are missing.
+        The rows of the voice; if it ends before ``stop``, followed by its last rows in reverse,
+        three more than are missing.
     """
     length = features.num_frames
     if stop < length:
         return drop_silence(features)
     return Renumbered(
         features=features,
-        num_rows=length + min(length, stop - length + _MIRRORED_TOO_MANY),
+        num_rows=length + min(length, stop - length + _EXTRA_MIRRORED),
         find=lambda rows: torch.where(rows < length, rows, 2 * length - 1 - rows),
     )
 
@@ -148,7 +148,7 @@ def select_lora_tensors(lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
         lora: all tensors of the file.
 
     Returns:
-        Those without alpha, so that alpha / rank is 1, and without pairs that are spelt ``lora_A``
-        and ``lora_B``; for ``checkpoints.lora.merge_lora``.
+        All tensors but alphas, so that alpha / rank is 1, and pairs named ``lora_A`` and
+        ``lora_B``; for ``checkpoints.lora.merge_lora``.
     """
-    return {name: tensor for name, tensor in lora.items() if not name.endswith(_PASSED_OVER)}
+    return {name: tensor for name, tensor in lora.items() if not name.endswith(_SKIPPED)}

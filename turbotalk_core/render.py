@@ -1,8 +1,8 @@
-"""One run from inputs to a take on disk: begun, or continued where an earlier run stopped.
+"""Rendering of a talking video to a take on disk, continuing an unfinished one.
 
 The command line, the sampler node and the benchmark all go through ``render_video``. It finds the
 speakers' regions, plans the chunks, computes the cache key, opens the take, and generates and
-writes the chunks that are missing. Separate from ``pipeline``, which knows no files.
+writes the chunks that are missing. Separate from ``pipeline``, which does not use files.
 
 Axes: T video frames, H height, W width, C channels, P speakers and last the background.
 """
@@ -21,7 +21,7 @@ from .conditioning.regions import find_masks, fit_regions
 from .pipeline import Models, NoProgress, count_work, generate, never_stop, plan_video
 from .protocols import CheckStop, Progress
 from .request import TalkRequest
-from .takes.cache_key import CacheKey, identify
+from .takes.cache_key import CacheKey, compute_cache_key
 from .takes.take import Take, TakeWriter, open_take
 from .types import ChunkPlan, Conversation, Speaker
 
@@ -35,12 +35,12 @@ class Rendering:
     Attributes:
         request: all settings.
         references: the pictures, fitted to the video.
-        conversation: what is said.
+        conversation: the encoded voices.
         models: the networks.
-        regions_PHW: of several speakers; None for one.
+        regions_PHW: regions of several speakers; None for one.
         plan: all chunks of the video.
-        found: the take as an earlier run left it; without chunks where the take begins anew.
-        writer: writes to the take.
+        found: the take as an earlier run left it; without chunks if the take is new.
+        writer: writer of the take.
     """
 
     request: TalkRequest
@@ -54,34 +54,34 @@ class Rendering:
 
     @property
     def take(self) -> Take:
-        """The take with all chunks that are on the disk by now; complete after the block."""
+        """The take with all chunks that are on disk so far; complete after the block."""
         return self.writer.take
 
     @property
     def changes(self) -> tuple[str, ...]:
-        """Why an unfinished take in the folder was discarded; empty where none was."""
+        """Why an unfinished take in the folder was discarded; empty if none was."""
         return self.writer.changes
 
     @property
     def num_chunks(self) -> int:
-        """Chunks of the whole video."""
+        """Number of chunks of the whole video."""
         return len(self.plan.chunks)
 
     @property
     def num_finished(self) -> int:
-        """Chunks that an earlier run finished."""
+        """Number of chunks that an earlier run finished."""
         return len(self.found.chunks)
 
     @property
     def num_units(self) -> int:
-        """Units of work that remain, as ``generate`` reports them to a ``Progress``."""
+        """Number of units of work that remain, as ``generate`` counts them."""
         return count_work(self.plan, self.request, len(self.references), self.num_finished)
 
     def read_finished(self) -> Iterator[Tensor]:
         """Read the frames that an earlier run finished.
 
         Yields:
-            uint8 [T, H, W, 3], in small batches; nothing where the take begins.
+            uint8 [T, H, W, 3], in small batches; nothing for a new take.
         """
         if self.found.chunks:
             yield from self.found.iterate()
@@ -93,16 +93,16 @@ class Rendering:
 
         Args:
             progress: counts the units of ``num_units``.
-            check_stop: raises to stop; chunks that were yielded stay on the disk.
+            check_stop: raises an exception to stop; chunks that were yielded stay on disk.
 
         Yields:
             The new frames of each chunk as they are in the file, uint8 [T, H, W, 3].
 
         Raises:
-            MismatchError: models or pictures that do not fit the request.
-            RequestError: text guidance without a prompt.
-            OutOfMemoryError: the device has too little memory.
-            OutputError: the disk refused a chunk.
+            MismatchError: if models or pictures do not fit the request.
+            RequestError: if there is text guidance without a prompt.
+            OutOfMemoryError: if the device has too little memory.
+            OutputError: if a chunk cannot be written.
         """
         if self.found.is_whole:
             return
@@ -145,34 +145,34 @@ def render_video(
     weights: str = "",
     others: Mapping[str, str] | None = None,
 ) -> Iterator[Rendering]:
-    """Open the take of a video, to generate what is missing of it.
+    """Open the take of a video, to generate its missing chunks.
 
     Args:
         request: all settings.
         pictures: the portrait alone, or the frames of a video to dub; [H, W, C] in [0, 1], any
             size, as ``reference.prepare_reference`` takes them.
-        conversation: of one speaker or several.
+        conversation: the encoded voices of one speaker or several.
         models: the networks.
-        folder: of the take; or a function that chooses it by the cache key.
-        weights: fingerprint of the networks' weights. Without it, a take that was begun with other
-            weights is continued.
-        others: what else decides the frames, by names for people.
+        folder: folder of the take; or a function that chooses it by the cache key.
+        weights: fingerprint of the networks' weights. Without it, an unfinished take that was made
+            with other weights is continued.
+        others: all else that determines the frames, by readable names.
 
     Yields:
-        The open take. Chunks are whole on the disk when the block has ended.
+        The open take. All its files are complete when the block has ended.
 
     Raises:
-        ImageError: regions that the picture or the video cannot have.
-        OutputError: the folder holds something else, another program writes to it, or the disk
-            refused.
+        ImageError: if the regions do not fit the picture or the video.
+        OutputError: if the folder contains other files, another program is writing to it, or the
+            disk cannot be written.
     """
     regions_PHW = find_regions(request, pictures[0], conversation.speakers)
     plan = plan_video(request, conversation.speeches)
-    key = identify(
+    key = compute_cache_key(
         request,
         conversation.speeches,
         pictures,
-        {"regions": regions_PHW, **models.list_told()},
+        {"regions": regions_PHW, **models.cache_fields()},
         weights,
         others,
     )
@@ -182,7 +182,7 @@ def render_video(
         height=request.height,
         width=request.width,
         length=plan.num_frames,
-        identity=key,
+        cache_key=key,
     ) as writer:
         yield Rendering(
             request=request,
@@ -199,20 +199,20 @@ def render_video(
 def find_regions(
     request: TalkRequest, picture_HWC: Tensor, speakers: Sequence[Speaker]
 ) -> Tensor | None:
-    """Find the region of each speaker on the latent cells of the video.
+    """Return the region of each speaker on the latent cells of the video.
 
-    Needs no network, so callers that load networks late can check the regions before.
+    It needs no network, so callers can check the regions before they load networks.
 
     Args:
-        request: gives the size of the video.
-        picture_HWC: that the speakers' regions were drawn on.
-        speakers: all of the conversation.
+        request: contains the size of the video.
+        picture_HWC: the picture on which the speakers' regions were drawn.
+        speakers: all speakers of the conversation.
 
     Returns:
         The regions of ``regions.fit_regions``; None for one speaker.
 
     Raises:
-        ImageError: regions that are missing, overlap, or lie outside the picture or the video.
+        ImageError: if regions are missing, overlap, or lie outside the picture or the video.
     """
     rows, columns = picture_HWC.shape[:2]
     masks = find_masks(speakers, (rows, columns))

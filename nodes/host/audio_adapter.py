@@ -133,15 +133,17 @@ class AudioAttentionPatch:
             )
         block = self.model_patch.model.blocks[options["block_index"]]
         tokens_BFND = tokens_BFND.to(hidden_BND).expand(hidden_BND.shape[0], -1, -1, -1)
-        heard_BND = _hear(block.audio_cross_attn, block.norm_x(hidden_BND), tokens_BFND, options)
-        return hidden_BND + self.strength * heard_BND
+        attended_BND = _attend_audio(
+            block.audio_cross_attn, block.norm_x(hidden_BND), tokens_BFND, options
+        )
+        return hidden_BND + self.strength * attended_BND
 
     def models(self) -> list[ModelPatcher]:
         """Return the patchers whose weights the host must load with the model."""
         return [self.model_patch]
 
 
-def _hear(
+def _attend_audio(
     attention: Any, normed_BND: Tensor, tokens_BFND: Tensor, options: dict[str, Any]
 ) -> Tensor:
     """Compute the core's ``AudioCrossAttention`` with the weights of the host's layer.
@@ -253,13 +255,13 @@ def _scale(module: nn.Module, scales: Mapping[str, Tensor]) -> None:
             raise CheckpointError(
                 f"the adapter has a scale for {name}, which is no matrix; get the file again"
             )
-        told = json.dumps({"format": FLOAT8_FORMATS[plain.weight.dtype]})
+        marker = json.dumps({"format": FLOAT8_FORMATS[plain.weight.dtype]})
         scaled = operations.Linear(plain.in_features, plain.out_features)
         scaled.load_state_dict(
             plain.state_dict()
             | {
                 "weight_scale": scale.float(),
-                "comfy_quant": torch.tensor(list(told.encode()), dtype=torch.uint8),
+                "comfy_quant": torch.tensor(list(marker.encode()), dtype=torch.uint8),
             },
             assign=True,
         )

@@ -156,11 +156,11 @@ def read_texts(
     """
     if conditioning is None:
         return None, ()
-    (first_BND, told), *others = conditioning
+    (first_BND, first_options), *others = conditioning
     later = tuple(
         (options[PROMPT_START], text_BND) for text_BND, options in others if PROMPT_START in options
     )
-    if PROMPT_START not in told and others:
+    if PROMPT_START not in first_options and others:
         _log.warning("the prompt has %d parts; only the first is used", len(conditioning))
         return first_BND, ()
     return first_BND, later

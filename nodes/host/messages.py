@@ -1,7 +1,7 @@
 """Quality warnings in the log and on the sampler node: settings that do not fit the weights.
 
-The rules are the core's (``advice``). Separate because in the host the file must first be found
-from which a MODEL was loaded.
+The rules are the core's (``quality_warnings``). Separate because in the host the file from which a
+MODEL was loaded must first be found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from server import PromptServer
 
 from ...turbotalk_core.checkpoints.inspect import ADAPTER, DIT, CheckpointInfo, inspect
 from ...turbotalk_core.errors import CheckpointError
-from ...turbotalk_core.quality_warnings import advise
+from ...turbotalk_core.quality_warnings import find_quality_warnings
 from ...turbotalk_core.request import TalkRequest
 from ...turbotalk_core.safe_io.paths import show
 
@@ -58,7 +58,7 @@ def read_shipped(model: ModelPatcher, model_patch: ModelPatcher) -> Shipped:
     )
 
 
-def show_notes(shipped: Shipped, request: TalkRequest, node_id: str | None) -> list[str]:
+def show_quality_warnings(shipped: Shipped, request: TalkRequest, node_id: str | None) -> list[str]:
     """Compare settings with those stored in the model's file, and show warnings on the node.
 
     A node keeps its text after a run, until the next one. So a text is shown in every case, which
@@ -74,15 +74,15 @@ def show_notes(shipped: Shipped, request: TalkRequest, node_id: str | None) -> l
     """
     info = shipped.dit
     if info is None:
-        notes, text = [], "settings not compared: which file the model came from is not known"
+        warnings, text = [], "settings not compared: which file the model came from is not known"
     else:
         adapter_settings = None if shipped.adapter is None else shipped.adapter.settings
-        notes = advise(request, info.settings, shipped.has_lora, adapter_settings)
-        text = "\n".join(notes) or f"the settings fit {info.path.name}"
-    for note in notes:
-        _log.warning("%s", note)
+        warnings = find_quality_warnings(request, info.settings, shipped.has_lora, adapter_settings)
+        text = "\n".join(warnings) or f"the settings fit {info.path.name}"
+    for warning in warnings:
+        _log.warning("%s", warning)
     show_text(text, node_id)
-    return notes
+    return warnings
 
 
 def show_text(text: str, node_id: str | None) -> None:

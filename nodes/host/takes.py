@@ -1,7 +1,7 @@
-"""Where takes lie in the host, which of them may go, and what decides what is in one.
+"""Folders of takes in the host, deletion of old takes, and the host's part of the cache key.
 
-Not in the host's temporary folder, which it empties when it starts: an unfinished take is there for
-who queues the same work again after the host was killed.
+Takes are not in the host's temporary folder, which the host empties when it starts: an unfinished
+take must be continued when the same workflow is queued again after the host was killed.
 """
 
 from __future__ import annotations
@@ -24,55 +24,56 @@ from .folders import new_temporary_path, output_folder
 
 _log = getLogger(__name__)
 
-FOLDER = "turbotalk_takes"  # of the host's output folder
+FOLDER = "turbotalk_takes"  # in the host's output folder
 _DAY = 86_400.0  # seconds
-KEPT_WHOLE = 1 * _DAY  # of earlier sessions
+KEPT_WHOLE = 1 * _DAY  # takes of earlier sessions
 KEPT_UNFINISHED = 14 * _DAY
 
 
-def choose_folder(identity: CacheKey, graph: str) -> Path:
+def choose_folder(cache_key: CacheKey, graph: str) -> Path:
     """Choose the folder of a take, and log why an unfinished one is not continued.
 
     Args:
-        identity: the cache key, with the graph among its fields.
-        graph: of ``describe_graph``.
+        cache_key: the cache key, with the graph among its fields.
+        graph: result of ``describe_graph``.
 
     Returns:
         The folder of ``place_take``.
     """
-    folder = place_take(identity, graph)
-    if not folder.exists() and (note := find_relative(identity)):
-        _log.info("%s", note)
+    folder = place_take(cache_key, graph)
+    if not folder.exists() and (message := describe_restart(cache_key)):
+        _log.info("%s", message)
     return folder
 
 
-def place_take(identity: CacheKey, graph: str) -> Path:
-    """Choose the folder of a take, by what it is a take of.
+def place_take(cache_key: CacheKey, graph: str) -> Path:
+    """Choose the folder of a take by its cache key.
 
     Args:
-        identity: the cache key.
-        graph: of ``describe_graph``.
+        cache_key: the cache key.
+        graph: result of ``describe_graph``.
 
     Returns:
-        The same folder for the same identity, whether it is there or not. Where the graph is not
-        known, patches are not, so none of another take: a new one in the temporary folder.
+        The same folder for the same key, whether it exists or not. If the graph is not known, the
+        patches of the model are not known either, so no take may be continued: the result is then a
+        new folder in the temporary folder.
     """
     if not graph:
         return new_temporary_path("_take")
     folder = output_folder() / FOLDER
-    _tidy(folder)
-    text = json.dumps(dict(sorted(identity.fields.items())))
+    _delete_old_takes(folder)
+    text = json.dumps(dict(sorted(cache_key.fields.items())))
     return folder / blake2b(text.encode(), digest_size=10).hexdigest()
 
 
-def find_relative(identity: CacheKey) -> str | None:
-    """Say what is not as it was when an unfinished take of the same picture and voice was begun.
+def describe_restart(cache_key: CacheKey) -> str | None:
+    """Describe why an unfinished take of the same picture and voice is not continued.
 
     Args:
-        identity: of the take that is wanted, which is not there yet.
+        cache_key: cache key of the requested take, which does not exist yet.
 
     Returns:
-        A sentence for people; None where there is no such take.
+        A readable sentence; None if there is no such take.
     """
     found = []
     for path in (output_folder() / FOLDER).glob("*/take.journal"):
@@ -80,10 +81,10 @@ def find_relative(identity: CacheKey) -> str | None:
             take = Take.open(path.parent)
         except OSError:
             continue
-        theirs, ours = take.identity.fields, identity.fields
-        same = all(theirs.get(name) == ours[name] for name in ("picture", "voice"))
+        found_fields, fields = take.cache_key.fields, cache_key.fields
+        same = all(found_fields.get(name) == fields[name] for name in ("picture", "voice"))
         if same and not take.is_whole:
-            found.append((describe_changes(take.identity, identity), take))
+            found.append((describe_changes(take.cache_key, cache_key), take))
     if not found:
         return None
     changes, take = min(found, key=lambda pair: len(pair[0]))
@@ -93,9 +94,9 @@ def find_relative(identity: CacheKey) -> str | None:
     )
 
 
-@cache  # once in a session: what this session made is still in the host's cache
-def _tidy(folder: Path) -> None:
-    """Delete takes of earlier sessions that nobody came back for."""
+@cache  # once per session: takes of this session are still in the host's cache
+def _delete_old_takes(folder: Path) -> None:
+    """Delete takes of earlier sessions that have not been used for a while."""
     for path in folder.glob("*/take.journal"):
         age = time.time() - path.stat().st_mtime
         try:
@@ -108,31 +109,32 @@ def _tidy(folder: Path) -> None:
 
 
 def describe_graph(graph: Any, node_id: str | None) -> str:
-    """Tell apart what leads to a node: all nodes before it, with their settings.
+    """Compute a digest of all nodes before a node, with their settings.
 
-    Digests of values cannot see what a patch of another pack does to a MODEL; its node is seen.
+    A patch of another pack may change a MODEL without changing its weights, so its fingerprint
+    stays the same; the node of that patch changes this digest.
 
     Args:
-        graph: the host's DynamicPrompt, or None where a program calls the node.
-        node_id: of the node.
+        graph: the host's DynamicPrompt, or None if a program calls the node.
+        node_id: id of the node.
 
     Returns:
-        Hexadecimal digits; empty where the graph is not known.
+        Hexadecimal digits; empty if the graph is not known.
     """
     if graph is None or node_id is None or not graph.has_node(node_id):
         return ""
-    known: dict[str, str] = {}
+    digests: dict[str, str] = {}
 
     def describe(name: str) -> str:
-        if name not in known:
+        if name not in digests:
             node = graph.get_node(name)
             inputs = {
                 key: [describe(value[0]), value[1]] if _is_link(graph, value) else value
                 for key, value in sorted(node["inputs"].items())
             }
             text = json.dumps([node["class_type"], inputs], default=str)
-            known[name] = blake2b(text.encode(), digest_size=10).hexdigest()
-        return known[name]
+            digests[name] = blake2b(text.encode(), digest_size=10).hexdigest()
+        return digests[name]
 
     return describe(node_id)
 
@@ -142,17 +144,17 @@ def _is_link(graph: Any, value: Any) -> bool:
 
 
 def fingerprint_networks(networks: Iterable[nn.Module]) -> str:
-    """Tell the weights of networks of the host apart, as they are before patches.
+    """Compute the fingerprint of the weights of the host's networks, without patches.
 
     Args:
-        networks: any.
+        networks: any networks.
 
     Returns:
-        Of ``fingerprints.fingerprint``.
+        The result of ``fingerprints.fingerprint``.
     """
     return fingerprint(
         (f"{number} {name}", weight)
         for number, network in enumerate(networks)
         for name, weight in network.state_dict().items()
-        if type(weight) in (Tensor, nn.Parameter)  # others would be multiplied out for it
+        if type(weight) in (Tensor, nn.Parameter)  # quantised weights would be dequantised for it
     )

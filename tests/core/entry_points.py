@@ -47,7 +47,7 @@ from turbotalk_core.loading import read_request
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.text_encoder import build_tokenizer
 from turbotalk_core.models.vae import WanVAE
-from turbotalk_core.quality_warnings import advise
+from turbotalk_core.quality_warnings import find_quality_warnings
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.sampling.schedule import request_sigmas
 from turbotalk_core.takes import take as takes
@@ -133,7 +133,7 @@ def open_model(data: bytes, suffix: str = ".safetensors") -> None:
         info = inspect(path)
         assert info.lines()
         assert json.dumps(info.to_json())
-        advise(REQUEST, info.settings, adapter_settings=info.settings)
+        find_quality_warnings(REQUEST, info.settings, adapter_settings=info.settings)
         loads: dict[str, Callable[[Path], object]] = {
             "video transformer": load_dit,
             "video VAE": load_vae,
@@ -360,7 +360,7 @@ def _make_take(folder: Path) -> None:
 def _begin_take(folder: Path) -> AbstractContextManager[takes.TakeWriter]:
     sound = Waveform(samples_CS=torch.linspace(-1, 1, 400)[None], sample_rate=8_000)
     return takes.open_take(
-        folder, sound, height=16, width=20, length=9, identity=CacheKey(fields={"seed": "0"})
+        folder, sound, height=16, width=20, length=9, cache_key=CacheKey(fields={"seed": "0"})
     )
 
 

@@ -265,7 +265,7 @@ def test_a_chunk_is_told_the_prompt_of_its_middle() -> None:
     for text, expected in zip(told[::2], (first, second, second, third), strict=True):
         assert text is expected
     assert toy.log.count("reference 13") == 1
-    assert list(toy.models.list_told()) == [
+    assert list(toy.models.cache_fields()) == [
         "prompt",
         "negative prompt",
         "clip vision",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.loading import EMBEDDED_MODELS, find_model_files, read_request
-from turbotalk_core.quality_warnings import advise
+from turbotalk_core.quality_warnings import find_quality_warnings
 from turbotalk_core.request import TalkRequest
 
 STUDENT = {
@@ -66,14 +66,14 @@ FEW = {"num_inference_steps": 4}
 def test_settings_that_fit_need_no_note(
     request_: TalkRequest, settings: dict[str, Any] | None
 ) -> None:
-    assert advise(request_, settings) == []
+    assert find_quality_warnings(request_, settings) == []
 
 
 def test_an_adapter_of_the_other_kind_is_told() -> None:
-    (note,) = advise(DISTILLED, STUDENT, adapter_settings=TEACHER)
+    (note,) = find_quality_warnings(DISTILLED, STUDENT, adapter_settings=TEACHER)
     assert "trained with a teacher, the model is a student" in note
     assert "student's own adapter" in note
-    (note,) = advise(MANY, TEACHER, adapter_settings={"kind": "student"})
+    (note,) = find_quality_warnings(MANY, TEACHER, adapter_settings={"kind": "student"})
     assert "trained with a student, the model is a teacher" in note
 
 
@@ -81,12 +81,12 @@ def test_an_adapter_of_the_other_kind_is_told() -> None:
 def test_an_adapter_that_fits_or_says_nothing_needs_no_note(
     adapter_settings: dict[str, Any] | None,
 ) -> None:
-    assert advise(DISTILLED, STUDENT, adapter_settings=adapter_settings) == []
+    assert find_quality_warnings(DISTILLED, STUDENT, adapter_settings=adapter_settings) == []
 
 
 def test_a_model_that_says_nothing_goes_with_any_adapter() -> None:
     request = replace(MANY, shift=7.0, chunk_frames=81, audio_guidance_scale=4.0)
-    assert advise(request, {}, adapter_settings={"kind": "student"}) == []
+    assert find_quality_warnings(request, {}, adapter_settings={"kind": "student"}) == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_model_that_says_nothing_goes_with_any_adapter() -> None:
     ],
 )
 def test_a_student_is_narrow(changes: dict[str, Any], note: str) -> None:
-    (said,) = advise(replace(DISTILLED, **changes), STUDENT)
+    (said,) = find_quality_warnings(replace(DISTILLED, **changes), STUDENT)
     start, _, end = note.partition(" .* ")
     assert said.startswith(start)
     assert end in said
@@ -119,7 +119,7 @@ def test_a_student_is_narrow(changes: dict[str, Any], note: str) -> None:
     ],
 )
 def test_a_teacher_takes_its_time(changes: dict[str, Any], note: str) -> None:
-    (said,) = advise(replace(MANY, **changes), TEACHER)
+    (said,) = find_quality_warnings(replace(MANY, **changes), TEACHER)
     start, _, end = note.partition(" .* ")
     assert said.startswith(start)
     assert end in said
@@ -129,30 +129,30 @@ def test_a_teacher_takes_its_time(changes: dict[str, Any], note: str) -> None:
 def test_a_file_without_settings_is_taken_for_infinitetalk(
     settings: dict[str, Any] | None,
 ) -> None:
-    (said,) = advise(replace(MANY, **FEW), settings)
+    (said,) = find_quality_warnings(replace(MANY, **FEW), settings)
     assert "load a student or a step-distilled LoRA, or use about 40 steps" in said
-    (said,) = advise(replace(MANY, chunk_frames=85), settings)
+    (said,) = find_quality_warnings(replace(MANY, chunk_frames=85), settings)
     assert said.startswith("chunks have 85 frames, the model was trained on 81")
-    (said,) = advise(replace(MANY, audio_guidance_scale=1.0), settings)
+    (said,) = find_quality_warnings(replace(MANY, audio_guidance_scale=1.0), settings)
     assert "use 4," in said
 
 
 @pytest.mark.parametrize("settings", [None, TEACHER])
 def test_a_lora_may_have_distilled_it(settings: dict[str, Any] | None) -> None:
-    assert advise(replace(DISTILLED, shift=2.0), settings, has_lora=True) == []
-    (said,) = advise(replace(DISTILLED, chunk_frames=85), settings, has_lora=True)
+    assert find_quality_warnings(replace(DISTILLED, shift=2.0), settings, has_lora=True) == []
+    (said,) = find_quality_warnings(replace(DISTILLED, chunk_frames=85), settings, has_lora=True)
     assert said.startswith("chunks have 85 frames")
 
 
 def test_no_note_hides_another() -> None:
     wrong = replace(MANY, guidance_scale=2.0, chunk_frames=81)
-    assert len(advise(wrong, STUDENT)) == 7
+    assert len(find_quality_warnings(wrong, STUDENT)) == 7
 
 
 @pytest.mark.weights
 def test_what_ships_fits_itself() -> None:
     dit = find_model_files(EMBEDDED_MODELS).dit
-    assert advise(read_request(dit), inspect(dit).settings) == []
+    assert find_quality_warnings(read_request(dit), inspect(dit).settings) == []
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.none())
@@ -163,10 +163,10 @@ def test_settings_that_are_damaged_count_as_left_out(
     damage: dict[str, Any], is_student: bool
 ) -> None:
     base = STUDENT if is_student else {}
-    notes = advise(DISTILLED, base | damage, adapter_settings=damage)
+    notes = find_quality_warnings(DISTILLED, base | damage, adapter_settings=damage)
     assert all(isinstance(note, str) for note in notes)
 
 
 def test_a_damaged_setting_changes_nothing() -> None:
     damaged = {name: [value] for name, value in STUDENT.items()}
-    assert advise(DISTILLED, damaged) == advise(DISTILLED, {})
+    assert find_quality_warnings(DISTILLED, damaged) == find_quality_warnings(DISTILLED, {})

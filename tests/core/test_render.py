@@ -124,7 +124,7 @@ def test_the_key_may_choose_the_folder(tmp_path: Path) -> None:
         REQUEST, [PICTURE], _converse(), Toy(text_BND=text).models, choose, weights="w", others=told
     ) as run:
         assert run.take.folder == tmp_path / "chosen"
-        assert run.take.identity == keys[0]
+        assert run.take.cache_key == keys[0]
     fields = keys[0].fields
     assert (fields["nodes before it"], fields["weights"], fields["seed"]) == ("7d", "w", "3")
     assert {"prompt", "picture", "voice", "hearing"} <= fields.keys()
@@ -144,7 +144,7 @@ def test_several_speakers_take_the_same_way(tmp_path: Path) -> None:
     assert expected.shape == (3, 8, 8)
     assert run.regions_PHW is not None
     assert torch.equal(run.regions_PHW, expected)
-    assert "regions" in run.take.identity.fields
+    assert "regions" in run.take.cache_key.fields
     assert toy.denoiser.calls[0][3].num_speakers == 2
 
 

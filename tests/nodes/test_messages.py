@@ -59,7 +59,7 @@ def ask(part):
         shipped = notes.read_shipped(
             model, part("nodes.host.audio_adapter").find_audio_adapter(model)
         )
-        return notes.show_notes(shipped, request, "7")
+        return notes.show_quality_warnings(shipped, request, "7")
 
     return ask
 

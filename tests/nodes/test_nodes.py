@@ -387,9 +387,9 @@ class TestGoingOn:
         old = [sample(graph=make_graph(name=f"old {number}")) for number in range(2)]
         names = [take.folder.name for take in old]
         os.utime(old[0].folder / "take.journal", (0, time.time() - takes.KEPT_WHOLE - 60))
-        takes._tidy(host.base / "output" / takes.FOLDER)  # as in this session already
+        takes._delete_old_takes(host.base / "output" / takes.FOLDER)  # as in this session already
         assert old[0].folder.exists()
-        takes._tidy.cache_clear()
+        takes._delete_old_takes.cache_clear()
         sample(graph=make_graph(name="new"))
         left = {path.name for path in (host.base / "output" / takes.FOLDER).iterdir()}
         assert names[0] not in left

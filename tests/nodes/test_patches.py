@@ -192,7 +192,7 @@ class TestMemory:
                 push_out()
                 return super().decode(latents_BCFHW)
 
-        monkeypatch.setattr(part("nodes.sampler"), "HostCodec", Hungry)
+        monkeypatch.setattr(part("nodes.sampler"), "HostVAE", Hungry)
         host.model_management.unload_all_models()
         assert torch.equal(sample(model=model).read(), wanted)
         out, in_use = (0, 0), (model.model_size(), models.patch.model_size())

@@ -264,7 +264,7 @@ def train_vae(
         if snapshot is not None and (step + 1) % SNAPSHOT_STEPS == 0:
             averaged = copy.deepcopy(vae)
             average.copy_to(dict(averaged.named_parameters()))
-            save_vae(snapshot, averaged, note={"recipe": asdict(recipe), "step": step + 1})
+            save_vae(snapshot, averaged, settings={"recipe": asdict(recipe), "step": step + 1})
     average.copy_to(weights)
     return vae, log
 
@@ -363,7 +363,7 @@ def main() -> None:
     record = {"recipe": asdict(recipe), "scores": scores, "log": log}
     if arguments.init and (before := arguments.init.with_suffix(".json")).is_file():
         record["before"] = json.loads(before.read_text())
-    save_vae(arguments.out, vae, note={"recipe": asdict(recipe), "scores": scores})
+    save_vae(arguments.out, vae, settings={"recipe": asdict(recipe), "scores": scores})
     write_text(arguments.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
 
 

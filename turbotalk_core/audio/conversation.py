@@ -1,7 +1,7 @@
-"""From several voices, or one, to what the encoder hears of each and the sound of the video.
+"""Encoding of the voices of several speakers, or of one, and mixing of the sound of the video.
 
-Goes in: speakers and an encoder. Comes out: ``Conversation``. Separate because it alone knows who
-speaks when; how one voice is heard stands in features.
+Input: speakers and an encoder. Output: ``Conversation``. Separate because it alone decides when each
+speaker speaks; ``features`` encodes one voice.
 
 Axes: C channels, S audio samples.
 """
@@ -25,11 +25,17 @@ from ..protocols import AudioEncoder
 from ..request import EncodeMode
 from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
 from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform
-from .features import describe_encoding, encode_in_sections, encodes_whole, hear, to_encoder_input
+from .features import (
+    describe_encoding,
+    encode_in_sections,
+    encode_whole,
+    encodes_whole,
+    to_encoder_input,
+)
 from .io import to_waveform
 from .resample import Resampled
 
-LONE_SPEAKER = "the speaker"  # the name of one who needs none
+LONE_SPEAKER = "the speaker"  # name of a single speaker
 _SILENCE = Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE)
 
 
@@ -41,57 +47,62 @@ def encode_conversation(
     hearing: EncodeMode = "auto",
     mix: Sound | None = None,
 ) -> Conversation:
-    """Hear each speaker through the whole conversation, silences included.
+    """Encode each speaker's voice over the whole conversation, silences included.
 
     Silence is added to the sound before it is encoded, so that it is encoded as silence. Loudness
-    is measured before, on the voice alone.
+    is measured before that, on the voice alone.
 
     Args:
-        speakers: in the order in which they follow each other.
-        encoder: hears 16 kHz mono.
-        normalizes_loudness: bring each voice to -23 LUFS before it is heard, as InfiniteTalk does.
-        hearing: at once or in sections; see ``features.encodes_whole``.
-        mix: of ``mix_voices`` for these speakers, where the caller needed it before; how loud it
-            gets is measured once in it.
+        speakers: speakers in the order of their turns.
+        encoder: encoder of 16 kHz mono.
+        normalizes_loudness: whether to bring each voice to -23 LUFS first, as InfiniteTalk does.
+        hearing: encode mode, at once or in sections; see ``features.encodes_whole``.
+        mix: result of ``mix_voices`` for these speakers, if the caller has it already; it measures
+            its peaks only once.
 
     Returns:
-        One speech per speaker, as long as until the last has ended, and the mix.
+        One speech per speaker, each until the last speaker has ended, and the mix.
 
     Raises:
-        AudioError: nobody has a voice, or all together is shorter than one video frame.
-        RequestError: hearing is none of ``request.ENCODE_MODES``.
+        AudioError: if no speaker has a voice, or the conversation is shorter than one video frame.
+        RequestError: if hearing is none of ``request.ENCODE_MODES``.
 
     Source: InfiniteTalk, generate_infinitetalk.py, audio_prepare_multi: "para" is nobody following,
         "add" everybody.
     """
-    starts, end = _take_turns(speakers)
+    starts, end = _find_turns(speakers)
     sounds = [speaker.waveform or _SILENCE for speaker in speakers]
     features: list[FeatureRows]
-    is_whole = encodes_whole(end, hearing)
-    if is_whole:
-        heard = [
-            _lay(to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE)
+    encodes_at_once = encodes_whole(end, hearing)
+    if encodes_at_once:
+        waveforms = [
+            _pad_silence(
+                to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE
+            )
             for sound, start in zip(sounds, starts, strict=True)
         ]
-        longest = max(waveform_S.shape[0] for waveform_S in heard)
-        # Equally long to the sample: the encoder spreads its rows over all that it is given.
-        features = [hear(_lay(waveform_S, 0, longest), end, encoder) for waveform_S in heard]
+        longest = max(waveform_S.shape[0] for waveform_S in waveforms)
+        # Equally long to the sample: the encoder spreads its rows over all samples.
+        features = [
+            encode_whole(_pad_silence(waveform_S, 0, longest), end, encoder)
+            for waveform_S in waveforms
+        ]
     else:
         features = [
             encode_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
             for sound, start in zip(sounds, starts, strict=True)
         ]
-    hearing_words = describe_encoding(encoder, is_whole, normalizes_loudness)
+    encoding = describe_encoding(encoder, encodes_at_once, normalizes_loudness)
     speeches = tuple(
         Speech(
             features=rows,
-            waveform=_lay_sound(sound, start, end),
-            # Loudness is measured without the silence around a voice, so where the voice lies in
-            # its waveform decides the features, too. A lone voice fills its waveform.
+            waveform=_pad_sound(sound, start, end),
+            # Loudness is measured without the silence around a voice, so the features also depend
+            # on the position of the voice in its waveform. A single voice fills its waveform.
             origin=digest_text(
-                f"{hearing_words}, {sound.num_samples} samples from {start} s on"
+                f"{encoding}, {sound.num_samples} samples from {start} s on"
                 if len(speakers) > 1
-                else hearing_words
+                else encoding
             ),
         )
         for rows, sound, start in zip(features, sounds, starts, strict=True)
@@ -113,15 +124,16 @@ def encode_speech(
     Args:
         waveform: the voice, any rate, channel count and length; silence is valid.
         encoder: of 16 kHz mono.
-        normalizes_loudness: bring the voice to -23 LUFS first, as InfiniteTalk does.
-        hearing: at once, as InfiniteTalk does, or in sections; see ``features.encodes_whole``.
+        normalizes_loudness: whether to bring the voice to -23 LUFS first, as InfiniteTalk does.
+        hearing: encode mode, at once, as InfiniteTalk does, or in sections; see
+            ``features.encodes_whole``.
 
     Returns:
         The speech of the only speaker of ``encode_conversation``, with the untouched waveform.
 
     Raises:
-        AudioError: the audio is shorter than one video frame.
-        RequestError: hearing is none of ``request.ENCODE_MODES``.
+        AudioError: if the audio is shorter than one video frame.
+        RequestError: if hearing is none of ``request.ENCODE_MODES``.
     """
     speaker = Speaker(name=LONE_SPEAKER, waveform=waveform)
     (speech,) = encode_conversation(
@@ -131,23 +143,23 @@ def encode_speech(
 
 
 def mix_voices(speakers: Sequence[Speaker]) -> Sound:
-    """Let all voices sound as they follow each other, each as loud as it was recorded.
+    """Mix all voices, each in its turn and as loud as it was recorded.
 
     Args:
-        speakers: in the order in which they follow each other.
+        speakers: speakers in the order of their turns.
 
     Returns:
         The sound of the video, in the highest of their sample rates and channel counts (one channel
-        goes to all, several to the first), scaled down as a whole where together they exceed full
-        scale. A lone voice is not touched. Several are mixed whenever the mix is read, and once
-        before the first time, to find how loud it gets.
+        goes to all, several to the first), scaled down as a whole if their sum exceeds full scale.
+        A single voice is unchanged. Several are mixed whenever the mix is read, and once before
+        that, to measure its peak.
 
     Raises:
-        AudioError: nobody has a voice.
+        AudioError: if no speaker has a voice.
     """
-    starts, end = _take_turns(speakers)
+    starts, end = _find_turns(speakers)
     voices = [
-        _lay_sound(speaker.waveform, start, end)
+        _pad_sound(speaker.waveform, start, end)
         for speaker, start in zip(speakers, starts, strict=True)
         if speaker.waveform is not None
     ]
@@ -162,7 +174,7 @@ class _Mix:
     """Sounds of one sample rate, added while they are read; a ``Sound``.
 
     Attributes:
-        sounds: two or more, that all begin at the start.
+        sounds: two or more sounds, which all begin at the start.
     """
 
     sounds: tuple[Sound, ...]
@@ -180,22 +192,22 @@ class _Mix:
         return max(sound.num_samples for sound in self.sounds)
 
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        limit, peak = self._loudest
+        limit, peak = self._peaks
         for *_, mix_CS in self._read(start):
             yield mix_CS * limit / peak if peak > limit else mix_CS
 
     @cached_property
-    def _loudest(self) -> tuple[float, float]:
-        """How loud the mix may get, and how loud it would."""
+    def _peaks(self) -> tuple[float, float]:
+        """Largest allowed peak of the mix, and its peak without scaling."""
         limit, peak = 1.0, 0.0
         for *parts, mix_CS in self._read():
-            # Peaks of lossy formats may exceed 1 slightly, which is not the mix's doing.
+            # Decoded lossy formats may exceed 1 slightly; the mix may then, too.
             limit = max(limit, *(_find_peak(part_CS) for part_CS in parts))
             peak = max(peak, _find_peak(mix_CS))
         return limit, peak
 
     def _read(self, start: int = 0) -> Iterator[list[Tensor]]:
-        """Yield a block of each sound, and at last of their sum."""
+        """Yield blocks: one of each sound, followed by one of their sum."""
         readers = [SoundReader(sound) for sound in self.sounds]
         for begin in range(start, self.num_samples, BLOCK_SAMPLES):
             stop = min(begin + BLOCK_SAMPLES, self.num_samples)
@@ -211,8 +223,8 @@ def _find_peak(samples_CS: Tensor) -> float:
     return samples_CS.abs().max().item()
 
 
-def _take_turns(speakers: Sequence[Speaker]) -> tuple[list[Fraction], Fraction]:
-    """Find when each speaker begins and when all have ended, in seconds."""
+def _find_turns(speakers: Sequence[Speaker]) -> tuple[list[Fraction], Fraction]:
+    """Return the time at which each speaker begins and the time at which all have ended, seconds."""
     starts, ends = [], [Fraction(0)]
     for speaker in speakers:
         speaks_later = speaker.follows and speaker.waveform is not None
@@ -227,14 +239,14 @@ def _take_turns(speakers: Sequence[Speaker]) -> tuple[list[Fraction], Fraction]:
     return starts, max(ends)
 
 
-def _lay(samples: Tensor, start: Fraction | int, length: int = 0) -> Tensor:
-    """Put silence before samples [..., S], and behind them up to a length."""
+def _pad_silence(samples: Tensor, start: Fraction | int, length: int = 0) -> Tensor:
+    """Add silence before samples [..., S], and after them up to a length."""
     before = round(start)
     return F.pad(samples, (before, max(0, length - before - samples.shape[-1])))
 
 
-def _lay_sound(sound: Sound, start: Fraction, end: Fraction) -> Sound:
-    """Let a sound begin at a time and last to the end, in seconds."""
+def _pad_sound(sound: Sound, start: Fraction, end: Fraction) -> Sound:
+    """Add silence before a sound up to its start and after it up to the end, in seconds."""
     before = round(start * sound.sample_rate)
     num_samples = max(before + sound.num_samples, ceil(end * sound.sample_rate))
     if (before, num_samples) == (0, sound.num_samples):

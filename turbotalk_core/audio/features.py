@@ -1,7 +1,7 @@
-"""From a voice to what the encoder hears per video frame.
+"""Encoding of a voice to audio features, one row per video frame.
 
-Goes in: a sound of any length and an encoder. Comes out: ``FeatureRows``. Separate because it alone
-decides how much the encoder hears at once, and how the end of the audio sounds to the model.
+Input: a sound of any length and an encoder. Output: ``FeatureRows``. Separate because it alone
+decides how much sound is encoded at once, and how the silence after the end is encoded.
 
 Axes: S audio samples, T video frames, L encoder layers, D feature width.
 """
@@ -26,51 +26,57 @@ from .normalization import RunningStats
 from .resample import read_mono_16k, to_mono_16k
 
 SILENCE_TAIL_FRAMES = 25  # one second: longer than any window reaches past the end
-TAIL_CONTEXT_FRAMES = 250  # ten seconds of voice tell the encoder what falls silent
+TAIL_CONTEXT_FRAMES = 250  # ten seconds of voice, encoded with the silence after it
 
-# docs/numerics.md, "Long sounds", has the measurements behind these three.
+# docs/numerics.md, "Long sounds", contains the measurements for these three.
 MOST_WHOLE_FRAMES = 5 * 60 * FPS  # five minutes; wav2vec2-base takes 5 GB for that
 SECTION_FRAMES = 1_000  # 40 seconds
 CONTEXT_FRAMES = 250  # 10 seconds on each side
-_KEPT_SECTIONS = 2  # a chunk may lie across an edge
+_KEPT_SECTIONS = 2  # a chunk may overlap two sections
 
 
 def encodes_whole(seconds: Fraction, hearing: EncodeMode) -> bool:
-    """Decide how a sound is heard.
+    """Return whether a sound is encoded at once.
 
     Args:
-        seconds: its length.
-        hearing: the wish; auto is whole up to ``MOST_WHOLE_FRAMES``.
+        seconds: length of the sound.
+        hearing: the encode mode; auto is whole up to ``MOST_WHOLE_FRAMES``.
 
     Returns:
-        True for at once, which takes memory in proportion to the length; False for in sections.
+        True for at once, in memory proportional to the length; False for in sections.
 
     Raises:
-        RequestError: a wish that is none of ``request.ENCODE_MODES``.
+        RequestError: if the mode is none of ``request.ENCODE_MODES``.
     """
     if hearing not in ENCODE_MODES:
         raise RequestError(f"got hearing {hearing!r}; choose one of {', '.join(ENCODE_MODES)}")
     return hearing == "whole" or (hearing == "auto" and seconds * FPS <= MOST_WHOLE_FRAMES)
 
 
-def describe_encoding(encoder: AudioEncoder, is_whole: bool, normalizes_loudness: bool) -> str:
-    """Describe all that decides the features of a sound besides the sound itself.
+def describe_encoding(
+    encoder: AudioEncoder, encodes_at_once: bool, normalizes_loudness: bool
+) -> str:
+    """Describe all settings that determine the features of a sound besides the sound itself.
 
     Args:
-        encoder: that hears it.
-        is_whole: whether at once; else in sections.
-        normalizes_loudness: whether its level is changed before.
+        encoder: the audio encoder.
+        encodes_at_once: whether the sound is encoded at once; else in sections.
+        normalizes_loudness: whether the voice is brought to -23 LUFS first.
 
     Returns:
-        A phrase, of whose digest ``Speech.origin`` is made.
+        A phrase; ``Speech.origin`` is its digest.
     """
-    how = "whole" if is_whole else f"in sections of {SECTION_FRAMES} and {CONTEXT_FRAMES} around"
+    how = (
+        "whole"
+        if encodes_at_once
+        else f"in sections of {SECTION_FRAMES} and {CONTEXT_FRAMES} around"
+    )
     loudness = f"at {TARGET_LUFS:g} LUFS" if normalizes_loudness else "as loud as it is"
     return f"{how}, {loudness}, by {encoder.fingerprint()}"
 
 
 def to_encoder_input(waveform: Waveform, normalizes_loudness: bool) -> Tensor:
-    """Bring a voice to the encoder's sample rate and, where asked, to -23 LUFS.
+    """Bring a voice to the encoder's sample rate and, if requested, to -23 LUFS.
 
     Args:
         waveform: the voice, any rate from 1 kHz on and any channel count.
@@ -83,22 +89,22 @@ def to_encoder_input(waveform: Waveform, normalizes_loudness: bool) -> Tensor:
     return normalize_loudness(waveform_S) if normalizes_loudness else waveform_S
 
 
-def hear(waveform_S: Tensor, seconds: Fraction, encoder: AudioEncoder) -> AudioFeatures:
-    """Encode sound: one row of features per video frame, and a tail of encoded silence.
+def encode_whole(waveform_S: Tensor, seconds: Fraction, encoder: AudioEncoder) -> AudioFeatures:
+    """Encode a sound at once: one row of features per video frame, and a tail of encoded silence.
 
     The tail is encoded on its own, as the silence after the last seconds of the audio, so that the
     rows inside the audio are exactly those of the whole audio alone.
 
     Args:
         waveform_S: 16 kHz mono.
-        seconds: length of the sound before it was resampled, which may round.
-        encoder: hears 16 kHz mono.
+        seconds: exact length of the sound; resampling may have rounded that of ``waveform_S``.
+        encoder: encoder of 16 kHz mono.
 
     Returns:
         floor(25 * seconds) rows and ``SILENCE_TAIL_FRAMES`` more.
 
     Raises:
-        AudioError: the sound is shorter than one video frame.
+        AudioError: if the sound is shorter than one video frame.
     """
     num_frames = _count_frames(seconds)
     inside_TLD = encoder.encode(waveform_S, num_frames)
@@ -116,26 +122,26 @@ def encode_in_sections(
     section_frames: int = SECTION_FRAMES,
     context_frames: int = CONTEXT_FRAMES,
 ) -> SectionFeatures:
-    """Prepare to encode a sound of any length, section by section; memory is that of a few.
+    """Prepare to encode a sound of any length, section by section; few are in memory at a time.
 
-    The sound is read once here, for its loudness and its moments, and once more as rows are asked
-    for.
+    The sound is read once here, for its loudness and its normalization statistics, and once more
+    when the rows are read.
 
     Args:
         sound: the voice.
-        start: seconds of silence before it.
-        end: seconds when all is over; silence where the voice is over before.
-        encoder: hears 16 kHz mono.
-        normalizes_loudness: bring the voice to -23 LUFS.
+        start: seconds of silence before the voice.
+        end: length of the result in seconds; silence follows a voice that ends earlier.
+        encoder: encoder of 16 kHz mono.
+        normalizes_loudness: whether to bring the voice to -23 LUFS.
         section_frames: length of a section, video frames.
-        context_frames: heard with it on each side, not fewer than ``TAIL_CONTEXT_FRAMES``, or the
-            end is read twice.
+        context_frames: frames that are encoded with it on each side; with fewer than
+            ``TAIL_CONTEXT_FRAMES`` the end of the sound is read twice.
 
     Returns:
-        As many rows as ``hear`` gives for the same sound.
+        As many rows as ``encode_whole`` returns for the same sound.
 
     Raises:
-        AudioError: all is shorter than one video frame.
+        AudioError: if the result would be shorter than one video frame.
     """
     num_frames = _count_frames(end)
     mono = read_mono_16k(sound)
@@ -160,12 +166,12 @@ def encode_in_sections(
 
 
 class SectionFeatures:
-    """Features of a sound of any length, encoded when they are asked for; ``FeatureRows``.
+    """Features of a sound of any length, encoded on access; ``FeatureRows``.
 
-    Sections begin at multiples of their length, counted from the start of the sound. Each is heard
-    with what lies around it, by an encoder that is told the moments of all. So what a row is
-    depends on nothing but its number. Rows of the last two sections are kept; to ask for earlier
-    ones reads the sound anew.
+    Sections begin at multiples of their length, counted from the start of the sound. Each is
+    encoded with the sound around it and normalised with the statistics of the whole sound. So a
+    row depends on its number alone, not on the order of access. Rows of the last two sections are
+    kept; access to earlier ones reads the sound again.
     """
 
     def __init__(
@@ -179,16 +185,16 @@ class SectionFeatures:
         section_frames: int,
         context_frames: int,
     ) -> None:
-        """Encode nothing yet; see ``encode_in_sections``.
+        """Store the sound and the settings; see ``encode_in_sections``.
 
         Args:
             sound: 16 kHz mono.
             num_frames: video frames that it covers.
-            encoder: hears it.
-            gain: to hear it with.
-            moments: of the sound with its gain.
+            encoder: the audio encoder.
+            gain: factor on the samples before they are encoded.
+            moments: statistics of the sound with its gain.
             section_frames: length of a section.
-            context_frames: heard with it on each side.
+            context_frames: frames that are encoded with it on each side.
         """
         self.num_frames = num_frames
         self._section, self._context = section_frames, context_frames
@@ -200,22 +206,22 @@ class SectionFeatures:
 
     @property
     def num_rows(self) -> int:
-        """Rows, those of silence included."""
+        """Number of rows, those of silence included."""
         return self.num_frames + SILENCE_TAIL_FRAMES
 
     def rows(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Give the rows [start, stop), encoding what is not kept; see ``FeatureRows``."""
+        """Return the rows [start, stop), encoding those that are not kept; see ``FeatureRows``."""
         stop = self.num_rows if stop is None else min(stop, self.num_rows)
         parts = []
         while start < stop:
             # The tail counts as a section of its own.
             is_tail = start >= self.num_frames
             begin = self.num_frames if is_tail else start // self._section * self._section
-            parts.append(self._give(begin)[start - begin : stop - begin])
+            parts.append(self._load_section(begin)[start - begin : stop - begin])
             start += parts[-1].shape[0]
         return torch.cat(parts)
 
-    def _give(self, begin: int) -> Tensor:
+    def _load_section(self, begin: int) -> Tensor:
         if begin not in self._kept:
             if len(self._kept) == _KEPT_SECTIONS:
                 del self._kept[next(iter(self._kept))]

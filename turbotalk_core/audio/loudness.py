@@ -95,15 +95,15 @@ class LoudnessMeter:
         )
         if round(steps) + 1 > len(powers):  # more than half a step is left: an incomplete block
             powers.append(self._measure(len(powers)))
-        heard = np.array(powers)
+        block_powers = np.array(powers)
         with np.errstate(divide="ignore"):
-            levels = _OFFSET_LUFS + 10 * np.log10(heard)
+            levels = _OFFSET_LUFS + 10 * np.log10(block_powers)
         is_loud = levels >= _ABSOLUTE_GATE_LUFS
         if not is_loud.any():
             return None
-        gate = _OFFSET_LUFS + 10 * np.log10(heard[is_loud].mean()) + _RELATIVE_GATE_LU
+        gate = _OFFSET_LUFS + 10 * np.log10(block_powers[is_loud].mean()) + _RELATIVE_GATE_LU
         is_loud &= levels > gate
-        return float(_OFFSET_LUFS + 10 * np.log10(heard[is_loud].mean()))
+        return float(_OFFSET_LUFS + 10 * np.log10(block_powers[is_loud].mean()))
 
     def _find(self, index: int) -> tuple[int, int]:
         """Return the first sample of a gating block and one past its last."""

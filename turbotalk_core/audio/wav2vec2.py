@@ -34,23 +34,23 @@ class EncoderConfig:
     Attributes:
         hidden_size: width of the transformer, D.
         num_hidden_layers: transformer layers, L.
-        num_attention_heads: must divide hidden_size.
+        num_attention_heads: attention heads; must divide hidden_size.
         intermediate_size: width of the feed-forward layers.
         conv_dim: channels of each convolution over the waveform.
-        conv_kernel: width of each, in samples of its input.
-        conv_stride: stride of each.
+        conv_kernel: width of each convolution, in samples of its input.
+        conv_stride: stride of each convolution.
         conv_bias: whether these convolutions have a bias.
         feat_extract_norm: "group" normalises over time after the first convolution only, "layer"
             over channels after each.
         num_conv_pos_embeddings: width of the positional convolution, in steps.
-        num_conv_pos_embedding_groups: its groups.
+        num_conv_pos_embedding_groups: groups of the positional convolution.
         do_stable_layer_norm: whether layers normalise their input instead of their output.
         layer_norm_eps: as in the checkpoint's training.
 
     Raises:
-        MismatchError: a value of another type, numbers that are not above 0, parts that do not fit
-            each other, a kind of norm that is unknown, more than ``MAX_LAYERS`` layers, or
-            convolutions that need more than a second for one step.
+        MismatchError: if a value has another type, a number is not above 0, sizes do not fit each
+            other, the kind of norm is unknown, there are more than ``MAX_LAYERS`` layers, or the
+            convolutions need more than a second for one step.
     """
 
     hidden_size: int
@@ -97,7 +97,7 @@ class EncoderConfig:
 
     @property
     def receptive_field(self) -> int:
-        """Samples that the convolutions need for one step."""
+        """Number of samples that the convolutions need for one step."""
         samples = 1
         for kernel, stride in zip(
             reversed(self.conv_kernel), reversed(self.conv_stride), strict=True
@@ -106,7 +106,7 @@ class EncoderConfig:
         return samples
 
     def _check_kinds(self) -> None:
-        """Refuse values of another type, as a stranger's metadata may have them."""
+        """Refuse values of another type, which untrusted metadata may contain."""
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int":
@@ -125,7 +125,7 @@ class EncoderConfig:
 
 
 class Wav2Vec2Encoder:
-    """A wav2vec2 model with any number of rows per second; satisfies ``protocols.AudioEncoder``.
+    """Wav2vec2 model with any number of rows per second; satisfies ``protocols.AudioEncoder``.
 
     Attributes:
         model: the network, float32.
@@ -149,7 +149,7 @@ class Wav2Vec2Encoder:
 
     @property
     def first_kernel(self) -> tuple[int, int] | None:
-        """First convolution, where it normalises over time; see ``protocols.AudioEncoder``."""
+        """First convolution, if it normalises over time; see ``protocols.AudioEncoder``."""
         return find_first_kernel(self._first_layer)
 
     def fingerprint(self) -> str:
@@ -163,9 +163,9 @@ class Wav2Vec2Encoder:
         itself runs at the video's frame rate.
 
         Args:
-            waveforms_BS: 16 kHz mono samples; shorter than the convolutions' receptive field
-                (400 samples) they are followed by silence.
-            num_frames: rows wanted, or None for the encoder's own 50 Hz steps.
+            waveforms_BS: 16 kHz mono samples; if shorter than the convolutions' receptive field
+                (400 samples), they are padded with silence.
+            num_frames: number of rows, or None for the encoder's own 50 Hz steps.
 
         Returns:
             num_layers + 1 tensors [B, T, D], the transformer's input first.
@@ -199,14 +199,14 @@ class Wav2Vec2Encoder:
 
         Args:
             waveform_S: samples, any length from 1 on.
-            num_frames: rows wanted, T.
-            moments: of the whole sound, where the samples are a part of it.
+            num_frames: number of rows, T.
+            moments: statistics of the whole sound, if the samples are a section of it.
 
         Returns:
             [T, L, D], float32, on the network's device; the transformer's input is left out.
 
         Raises:
-            MismatchError: the waveform is not one non-empty row, or no frame is asked for.
+            MismatchError: if the waveform is not one non-empty row, or there would be no frame.
         """
         if waveform_S.ndim != 1 or waveform_S.numel() == 0 or num_frames < 1:
             raise MismatchError(
@@ -227,7 +227,7 @@ def build_audio_encoder(config: EncoderConfig, *, seed: int) -> Wav2Vec2Encoder:
 
     Args:
         config: its geometry.
-        seed: of the weights; the global generator is left as it was.
+        seed: seed of the weights; the state of the global generator is unchanged.
 
     Returns:
         The encoder, on the CPU, in training mode.
@@ -246,13 +246,13 @@ def make_model(config: EncoderConfig) -> Wav2Vec2Model:
     Returns:
         The network, with random weights from the global generator.
     """
-    # Imported when used: it takes seconds, and most of the core never needs it.
+    # Imported on use: it takes seconds, and most of the core does not need it.
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     return Wav2Vec2Model(
         Wav2Vec2Config(
             **asdict(config),
-            # Regularisers of pre-training: masking would add a tensor that inference never uses.
+            # Regularisers of pre-training: masking would add a tensor that inference does not use.
             mask_time_prob=0.0,
             mask_feature_prob=0.0,
             layerdrop=0.0,
@@ -264,11 +264,11 @@ def make_model(config: EncoderConfig) -> Wav2Vec2Model:
 
 
 def resample_steps(features_BDT: Tensor, num_frames: int) -> Tensor:
-    """Resample a sequence linearly so that first and last step stay first and last.
+    """Resample a sequence linearly; its first and last step are also those of the result.
 
     Args:
         features_BDT: channels before time.
-        num_frames: steps wanted.
+        num_frames: number of steps of the result.
 
     Returns:
         [B, D, num_frames].

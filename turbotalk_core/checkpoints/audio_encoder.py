@@ -1,7 +1,7 @@
 """The wav2vec2 audio encoder read from one safetensors file, and written to one.
 
-Files have Hugging Face's key layout. What the shapes do not determine stands in the metadata entry
-``config``, as JSON with the fields of ``EncoderConfig``.
+Files have Hugging Face's key layout. The metadata entry ``config`` contains what the shapes do not
+determine, as JSON with the fields of ``EncoderConfig``.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ _WEIGHT_NORM_SPELLINGS = {
 def load_audio_encoder(path: str | Path) -> Wav2Vec2Encoder:
     """Read an encoder from one safetensors file in Hugging Face key layout.
 
-    Keys may carry the prefix ``wav2vec2.`` and either spelling of weight norm. What is not the
-    encoder (quantizer, projections, task heads, the mask embedding) is not read. The geometry comes
-    from the shapes; what they cannot tell comes from the metadata entry ``config``, or else is that
-    of the published models: base strides, 64-wide heads, pre-norm layers exactly where every
-    convolution is normalised. Weights are computed with in float32 whatever the file holds.
+    Keys may have the prefix ``wav2vec2.`` and either spelling of weight norm. Tensors outside of
+    the encoder (quantizer, projections, task heads, the mask embedding) are not read. The geometry
+    follows from the shapes. What shapes do not determine is read from the metadata entry
+    ``config``, or else is that of the published models: base strides, 64-wide heads, pre-norm
+    layers exactly where every convolution is normalised. Weights are converted to float32.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Returns:
         The encoder, on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged or no wav2vec2, its geometry cannot be told,
-            or tensors are missing, superfluous or of the wrong shape.
+        CheckpointError: if the file is missing, damaged or no wav2vec2, its geometry cannot be
+            inferred, or tensors are missing, superfluous or of the wrong shape.
     """
     weights, overrides = _read(Path(path))
     if not any(key.startswith("feature_extractor.") for key in weights):
@@ -62,7 +62,7 @@ def load_audio_encoder(path: str | Path) -> Wav2Vec2Encoder:
         )
     try:
         config = _infer_config(weights, overrides)
-        with torch.device("meta"):  # no random weights can survive: what is not read has no data
+        with torch.device("meta"):  # weights that are not read have no data, not random values
             model = make_model(config)
     except KeyError as error:
         raise CheckpointError(f"{path} lacks the tensor {error}; get a complete file") from error
@@ -79,19 +79,19 @@ def save_audio_encoder(
     """Write an encoder and its geometry to one safetensors file, whole or not at all.
 
     Args:
-        encoder: what to write.
-        path: the file; replaced if it exists.
+        encoder: the encoder.
+        path: path of the file; replaced if it exists.
         metadata: further safetensors metadata; ``config`` is set here.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     tensors = {
         key: value.detach().cpu().contiguous() for key, value in encoder.model.state_dict().items()
     }
-    notes = {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(encoder.config))}
-    # Not save_file, whose files only their owner may read.
-    write_bytes(Path(path), save(tensors, notes))
+    all_metadata = {**(metadata or {}), CONFIG_KEY: json.dumps(asdict(encoder.config))}
+    # Not save_file, whose files can be read by their owner only.
+    write_bytes(Path(path), save(tensors, all_metadata))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not isinstance(overrides, dict):
         raise CheckpointError(f"the metadata entry {CONFIG_KEY!r} of {path} is no JSON object")
-    # The whole config.json of a published model is welcome: the rest only matters to training.
+    # The entry may be the whole config.json of a published model; the rest matters to training only.
     return weights, {
         field.name: _as_tuple(overrides[field.name])
         for field in fields(EncoderConfig)

@@ -1,8 +1,8 @@
 """Kind, sizes and use of a model file, from its header alone.
 
 Files come in the key layout of the public checkpoints; ``checkpoints.tensors`` opens them in any
-format. Sizes follow from the shapes. What shapes do not determine stands in the metadata:
-``config`` as ComfyUI reads it (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the
+format. Sizes follow from the shapes. The metadata contain what shapes do not
+determine: ``config`` as ComfyUI reads it (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the
 settings a file ships with.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..geometry import FIRST_WINDOW, LATENT_CHANNELS
+from ..geometry import FIRST_WINDOW, LATENT_CHANNELS, MASK_CHANNELS
 from ..models.audio_adapter import AudioAdapterConfig
 from ..models.wan import WanConfig
 from ..safe_io.json import parse_json
@@ -64,7 +64,6 @@ _LAYERS = {  # prefixes of the names of a kind's layers
     TEXT_ENCODER: ("encoder.block.", "blocks."),
     IMAGE_ENCODER: ("vision_model.encoder.layers.", "visual.transformer."),
 }
-_REFERENCE_CHANNELS = 20  # Wan 2.1 image-to-video: 4 mask channels, 16 of reference latents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,7 @@ class CheckpointInfo:
         dtypes: number of tensors stored in each dtype, including scales.
         settings: settings that the file ships with (metadata ``turbotalk``).
         metadata: the rest of the file's metadata.
-        uses: text that says where the file can be used, and with what.
+        uses: text about where the file can be used, and with what.
         num_files: number of files; more than one for a set of shards.
         num_bytes: size of all files.
         prefix: prefix of the tensors' names before their public names.
@@ -158,21 +157,11 @@ def inspect(path: Path) -> CheckpointInfo:
     Raises:
         CheckpointError: if the file is missing or cannot be read.
     """
-    return describe(read_header(path))
+    return _describe(read_header(path))
 
 
-def describe(header: WeightHeader) -> CheckpointInfo:
-    """Return what a model file is, from a header that was read already.
-
-    Args:
-        header: from ``tensors.read_header``.
-
-    Returns:
-        Its kind, sizes, dtypes and settings.
-
-    Raises:
-        CheckpointError: metadata or shapes that no model can have.
-    """
+def _describe(header: WeightHeader) -> CheckpointInfo:
+    """Return what a model file is; refuse metadata or shapes that no model can have."""
     shapes, path = header.shapes, header.path
     metadata = dict(header.metadata)
     settings = _parse_json(metadata.pop("turbotalk", "{}"), path)
@@ -241,29 +230,29 @@ def infer_dit(
     """Infer the geometry of a video transformer, without its audio modules.
 
     Args:
-        shapes: of its weights, by public name.
-        metadata: of its file; ``config`` may name the number of heads.
-        path: of the file, for errors.
+        shapes: shapes of its weights, by public name.
+        metadata: metadata of its file; ``config`` may contain the number of heads.
+        path: path of the file, for errors.
 
     Returns:
         The geometry.
 
     Raises:
-        CheckpointError: a tensor is missing or has the wrong number of axes, or the metadata do not
-            fit.
+        CheckpointError: if a tensor is missing or has the wrong number of axes, or the metadata do
+            not fit.
     """
     dim = _shape(shapes, "head.modulation", path, 3)[2]
-    told = _parse_json(metadata.get("config", "{}"), path).get("transformer", {})
-    if not isinstance(told, dict):
+    config = _parse_json(metadata.get("config", "{}"), path).get("transformer", {})
+    if not isinstance(config, dict):
         raise CheckpointError(
-            f"the metadata of {Path(path).name} describes the transformer as {told!r}; it must be "
+            f"the metadata of {Path(path).name} describes the transformer as {config!r}; it must be "
             "a JSON object"
         )
     image = "img_emb.proj.0.bias"
     return WanConfig(
         dim=dim,
         ffn_dim=_shape(shapes, "blocks.0.ffn.0.weight", path, 2)[0],
-        num_heads=_read_heads(told, "num_heads", dim, path),
+        num_heads=_read_heads(config, "num_heads", dim, path),
         num_layers=_count_layers(shapes, DIT, path),
         in_channels=_shape(shapes, "patch_embedding.weight", path, 5)[1],
         text_dim=_shape(shapes, "text_embedding.0.weight", path, 2)[1],
@@ -277,14 +266,14 @@ def infer_projection(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Audio
     """Infer the geometry of the projection from audio windows to tokens.
 
     Args:
-        shapes: of the weights, by public name.
-        path: of the file, for errors.
+        shapes: shapes of the weights, by public name.
+        path: path of the file, for errors.
 
     Returns:
         The geometry.
 
     Raises:
-        CheckpointError: a tensor is missing, has the wrong number of axes, or sizes that do not
+        CheckpointError: if a tensor is missing or has the wrong number of axes, or sizes do not
             divide.
     """
     hidden, first = _shape(shapes, "audio_proj.proj1.weight", path, 2)
@@ -307,18 +296,18 @@ def infer_adapter_heads(width: int, metadata: Mapping[str, str], path: Path) -> 
     """Return the number of heads of the audio attention.
 
     Args:
-        width: of the video transformer.
-        metadata: of the adapter's file; ``config`` may name the number.
-        path: of the file, for errors.
+        width: width of the video transformer.
+        metadata: metadata of the adapter's file; ``config`` may contain the number.
+        path: path of the file, for errors.
 
     Returns:
         The number in the metadata; without one, heads are ``HEAD_DIM`` wide.
 
     Raises:
-        CheckpointError: a number that does not divide the width, or metadata that are not JSON.
+        CheckpointError: if the number does not divide the width, or the metadata are not JSON.
     """
-    told = _parse_json(metadata.get("config", "{}"), path)
-    return _read_heads(told, "audio_heads", width, path)
+    config = _parse_json(metadata.get("config", "{}"), path)
+    return _read_heads(config, "audio_heads", width, path)
 
 
 def _size_audio(
@@ -337,7 +326,7 @@ def _size_audio(
 def _find_speakers(
     shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str], path: Path
 ) -> str:
-    """Find for how many speakers audio modules were trained.
+    """Return for how many speakers audio modules were trained, as text.
 
     The released files for one and for several speakers have the same tensor names and shapes, so
     only the names of file and folder differ: for InfiniteTalk's own files, that of the folder.
@@ -345,9 +334,9 @@ def _find_speakers(
     width = _shape(shapes, "blocks.0.audio_cross_attn.proj.weight", path, 2)[0]
     if width // infer_adapter_heads(width, metadata, path) % 2:
         return "one: several need audio heads of an even width, to rotate voices apart"
-    called = f"{path.absolute().parent.name}/{path.name}".lower()
+    location = f"{path.absolute().parent.name}/{path.name}".lower()
     for word, meaning in (("multi", "several"), ("single", "one")):
-        if word in called:
+        if word in location:
             return f'{meaning}, going by the word "{word}" in its name'
     return "one, perhaps several: neither tensors nor name tell"
 
@@ -357,7 +346,8 @@ def _find_uses(kind: str, sizes: Mapping[str, int], header: WeightHeader) -> str
         return "ComfyUI alone, as far as it knows this quantisation; the command line does not"
     uses = _USES[kind]
     if kind == DIT:
-        channels = LATENT_CHANNELS + _REFERENCE_CHANNELS
+        # Noisy latents, then the mask and the latents of the reference image.
+        channels = LATENT_CHANNELS + MASK_CHANNELS + LATENT_CHANNELS
         if sizes["input channels"] != channels:
             return (
                 f"nothing here: TurboTalk drives image-to-video Wan 2.1, which has {channels} "
@@ -408,8 +398,8 @@ def _count_layers(shapes: Mapping[str, Any], kind: str, path: Path) -> int:
     return len(indices)
 
 
-def _read_heads(told: Mapping[str, Any], name: str, width: int, path: Path) -> int:
-    heads = told.get(name, max(1, width // HEAD_DIM))
+def _read_heads(config: Mapping[str, Any], name: str, width: int, path: Path) -> int:
+    heads = config.get(name, max(1, width // HEAD_DIM))
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise CheckpointError(
             f"{Path(path).name} has {heads!r} attention heads for a width of {width}; they must "

@@ -119,7 +119,7 @@ def load_vae(file: ModelFile, dtype: torch.dtype = torch.float32) -> WanVAE:
         The VAE.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+        CheckpointError: if the file is missing, damaged, incomplete or of another kind.
     """
     info = _read_kind(file, VAE)
     header = info.header
@@ -183,7 +183,7 @@ def load_image_encoder(file: ModelFile) -> ImageEncoder:
         The image encoder.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, incomplete or of another kind.
+        CheckpointError: if the file is missing, damaged, incomplete or of another kind.
     """
     header = _read_kind(file, IMAGE_ENCODER).header
     return build_image_encoder(read_weights(header, torch.float32))
@@ -232,18 +232,18 @@ def save_adapter(
     _write(path, tensors, metadata)
 
 
-def save_vae(path: Path, vae: WanVAE, note: Mapping[str, Any]) -> None:
+def save_vae(path: Path, vae: WanVAE, settings: Mapping[str, Any]) -> None:
     """Write a VAE in float16.
 
     Args:
         path: file to write.
         vae: the VAE.
-        note: settings that the file ships with, stored in the metadata.
+        settings: settings that the file ships with, stored in the metadata.
 
     Raises:
         OutputError: if the file cannot be written.
     """
-    _write(path, vae.state_dict(), {"turbotalk": json.dumps(dict(note))})
+    _write(path, vae.state_dict(), {"turbotalk": json.dumps(dict(settings))})
 
 
 def _is_audio(key: str) -> bool:

@@ -1,7 +1,7 @@
 """Tensors out of a pickle that may contain nothing else.
 
 Input: a file that ``torch.save`` wrote. Output: its tensors by name, mapped from the file. A pickle
-can name code to run, so the names are compared with a list before anything is unpickled. Pickles
+can name code to run, so the names are compared with a list before unpickling. Pickles
 are never written.
 """
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 MAX_DESCRIPTION = 2**21  # bytes of the pickle itself; those of the largest public files are a tenth
-# Everything that a pickle of tensors names. torch's own list is longer, and any code in the same
-# process may have added to it.
+# All names in a pickle of tensors. torch's own list is longer, and any code in the same process may
+# have added to it.
 ALLOWED = {
     "collections OrderedDict",
     "torch.storage UntypedStorage",

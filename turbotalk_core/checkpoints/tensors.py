@@ -142,9 +142,9 @@ def read_header(path: Path) -> WeightHeader:
     stored: dict[str, StoredTensor] = {}
     metadata: dict[str, str] = {}
     for file in files:
-        tensors, told = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
+        tensors, file_metadata = _read_pickle(file) if _is_pickle(file) else _read_safetensors(file)
         stored |= {tensor.name: tensor for tensor in tensors}
-        metadata = told | metadata
+        metadata = file_metadata | metadata
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in stored)), "")
     weights: dict[str, StoredTensor] = {}
     scales: dict[str, StoredTensor] = {}
@@ -280,7 +280,7 @@ def _is_pickle(file: Path) -> bool:
 
 
 def _read_safetensors(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
-    with _blame(file, "safetensors file"):
+    with _reports_read_errors(file, "safetensors file"):
         entries, metadata = read_tensor_header(file)
     return [
         StoredTensor(file=file, name=name, shape=entry.shape, dtype=entry.dtype)
@@ -302,7 +302,7 @@ def _read_pickle(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
 
 
 def _load_pickle(file: Path) -> Mapping[str, Tensor]:
-    with _blame(file, "pickle of tensors by name"):
+    with _reports_read_errors(file, "pickle of tensors by name"):
         return load_pickle(file)
 
 
@@ -311,19 +311,19 @@ def _open_tensors(file: Path) -> Iterator[Callable[[str], Tensor]]:
     if _is_pickle(file):
         yield _load_pickle(file).__getitem__
         return
-    with _blame(file, "safetensors file"):
+    with _reports_read_errors(file, "safetensors file"):
         reader: Any = safe_open(file, framework="pt")
     with reader:
 
         def read(name: str) -> Tensor:
-            with _blame(file, "safetensors file"):
+            with _reports_read_errors(file, "safetensors file"):
                 return reader.get_tensor(name)
 
         yield read
 
 
 @contextmanager
-def _blame(file: Path, what: str) -> Iterator[None]:
+def _reports_read_errors(file: Path, what: str) -> Iterator[None]:
     """Raise a reader's error as a ``CheckpointError`` that names the file."""
     try:
         yield

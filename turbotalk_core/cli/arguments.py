@@ -34,10 +34,10 @@ def run(work: Callable[[], object]) -> int:
     except TurboTalkError as error:
         return refuse(error)
     except torch.OutOfMemoryError as error:  # when weights are moved to the device
-        told = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0]
         return refuse(
             OutOfMemoryError(
-                f"memory ran out ({told}); close what else uses the device, or use weights of a "
+                f"memory ran out ({reason}); close what else uses the device, or use weights of a "
                 "smaller dtype, a smaller size, or another device"
             )
         )

@@ -1,6 +1,6 @@
-"""The command that makes a talking video: its arguments, and from them the pipeline's inputs.
+"""Command ``talk``, which makes a talking video: its arguments, and the pipeline's inputs from them.
 
-Separate from the other commands because it alone takes files of every kind.
+Separate from the other commands because no other one reads files of every kind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..loading import (
     load_models,
     read_request,
 )
-from ..quality_warnings import advise
+from ..quality_warnings import find_quality_warnings
 from ..render import Rendering, find_regions, render_video
 from ..request import ENCODE_MODES, SCHEDULES, UPDATES, TalkRequest
 from ..sound import Sound, cut
@@ -56,7 +56,7 @@ def talk(arguments: argparse.Namespace) -> None:
     """Make a talking video.
 
     Args:
-        arguments: of ``add_talk``.
+        arguments: parsed arguments of ``add_talk``.
     """
     started = time.monotonic()
     if arguments.threads is not None:
@@ -76,10 +76,10 @@ def talk(arguments: argparse.Namespace) -> None:
     pictures = _open_pictures(arguments.image)
     request = _make_request(arguments, read_request(files.inspect(files.dit)), pictures[0])
     speakers = _list_speakers(arguments)
-    _say_notes(request, files, len(speakers))
+    _print_quality_warnings(request, files, len(speakers))
     waveform = mix_voices(speakers)
     folder = arguments.out.with_name(f"{arguments.out.name}.take")
-    # First of all: a folder that cannot be written to is refused before networks are loaded.
+    # Opened first, so that a folder without write access is refused before networks are loaded.
     with open_mp4(
         arguments.out,
         waveform,
@@ -87,7 +87,7 @@ def talk(arguments: argparse.Namespace) -> None:
         fps=arguments.fps,
         metadata={"turbotalk": request.to_json()},
     ) as video:
-        find_regions(request, pictures[0], speakers)  # so are regions that cannot be
+        find_regions(request, pictures[0], speakers)  # impossible regions are refused early, too
         conversation = encode_conversation(
             speakers,
             load_audio_encoder(files.audio_encoder),
@@ -98,11 +98,11 @@ def talk(arguments: argparse.Namespace) -> None:
         models, weights = _load_networks(request, files, arguments)
         with (
             render_video(request, pictures, conversation, models, folder, weights=weights) as run,
-            _report(run) as bar,
+            _report_progress(run) as bar,
         ):
             video.write(run.frames(bar))
     num_frames = video.num_frames
-    delete_take(folder)  # only now is nothing lost with it
+    delete_take(folder)  # not earlier: now the video is complete
     taken = time.monotonic() - started
     seconds = num_frames / FRAME_RATES[arguments.fps]
     sys.stdout.write(
@@ -111,7 +111,7 @@ def talk(arguments: argparse.Namespace) -> None:
 
 
 class _Bar:
-    """A progress bar over the units of ``count_work``."""
+    """Progress bar over the units of ``count_work``."""
 
     def __init__(self, bar: tqdm) -> None:
         self._bar = bar
@@ -121,7 +121,7 @@ class _Bar:
 
 
 def _open_pictures(path: Path) -> Sequence[Tensor]:
-    """Read a picture, or else the frames of a video."""
+    """Open a file as a picture, or else as a video."""
     try:
         return [read_image(path)]
     except ImageError as no_picture:
@@ -200,26 +200,26 @@ def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
     return mask_HW * pixels_HWC[..., 3] if pixels_HWC.shape[2] == 4 else mask_HW
 
 
-def _say_notes(request: TalkRequest, files: ModelFiles, num_speakers: int) -> None:
-    """Tell of settings that do not fit the weights, before the long wait."""
+def _print_quality_warnings(request: TalkRequest, files: ModelFiles, num_speakers: int) -> None:
+    """Print quality warnings, before the long computation."""
     info = files.inspect(files.dit)
     adapter = files.inspect(files.adapter)
-    notes = advise(request, info.settings, bool(files.loras), adapter.settings)
+    messages = find_quality_warnings(request, info.settings, bool(files.loras), adapter.settings)
     if info.sizes.get("image width") and files.image_encoder is None:
-        notes.append(
+        messages.append(
             f"{files.dit.name} has an image branch, which sees nothing without --image-encoder"
         )
     fit = adapter.speakers or ""
     if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
-        notes.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
-    for note in notes:
-        sys.stderr.write(f"note: {note}\n")
+        messages.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
+    for message in messages:
+        sys.stderr.write(f"note: {message}\n")
 
 
 def _load_networks(
     request: TalkRequest, files: ModelFiles, arguments: argparse.Namespace
 ) -> tuple[Models, str]:
-    """Load the networks; return them with all that tells them apart for the cache key."""
+    """Load the networks; return them and the fingerprint of their weights for the cache key."""
     models = load_models(
         files,
         arguments.device,
@@ -232,13 +232,13 @@ def _load_networks(
     weights = fingerprint_weights(models)
     if arguments.compile:
         compile_networks(models, arguments.device)
-        weights += ", compiled"  # the same up to rounding, so other frames
+        weights += ", compiled"  # equal up to rounding only, so frames differ
     return models, weights
 
 
 @contextmanager
-def _report(run: Rendering) -> Iterator[_Bar]:
-    """Write what becomes of an earlier run's take, and show the progress of this one."""
+def _report_progress(run: Rendering) -> Iterator[_Bar]:
+    """Report whether an earlier take is continued, and show the progress of this run."""
     for change in run.changes:
         sys.stderr.write(f"note: {run.take.folder} is begun anew: {change}\n")
     if run.num_finished:
@@ -256,7 +256,7 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``talk``.
 
     Args:
-        parser: of this command.
+        parser: parser of this command.
     """
     parser.set_defaults(command=talk)
     parser.add_argument("--image", type=Path, required=True, help="the portrait; or a video to dub")
@@ -415,6 +415,6 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 
 def _parse_length(text: str) -> int:
-    """Turn seconds into whole frames."""
+    """Convert seconds to whole frames."""
     seconds = parse_seconds(text)
     return count_frames(seconds.numerator, seconds.denominator)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import MismatchError
 from ..types import AudioTokens, AudioWindows, Conditioning
 from .audio_adapter import AudioProjection
-from .low_memory import call_frugally
+from .low_memory import call_with_low_memory
 from .teacache import TeaCache
 from .wan import WanModel
 
@@ -67,7 +67,7 @@ class WanDenoiser:
                 self._caches[kind] = cache
             return velocity.to(latents_BCFHW.device)
 
-        return call_frugally(self.model, call, "the video transformer")
+        return call_with_low_memory(self.model, call, "the video transformer")
 
     def _find_cache(
         self, latents_BCFHW: Tensor, sigma: float, conditioning: Conditioning, tokens: AudioTokens

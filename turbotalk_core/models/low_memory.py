@@ -1,6 +1,6 @@
 """Retry of a network call with less memory after the device ran out of it.
 
-Separate because the transformer and the video VAE share it; each implements ``is_frugal`` in its
+Separate because the transformer and the video VAE share it; each implements ``saves_memory`` in its
 own way.
 """
 
@@ -16,14 +16,14 @@ from torch import Tensor
 _log = getLogger(__name__)
 
 
-class FrugalNetwork(Protocol):
+class LowMemoryNetwork(Protocol):
     """Network that can process its input in small pieces, with the same result up to rounding.
 
     Attributes:
-        is_frugal: whether it does so.
+        saves_memory: whether it does so.
     """
 
-    is_frugal: bool
+    saves_memory: bool
 
 
 def is_shortage(error: Exception) -> bool:
@@ -41,8 +41,10 @@ def is_shortage(error: Exception) -> bool:
     )
 
 
-def call_frugally(network: FrugalNetwork, call: Callable[[], Tensor], name: str) -> Tensor:
-    """Call a network; if memory runs out, set ``is_frugal``, which stays set, and call it again.
+def call_with_low_memory(
+    network: LowMemoryNetwork, call: Callable[[], Tensor], name: str
+) -> Tensor:
+    """Call a network; if memory runs out, set ``saves_memory``, which stays set, and call it again.
 
     Args:
         network: the network that ``call`` uses.
@@ -53,16 +55,16 @@ def call_frugally(network: FrugalNetwork, call: Callable[[], Tensor], name: str)
         The result of the call.
 
     Raises:
-        RuntimeError: if the call fails for another reason, or the network was frugal before.
+        RuntimeError: if the call fails for another reason, or ``saves_memory`` was set before.
     """
     try:
         return call()
     except RuntimeError as error:
-        if network.is_frugal or not is_shortage(error):
+        if network.saves_memory or not is_shortage(error):
             raise
     # Outside the except block: inside it, the traceback still refers to the tensors of the failed
     # call, and their memory cannot be freed.
-    network.is_frugal = True
+    network.saves_memory = True
     torch.cuda.empty_cache()
     _log.warning(
         "memory ran out in %s, which from now on works in small pieces: that takes less memory and "

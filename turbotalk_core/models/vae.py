@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import GeometryError, MismatchError
 from ..geometry import LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from .low_memory import call_frugally
+from .low_memory import call_with_low_memory
 from .vae_layers import (
     CausalConv3d,
     Decoder,
@@ -53,14 +53,14 @@ class WanVAE(nn.Module):
 
     Attributes:
         dim: channels at full resolution.
-        is_frugal: whether it processes one frame at a time, with less memory, in more time, and
+        saves_memory: whether it processes one frame at a time, with less memory, in more time, and
             with the same result up to rounding.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.is_frugal = False
+        self.saves_memory = False
         self.encoder = Encoder(dim)
         self.conv1 = CausalConv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, (1, 1, 1))
         self.conv2 = CausalConv3d(LATENT_CHANNELS, LATENT_CHANNELS, (1, 1, 1))
@@ -136,7 +136,7 @@ class WanVAE(nn.Module):
         """
         stream = {} if stream is None else stream
         hidden = self.conv2(time_first(raw_BCFHW), stream)
-        return self.decoder(hidden, stream, is_frugal=self.is_frugal).permute(1, 2, 0, 3, 4)
+        return self.decoder(hidden, stream, saves_memory=self.saves_memory).permute(1, 2, 0, 3, 4)
 
     def encode_stream(self, frames_BCTHW: Tensor, stream: Stream) -> Tensor:
         """Encode the next frames of a clip, any number of them.
@@ -182,11 +182,11 @@ class WanVAE(nn.Module):
 
         def call() -> Tensor:
             stream: Stream = {}
-            stops = range(1, frames_BCTHW.shape[2], 1 if self.is_frugal else ENCODED_FRAMES)
+            stops = range(1, frames_BCTHW.shape[2], 1 if self.saves_memory else ENCODED_FRAMES)
             pieces = frames_BCTHW.to(self._placement).tensor_split(tuple(stops), 2)
             return torch.cat([self.encode_stream(piece, stream) for piece in pieces], 2)
 
-        return call_frugally(self, call, NAME)
+        return call_with_low_memory(self, call, NAME)
 
     @torch.no_grad()
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
@@ -212,7 +212,7 @@ class WanVAE(nn.Module):
 
         def call() -> Tensor:
             grey_BCTHW = torch.zeros_like(picture_BCTHW)
-            if self.is_frugal:  # frame by frame, later stages get no repeating pairs to reuse
+            if self.saves_memory:  # frame by frame, later stages get no repeating pairs to reuse
                 clip = (picture_BCTHW, grey_BCTHW.expand(-1, -1, num_frames - 1, -1, -1))
                 return self.encode(torch.cat(clip, 2))
             pieces = self.encoder.iter_held(
@@ -222,7 +222,7 @@ class WanVAE(nn.Module):
             )
             return torch.cat([self._normalize(self._read(piece)[0]) for piece in pieces], 2)
 
-        return call_frugally(self, call, NAME)
+        return call_with_low_memory(self, call, NAME)
 
     @torch.no_grad()  # on a generator: in force only while this code runs, not in the caller's loop
     def iter_decode(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
@@ -240,7 +240,7 @@ class WanVAE(nn.Module):
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode the normalised latents of a whole clip to frames [B, 3, 4F - 3, H, W]."""
-        return call_frugally(
+        return call_with_low_memory(
             self, lambda: torch.cat(list(self.iter_decode(latents_BCFHW)), 2), NAME
         )
 

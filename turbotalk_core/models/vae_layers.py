@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..geometry import LATENT_CHANNELS, SPATIAL_STRIDE
 
 Stream = dict[nn.Module, Tensor]
-"""What each stage remembers of the frames before; empty at the start of a clip."""
+"""Earlier frames that each layer caches; empty at the start of a clip."""
 
 
 def time_first(clip_BCTHW: Tensor) -> Tensor:
@@ -354,17 +354,19 @@ class Decoder(nn.Module):
         self.upsamples = nn.Sequential(*stages)
         self.head = _make_head(dim, 3)
 
-    def forward(self, latents_TBCHW: Tensor, stream: Stream, *, is_frugal: bool = False) -> Tensor:
-        """Decode the next latents of a clip; if frugal, each stage gets one frame at a time."""
+    def forward(
+        self, latents_TBCHW: Tensor, stream: Stream, *, saves_memory: bool = False
+    ) -> Tensor:
+        """Decode the next latents of a clip; to save memory, each stage gets one frame at a time."""
         stages = (self.conv1, *self.middle, *self.upsamples, self.head)
-        return _finish(latents_TBCHW, stages, stream, is_frugal)
+        return _finish(latents_TBCHW, stages, stream, saves_memory)
 
 
 def _finish(
-    hidden_TBCHW: Tensor, stages: Sequence[nn.Module], stream: Stream, is_frugal: bool
+    hidden_TBCHW: Tensor, stages: Sequence[nn.Module], stream: Stream, saves_memory: bool
 ) -> Tensor:
     for index, stage in enumerate(stages):
-        if is_frugal and len(hidden_TBCHW) > 1:
+        if saves_memory and len(hidden_TBCHW) > 1:
             frames = hidden_TBCHW.split(1)
             return torch.cat([_finish(frame, stages[index:], stream, True) for frame in frames])
         hidden_TBCHW = stage(hidden_TBCHW, stream)

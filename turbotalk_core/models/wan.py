@@ -258,8 +258,8 @@ class Block(nn.Module):
 
         def audio_attend(hidden: Tensor, audio: Tensor, *angles: Tensor) -> Tensor:
             places = (angles, keys) if angles else None
-            heard = self.audio_cross_attn(layer_norm(hidden, self.norm_x), audio, places)
-            return hidden + audio_scale * heard
+            attended = self.audio_cross_attn(layer_norm(hidden, self.norm_x), audio, places)
+            return hidden + audio_scale * attended
 
         def feed_forward(hidden: Tensor) -> Tensor:
             normed = layer_norm(hidden, self.norm2).float() * (1 + scale2) + shift2
@@ -321,15 +321,15 @@ class WanModel(nn.Module):
         config: sizes of the network.
         uses_checkpointing: whether each block is recomputed in the backward pass, instead of
             storing its activations.
-        is_frugal: whether the tokens are processed one latent frame at a time, still attending to
-            those of all frames: less memory, more time, the same result up to rounding.
+        saves_memory: whether the tokens are processed one latent frame at a time, still
+            attending to those of all frames: less memory, more time, the same result up to rounding.
     """
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.config = config
         self.uses_checkpointing = False
-        self.is_frugal = False
+        self.saves_memory = False
         dim = config.dim
         self.patch_embedding = nn.Conv3d(
             config.in_channels, dim, (1, PATCH, PATCH), stride=(1, PATCH, PATCH)
@@ -426,7 +426,7 @@ class WanModel(nn.Module):
         if audio is not None and regions_PHW is not None:
             _check_regions(regions_PHW, latents_BCFHW, audio)
             regions = token_regions(regions_PHW.to(hidden.device))
-        num_pieces = grid[0] if self.is_frugal else 1
+        num_pieces = grid[0] if self.saves_memory else 1
 
         def finish(hidden: Tensor) -> Tensor:
             head = _in_pieces(lambda piece: self.head(piece, time_BD), num_pieces, hidden)
@@ -437,11 +437,11 @@ class WanModel(nn.Module):
             return finish(hidden + cache.added)
         before = None if cache is None else hidden  # without a cache its memory is not held
         for number, block in enumerate(self.blocks):
-            told = (modulation, table, text, image, audio, audio_scale, regions, num_pieces)
+            inputs = (modulation, table, text, image, audio, audio_scale, regions, num_pieces)
             if self.uses_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, *told, use_reentrant=False)
+                hidden = checkpoint(block, hidden, *inputs, use_reentrant=False)
             else:
-                hidden = block(hidden, *told)
+                hidden = block(hidden, *inputs)
             assert isinstance(hidden, Tensor)
             if hidden_after is not None:
                 hidden_after[number] = hidden

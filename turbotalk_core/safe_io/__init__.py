@@ -1,1 +1,1 @@
-"""Checks of names and files that come from strangers, before anything else uses them."""
+"""Checks of untrusted names and files, before any other code uses them."""

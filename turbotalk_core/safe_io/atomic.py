@@ -1,7 +1,7 @@
 """Atomic writing of files, and disk errors that name the file.
 
-A file is either whole or absent, and an older file of the same name stays as it was until the new
-one is whole. Every program of the repository writes its results with this module.
+A file is either whole or absent, and an older file of the same name is unchanged until the new one
+is whole. Every program of the repository writes its results with this module.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ def reports_disk_errors(path: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Raise every error of the system in a block as an ``OutputError`` that names the file.
 
     Args:
-        path: the file being written or read, as the user knows it.
-        *kinds: further types of error that the block's library raises for a disk that refuses, such
-            as FFmpeg's, which are no ``OSError``.
+        path: the file being written or read, as the user named it.
+        *kinds: further types of error that the block's library raises for disk errors, such as
+            FFmpeg's, which are no ``OSError``.
 
     Yields:
         Nothing.
 
     Raises:
-        OutputError: the block failed with an ``OSError`` or an error of the given kinds.
+        OutputError: if the block failed with an ``OSError`` or an error of the given kinds.
     """
     try:
         yield
@@ -46,8 +46,8 @@ def whole_file(path: Path, *, writer: str = "") -> Iterator[Path]:
     """Yield a temporary path; rename it when the block ends well, delete it when the block fails.
 
     Args:
-        path: of the finished file; an older file there is replaced at the end.
-        writer: name of this process, where several may write the same file at the same time; their
+        path: path of the finished file; an older file there is replaced at the end.
+        writer: name of this process, if several may write the same file at the same time; their
             temporary files then have different names. Without one, a temporary file that a killed
             process left is overwritten by the next attempt.
 
@@ -55,8 +55,8 @@ def whole_file(path: Path, *, writer: str = "") -> Iterator[Path]:
         The temporary path to write to, in the same folder and with the same suffix.
 
     Raises:
-        OutputError: the folder is missing, may not be written or has no room, or the path is a
-            folder.
+        OutputError: if the folder is missing, may not be written or has no free space, or the path
+            is a folder.
     """
     infix = f".{writer}.part" if writer else ".part"
     part = path.with_name(f".{path.stem}{infix}{path.suffix}")
@@ -77,11 +77,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all.
 
     Args:
-        path: of the file; replaced if it exists. Its folder must exist.
+        path: path of the file; replaced if it exists. Its folder must exist.
         data: its content.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     with whole_file(path) as part, reports_disk_errors(path):
         part.write_bytes(data)
@@ -91,34 +91,36 @@ def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all.
 
     Args:
-        path: of the file; replaced if it exists. Its folder must exist.
+        path: path of the file; replaced if it exists. Its folder must exist.
         text: its content.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: if the file cannot be written.
     """
     with whole_file(path) as part, reports_disk_errors(path):
         part.write_text(text, encoding="utf-8")
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents, where they do not exist.
+    """Create a folder and its parents, if they do not exist.
 
     Args:
-        folder: to create.
+        folder: folder to create.
 
     Raises:
-        OutputError: the folder cannot be created, or its path is a file.
+        OutputError: if the folder cannot be created, or its path is a file.
     """
     with reports_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where the system can promise it.
+    """Write the names in a folder to disk, so that they survive a power cut.
+
+    Does nothing on systems that cannot sync folders.
 
     Args:
-        folder: in which files were made or renamed.
+        folder: folder in which files were created or renamed.
     """
     if os.name != "posix":
         return

@@ -1,7 +1,7 @@
-"""JSON from strangers: texts with one meaning, numbers that a float holds, and bounded sizes.
+"""Untrusted JSON: texts with one meaning, numbers in the range of a float, and bounded sizes.
 
-What is wrong raises ``ValueError`` without the name of the file; the caller, who knows the file,
-turns it into its own kind of error. docs/security.md lists what all callers together promise.
+Errors are a ``ValueError`` without the name of the file; the caller, which has the name, converts
+them to its own kind of error. docs/security.md lists the guarantees of all callers together.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def read_small(path: Path, limit: int = MAX_TEXT) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (whatever JSON says)
+def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     """Parse JSON with exactly one meaning.
 
     Args:
@@ -71,19 +71,19 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (whatever JSON says)
 
 
 def is_number(value: object) -> bool:
-    """Check whether a value is a number that a float can hold; true and false are none."""
+    """Check whether a value is a number in the range of a float; true and false are none."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # compared, not converted: an int may be too long
 
 
 def _pair_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, value in pairs:
-        if name in told:
+        if name in result:
             raise ValueError(f"it names {name[:40]!r} twice")
-        told[name] = value
-    return told
+        result[name] = value
+    return result
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Media files from strangers: which containers FFmpeg may open, and how large tables may be."""
+"""Untrusted media files: the containers that FFmpeg may open, and limits on the size of tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TABLE = re.compile(b"|".join(_TABLES))
 
 
 def media_options(protocols: str) -> dict[str, str]:
-    """Return the options with which FFmpeg opens a stranger's file.
+    """Return the options with which FFmpeg opens an untrusted file.
 
     Args:
         protocols: allowed protocols: ``file``, or ``none`` for bytes in memory. Never one of a

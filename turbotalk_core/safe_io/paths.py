@@ -1,4 +1,4 @@
-"""Names from strangers: which of them mean a file, and how they are printed."""
+"""Untrusted names: which of them mean a file, and how they are printed."""
 
 from __future__ import annotations
 

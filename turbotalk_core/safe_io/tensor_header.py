@@ -1,4 +1,4 @@
-"""Headers of safetensors files from strangers, checked against the size of the file."""
+"""Headers of untrusted safetensors files, checked against the size of the file."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def read_tensor_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, st
         raise ValueError(f"it names {len(header)} tensors, at most {MAX_TENSORS} are read")
     tensors = {}
     spans = []
-    for name, told in header.items():
-        tensors[name], span = _read_entry(name, told)
+    for name, entry in header.items():
+        tensors[name], span = _read_entry(name, entry)
         spans.append(span)
     edge = 0
     for begin, end in sorted(spans):
@@ -83,12 +83,12 @@ def read_tensor_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, st
     return tensors, metadata
 
 
-def _read_entry(name: str, told: object) -> tuple[TensorEntry, tuple[int, int]]:
+def _read_entry(name: str, entry: object) -> tuple[TensorEntry, tuple[int, int]]:
     """Return one tensor's entry in a header, and the range of its data in the file."""
     try:
-        if not isinstance(told, dict):
-            raise TypeError(told)
-        dtype, shape, (begin, end) = told["dtype"], told["shape"], told["data_offsets"]
+        if not isinstance(entry, dict):
+            raise TypeError(entry)
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         counts = [*shape, begin, end]
         is_whole = all(type(count) is int and count >= 0 for count in counts)
         bits = _BITS[dtype]

@@ -94,7 +94,7 @@ def keep_push(push_BCFHW: Tensor, prediction_BCFHW: Tensor) -> Tensor:
 
 
 Pushes = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
-"""What shapes the push towards the text, and the one towards the voice, before they are made."""
+"""Functions that shape the text push and the audio push before they are added."""
 
 
 def begin_pushes(guidance: Guidance) -> Pushes:
@@ -144,9 +144,11 @@ def guided_velocity(
     """
     null_conditioning = replace(conditioning, text_BND=guidance.null_text_BND)
 
-    def predict(reads: bool, hears: bool) -> Tensor:
-        told = conditioning if reads else null_conditioning
-        return denoiser(latents_BCFHW, sigma, told, tokens if hears else guidance.null_tokens)
+    def predict(with_text: bool, with_audio: bool) -> Tensor:
+        inputs = conditioning if with_text else null_conditioning
+        return denoiser(
+            latents_BCFHW, sigma, inputs, tokens if with_audio else guidance.null_tokens
+        )
 
     return guide(predict, guidance.guidance_scale, guidance.audio_guidance_scale, pushes)
 
@@ -160,7 +162,7 @@ def guide(
     """Combine a network's predictions with and without text and audio.
 
     Args:
-        predict: a network call; its arguments say whether the text and whether the voice are
+        predict: a network call; its arguments are whether the text and whether the voice are
             among the inputs, instead of the null ones. Called ``count_calls`` times.
         guidance_scale: text guidance scale, >= 0; 1 is off.
         audio_guidance_scale: audio guidance scale, >= 0; 1 is off.

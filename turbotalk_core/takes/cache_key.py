@@ -1,7 +1,6 @@
-"""Digests of texts, tensors, sounds, files and weights; and the cache key of a video.
+"""Cache key of a video: the settings, digests and fingerprints that determine its frames.
 
-Equal cache keys mean equal frames, so an unfinished take is continued only under an equal key.
-Below all rooms, because some of them compute digests of what only they can read.
+Equal cache keys mean equal frames, so an unfinished take is continued only if its key is equal.
 """
 
 from __future__ import annotations
@@ -16,21 +15,16 @@ from ..fingerprints import Digested, digest, digest_sound
 from ..request import TalkRequest
 from ..types import Speech
 
-# --- fingerprints: digests of single values -----------------------------------------------------
-
-
-# --- the cache key ------------------------------------------------------------------------------
-
-_SHORT = 24  # characters of a value that a message shows
+_SHORT = 24  # characters of the longest value that a message contains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheKey:
-    """All that decides the frames of a video: equal keys mean equal frames.
+    """All inputs that determine the frames of a video: equal keys mean equal frames.
 
     Attributes:
-        fields: value by name. Names are for people; short values stand for themselves, digests for
-            large ones.
+        fields: value by name. Names are readable, as messages contain them; short values are
+            stored as they are, large ones as digests.
     """
 
     fields: Mapping[str, str]
@@ -41,7 +35,7 @@ class CacheKey:
 
     @classmethod
     def from_json(cls, value: object) -> CacheKey:
-        """Read what ``to_json`` returned.
+        """Parse the result of ``to_json``.
 
         Args:
             value: a JSON object.
@@ -50,14 +44,14 @@ class CacheKey:
             The key; values that are no strings are converted.
 
         Raises:
-            ValueError: the value is no object.
+            ValueError: if the value is no object.
         """
         if not isinstance(value, dict):
             raise ValueError(f"the cache key is a {type(value).__name__}")
         return cls(fields={str(name): str(each) for name, each in value.items()})
 
 
-def identify(
+def compute_cache_key(
     request: TalkRequest,
     speeches: Sequence[Speech],
     pictures: Sequence[Tensor] | Digested,
@@ -71,29 +65,29 @@ def identify(
         request: all settings.
         speeches: one per speaker.
         pictures: the portrait, or the frames of a video to dub.
-        tensors: all other inputs of the networks, by names for people.
-        weights: of ``fingerprint``.
-        others: whatever else decides the frames, by names for people.
+        tensors: all other inputs of the networks, by readable names.
+        weights: result of ``fingerprint``.
+        others: all else that determines the frames, by readable names.
 
     Returns:
         Settings as they are, and digests of everything else.
     """
     settings = {field.name: json.dumps(getattr(request, field.name)) for field in fields(request)}
-    # The digest of the features themselves only where nothing shorter decides them: features of
-    # hours of sound never exist all at once.
+    # A digest of the features themselves only if their origin is not known: the features of hours
+    # of sound are never in memory at the same time.
     encoded = [
         digest(speech.features.rows()) if speech.origin is None else speech.origin
         for speech in speeches
     ]
-    shown = pictures.digest() if isinstance(pictures, Digested) else digest(*pictures)
+    picture_digest = pictures.digest() if isinstance(pictures, Digested) else digest(*pictures)
     digests = {name: digest(tensor) for name, tensor in tensors.items() if tensor is not None}
     return CacheKey(
         fields={
             **(others or {}),
             **settings,
-            "hearing": "; ".join(encoded),  # replaces the setting, which "auto" leaves open
+            "hearing": "; ".join(encoded),  # replaces the setting, which may be "auto"
             "voice": ", ".join(digest_sound(speech.waveform) for speech in speeches),
-            "picture": shown,
+            "picture": picture_digest,
             "weights": weights,
             **digests,
         }
@@ -104,18 +98,18 @@ def describe_changes(before: CacheKey, now: CacheKey) -> tuple[str, ...]:
     """Describe how two keys differ.
 
     Args:
-        before: of a take that was begun.
-        now: of the video that is wanted.
+        before: key of an unfinished take.
+        now: key of the requested video.
 
     Returns:
-        A phrase for each difference, as in "seed was 0 and is 1"; none where both are equal.
+        A phrase for each difference, as in "seed was 0 and is 1"; none if both are equal.
     """
     phrases = []
     for name in sorted({*before.fields, *now.fields}):
         old, new = before.fields.get(name, "none"), now.fields.get(name, "none")
         if old == new:
             continue
-        if name == "hearing" and ", by " in old:  # a sentence, where digests stand since
+        if name == "hearing" and ", by " in old:  # a sentence, in place of today's digests
             phrases.append(
                 "hearing was recorded by an earlier version of this program, in another form"
             )

@@ -1,11 +1,12 @@
 """Takes: clips on disk, lossless, written chunk by chunk while later chunks are being made.
 
-A take is a folder: ``chunk_00000.mkv``, … (FFV1, the exact bytes of the frames), ``sound.mka``
-(the original recording, float32, untouched), ``take.journal``, which tells what is there and what
-it is made of, and until the take is whole ``carry_00000.safetensors``, what its last chunk hands on
-to the next. Each file is written under a temporary name and renamed when whole; the journal comes
-last, so what it names exists. Whatever stops the program, the next one goes on from there. Memory
-never holds more than two chunks, whatever the length.
+A take is a folder with these files: ``chunk_00000.mkv``, … (FFV1, the exact bytes of the frames);
+``sound.mka`` (the original recording, float32, unchanged); ``take.journal`` (the cache key and the
+finished chunks); and until the take is complete ``carry_00000.safetensors`` (the chunk state after
+the last finished chunk). Each file is written under a temporary name and renamed when complete. The
+journal is written last, so all files that it lists exist. However the program is stopped, the next
+run continues after the last finished chunk. At most two chunks are in memory, whatever the length
+of the video.
 
 Axes: T frames, H height, W width, C channels, S samples.
 """
@@ -48,8 +49,8 @@ from .journal import Journal
 _JOURNAL = "take.journal"
 _SOUND = "sound.mka"
 _LOCK = "take.lock"
-_SOUND_CODEC = "pcm_f32le"  # floating point, as it is
-_OURS = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors", ".*.part.*")
+_SOUND_CODEC = "pcm_f32le"  # floating point, uncompressed
+_OWN_FILES = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors", ".*.part.*")
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
 
@@ -59,9 +60,9 @@ class TakeChunk:
     """One file of a take.
 
     Attributes:
-        file: its name inside the folder.
+        file: name of the file inside the folder.
         start: first frame in it, counted from the start of the take.
-        stop: one past the last.
+        stop: one past the last frame.
     """
 
     file: str
@@ -74,12 +75,12 @@ class Take:
     """A clip on disk.
 
     Attributes:
-        folder: where it lies.
-        height: of the frames, pixels.
-        width: of the frames, pixels.
-        length: frames that it is to have.
+        folder: folder of the take.
+        height: height of the frames, pixels.
+        width: width of the frames, pixels.
+        length: number of frames of the complete take.
         chunks: its finished files, in order.
-        identity: the cache key, which decides its frames.
+        cache_key: the inputs that determine its frames.
     """
 
     folder: Path
@@ -87,24 +88,24 @@ class Take:
     width: int
     length: int
     chunks: tuple[TakeChunk, ...]
-    identity: CacheKey
+    cache_key: CacheKey
 
     @classmethod
     def open(cls, folder: Path) -> Take:
-        """Find a take on disk.
+        """Open a take on disk.
 
         Args:
-            folder: the take's folder.
+            folder: folder of the take.
 
         Returns:
-            The take; frames and sound are read when asked for.
+            The take; frames and sound are read on access.
 
         Raises:
-            OutputError: the folder holds no take with a finished chunk, its journal is damaged, or
-                one of its files is missing or no file of its own.
+            OutputError: if the folder contains no take with a finished chunk, its journal is
+                damaged, or one of its files is missing or a link.
         """
         path = folder / _JOURNAL
-        if not _is_own(path):
+        if not _is_plain_file(path):
             raise OutputError(f"there is no {path}; make the take again")
         take = _read_take(folder, Journal(path).records)
         if not take.chunks:
@@ -116,15 +117,15 @@ class Take:
         """Check that the files of all finished chunks and of the sound exist.
 
         Raises:
-            OutputError: one is missing or no file of its own.
+            OutputError: if one is missing or a link.
         """
         for name in (_SOUND, *(chunk.file for chunk in self.chunks)):
-            if not _is_own(self.folder / name):
+            if not _is_plain_file(self.folder / name):
                 raise OutputError(f"{self.folder / name} is missing; make the take again")
 
     @property
     def num_frames(self) -> int:
-        """Frames that are finished."""
+        """Number of finished frames."""
         return self.chunks[-1].stop if self.chunks else 0
 
     @property
@@ -136,15 +137,15 @@ class Take:
         """Read frames in small batches.
 
         Args:
-            start: first frame wanted.
-            stop: one past the last frame wanted; None for the end.
+            start: first frame to read.
+            stop: one past the last frame to read; None for the end.
 
         Yields:
             uint8 [T, H, W, 3], exactly what was written.
 
         Raises:
-            ChunkError: frames are wanted that the take does not have.
-            OutputError: a file cannot be read.
+            ChunkError: if the take does not have these frames.
+            OutputError: if a file cannot be read.
         """
         stop = self.num_frames if stop is None else stop
         if not 0 <= start < stop <= self.num_frames:
@@ -161,8 +162,8 @@ class Take:
         """Read frames into memory.
 
         Args:
-            start: first frame wanted.
-            stop: one past the last frame wanted; None for the end.
+            start: first frame to read.
+            stop: one past the last frame to read; None for the end.
 
         Returns:
             uint8 [T, H, W, 3], exactly what was written.
@@ -171,13 +172,13 @@ class Take:
 
     @property
     def sound_file(self) -> Path:
-        """Where the original recording lies, exactly as it was given.
+        """Path of the original recording, unchanged.
 
         Raises:
-            OutputError: it does not lie there any more, or is another.
+            OutputError: if the file is missing or has another format.
         """
         path = self.folder / _SOUND
-        if not _is_own(path):
+        if not _is_plain_file(path):
             raise OutputError(f"{path} is missing; make the take again")
         with _open_media(path) as container:
             _find_sound(path, container)
@@ -202,14 +203,14 @@ class Take:
                 yield torch.from_numpy(np.stack(batch))
 
 
-def _is_own(path: Path) -> bool:
-    """Tell whether a file is there; a take never has links, which could lead anywhere."""
+def _is_plain_file(path: Path) -> bool:
+    """Check that a path is a file and no link; links could point outside of the take."""
     return is_file(path) and not path.is_symlink()
 
 
 @contextmanager
 def _open_media(path: Path) -> Iterator[InputContainer]:
-    """Open a file of a take, and nothing else that it may name."""
+    """Open a file of a take, but no other file that it refers to."""
     try:
         with (
             reports_disk_errors(path, FFmpegError),
@@ -223,28 +224,28 @@ def _open_media(path: Path) -> Iterator[InputContainer]:
             yield container
     except TurboTalkError:
         raise
-    # What PyAV and numpy stumble over in damaged files.
+    # Errors that PyAV and numpy raise for damaged files.
     except (ValueError, LookupError, RuntimeError, AttributeError) as error:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
 
 
 def _find_sound(path: Path, container: InputContainer) -> AudioStream:
     stream = container.streams.audio[0]
-    # What the writer writes; another codec could unpack to more than memory holds.
+    # Only the writer's codec: another one could decompress to more than fits into memory.
     if stream.codec_context.name != _SOUND_CODEC:
         raise OutputError(f"{path} holds {stream.codec_context.name}; make the take again")
     return stream
 
 
 class TakeWriter:
-    """Takes the chunks of a clip; made by ``open_take``.
+    """Writer of the chunks of a take; made by ``open_take``.
 
     Attributes:
-        take: what is finished so far, and is on the disk.
+        take: the take with the chunks that are on disk so far.
         chunk_state: state after the last finished chunk; None before the first, or if the take is
             complete.
-        changes: why an unfinished take that lay there was not gone on with; empty where there was
-            none, or where it was.
+        changes: why an unfinished take in the folder was not continued; empty if there was none,
+            or if it was continued.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class TakeWriter:
         chunk_state: ChunkState | None,
         changes: tuple[str, ...],
     ) -> None:
-        """Prepare for the next chunk."""
+        """Start after the last finished chunk."""
         self.take = take
         self.chunk_state = chunk_state
         self.changes = changes
@@ -265,18 +266,18 @@ class TakeWriter:
         self._num_chunks = len(take.chunks)
 
     def write(self, finished: FrameChunk) -> Tensor:
-        """Add the next chunk as one file, which is written while the caller goes on.
+        """Write the next chunk as one file, in the background.
 
         Args:
-            finished: follows what is there, with its carry.
+            finished: the next chunk, with its chunk state.
 
         Returns:
-            Its frames as the file holds them, uint8 [T, H, W, 3].
+            Its frames as the file contains them, uint8 [T, H, W, 3].
 
         Raises:
-            ChunkError: another chunk than the next, or one without its carry.
-            GeometryError: frames of another size.
-            OutputError: the encoder or the disk refused this chunk or the one before.
+            ChunkError: if it is not the next chunk, or has no chunk state.
+            MismatchError: if the frames have another size.
+            OutputError: if this chunk or the one before cannot be encoded or written.
         """
         chunk = finished.chunk
         is_next = (chunk.index, chunk.keep_start) == (self._num_chunks, self._num_frames)
@@ -307,7 +308,7 @@ class TakeWriter:
         self.chunk_state = chunk_state
         if index > 0:
             _name_chunk_state(folder, index).unlink(missing_ok=True)
-        trim_host_memory()  # what making this chunk has freed
+        trim_host_memory()  # memory that this chunk used
 
 
 @contextmanager
@@ -318,33 +319,33 @@ def open_take(
     height: int,
     width: int,
     length: int,
-    identity: CacheKey,
+    cache_key: CacheKey,
 ) -> Iterator[TakeWriter]:
-    """Make a take, or go on with one; whatever the block raises, finished chunks are kept.
+    """Create a take, or continue an unfinished one.
 
-    A take of another identity that lies there is deleted. Where no chunk gets finished, nothing is
-    left behind.
+    Finished chunks are kept whatever the block raises. A take with another cache key in the same
+    folder is deleted first. If no chunk gets finished, all files are deleted.
 
     Args:
-        folder: to make, or of a take.
+        folder: folder of the take; created if it does not exist.
         waveform: the original recording that the frames belong to.
-        height: of the frames, pixels.
-        width: of the frames, pixels.
-        length: frames that it is to have.
-        identity: the cache key of the video.
+        height: height of the frames, pixels.
+        width: width of the frames, pixels.
+        length: number of frames of the complete take.
+        cache_key: cache key of the video.
 
     Yields:
-        What takes the chunks that are missing.
+        A writer for the missing chunks.
 
     Raises:
-        OutputError: the folder holds something else, another program is at it, or the disk
-            refused.
+        OutputError: if the folder contains other files, another program is writing to it, or the
+            disk cannot be written.
     """
     with reports_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if strangers := _find_strangers(folder):
+        if unknown := _find_unknown_files(folder):
             raise OutputError(
-                f"{folder} holds {strangers[0].name}, which is of no take; choose another folder"
+                f"{folder} holds {unknown[0].name}, which is of no take; choose another folder"
             )
     lock = FileLock(folder / _LOCK)
     with reports_disk_errors(folder):
@@ -359,11 +360,11 @@ def open_take(
         "height": height,
         "width": width,
         "length": length,
-        "identity": identity.to_json(),
+        "identity": cache_key.to_json(),
     }
     journal = writer = None
     try:
-        journal, take, chunk_state, changes = _take_up(folder, header)
+        journal, take, chunk_state, changes = _resume(folder, header)
         if take is None:
             _write_sound(folder / _SOUND, waveform)
             journal.append(header)
@@ -387,16 +388,16 @@ def delete_take(folder: Path) -> None:
     """Delete a take that is not needed any more.
 
     Args:
-        folder: of the take; what else lies in it stays.
+        folder: folder of the take; other files in it are kept.
     """
-    _clear(folder, *_OURS, _LOCK)
+    _clear(folder, *_OWN_FILES, _LOCK)
     _remove_if_empty(folder)
 
 
-def _take_up(
+def _resume(
     folder: Path, header: dict[str, Any]
 ) -> tuple[Journal, Take | None, ChunkState | None, tuple[str, ...]]:
-    """Read the take that may be continued; delete one that may not, and return why."""
+    """Read the take if it may be continued; else delete it and return the reasons."""
     journal = Journal(folder / _JOURNAL)
     if len(journal.records) < 2:  # no chunk was finished
         _clear(folder)
@@ -444,7 +445,7 @@ def _read_take(folder: Path, records: list[dict[str, Any]]) -> Take:
                 TakeChunk(file=_name_chunk(index), start=span["start"], stop=span["stop"])
                 for index, span in enumerate(rest)
             ),
-            identity=CacheKey.from_json(header["identity"]),
+            cache_key=CacheKey.from_json(header["identity"]),
         )
         _check_numbers(take)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -453,7 +454,7 @@ def _read_take(folder: Path, records: list[dict[str, Any]]) -> Take:
 
 
 def _check_numbers(take: Take) -> None:
-    """Refuse, by a ValueError, sizes that cannot be and frames that do not follow each other."""
+    """Raise ValueError for impossible sizes and for chunks that leave gaps or overlap."""
     sizes = take.height, take.width, take.length
     if not all(type(size) is int and size > 0 for size in sizes):
         raise ValueError(f"{take.length} frames of {take.width}x{take.height}")
@@ -486,7 +487,7 @@ def _write_chunk_state(folder: Path, chunk_state: ChunkState) -> None:
 
 def _read_chunk_state(folder: Path, num_chunks: int) -> ChunkState:
     path = _name_chunk_state(folder, num_chunks)
-    if not _is_own(path):
+    if not _is_plain_file(path):
         raise OutputError(f"{path} is missing; make the take again")
     with reports_disk_errors(path):
         content = path.read_bytes()
@@ -501,13 +502,13 @@ def _read_chunk_state(folder: Path, num_chunks: int) -> ChunkState:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
 
 
-def _find_strangers(folder: Path) -> list[Path]:
-    ours = {path for pattern in (*_OURS, _LOCK) for path in folder.glob(pattern)}
-    return sorted(set(folder.iterdir()) - ours)
+def _find_unknown_files(folder: Path) -> list[Path]:
+    own = {path for pattern in (*_OWN_FILES, _LOCK) for path in folder.glob(pattern)}
+    return sorted(set(folder.iterdir()) - own)
 
 
 def _clear(folder: Path, *patterns: str) -> None:
-    for pattern in patterns or _OURS:
+    for pattern in patterns or _OWN_FILES:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -520,7 +521,7 @@ def _remove_if_empty(folder: Path) -> None:
 def _write_sound(path: Path, waveform: Sound) -> None:
     rate = waveform.sample_rate
     num_channels = waveform.num_channels
-    # "7C": seven channels, of which nobody says which loudspeaker is which
+    # "7C": seven channels, without their places of loudspeakers
     layout = {1: "mono", 2: "stereo"}.get(num_channels, f"{num_channels}C")
     with (
         whole_file(path) as part,
@@ -528,7 +529,7 @@ def _write_sound(path: Path, waveform: Sound) -> None:
         av.open(str(part), "w") as container,
     ):
         stream = container.add_stream(_SOUND_CODEC, rate=rate, layout=layout)
-        # a second at a time: one block of the whole recording would outgrow the container's limits
+        # one second at a time: one block of the whole recording would exceed the container's limits
         for index, samples_CS in enumerate(pieces(waveform, rate)):
             interleaved = samples_CS.T.contiguous().numpy().reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(interleaved, format="flt", layout=layout)

@@ -186,9 +186,9 @@ def _retime_batches(frames: Iterable[Tensor], fps: Fraction) -> Iterator[Tensor]
     start = 0
     for frames_THWC in frames:
         stop = start + frames_THWC.shape[0]
-        shown = retime(start, stop, fps)
+        selected = retime(start, stop, fps)
         if fps == FPS:
             yield frames_THWC
-        elif shown:
-            yield frames_THWC[torch.tensor(shown) - start]
+        elif selected:
+            yield frames_THWC[torch.tensor(selected) - start]
         start = stop

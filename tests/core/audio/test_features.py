@@ -20,7 +20,7 @@ from turbotalk_core.audio.features import (
     SectionFeatures,
     describe_encoding,
     encode_in_sections,
-    hear,
+    encode_whole,
 )
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.resample import to_mono_16k
@@ -120,7 +120,7 @@ def _hear_both(
 ) -> tuple[Tensor, SectionFeatures, LevelEncoder]:
     """Encode 16 kHz mono at once, and section by section."""
     seconds, encoder = Fraction(waveform.num_samples, 16_000), LevelEncoder()
-    whole = hear(normalize_loudness(waveform.samples_CS[0]), seconds, LevelEncoder())
+    whole = encode_whole(normalize_loudness(waveform.samples_CS[0]), seconds, LevelEncoder())
     features = encode_in_sections(
         waveform,
         Fraction(0),
@@ -270,8 +270,8 @@ def test_how_it_was_heard_is_told() -> None:
             voice, encoder, normalizes_loudness=normalizes_loudness, hearing=hearing
         ).origin
 
-    def described(is_whole: bool, normalizes_loudness: bool = True) -> str:
-        return describe_encoding(LevelEncoder(), is_whole, normalizes_loudness)
+    def described(encodes_at_once: bool, normalizes_loudness: bool = True) -> str:
+        return describe_encoding(LevelEncoder(), encodes_at_once, normalizes_loudness)
 
     assert described(True) == "whole, at -23 LUFS, by 5b"
     assert described(False) == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"

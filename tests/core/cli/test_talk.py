@@ -335,7 +335,7 @@ def run_short(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
         def run(self: WanModel, *arguments: Any, **named: Any) -> Tensor:
             calls.append(1)
-            if len(calls) > first and (is_hopeless or not self.is_frugal):
+            if len(calls) > first and (is_hopeless or not self.saves_memory):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return forward(self, *arguments, **named)
 

@@ -56,7 +56,7 @@ class TooSmall:
 
     def _begin(self, _part: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.tries += 1
-        if self._is_hopeless or not self._network.is_frugal:
+        if self._is_hopeless or not self._network.saves_memory:
             self.held.append(weakref.ref(inputs[0]))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -98,7 +98,7 @@ def test_the_transformer_in_pieces_says_the_same(
     dit.blocks[0].get_submodule("ffn").register_forward_pre_hook(
         lambda _part, inputs: lengths.append(inputs[0].shape[1])
     )
-    dit.is_frugal = True
+    dit.saves_memory = True
     _assert_near(WanDenoiser(dit)(*told), expected)
     _, _, num_frames, height, width = told[0].shape
     assert lengths == num_frames * [height * width // 4]
@@ -154,7 +154,7 @@ def test_other_errors_are_not_tried_again(dit: WanModel, dit_io: dict[str, Tenso
     with pytest.raises(RuntimeError, match="mat1"):
         WanDenoiser(dit)(*_told(dit_io))
     assert len(calls) == 1
-    assert not dit.is_frugal
+    assert not dit.saves_memory
 
 
 @pytest.mark.parametrize("step", [2, NUM_FIRST_STEPS + 1])
@@ -167,7 +167,7 @@ def test_teacache_counts_a_repeated_call_once(
 
     def run(*_: object) -> None:
         calls.append(index)
-        if is_short and not dit.is_frugal:
+        if is_short and not dit.saves_memory:
             raise torch.OutOfMemoryError
 
     def sample() -> Tensor:
@@ -196,8 +196,8 @@ def test_the_transformer_in_pieces_needs_less_than_half() -> None:
     needs = []
     with torch.device("meta"):
         model = WanModel(config).to(torch.bfloat16)
-        for is_frugal in (False, True):
-            model.is_frugal = is_frugal
+        for saves_memory in (False, True):
+            model.saves_memory = saves_memory
 
             def call() -> Tensor:
                 return model(
@@ -224,7 +224,7 @@ def test_the_vae_frame_by_frame_says_the_same(vae: WanVAE, num_frames: int) -> N
     latents = vae.encode(frames)
     decoded = vae.decode(latents)
     reference = vae.encode_reference(frames[:, :, 0], num_frames)
-    vae.is_frugal = True
+    vae.saves_memory = True
     lengths = []
     layers = (vae.encoder.conv1, vae.decoder.conv1, *vae.decoder.upsamples)
     for layer in layers:
@@ -262,16 +262,16 @@ def test_a_vae_that_does_not_fit_even_so(vae: WanVAE) -> None:
     TooSmall(vae, vae.decoder.conv1, is_hopeless=True)
     with pytest.raises(torch.OutOfMemoryError):
         vae.decode(torch.randn(1, 16, 2, 2, 2))
-    assert vae.is_frugal
+    assert vae.saves_memory
 
 
 def test_the_vae_frame_by_frame_needs_less() -> None:
     needs: dict[bool, tuple[int, int, int]] = {}
     with torch.device("meta"):
         vae = WanVAE(8)
-        for is_frugal in (False, True):
-            vae.is_frugal = is_frugal
-            needs[is_frugal] = (
+        for saves_memory in (False, True):
+            vae.saves_memory = saves_memory
+            needs[saves_memory] = (
                 count_memory(vae, lambda: vae.encode(torch.zeros(1, 3, 9, 64, 96))),
                 count_memory(vae, lambda: vae.encode_reference(torch.zeros(1, 3, 64, 96), 9)),
                 count_memory(vae, lambda: vae.decode(torch.zeros(1, 16, 4, 8, 12))),

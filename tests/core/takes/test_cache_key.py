@@ -26,7 +26,7 @@ from turbotalk_core.errors import AudioError
 from turbotalk_core.fingerprints import digest, digest_file, digest_sound, digest_text, fingerprint
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.sound import Span, cut
-from turbotalk_core.takes.cache_key import CacheKey, identify
+from turbotalk_core.takes.cache_key import CacheKey, compute_cache_key
 from turbotalk_core.types import AudioFeatures, Speech, Waveform
 
 REQUEST = TalkRequest(
@@ -46,15 +46,15 @@ SPEECH = Speech(features=FEATURES, waveform=WAVEFORM)
 
 
 def make(request=REQUEST, speeches=(SPEECH,), pictures=(PICTURE,), weights="w", **tensors):
-    return identify(request, speeches, pictures, tensors, weights).to_json()
+    return compute_cache_key(request, speeches, pictures, tensors, weights).to_json()
 
 
 def test_it_is_words_and_the_same_each_time():
-    identity = make(prompt=torch.ones(3), regions=None)
-    assert identity == make(prompt=torch.ones(3))
-    assert identity["seed"] == "0"
-    assert identity["schedule"] == '"distilled"'
-    assert all(isinstance(value, str) for value in identity.values())
+    fields = make(prompt=torch.ones(3), regions=None)
+    assert fields == make(prompt=torch.ones(3))
+    assert fields["seed"] == "0"
+    assert fields["schedule"] == '"distilled"'
+    assert all(isinstance(value, str) for value in fields.values())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_key_travels_as_json():
 
 
 def test_whatever_else_decides_is_a_field():
-    key = identify(REQUEST, (SPEECH,), (PICTURE,), {}, "w", {"nodes before it": "5b"})
+    key = compute_cache_key(REQUEST, (SPEECH,), (PICTURE,), {}, "w", {"nodes before it": "5b"})
     assert key.fields["nodes before it"] == "5b"
     assert key.fields == {**make(), "nodes before it": "5b"}
 

@@ -65,9 +65,9 @@ def small_chunk(index):
     )
 
 
-def opened(folder, sound: Sound = SOUND, identity=IDENTITY, length=33):
-    key = CacheKey(fields=identity)
-    return open_take(folder, sound, height=34, width=50, length=length, identity=key)
+def opened(folder, sound: Sound = SOUND, cache_key=IDENTITY, length=33):
+    key = CacheKey(fields=cache_key)
+    return open_take(folder, sound, height=34, width=50, length=length, cache_key=key)
 
 
 def all_frames(spans=SPANS):
@@ -266,7 +266,7 @@ def test_a_torn_record_never_was(tmp_path_factory, data):
 
 def test_another_identity_begins_anew_and_says_why(begun):
     changed = {"seed": "4", "voice": "6c" * 16, "prompt": "a"}
-    with opened(begun, identity=changed, length=29) as writer:
+    with opened(begun, cache_key=changed, length=29) as writer:
         assert not writer.take.chunks
         assert writer.chunk_state is None
         assert writer.changes == (
@@ -299,7 +299,7 @@ def test_a_take_whose_hearing_is_a_sentence_begins_anew_and_says_why(begun):
     _, *spans = Journal(begun / "take.journal").records
     (begun / "take.journal").unlink()
     write_journal(begun, {**HEADER, "identity": before}, *spans)
-    with opened(begun, identity={**IDENTITY, "hearing": "7d" * 16}) as writer:
+    with opened(begun, cache_key={**IDENTITY, "hearing": "7d" * 16}) as writer:
         (change,) = writer.changes
         assert "by an earlier version of this program" in change
 
@@ -371,7 +371,7 @@ def test_frames_of_another_size(tmp_path):
     with (
         pytest.raises(MismatchError, match="for a take of 50x36"),
         open_take(
-            tmp_path / "take", SOUND, height=36, width=50, length=33, identity=NO_KEY
+            tmp_path / "take", SOUND, height=36, width=50, length=33, cache_key=NO_KEY
         ) as writer,
     ):
         writer.write(make_chunk(0))
@@ -382,7 +382,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, small_files_only):
     small = Waveform(samples_CS=torch.zeros(1, 100), sample_rate=8_000)
 
     def run():
-        with open_take(folder, small, height=34, width=50, length=51, identity=NO_KEY) as writer:
+        with open_take(folder, small, height=34, width=50, length=51, cache_key=NO_KEY) as writer:
             for index in range(2):
                 writer.write(small_chunk(index))
 
