@@ -60,4 +60,4 @@ class RecipeError(TurboTalkError, ValueError):
 
 
 class TrainingError(TurboTalkError, RuntimeError):
-    """A training run that must not go on."""
+    """Training run that must not continue."""

@@ -19,7 +19,7 @@ SAMPLES_PER_WEIGHT = 64  # values read of each weight: a 14B model takes a secon
 
 @runtime_checkable
 class Digested(Protocol):
-    """Pictures or a sound whose digest needs no decoding, for example that of their file."""
+    """Pictures or a sound with a digest that needs no decoding, such as that of their file."""
 
     def digest(self) -> str:
         """Return hexadecimal digits that differ for different content."""

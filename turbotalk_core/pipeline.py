@@ -1,7 +1,7 @@
 """Generation of a talking video from a portrait and speech, chunk by chunk.
 
-Input: a request, reference images, encoded speech, and the networks behind ``protocols``. Output: an
-iterator of finished frames, so that one chunk is in memory whatever the length of the video.
+Input: a request, reference images, encoded speech, and networks that satisfy ``protocols``. Output:
+an iterator of finished frames, so that one chunk is in memory whatever the length of the video.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N tokens, D width.
 """
@@ -204,9 +204,10 @@ def _report_shortage(request: TalkRequest, chunks: Iterator[FrameChunk]) -> Iter
     # Outside the except block: inside it, the traceback would keep the tensors of the failed call.
     raise OutOfMemoryError(
         f"memory ran out at {request.width}x{request.height} with chunks of "
-        f"{request.chunk_frames} frames, also in the ways that need less ({reason}). Close what else "
-        "uses the device and run the same again, which goes on after the last finished chunk; or "
-        "begin anew with a smaller size, fewer chunk_frames, or weights of a smaller dtype"
+        f"{request.chunk_frames} frames, also in the ways that need less ({reason}). Close "
+        "what else uses the device and run the same again, which goes on after the last finished "
+        "chunk; or begin anew with a smaller size, fewer chunk_frames, or weights of a smaller "
+        "dtype"
     )
 
 
@@ -235,8 +236,8 @@ def _generate(
         uses_apg=request.uses_apg,
     )
     first_BCHW = pictures[0]
-    # The first chunk has one motion frame, the picture itself, so that every chunk is sampled in the
-    # same way: as the continuation of given frames.
+    # The first chunk has one motion frame, the picture itself, so that every chunk is sampled in
+    # the same way: as the continuation of frames.
     motion_frames_BCTHW = first_BCHW.unsqueeze(2)
     num_finished = 0
     if chunk_state is not None:

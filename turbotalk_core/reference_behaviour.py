@@ -1,8 +1,8 @@
 """Behaviour of InfiniteTalk's pipeline where it differs from this one, for comparisons with it.
 
-``pipeline`` calls a method of ``Behaviour`` at each such place, and ``choose_behaviour`` is the only
-reader of ``TalkRequest.follows_reference``. Separate because these deviations change frames and are
-of no use outside of comparisons; docs/numerics.md lists all of them.
+``pipeline`` calls a method of ``Behaviour`` at each such place, and only ``choose_behaviour`` reads
+``TalkRequest.follows_reference``. Separate because these deviations change frames and have no use
+outside of comparisons; docs/numerics.md lists all of them.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width.
 Source: InfiniteTalk, wan/multitalk.py, generate_infinitetalk.
@@ -74,7 +74,7 @@ class ReferenceBehaviour(Behaviour):
     """InfiniteTalk's behaviour; see ``Behaviour``."""
 
     def count_frames(self, lengths: Sequence[int], plan: Callable[[int], ChunkPlan]) -> int:
-        """Count the frames of whole chunks that cover the first voice, at most those of the last."""
+        """Count the frames of whole chunks over the first voice, at most those of the last."""
         return min(plan(lengths[0]).chunks[-1].stop, lengths[-1])
 
     def select_rows(self, features: FeatureRows, chunk: Chunk, *, is_last: bool) -> FeatureRows:

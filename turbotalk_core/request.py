@@ -1,7 +1,7 @@
 """Request: all settings that can change the output, in one frozen value, stored as JSON.
 
-It is below all rooms, so that each can read its own settings and each rule about a setting is
-written once. The same request, weights and inputs give the same frames.
+All packages may import it, so that each can read its own settings and each rule about a setting is
+written once. The same request, weights and inputs produce the same frames.
 """
 
 from __future__ import annotations

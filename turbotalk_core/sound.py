@@ -1,7 +1,7 @@
 """Sounds of any length, read block by block: in memory, on disk, cut, or padded with silence.
 
-Separate from the values in types.py because nothing here holds samples, and below all rooms because
-the audio room reads sounds and the video room writes them.
+Separate from the values in types.py because nothing here stores samples, and outside of the
+packages because ``audio`` reads sounds and ``video`` writes them.
 
 Axes: C channels, S audio samples.
 """

@@ -1,4 +1,4 @@
-"""Values passed between the rooms of the core; each checks its own shape.
+"""Values passed between the packages of the core; each checks its own shape.
 
 Axes: B batch, C channels, S audio samples, T video frames, F latent frames, H height, W width,
 K window length (or samples of a stretch), L encoder layers, N tokens per latent frame (or text

@@ -1,10 +1,10 @@
 """Paths of model files named by widgets, and of the files that the nodes write.
 
-Anyone who can send a prompt to the server sets a widget's value, and the host does not check a value
-computed by another node against the widget's list. So only this module makes paths, besides
-``__init__``, which adds our model folders to the host's, and takes.py, which names folders in the
-host's output folder by digests. There are two kinds of paths: of a file that the host lists, and of
-a new file in the host's temporary folder.
+A widget's value may come from anyone who can send a prompt to the server, and the host does not
+check a value computed by another node against the widget's list. So only this module makes paths,
+besides ``__init__``, which adds our model folders to the host's, and takes.py, which names folders
+in the host's output folder by digests. There are two kinds of paths: of a file that the host lists,
+and of a new file in the host's temporary folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Encoding of the voices of several speakers, or of one, and mixing of the sound of the video.
 
-Input: speakers and an encoder. Output: ``Conversation``. Separate because it alone decides when each
-speaker speaks; ``features`` encodes one voice.
+Input: speakers and an encoder. Output: ``Conversation``. Separate because only this module
+places voices in time; ``features`` encodes one voice.
 
 Axes: C channels, S audio samples.
 """
@@ -224,7 +224,7 @@ def _find_peak(samples_CS: Tensor) -> float:
 
 
 def _find_turns(speakers: Sequence[Speaker]) -> tuple[list[Fraction], Fraction]:
-    """Return the time at which each speaker begins and the time at which all have ended, seconds."""
+    """Return the start of each speaker's voice and the end of the last, in seconds."""
     starts, ends = [], [Fraction(0)]
     for speaker in speakers:
         speaks_later = speaker.follows and speaker.waveform is not None

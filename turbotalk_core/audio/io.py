@@ -1,7 +1,7 @@
 """Input of sound from media files and from memory.
 
 A file becomes a ``Sound`` that is decoded each time it is read, or a ``Waveform`` in memory;
-samples of any type become a ``Waveform``. The only file of this room that decodes media.
+samples of any type become a ``Waveform``. The only module of this package that decodes media.
 
 Axes: C channels, S audio samples.
 """

@@ -123,7 +123,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     if not isinstance(overrides, dict):
         raise CheckpointError(f"the metadata entry {CONFIG_KEY!r} of {path} is no JSON object")
-    # The entry may be the whole config.json of a published model; the rest matters to training only.
+    # The entry may be the whole config.json of a published model; the rest is for training only.
     return weights, {
         field.name: _as_tuple(overrides[field.name])
         for field in fields(EncoderConfig)

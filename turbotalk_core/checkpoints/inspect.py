@@ -1,9 +1,9 @@
 """Kind, sizes and use of a model file, from its header alone.
 
-Files come in the key layout of the public checkpoints; ``checkpoints.tensors`` opens them in any
-format. Sizes follow from the shapes. The metadata contain what shapes do not
-determine: ``config`` as ComfyUI reads it (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the
-settings a file ships with.
+Files have the key layout of the public checkpoints; ``checkpoints.tensors`` opens them in any
+format. Sizes follow from the shapes. The metadata contain what shapes do not determine: ``config``
+as ComfyUI reads it (``{"transformer": {"num_heads": …}}``), and ``turbotalk`` with the settings a
+file ships with.
 """
 
 from __future__ import annotations
@@ -148,8 +148,7 @@ def inspect(path: Path) -> CheckpointInfo:
     """Return what a model file is, without loading its tensors.
 
     Args:
-        path: what ``tensors.read_header`` reads: a file, or something that stands for a set of
-            shards.
+        path: path of a file or of a set of shards, as for ``tensors.read_header``.
 
     Returns:
         Its kind, sizes, dtypes and settings.
@@ -245,8 +244,8 @@ def infer_dit(
     config = _parse_json(metadata.get("config", "{}"), path).get("transformer", {})
     if not isinstance(config, dict):
         raise CheckpointError(
-            f"the metadata of {Path(path).name} describes the transformer as {config!r}; it must be "
-            "a JSON object"
+            f"the metadata of {Path(path).name} describes the transformer as {config!r}; it must "
+            "be a JSON object"
         )
     image = "img_emb.proj.0.bias"
     return WanConfig(

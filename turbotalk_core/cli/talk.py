@@ -1,4 +1,4 @@
-"""Command ``talk``, which makes a talking video: its arguments, and the pipeline's inputs from them.
+"""Command ``talk``, which makes a talking video: its arguments and its call of the pipeline.
 
 Separate from the other commands because no other one reads files of every kind.
 """

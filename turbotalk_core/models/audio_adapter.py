@@ -105,7 +105,7 @@ class AudioCrossAttention(nn.Module):
             hidden_BND: normalised video tokens, frame by frame.
             tokens_BFND: audio tokens, one set per latent frame.
             places: with several speakers, the rotary tables of the video tokens (queries) and of
-                the audio tokens (keys); see ``speakers.speaker_tables``.
+                the audio tokens (keys); see ``speaker_embedding.speaker_tables``.
 
         Returns:
             [B, N, D], to be added to the video tokens.

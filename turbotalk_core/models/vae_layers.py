@@ -357,7 +357,7 @@ class Decoder(nn.Module):
     def forward(
         self, latents_TBCHW: Tensor, stream: Stream, *, saves_memory: bool = False
     ) -> Tensor:
-        """Decode the next latents of a clip; to save memory, each stage gets one frame at a time."""
+        """Decode the next latents of a clip; to save memory, one frame per stage at a time."""
         stages = (self.conv1, *self.middle, *self.upsamples, self.head)
         return _finish(latents_TBCHW, stages, stream, saves_memory)
 

@@ -322,7 +322,7 @@ class WanModel(nn.Module):
         uses_checkpointing: whether each block is recomputed in the backward pass, instead of
             storing its activations.
         saves_memory: whether the tokens are processed one latent frame at a time, still
-            attending to those of all frames: less memory, more time, the same result up to rounding.
+            attending to those of all frames: less memory, more time, equal up to rounding.
     """
 
     def __init__(self, config: WanConfig) -> None:

@@ -324,7 +324,7 @@ def open_take(
     """Create a take, or continue an unfinished one.
 
     Finished chunks are kept whatever the block raises. A take with another cache key in the same
-    folder is deleted first. If no chunk gets finished, all files are deleted.
+    folder is deleted first. If no chunk is finished, all files are deleted.
 
     Args:
         folder: folder of the take; created if it does not exist.

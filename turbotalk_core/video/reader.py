@@ -1,7 +1,7 @@
 """Reader of videos as sequences of pictures at 25 per second, decoded when they are accessed.
 
 The video is a file on disk or in memory, with any frame rate, constant or variable. Separate
-because it is the only file of this room that decodes files made by other programs.
+because it is the only module of this package that decodes files of other programs.
 
 Axes: H height, W width, C channels.
 """
@@ -49,8 +49,8 @@ class VideoFrames(Sequence[Tensor]):
 
         Args:
             source: any codec that PyAV decodes, in a container of ``media.CONTAINERS``; a file is
-                opened anew for each picture, and must stay where it is.
-            every_frame: give every frame of the file, whatever its rate, as InfiniteTalk does;
+                opened again for each picture, and must not be moved.
+            every_frame: return every frame of the file, whatever its rate, as InfiniteTalk does;
                 not those on the screen 25 times a second.
 
         Raises:
