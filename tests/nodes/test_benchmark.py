@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.nodes.family import write_released_sizes
+from tools.benchmark.random_family import write_released_sizes
 from tools.benchmark.run import WARM, Scene, compare, main
 
 

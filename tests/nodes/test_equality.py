@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.nodes.family import TEXT_DIM
+from tools.benchmark.random_family import TEXT_DIM
 from turbotalk_core.audio.conversation import encode_conversation, encode_speech
 from turbotalk_core.audio.io import from_samples, read_audio
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder

@@ -6,14 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.nodes.family import (
-    AUDIO_WIDTH,
-    NUM_AUDIO_LAYERS,
-    RELEASED_SIZES,
-    TEXT_DIM,
-    write_family,
-    write_released_sizes,
-)
+from tests.nodes.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS, write_family
+from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 
 

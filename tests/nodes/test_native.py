@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
+from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 
 SEED = 5
 SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.25, 0.0])

@@ -1,12 +1,15 @@
-"""Where the time goes, and against whom: all arms of the benchmark in one run on one machine.
+"""Comparison of the nodes, the core and the command line with ComfyUI's own InfiniteTalk nodes.
 
     python -m tools.benchmark.run --json FILE --markdown FILE
 
-1. ``python -m turbotalk_core bench``: bare calls, chunks by part, and the reference's way.
-2. In one process ComfyUI's own InfiniteTalk nodes, our nodes and the core alone make the same video
-   with the same weights, in turns.
-3. The command line makes a long video of the shipped portrait, watched from outside: when chunks
-   are on the disk, and how much memory it holds then.
+All arms run on one machine, one after the other:
+
+1. ``python -m turbotalk_core bench``: bare calls and chunks by part. Then the same videos in the
+   order of the reference (``reference_way``).
+2. ComfyUI's own nodes, our nodes, the core and the reference's order make the same video with the
+   same weights, in one process, in turns.
+3. The command line makes a long video of the shipped portrait in another process. Recorded from
+   outside are the time when each chunk is on the disk, and the memory until then.
 """
 
 from __future__ import annotations
@@ -32,20 +35,21 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import theilslopes
 from torch import Tensor
 
-from tests.nodes.family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from tools.benchmark.page import to_page
+from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
+from tools.benchmark.reference_way import add_reference_way, time_reference
 from tools.comfy.download import COMFYUI_VERSION, find_host
 from tools.comfy.in_process import PACK, import_host, load_pack, run_node
 from training.benchmark.hardware import name_cpu, read_resident_bytes
 from turbotalk_core import types
-from turbotalk_core.benchmark.timing import Way, time_ours, time_reference
-from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH
+from turbotalk_core.benchmark.timing import VideoTiming, time_video
+from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH, count_samples
 from turbotalk_core.loading import VAE, ModelFiles, load_models
-from turbotalk_core.request import TalkRequest
+from turbotalk_core.request import CHUNK_FRAMES, NUM_MOTION_FRAMES, TalkRequest
 from turbotalk_core.safe_io.atomic import write_text
 from turbotalk_core.safe_io.tensor_header import read_tensor_header
 
-WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
+WARM = 50  # chunks during which the heap grows by some megabytes; later it does not
 POLL_SECONDS = 0.05
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
 LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
@@ -56,54 +60,55 @@ LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
 
 @dataclass(frozen=True)
 class Scene:
-    """What all arms are given.
+    """Video that all arms make.
 
     Attributes:
-        height: of the video, pixels.
-        width: of the video, pixels.
-        chunk_frames: of a chunk.
-        motion_frames: that a later chunk begins with.
-        num_chunks: of the video.
+        height: height, pixels.
+        width: width, pixels.
+        chunk_frames: frames of a chunk.
+        motion_frames: frames at the start of a later chunk that the chunk before made.
+        num_chunks: number of chunks.
     """
 
     height: int = 128
     width: int = 128
-    chunk_frames: int = 81
-    motion_frames: int = 9
+    chunk_frames: int = CHUNK_FRAMES
+    motion_frames: int = NUM_MOTION_FRAMES
     num_chunks: int = 6
 
     @property
     def num_frames(self) -> int:
-        """Of the video."""
+        """Frames of the video."""
         new_frames = self.chunk_frames - self.motion_frames
         return self.chunk_frames + (self.num_chunks - 1) * new_frames
 
     @property
     def picture(self) -> Tensor:
-        """The portrait, [1, H, W, 3] in [0, 1]."""
+        """Portrait, [1, H, W, 3] in [0, 1]."""
         return _draw(0, 1, self.height, self.width, 3).sigmoid()
 
     @property
     def layers(self) -> list[Tensor]:
-        """The voice as the host's audio encoders give it: 13 layers, 50 rows a second."""
+        """Output of the host's audio encoder for the voice: 13 layers, 50 rows per second."""
         return [_draw(seed, 1, 2 * self.num_frames, 768) for seed in range(13)]
 
     @property
     def silence(self) -> Tensor:
-        """The sound of the video, [1, S]."""
-        return torch.zeros(1, self.num_frames * SAMPLE_RATE // FPS)
+        """Sound of the video, [1, S]."""
+        return torch.zeros(1, count_samples(self.num_frames, SAMPLE_RATE))
 
 
 def compare(
     host: SimpleNamespace, pack: ModuleType, scene: Scene, *, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Let all arms make the same video in turns, in this process.
+    """Make the same video with all arms in turns, in this process, and time it.
 
     Args:
-        host: of ``import_host``, with a family of ``write_released_sizes``.
-        pack: of ``load_pack``.
-        scene: what they make.
-        rounds: of which the median counts; one before them pays for what is set up once.
+        host: result of ``import_host``, with the files of ``write_released_sizes``.
+        pack: result of ``load_pack``.
+        scene: video to make.
+        rounds: number of rounds, of which the median counts; an untimed one before them pays for
+            what is set up once.
 
     Returns:
         For each arm the seconds of each round, their median, and frames per second.
@@ -111,7 +116,7 @@ def compare(
     arms = {
         "host_native": _prepare_native(host, scene),
         "our_nodes": _prepare_nodes(host, pack, scene),
-        "core": _prepare_core(host, scene, time_ours),
+        "core": _prepare_core(host, scene, time_video),
         "reference_way": _prepare_core(host, scene, time_reference),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -131,7 +136,7 @@ def compare(
 
 
 def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None]:
-    """ComfyUI's InfiniteTalk node, sampler and VAE for each chunk, as its own workflow has them."""
+    """Prepare ComfyUI's InfiniteTalk node, sampler and VAE, connected as in its own workflow."""
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     (adapter,) = host.model_patch_nodes.ModelPatchLoader().load_model_patch(RELEASED_SIZES)
     vae = run_node(host, "VAELoader", vae_name=VAE)
@@ -142,7 +147,7 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
         frames = None
         with torch.inference_mode():
             for index in range(scene.num_chunks):
-                model, told, told_not, latent, trim = host.wan_nodes.WanInfiniteTalkToVideo.execute(
+                model, cond, uncond, latent, trim = host.wan_nodes.WanInfiniteTalkToVideo.execute(
                     mode={"mode": "single_speaker"},
                     model=bare,
                     model_patch=adapter,
@@ -161,7 +166,7 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
                 drawn = host.sample.prepare_noise(latent["samples"], seed + index)
                 euler = host.samplers.sampler_object("euler")
                 latents = host.sample.sample_custom(
-                    model, drawn, 1.0, euler, SIGMAS, told, told_not, latent["samples"], seed=seed
+                    model, drawn, 1.0, euler, SIGMAS, cond, uncond, latent["samples"], seed=seed
                 )
                 made = run_node(host, "VAEDecode", samples={"samples": latents}, vae=vae)
                 frames = made if frames is None else torch.cat((frames, made[trim:]))
@@ -174,14 +179,14 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
 
 
 def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Callable[[int], None]:
-    """The sampler and *Assemble video* of this pack."""
+    """Prepare the sampler and *Assemble video* of this pack."""
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     adapter = run_node(host, "TurboTalkLoadAudioAdapter", name=RELEASED_SIZES)
     model = run_node(
         host, "TurboTalkApplyAudioAdapter", model=bare, model_patch=adapter, strength=1.0
     )
     vae = run_node(host, "VAELoader", vae_name=VAE)
-    speech = _hear(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
+    speech = _make_conversation(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
 
     def make(seed: int) -> None:
         positive, negative = _prompts()
@@ -225,9 +230,9 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Cal
 
 
 def _prepare_core(
-    host: SimpleNamespace, scene: Scene, way: Callable[..., Way]
+    host: SimpleNamespace, scene: Scene, way: Callable[..., VideoTiming]
 ) -> Callable[[int], None]:
-    """The core alone, as the command line uses it, or as the reference would."""
+    """Prepare the core alone, in the order of work of the command line or of the reference."""
     models_folder = host.base / "models"
     dit = models_folder / "diffusion_models" / RELEASED_SIZES
     files = ModelFiles(
@@ -250,7 +255,7 @@ def _prepare_core(
         num_motion_frames=scene.motion_frames,
         audio_guidance_scale=1.0,
     )
-    speech = _hear(scene, types)
+    speech = _make_conversation(scene, types)
     (picture_HWC,) = scene.picture
 
     def make(seed: int) -> None:
@@ -260,7 +265,7 @@ def _prepare_core(
 
 
 def _cut_adapter(path: Path, dit: Path) -> Path:
-    """Leave out the blocks that the transformer has not: the host wants them, the core does not."""
+    """Remove the blocks that the transformer lacks; only ComfyUI requires them."""
     num_layers = len({name.split(".")[1] for name in load_file(dit) if name.startswith("blocks.")})
     _, metadata = read_tensor_header(path)
     kept = {
@@ -281,7 +286,7 @@ def _prompts() -> list[Any]:
     return [[[_draw(seed, 1, TEXT_LENGTH, TEXT_DIM), {}]] for seed in (1, 2)]
 
 
-def _hear(scene: Scene, types: Any) -> Any:
+def _make_conversation(scene: Scene, types: Any) -> Any:
     features_TLD = torch.cat(scene.layers[1:])[:, ::2].movedim(0, 1)
     features = types.AudioFeatures(features_TLD=features_TLD, num_frames=scene.num_frames)
     waveform = types.Waveform(samples_CS=scene.silence, sample_rate=SAMPLE_RATE)
@@ -295,24 +300,23 @@ def _hear(scene: Scene, types: Any) -> Any:
 # --- another process: the command line, watched from outside ------------------------------------
 
 
-def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str, Any]:
-    """Let the command line make a long video of the shipped portrait with the shipped student.
+def watch_talk(num_chunks: int, threads: int) -> dict[str, Any]:
+    """Make a long video of the shipped portrait with the command line, and watch its memory.
 
     Args:
-        num_chunks: of the video, more than ``WARM`` and one.
-        threads: of the networks.
-        new_frames: of each later chunk.
+        num_chunks: chunks of the video, more than ``WARM`` and one.
+        threads: CPU threads of the networks.
 
     Returns:
-        Seconds from the start of the program to the first chunk on the disk and to the end, a
-        steady chunk's, frames per second, the least memory held while each chunk was made, and by
-        how much that grew per chunk behind the first ``WARM``: the median slope between any two
-        (Theil-Sen), as what the allocator keeps comes and goes by megabytes from chunk to chunk.
+        Seconds from the start of the program to the first chunk on the disk and to the end; seconds
+        of a steady chunk; frames per second; the least memory while each chunk was made; and its
+        growth per chunk after the first ``WARM``. The growth is the median slope between any two
+        chunks (Theil-Sen), as the memory that the allocator keeps varies by megabytes.
 
     Raises:
-        RuntimeError: the command failed.
+        RuntimeError: if the command fails.
     """
-    num_frames = 81 + (num_chunks - 1) * new_frames
+    num_frames = CHUNK_FRAMES + (num_chunks - 1) * (CHUNK_FRAMES - NUM_MOTION_FRAMES)
     with TemporaryDirectory() as name:
         folder = Path(name)
         _write_speech(folder / "speech.wav", num_frames / FPS)
@@ -326,7 +330,7 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
         with log.open("wb") as file:
             process = subprocess.Popen(command, cwd=PACK, stdout=file, stderr=file)
         finished: list[float] = []
-        least: list[int] = []  # memory while a chunk was made: at its height it depends on when
+        least: list[int] = []  # memory while a chunk was made; the peak depends on when it is read
         lows: list[int] = []
         journal = folder / "talk.mp4.take" / "take.journal"
         while process.poll() is None:
@@ -356,10 +360,10 @@ def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str,
 
 
 def _write_speech(path: Path, seconds: float) -> None:
-    """Say the shipped sentence again and again."""
-    with wave.open(str(PACK / "assets" / "speech.wav")) as said:
-        settings = said.getparams()
-        sound = said.readframes(said.getnframes())
+    """Write the shipped sentence, repeated to a length."""
+    with wave.open(str(PACK / "assets" / "speech.wav")) as sentence:
+        settings = sentence.getparams()
+        sound = sentence.readframes(sentence.getnframes())
     frame_bytes = settings.sampwidth * settings.nchannels
     wanted = round(seconds * settings.framerate) * frame_bytes
     with wave.open(str(path), "wb") as file:
@@ -370,6 +374,15 @@ def _write_speech(path: Path, seconds: float) -> None:
 # --- the report ---------------------------------------------------------------------------------
 
 
+def _measure_core(threads: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "turbotalk_core", "bench", "--device", "cpu", "--json"]
+    command += ["--threads", str(threads)]
+    output = subprocess.run(command, cwd=PACK, check=True, capture_output=True, text=True).stdout
+    report = json.loads(output)
+    add_reference_way(report["speeds"])
+    return report
+
+
 def _compare_in_host(scene: Scene, rounds: int) -> dict[str, dict[str, Any]]:
     with TemporaryDirectory() as folder:
         host = import_host(find_host(), Path(folder))
@@ -378,7 +391,7 @@ def _compare_in_host(scene: Scene, rounds: int) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line.
+    """Run the comparison from the command line.
 
     Args:
         argv: arguments; None takes those of the program.
@@ -401,9 +414,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"at least {WARM + 2}"
         )
     torch.set_num_threads(arguments.threads)
-    core = [sys.executable, "-m", "turbotalk_core", "bench", "--device", "cpu", "--json"]
-    threads = ("--threads", str(arguments.threads))
-    told = subprocess.run([*core, *threads], cwd=PACK, check=True, capture_output=True, text=True)
     scene = Scene()
     report = {
         "machine": {
@@ -413,7 +423,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "comfyui": COMFYUI_VERSION,
         },
-        "core": json.loads(told.stdout),
+        "core": _measure_core(arguments.threads),
         "talk": watch_talk(arguments.chunks, arguments.threads),
         "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
         "arms": _compare_in_host(scene, arguments.rounds),

@@ -1,7 +1,9 @@
-"""The page of the benchmark says what was measured, and whether it is what is claimed."""
+"""The page of the comparison: its figures, its claims, and the page in the documentation."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,3 +107,9 @@ def test_what_does_not_hold_is_said(report: dict[str, Any], failing: list[str]) 
     assert len(fallen) == len(failing)
     for line, words in zip(fallen, failing, strict=True):
         assert words in line
+
+
+def test_the_page_in_the_documentation_is_that_of_its_report() -> None:
+    results = Path(__file__).parents[3] / "docs" / "results"
+    report = json.loads((results / "performance.json").read_text(encoding="utf-8"))
+    assert to_page(report) == (results / "performance.md").read_text(encoding="utf-8")
