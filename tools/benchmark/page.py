@@ -1,6 +1,6 @@
-"""What the benchmark measured, for people: a Markdown page.
+"""Markdown page of the comparison, as a function of its report alone.
 
-Separate from the measuring, as it can be checked without running anything for minutes.
+Separate from ``run``, so that the page can be tested and written again without measuring.
 """
 
 from __future__ import annotations
@@ -18,16 +18,23 @@ _WAYS = {
     "our nodes": "our_nodes",
     "the core": "core",
 }
-_HOST_GAIN = 1.5  # frames per second of our nodes, in those of ComfyUI's own
-_WATCHED = (3, 10, 50, 100, 200)  # chunks of which the page tells the memory
-_OVERHEAD = 1.03  # of host and command line, in the core's seconds
+_NODE_PARTS = {
+    "encode": "the VAE's encoder",
+    "forward": "network calls",
+    "decode": "the VAE's decoder",
+    "rest": "the rest of the sampler; in the core also the mp4",
+    "assemble": "Assemble video, after the sampler",
+}
+_HOST_GAIN = 1.5  # bound: frames per second of our nodes divided by those of ComfyUI's own
+_WATCHED = (3, 10, 50, 100, 200)  # chunks whose memory is on the page
+_OVERHEAD = 1.03  # bound: seconds of host and command line divided by the core's
 
 
 def to_page(report: dict[str, Any]) -> str:
-    """Tell the report to people.
+    """Return the page of a report.
 
     Args:
-        report: of ``bench.main``.
+        report: report that ``run.main`` writes as JSON.
 
     Returns:
         Markdown.
@@ -63,6 +70,7 @@ def to_page(report: dict[str, Any]) -> str:
             "",
             _list_arms(report["arms"]),
             "",
+            *_list_overhead(report["arms"], scene["num_chunks"]),
             "## The command line, over a long video",
             "",
             f"`talk` makes {talk['num_chunks']} chunks, {talk['num_frames']} frames, of the",
@@ -145,6 +153,28 @@ def _list_arms(arms: dict[str, Any]) -> str:
         rows.append([label, f"{seconds:.2f}", f"{rate:.1f}", f"{rate / native:.2f}"])
     head = ["way", "seconds", "frames per second", "times ComfyUI's"]
     return table(head, rows, align=" rrr")
+
+
+def _list_overhead(arms: dict[str, Any], num_chunks: int) -> list[str]:
+    core, nodes = (arms[name].get("parts") for name in ("core", "our_nodes"))
+    if not (core and nodes):  # reports from before parts were measured
+        return []
+    rows = [
+        [
+            label,
+            *(f"{1000 * value / num_chunks:.0f}" for value in (core[part], nodes[part])),
+            f"{1000 * (nodes[part] - core[part]) / num_chunks:+.0f}",
+        ]
+        for part, label in _NODE_PARTS.items()
+    ]
+    return [
+        "### Our nodes over the core, part by part",
+        "",
+        "Milliseconds per chunk. [Overhead](../performance.md) explains the parts.",
+        "",
+        table(["part", "the core", "our nodes", "difference"], rows, align=" rrr"),
+        "",
+    ]
 
 
 def _list_talk(talk: dict[str, Any]) -> str:

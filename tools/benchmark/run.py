@@ -52,6 +52,8 @@ from turbotalk_core.safe_io.tensor_header import read_tensor_header
 WARM = 50  # chunks during which the heap grows by some megabytes; later it does not
 POLL_SECONDS = 0.05
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
+Parts = dict[str, float]  # seconds by part of the work; empty where parts are not measured
+Arm = Callable[[int], Parts]  # makes the video with a seed
 LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
 
 
@@ -111,7 +113,8 @@ def compare(
             what is set up once.
 
     Returns:
-        For each arm the seconds of each round, their median, and frames per second.
+        For each arm the seconds of each round, their median, frames per second, and for the core
+        and our nodes the median seconds of each part.
     """
     arms = {
         "host_native": _prepare_native(host, scene),
@@ -120,29 +123,34 @@ def compare(
         "reference_way": _prepare_core(host, scene, time_reference),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
+    parts: dict[str, list[Parts]] = {name: [] for name in arms}
     for number in range(1 + rounds):
         for name, make in arms.items():
             started = time.perf_counter()
-            make(number)
+            parts[name].append(make(number))
             seconds[name].append(time.perf_counter() - started)
     return {
         name: {
             "all_seconds": taken[1:],
             "seconds": median(taken[1:]),
             "frames_per_second": scene.num_frames / median(taken[1:]),
+            "parts": {
+                part: median(round_parts[part] for round_parts in parts[name][1:])
+                for part in parts[name][0]
+            },
         }
         for name, taken in seconds.items()
     }
 
 
-def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None]:
+def _prepare_native(host: SimpleNamespace, scene: Scene) -> Arm:
     """Prepare ComfyUI's InfiniteTalk node, sampler and VAE, connected as in its own workflow."""
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     (adapter,) = host.model_patch_nodes.ModelPatchLoader().load_model_patch(RELEASED_SIZES)
     vae = run_node(host, "VAELoader", vae_name=VAE)
     sound = {"waveform": scene.silence.unsqueeze(0), "sample_rate": SAMPLE_RATE}
 
-    def make(seed: int) -> None:
+    def make(seed: int) -> Parts:
         positive, negative = _prompts()
         frames = None
         with torch.inference_mode():
@@ -174,12 +182,20 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
             raise RuntimeError(f"the host made another number of frames than {scene.num_frames}")
         (video,) = host.video_nodes.CreateVideo.execute(frames, float(FPS), sound).result
         video.save_to(str(host.base / "output" / f"native_{seed}.mp4"))
+        return {}
 
     return make
 
 
-def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Callable[[int], None]:
+def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Arm:
     """Prepare the sampler and *Assemble video* of this pack."""
+    parts: Parts = {}
+    rooms = f"{pack.__name__}.nodes.host"
+    vae_class = import_module(f"{rooms}.vae").HostVAE
+    _time_method(vae_class, "encode", parts, "encode")
+    _time_method(vae_class, "encode_reference", parts, "encode")
+    _time_method(vae_class, "decode", parts, "decode")
+    _time_method(import_module(f"{rooms}.denoiser").HostDenoiser, "__call__", parts, "forward")
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     adapter = run_node(host, "TurboTalkLoadAudioAdapter", name=RELEASED_SIZES)
     model = run_node(
@@ -188,8 +204,10 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Cal
     vae = run_node(host, "VAELoader", vae_name=VAE)
     speech = _make_conversation(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
 
-    def make(seed: int) -> None:
+    def make(seed: int) -> Parts:
         positive, negative = _prompts()
+        parts.update(encode=0.0, forward=0.0, decode=0.0)
+        started = time.perf_counter()
         take = run_node(
             host,
             "TurboTalkSampler",
@@ -214,6 +232,7 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Cal
         )
         if take.num_frames != scene.num_frames:
             raise RuntimeError(f"the sampler made {take.num_frames} frames")
+        sampled = time.perf_counter()
         video = run_node(
             host,
             "TurboTalkAssembleVideo",
@@ -225,13 +244,26 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Cal
             num_frames=0,
         )
         video.save_to(str(host.base / "output" / f"ours_{seed}.mp4"))
+        rest = sampled - started - sum(parts.values())
+        return parts | {"rest": rest, "assemble": time.perf_counter() - sampled}
 
     return make
 
 
-def _prepare_core(
-    host: SimpleNamespace, scene: Scene, way: Callable[..., VideoTiming]
-) -> Callable[[int], None]:
+def _time_method(owner: type, name: str, seconds: Parts, part: str) -> None:
+    """Add the seconds of all later calls of a method to a part."""
+    call = getattr(owner, name)
+
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = call(*arguments)
+        seconds[part] += time.perf_counter() - started
+        return result
+
+    setattr(owner, name, timed)
+
+
+def _prepare_core(host: SimpleNamespace, scene: Scene, way: Callable[..., VideoTiming]) -> Arm:
     """Prepare the core alone, in the order of work of the command line or of the reference."""
     models_folder = host.base / "models"
     dit = models_folder / "diffusion_models" / RELEASED_SIZES
@@ -258,8 +290,13 @@ def _prepare_core(
     speech = _make_conversation(scene, types)
     (picture_HWC,) = scene.picture
 
-    def make(seed: int) -> None:
-        way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
+    def make(seed: int) -> Parts:
+        timing = way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
+        parts = {
+            part: sum(getattr(chunk, part) for chunk in timing.chunks)
+            for part in ("encode", "forward", "decode")
+        }
+        return parts | {"rest": timing.seconds - sum(parts.values()), "assemble": 0.0}
 
     return make
 

@@ -86,6 +86,17 @@ def test_it_has_what_was_measured() -> None:
         assert f"\n{row}\n" in page
 
 
+def test_overhead_is_listed_by_part_where_it_was_measured() -> None:
+    report = _report(30.0, 10.2, 2.0)
+    assert "part by part" not in to_page(report)
+    core = {"encode": 1.0, "forward": 2.0, "decode": 6.0, "rest": 1.0, "assemble": 0.0}
+    report["arms"]["core"]["parts"] = core
+    report["arms"]["our_nodes"]["parts"] = core | {"forward": 2.6, "assemble": 0.3}
+    page = to_page(report)
+    assert "\n| network calls | 333 | 433 | +100 |\n" in page
+    assert "\n| Assemble video, after the sampler | 0 | 50 | +50 |\n" in page
+
+
 @pytest.mark.parametrize(
     ("report", "failing"),
     [
