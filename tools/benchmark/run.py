@@ -9,7 +9,8 @@ All arms run on one machine, one after the other:
 2. ComfyUI's own nodes, our nodes, the core and the reference's order make the same video with the
    same weights, in one process, in turns.
 3. The command line makes a long video of the shipped portrait in another process. Recorded from
-   outside are the time when each chunk is on the disk, and the memory until then.
+   outside are the time when each chunk is on the disk, and the memory until then. The command line
+   and the core also make the same shorter video in one process, in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import platform
 import subprocess
 import sys
 import time
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -32,15 +32,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.stats import theilslopes
 from torch import Tensor
 
+from tools.benchmark.command_line import WARM, compare_talk, watch_talk
 from tools.benchmark.page import to_page
 from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from tools.benchmark.reference_way import add_reference_way, time_reference
 from tools.comfy.download import COMFYUI_VERSION, find_host
 from tools.comfy.in_process import PACK, import_host, load_pack, run_node
-from training.benchmark.hardware import name_cpu, read_resident_bytes
+from training.benchmark.hardware import name_cpu
 from turbotalk_core import types
 from turbotalk_core.benchmark.timing import VideoTiming, time_video
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH, count_samples
@@ -49,8 +49,7 @@ from turbotalk_core.request import CHUNK_FRAMES, NUM_MOTION_FRAMES, TalkRequest
 from turbotalk_core.safe_io.atomic import write_text
 from turbotalk_core.safe_io.tensor_header import read_tensor_header
 
-WARM = 50  # chunks during which the heap grows by some megabytes; later it does not
-POLL_SECONDS = 0.05
+PAIRED_CHUNKS = 16  # of the video that talk and the core make in turns: the voice has two sections
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
 Parts = dict[str, float]  # seconds by part of the work; empty where parts are not measured
 Arm = Callable[[int], Parts]  # makes the video with a seed
@@ -334,80 +333,6 @@ def _make_conversation(scene: Scene, types: Any) -> Any:
     )
 
 
-# --- another process: the command line, watched from outside ------------------------------------
-
-
-def watch_talk(num_chunks: int, threads: int) -> dict[str, Any]:
-    """Make a long video of the shipped portrait with the command line, and watch its memory.
-
-    Args:
-        num_chunks: chunks of the video, more than ``WARM`` and one.
-        threads: CPU threads of the networks.
-
-    Returns:
-        Seconds from the start of the program to the first chunk on the disk and to the end; seconds
-        of a steady chunk; frames per second; the least memory while each chunk was made; and its
-        growth per chunk after the first ``WARM``. The growth is the median slope between any two
-        chunks (Theil-Sen), as the memory that the allocator keeps varies by megabytes.
-
-    Raises:
-        RuntimeError: if the command fails.
-    """
-    num_frames = CHUNK_FRAMES + (num_chunks - 1) * (CHUNK_FRAMES - NUM_MOTION_FRAMES)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_speech(folder / "speech.wav", num_frames / FPS)
-        command = [
-            *(sys.executable, "-m", "turbotalk_core", "talk", "--threads", str(threads)),
-            *("--image", str(PACK / "assets" / "portrait.png")),
-            *("--audio", str(folder / "speech.wav"), "--out", str(folder / "talk.mp4")),
-        ]
-        log = folder / "log"
-        started = time.perf_counter()
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, cwd=PACK, stdout=file, stderr=file)
-        finished: list[float] = []
-        least: list[int] = []  # memory while a chunk was made; the peak depends on when it is read
-        lows: list[int] = []
-        journal = folder / "talk.mp4.take" / "take.journal"
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            if held := read_resident_bytes(process.pid):
-                lows.append(held)
-            lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
-            while len(finished) < lines - 1:  # the first record is of the whole take
-                finished.append(time.perf_counter() - started)
-                least.append(min(lows, default=0))
-                lows.clear()
-        seconds = time.perf_counter() - started
-        if process.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
-    slope: Any = theilslopes(least[WARM:])[0]
-    return {
-        "num_chunks": num_chunks,
-        "num_frames": num_frames,
-        "first_chunk_seconds": finished[0],
-        "steady_chunk_seconds": (finished[-1] - finished[0]) / (len(finished) - 1),
-        "seconds": seconds,
-        "frames_per_second": num_frames / seconds,
-        "least_bytes": least,
-        "warm_chunks": WARM,
-        "bytes_per_chunk": float(slope),
-    }
-
-
-def _write_speech(path: Path, seconds: float) -> None:
-    """Write the shipped sentence, repeated to a length."""
-    with wave.open(str(PACK / "assets" / "speech.wav")) as sentence:
-        settings = sentence.getparams()
-        sound = sentence.readframes(sentence.getnframes())
-    frame_bytes = settings.sampwidth * settings.nchannels
-    wanted = round(seconds * settings.framerate) * frame_bytes
-    with wave.open(str(path), "wb") as file:
-        file.setparams(settings)
-        file.writeframes((sound * (wanted // len(sound) + 1))[:wanted])
-
-
 # --- the report ---------------------------------------------------------------------------------
 
 
@@ -462,6 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "core": _measure_core(arguments.threads),
         "talk": watch_talk(arguments.chunks, arguments.threads),
+        "talk_beside_core": compare_talk(PAIRED_CHUNKS, arguments.rounds),
         "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
         "arms": _compare_in_host(scene, arguments.rounds),
     }

@@ -97,6 +97,22 @@ def test_overhead_is_listed_by_part_where_it_was_measured() -> None:
     assert "\n| Assemble video, after the sampler | 0 | 50 | +50 |\n" in page
 
 
+def test_the_command_line_is_judged_beside_the_core_where_that_was_measured() -> None:
+    report = _report(30.0, 10.2, 2.1)
+    assert "does not hold" in to_page(report)
+    report["talk_beside_core"] = {
+        "num_chunks": 16,
+        "rounds": 3,
+        "talk": {"steady_chunk_seconds": [0.9, 1.0], "steady_chunk_cpu_seconds": [1.5, 1.5]},
+        "core": {"steady_chunk_seconds": [0.9, 0.9], "steady_chunk_cpu_seconds": [1.4, 1.5]},
+        "ratio": 1.01,
+        "cpu_ratio": 1.035,
+    }
+    page = to_page(report)
+    assert "does not hold" not in page
+    assert "\n| time | 900 | 950 | 1.01 |\n" in page
+
+
 @pytest.mark.parametrize(
     ("report", "failing"),
     [
