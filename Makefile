@@ -25,7 +25,7 @@ help:
 	@echo "make test-long  the long tests: whole networks compiled, hours of sound"
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make results  measure what training made: docs/results/distillation.md, continuation.md"
-	@echo "make fuzz   damaged files at every door that opens files, a minute each"
+	@echo "make fuzz   damaged files for every entry point that reads files, a minute each"
 	@echo "make bench  where the time goes, against ComfyUI's own nodes: docs/results/performance.md"
 	@echo "make bench-training  seconds and memory of a training step: docs/results/training_speed.md"
 	@echo "make clean  remove what these commands made"
@@ -39,7 +39,7 @@ test: lint espeak
 	$(PYTEST) --ignore=tests/nodes
 	host="$$($(PY) tools/comfy/download.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes
 
-test-fast: $(VENV)/.dev-ready
+test-fast: $(VENV)/.dev-ready espeak
 	$(PYTEST) --ignore=tests/nodes -m "not slow and not long"
 
 test-long: $(VENV)/.dev-ready espeak
@@ -94,20 +94,20 @@ models-student: models-data
 	cp runs/tiny/exports/dmd/model_patches/student_adapter.safetensors \
 	  models/model_patches/turbotalk_tiny_dmd_adapter.safetensors
 
-# --- hostile files: a minute for each door (docs/security.md); `FUZZ=3600` takes an hour ---------
+# --- hostile files: a minute for each entry point (docs/security.md); `FUZZ=3600` takes an hour ---------
 
 .PHONY: fuzz
 
 FUZZ ?= 60
-DOORS ?= request box prompts model pickle index tokenizer picture sound video take journal carry \
+ENTRY_POINTS ?= request box prompts model pickle index tokenizer picture sound video take journal chunk_state \
   chunk take_sound
 
 fuzz: $(VENV)/.dev-ready
 	$(PIP) --editable '.[fuzz]'
-	@mkdir -p out/fuzz; failed=0; for door in $(DOORS); do \
-	  $(PY) -m tests.fuzz "$$door" --seconds $(FUZZ) > "out/fuzz/$$door.log" 2>&1 || failed=1; \
-	  echo "$$door:"; grep -E 'number_of_executed_units|peak_rss|SUMMARY|ERROR|Exception' \
-	    "out/fuzz/$$door.log"; \
+	@mkdir -p out/fuzz; failed=0; for entry in $(ENTRY_POINTS); do \
+	  $(PY) -m tests.fuzz "$$entry" --seconds $(FUZZ) > "out/fuzz/$$entry.log" 2>&1 || failed=1; \
+	  echo "$$entry:"; grep -E 'number_of_executed_units|peak_rss|SUMMARY|ERROR|Exception' \
+	    "out/fuzz/$$entry.log"; \
 	done; exit $$failed
 
 # --- the evidence: measures what the runs made, and makes docs/results ----------------------------

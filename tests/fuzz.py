@@ -57,7 +57,7 @@ def main() -> None:
             "artifact_prefix": f"{arguments.found}/{arguments.target}-",
         }
         flags = [f"-{name}={value}" for name, value in options.items()]
-        atheris.Setup([sys.argv[0], *flags, corpus], lambda data: feed(target.door, data))
+        atheris.Setup([sys.argv[0], *flags, corpus], lambda data: feed(target.entry_point, data))
         atheris.Fuzz()
 
 

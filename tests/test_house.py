@@ -94,6 +94,11 @@ class TestPackaging:
         declared = {_name_of(requirement) for requirement in PROJECT["dependencies"]}
         assert _list_third_party_imports(CORE) == declared
 
+    def test_tools_do_not_import_tests(self) -> None:
+        imports = _list_third_party_imports(ROOT / "tools")
+        assert "turbotalk_core" in imports
+        assert "tests" not in imports
+
     def test_training_declares_what_it_imports(self) -> None:
         extras = PROJECT["optional-dependencies"]
         dependencies = PROJECT["dependencies"] + extras["train"]
@@ -184,3 +189,16 @@ class TestText:
                 if not path.exists() or (anchor and anchor not in map(_slug, headings)):
                     broken.append(f"{name}: {link}")
         assert not broken
+
+    def test_files_that_documents_name_exist(self) -> None:
+        roots = (ROOT, CORE, ROOT / "training")
+        named = {
+            (name, path)
+            for name, text in _read_texts().items()
+            if name.endswith(".md") and name != "CHANGELOG.md"  # which names what was, too
+            for path in re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+        }
+        assert len(named) > 20
+        assert not [
+            (name, path) for name, path in named if not any((r / path).is_file() for r in roots)
+        ]

@@ -1,5 +1,6 @@
 """Complete family of very small networks with random weights, and inputs for them."""
 
+import resource
 import wave
 from pathlib import Path
 
@@ -57,3 +58,12 @@ def inputs(tmp_path: Path) -> Path:
         file.setframerate(16_000)
         file.writeframes(samples.tobytes())
     return folder
+
+
+@pytest.fixture
+def small_files_only():
+    """Limit on file size of 40 kB: the system refuses to write more, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

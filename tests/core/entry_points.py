@@ -63,13 +63,13 @@ REQUEST = TalkRequest(
 )  # fmt: skip
 SIZE = (60, 40)  # height and width of a picture with speakers in it
 MAX_PICTURES = 8  # of a video, that are asked for
-Door = Callable[[bytes], object]
+EntryPoint = Callable[[bytes], object]
 
 
-def feed(door: Door, data: bytes) -> bool:
+def feed(entry_point: EntryPoint, data: bytes) -> bool:
     """Return whether an entry point accepts a file; errors other than TurboTalkError are raised."""
     try:
-        door(data)
+        entry_point(data)
     except TurboTalkError:
         return False
     return True
@@ -218,7 +218,7 @@ def _read_take(folder: Path) -> None:
     assert read_audio(take.sound_file)
 
 
-def open_carry(data: bytes) -> None:
+def open_chunk_state(data: bytes) -> None:
     """Continue a take whose last chunk state was replaced."""
     with TemporaryDirectory() as name:
         folder = Path(name) / "take"
@@ -407,7 +407,7 @@ _KEPT: list[TemporaryDirectory[str]] = []
 class Target:
     """Entry point for the fuzzer, with its initial files."""
 
-    door: Door
+    entry_point: EntryPoint
     seeds: Callable[[], list[bytes]]
 
 
@@ -431,7 +431,7 @@ TARGETS = {
     "video": Target(open_video, _files(make_videos)),
     "take": Target(open_take, _unseal),
     "journal": Target(open_journal, _files(make_take, "take.journal")),
-    "carry": Target(open_carry, _files(make_take, "carry_00001.safetensors")),
+    "chunk_state": Target(open_chunk_state, _files(make_take, "carry_00001.safetensors")),
     "chunk": Target(open_chunk, _files(make_take, "chunk_00000.mkv")),
     "take_sound": Target(open_take_sound, _files(make_take, "sound.mka")),
 }

@@ -36,19 +36,20 @@ def test_a_whole_file_is_taken(name: str) -> None:
     target = TARGETS[name]
     assert target.seeds()
     for data in target.seeds():
-        target.door(data)
+        target.entry_point(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_damaged_file_is_taken_or_refused(name: str) -> None:
-    taken = [feed(TARGETS[name].door, data) for data in corpus(TARGETS[name], NUM_DAMAGED)]
+    taken = [feed(TARGETS[name].entry_point, data) for data in corpus(TARGETS[name], NUM_DAMAGED)]
     assert not all(taken)
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "prompts"])  # any text is one
 @given(st.binary(max_size=200))
 def test_what_was_never_a_file_is_refused(name: str, data: bytes) -> None:
-    assert not feed(TARGETS[name].door, data)
+    assert not feed(TARGETS[name].entry_point, data)
 
 
 def test_damage_follows_from_its_seed() -> None:
@@ -64,6 +65,7 @@ CLAIMS = ("num_heads", "audio_heads", "text_dim", "num_hidden_layers", "conv_str
           "chunk_frames", "kind", "transformer")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @given(data=st.data())
 def test_a_model_file_of_other_names_and_shapes_is_taken_or_refused(
@@ -95,7 +97,7 @@ def test_a_model_file_of_other_names_and_shapes_is_taken_or_refused(
         name: json.dumps(data.draw(claims))
         for name in data.draw(st.sets(st.sampled_from(("config", "turbotalk"))))
     }
-    feed(TARGETS["model"].door, save(tensors, metadata))
+    feed(TARGETS["model"].entry_point, save(tensors, metadata))
 
 
 # --- small files that claim to be large ---------------------------------------------------------
@@ -247,14 +249,14 @@ def try_bombs() -> None:
 
     for name in TARGETS:  # what the doors themselves need is there from here on
         for data in TARGETS[name].seeds():
-            feed(TARGETS[name].door, data)
+            feed(TARGETS[name].entry_point, data)
     room = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 2**33
     resource.setrlimit(resource.RLIMIT_AS, (room, room))  # rather than take the machine down
     for name, (target, make) in BOMBS.items():
         data = make()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
         before = _read_peak()
-        taken = feed(TARGETS[target].door, data)
+        taken = feed(TARGETS[target].entry_point, data)
         sys.stdout.write(json.dumps([name, _read_peak() - before, taken]) + "\n")
 
 
@@ -264,6 +266,7 @@ def _read_peak() -> int:
     return 1024 * int(peak)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures as Linux does")
 def test_a_small_file_never_takes_large_memory() -> None:
     command = "from tests.core.test_entry_points import try_bombs; try_bombs()"

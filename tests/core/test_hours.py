@@ -15,7 +15,7 @@ import json, resource, sys
 import torch
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.io import open_sound
-from turbotalk_core.identity import digest_sound
+from turbotalk_core.fingerprints import digest_sound
 from turbotalk_core.types import Waveform
 
 calls = []
@@ -70,6 +70,7 @@ def _write_silence(path: Path, seconds: int, sample_rate: int, num_channels: int
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
 @pytest.mark.parametrize("minutes", [20, pytest.param(120, marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_the_length_of_the_sound(tmp_path: Path, minutes: int) -> None:

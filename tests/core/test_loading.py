@@ -91,6 +91,7 @@ def test_shipped_settings_out_of_range_blame_the_file(tmp_path: Path) -> None:
         read_request(tmp_path / "odd.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_compiled_networks_say_the_same(

@@ -24,7 +24,7 @@ from turbotalk_core.loading import find_model_files, load_models, read_request
 from turbotalk_core.pipeline import generate
 from turbotalk_core.types import Waveform
 
-pytestmark = pytest.mark.weights
+pytestmark = [pytest.mark.slow, pytest.mark.weights]
 
 ASSETS = Path(__file__).parents[2] / "assets"
 RATE = 16_000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
+from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG
 from tests.training.tiny_run import TinyBatches, make_recipe
 from training import train
 from training.engine.checkpoint import read_weights

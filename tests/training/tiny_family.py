@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
+from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG
 from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
 from turbotalk_core.loading import ADAPTER, AUDIO_ENCODER, TEACHER, VAE
 from turbotalk_core.models.audio_adapter import AudioProjection

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from tests.training.toy import make_plain
 from training.methods.method import prepare_role
 from training.models.batch import Batch
@@ -58,13 +58,13 @@ class TinyBatches:
 
 def _load(source: WeightSource) -> nn.Module:
     assert source.dit is None
-    return make_model()
+    return make_model(num_layers=1)
 
 
 def _sketch(source: WeightSource) -> nn.Module:
     assert source.dit is None
     with torch.device("meta"):
-        return make_model()
+        return make_model(num_layers=1)
 
 
 def make_tiny_trainer(folder: Path, recipe: Recipe | None = None, **changes: Any) -> Trainer:

@@ -173,7 +173,7 @@ def _list_overhead(arms: dict[str, Any], num_chunks: int) -> list[str]:
     return [
         "### Our nodes over the core, part by part",
         "",
-        "Milliseconds per chunk. [Overhead](../performance.md) explains the parts.",
+        "Milliseconds per chunk. [Overhead](../performance.md) lists their causes.",
         "",
         table(["part", "the core", "our nodes", "difference"], rows, align=" rrr"),
         "",
@@ -214,9 +214,9 @@ def _list_talk_overhead(beside: dict[str, Any] | None) -> list[str]:
         )
     ]
     return [
-        f"The core and `talk` make the same video of {beside['num_chunks']} chunks in one process, in",
-        f"turns, {beside['rounds']} rounds: milliseconds of a steady chunk, and the median of `talk`'s",
-        "divided by the core's. [Overhead](../performance.md) explains the difference.",
+        f"The core and `talk` make the same video of {beside['num_chunks']} chunks in one",
+        f"process, in turns, {beside['rounds']} rounds: milliseconds of a steady chunk, and the",
+        "median of `talk`'s divided by the core's. [Overhead](../performance.md) lists the parts.",
         "",
         table(["a steady chunk", "the core", "`talk`", "ratio"], rows, align=" rrr"),
         "",

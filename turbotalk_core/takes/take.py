@@ -38,8 +38,8 @@ from ..safe_io.media import MAX_PIXELS, media_options
 from ..safe_io.paths import is_file
 from ..sound import Sound, pieces
 from ..types import ChunkState, FrameChunk
+from ..video.background_worker import BackgroundWorker
 from ..video.mux import quantize_frames
-from ..video.prefetch import BackgroundWorker
 from ..video.writer import LOSSLESS, open_video
 from .cache_key import CacheKey, describe_changes
 from .host_memory import trim_host_memory

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import RequestError
 from ..geometry import FPS, retime
 from ..sound import Sound
-from .prefetch import BackgroundWorker
+from .background_worker import BackgroundWorker
 from .writer import Encoding, VideoWriter, open_video
 
 PIXEL_FORMATS = ("yuv420p", "yuv420p10le", "yuv444p")

@@ -480,6 +480,7 @@ print(grow(lambda: [inspect(path) for path in paths]), grow(lambda: read_all(pat
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone measures this")
 def test_a_header_is_read_without_the_data(tmp_path: Path) -> None:
     names = ("small.pth", "merged.safetensors", "vae.pth")

@@ -113,6 +113,7 @@ def test_a_stream_keeps_no_more_than_it_needs(vae: WanVAE) -> None:
         assert len(kept) <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_one_graph_is_a_step(vae: WanVAE) -> None:
     latents, frames = _draw_latents(4), _draw_frames(11)

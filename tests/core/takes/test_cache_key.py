@@ -149,11 +149,12 @@ def identify_file(path, encoder, start="0", end=None, **settings):
     return make(speeches=(encode_speech(sound, encoder, **settings),))
 
 
+@pytest.mark.slow
 def test_the_same_voice_is_the_same_in_another_process(voice):
     program = """
 import sys
 from pathlib import Path
-from tests.core.test_identity import LevelEncoder, identify_file
+from tests.core.takes.test_cache_key import LevelEncoder, identify_file
 for hearing in ("whole", "sections"):
     identity = identify_file(Path(sys.argv[1]), LevelEncoder(), hearing=hearing)
     print(identity["voice"], identity["hearing"], sep="|")

@@ -209,10 +209,10 @@ def write_and_die(folder, module, name, calls):
     ("module", "name", "call", "num_finished"),
     [
         ("take", "_write_sound", 1, 0),
-        ("take", "_write_carry", 1, 0),  # the frames are there, what tells of them is not
+        ("take", "_write_chunk_state", 1, 0),  # the frames are there, what tells of them is not
         ("take", "open_video", 2, 1),
         ("journal", "crc32", 3, 1),  # 1 is of the header
-        ("take", "_name_carry", 3, 2),  # the old carry is about to be deleted
+        ("take", "_name_chunk_state", 3, 2),  # the old chunk state is about to be deleted
         ("take", "_clear", 2, 3),  # 1 was at the start
     ],
 )
@@ -243,6 +243,7 @@ def begun(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_torn_record_never_was(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("torn") / "take"
@@ -359,7 +360,7 @@ def test_a_chunk_that_does_not_follow(begun):
 
 def test_each_chunk_gives_back_what_making_it_has_freed(tmp_path, monkeypatch):
     called = []
-    monkeypatch.setattr(take_module, "give_back", lambda: called.append(True))
+    monkeypatch.setattr(take_module, "trim_host_memory", lambda: called.append(True))
     with opened(tmp_path / "take") as writer:
         for index in range(3):
             writer.write(make_chunk(index))
@@ -395,7 +396,7 @@ def test_a_thread_that_dies_ends_the_take(begun, monkeypatch):
     def die(*_arguments):
         raise MemoryError
 
-    monkeypatch.setattr(take_module, "_write_carry", die)
+    monkeypatch.setattr(take_module, "_write_chunk_state", die)
     with pytest.raises(MemoryError), opened(begun) as writer:
         writer.write(make_chunk(2))
     assert len(Take.open(begun).chunks) == 2
@@ -507,7 +508,7 @@ def test_a_pipe_is_no_part_of_a_take(copy, name):
         Take.open(copy)
 
 
-def test_a_carry_behind_a_link_is_not_gone_on_with(begun, tmp_path):
+def test_a_chunk_state_behind_a_link_is_not_resumed(begun, tmp_path):
     chunk_state = begun / "carry_00001.safetensors"
     chunk_state.rename(tmp_path / "elsewhere")
     chunk_state.symlink_to(tmp_path / "elsewhere")

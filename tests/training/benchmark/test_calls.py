@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.tiny import make_batch, make_engines, make_model, take_step
+from tests.training.tiny_networks import make_batch, make_engines, make_model, take_step
 from training.benchmark.calls import BareCalls, Call, count_calls, record_calls
 from training.engine.engine import PlainEngine
 from training.engine.rng import Draws

@@ -1,7 +1,7 @@
 """DeepSpeed against the plain engine: the same run, killed and resumed, in one process and in two.
 
-The processes are started once for the whole file: two that are killed, two that resume, and one
-alone. All are forked from one process that has imported DeepSpeed, which takes seconds.
+Processes are started once for several tests: two that are killed, two that resume, two for the
+methods, and one alone. All are forked, so that torch is not imported by each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from tests.forks import run_in_child
-from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from tests.training.tiny_run import make_recipe as make_tiny_recipe
 from tests.training.tiny_run import make_tiny_trainer
 from tests.training.toy import (
@@ -100,13 +100,18 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
         make_engine = functools.partial(_make_engine, device=device, stage=3)
         batches = KillingBatches() if kills else ToyBatches()
         make_trainer(folder / "two", make_engine=make_engine, batches=[batches] * 2).run()
+        with pytest.raises(TrainingError) as caught:
+            make_trainer(folder / "nan", make_engine=make_engine, batches=[NanBatches()] * 2).run()
+        (folder / f"nan{rank}").write_text(str(caught.value))
+
+
+def _run_methods(rank: int, port: int, folder: Path) -> None:
+    with _joined(rank, 2, port) as device:
+        make_engine = functools.partial(_make_engine, device=device, stage=3)
         shorter = make_tiny_recipe()
         shorter = replace(shorter, phases={**shorter.phases, "one": replace(ONE, steps=1)})
         for recipe in (shorter, make_tiny_recipe()):
             make_tiny_trainer(folder / "methods", recipe, make_engine=make_engine).run()
-        with pytest.raises(TrainingError) as caught:
-            make_trainer(folder / "nan", make_engine=make_engine, batches=[NanBatches()] * 2).run()
-        (folder / f"nan{rank}").write_text(str(caught.value))
 
 
 def _run_one(rank: int, port: int, folder: Path) -> None:
@@ -252,31 +257,48 @@ def _find_port() -> int:
 
 
 def _start(run: Callable[..., None], num_ranks: int, *arguments: object) -> None:
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import_module("training.engine.deepspeed_engine")  # once for all that are forked
     start_processes(run, (_find_port(), *arguments), num_ranks, start_method="fork")
 
 
-def _run_all(folder: Path) -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import_module("training.engine.deepspeed_engine")
+def _start_two(folder: Path) -> None:
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
         _start(_run_two, 2, folder, True)
     assert max(line["step"] for line in read_log(folder / "two")) == KILL_AT
     _start(_run_two, 2, folder, False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def two_runs(folder: Path) -> Path:
+    """A folder with the run ``two`` of two processes, which was killed and went on."""
+    assert run_in_child(_start_two, folder) == 0
     for place in ("log.jsonl", "phases/second/generator.safetensors"):  # before it goes on alone
         copy = folder / "two_alone" / place
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes((folder / "two" / place).read_bytes())
-    _start(_run_one, 1, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the same run four times: plain, two processes, one process at each stage."""
-    folder = tmp_path_factory.mktemp("runs")
-    assert run_in_child(_run_all, folder) == 0
-    make_trainer(folder / "plain").run()
+def methods_runs(folder: Path) -> Path:
+    """A folder with a run of every method: plain, and in two processes."""
+    assert run_in_child(_start, _run_methods, 2, folder) == 0
     make_tiny_trainer(folder / "plain_methods").run()
     return folder
+
+
+@pytest.fixture(scope="module")
+def runs(two_runs: Path) -> Path:
+    """A folder with the same run four times: plain, two processes, one process at each stage."""
+    assert run_in_child(_start, _run_one, 1, two_runs) == 0
+    make_trainer(two_runs / "plain").run()
+    return two_runs
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +314,13 @@ def _check_same(folder: Path, other: Path, num_steps: int) -> None:
         assert line.pop("phase") == expected.pop("phase")
         expected.pop("seconds")
         assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_what_is_no_number_on_one_rank_stops_both(two_runs: Path) -> None:
+    messages = [(two_runs / f"nan{rank}").read_text() for rank in (0, 1)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("step 2: critic/loss = nan, critic/real = nan; ")
+    assert [line["step"] for line in read_log(two_runs / "nan")] == [1]
 
 
 @pytest.mark.parametrize("name", ["one1", "one2", "one3", "two_alone"])
@@ -310,9 +339,9 @@ def test_the_run_is_that_of_the_plain_engine(runs: Path, name: str) -> None:
                 torch.testing.assert_close(mine[key], weight, rtol=1e-5, atol=1e-6)
 
 
-def test_every_method_is_the_same_in_two_processes(runs: Path) -> None:
+def test_every_method_is_the_same_in_two_processes(methods_runs: Path) -> None:
     """Flow matching, DMD, adversarial phases of 2 and 1 steps, stopped once in the last one."""
-    mine, theirs = read_log(runs / "methods"), read_log(runs / "plain_methods")
+    mine, theirs = read_log(methods_runs / "methods"), read_log(methods_runs / "plain_methods")
     assert [line["phase"] for line in mine] == [
         name for name in ("teacher", "dmd", "two", "one") for _ in range(2)
     ]
@@ -321,13 +350,6 @@ def test_every_method_is_the_same_in_two_processes(runs: Path) -> None:
         del line["seconds"], expected["seconds"]
         # Rates are high, and Adam makes full steps of gradients that are nearly zero.
         assert line == pytest.approx(expected, rel=1e-2, abs=1e-3)
-
-
-def test_what_is_no_number_on_one_rank_stops_both(runs: Path) -> None:
-    messages = [(runs / f"nan{rank}").read_text() for rank in (0, 1)]
-    assert messages[0] == messages[1]
-    assert messages[0].startswith("step 2: critic/loss = nan, critic/real = nan; ")
-    assert [line["step"] for line in read_log(runs / "nan")] == [1]
 
 
 def test_another_number_of_ranks_is_refused_with_what_to_do(facts: dict[str, Any]) -> None:

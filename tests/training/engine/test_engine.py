@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.tiny import make_model
+from tests.training.tiny_networks import make_model
 from tests.training.toy import Net
 from training.engine.engine import EngineSettings, PlainEngine, set_checkpointing
 from training.engine.optimizers import list_block_matrices

@@ -73,6 +73,7 @@ def test_drift_is_a_share_of_the_begin() -> None:
     assert scores.contrast_drift == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_lips_of_the_first_and_last_ten_chunks_are_read(
     draw_humming_clip: Callable[[str, int, int], SyntheticClip],
 ) -> None:
@@ -166,6 +167,7 @@ def weights(
     return tmp_path / "models"
 
 
+@pytest.mark.slow
 def test_the_command_makes_a_report_a_page_and_pictures(weights: Path, tmp_path: Path) -> None:
     plain, report, page = (tmp_path / name for name in ("plain.json", "long.json", "long.md"))
     options = ["--chunks", "3", "--weights", str(weights), "--model", "teacher", "--steps", "1"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from tests.training.tiny import make_batch, make_engines, make_model, take_step
+from tests.training.tiny_networks import make_batch, make_engines, make_model, take_step
 from training.engine.engine import EngineSettings, PlainEngine
 from training.engine.rng import Draws
 from training.methods.adversarial import Adversarial

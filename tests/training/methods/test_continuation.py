@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.tiny import make_batch, make_engines, make_model, take_step
+from tests.training.tiny_networks import make_batch, make_engines, make_model, take_step
 from training.methods.continuation import Continuation, anchor, drift, weigh_border
 from training.methods.method import Learning
 from training.models.batch import Batch

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.tiny import make_batch, make_engines, make_model, take_step
+from tests.training.tiny_networks import make_batch, make_engines, make_model, take_step
 from training.engine.engine import EngineSettings, PlainEngine
 from training.engine.rng import Draws
 from training.methods.dmd import Dmd

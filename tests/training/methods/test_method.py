@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from training.engine.rng import Draws
 from training.methods.method import Learning, RoleSpec, describe_latents, draw_noise, prepare_role
 from training.models.lora import list_adapters

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from training.engine.rng import Draws
 from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.methods.timesteps import even_timesteps, to_sigmas

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.training.tiny import make_batch
+from tests.training.tiny_networks import make_batch
 from turbotalk_core.errors import MismatchError
 
 

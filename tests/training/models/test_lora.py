@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from training.models.lora import (
     LoraLinear,
     adapters_off,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.tiny import make_batch, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from training.models.batch import Batch
 from training.models.lora import add_adapters
 from training.models.networks import Discriminator, TalkingModel, predict_denoised, tap_blocks

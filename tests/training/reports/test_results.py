@@ -273,6 +273,7 @@ def test_a_log_is_summed_up(place: Place) -> None:
     assert place.report["runs"]["other"]["phases"] == {}
 
 
+@pytest.mark.slow
 def test_models_are_measured(
     place: Place,
     draw_humming_clip: Callable[[str, int, int], SyntheticClip],

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.tiny import TEXT_WIDTH, make_model
+from tests.training.tiny_networks import TEXT_WIDTH, make_model
 from tests.training.toy import Net
 from training.engine.engine import EngineSettings, PlainEngine
 from training.recipe import ClipShape, EngineChoice, Recipe, load_recipe

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.tiny import AUDIO_CONFIG, VIDEO_CONFIG
 from tests.training.tiny_family import make_networks, write_family
+from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG
 from training.recipe import FOLDER, WeightSource, load_recipe, store_recipe
 from training.train import network_kind
 from training.trainer.sizes import PRESETS, resolve_recipe, resolve_source

@@ -314,6 +314,7 @@ class TestResume:
         make_trainer(tmp_path).run()
         _check_same(tmp_path, whole)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("place", ["loss", "state", "engine", "marker", "keep", "phase", "log"])
     @pytest.mark.parametrize("count", [2, 4])
     def test_a_killed_run_ends_as_if_it_had_not_been(

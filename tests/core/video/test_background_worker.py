@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from turbotalk_core.video.prefetch import BackgroundWorker
+from turbotalk_core.video.background_worker import BackgroundWorker
 
 
 def test_it_is_done_in_order_in_another_thread():
@@ -43,7 +43,7 @@ def test_at_most_one_waits():
 
     def work(number):
         begun.append(number)
-        gate.wait(20)
+        gate.wait()
 
     asked = []
 
@@ -55,9 +55,9 @@ def test_at_most_one_waits():
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while not begun:
-        pass
-    asking.join(0.05)
+    while not (begun and asked):
+        asking.join(0.01)
+    asking.join(0.05)  # time for what must not happen
     assert begun == [0]
     assert asked == [0]  # the second is asked for only when the first is done
     gate.set()
