@@ -104,6 +104,20 @@ def count_latent_frames(num_frames: int) -> int:
     return (num_frames - 1) // TEMPORAL_STRIDE + 1
 
 
+def count_video_tokens(num_frames: int, height: int, width: int) -> int:
+    """Return the number of video tokens of a clip, among which self-attention attends.
+
+    Args:
+        num_frames: number of video frames, 4n + 1.
+        height: height of the video, pixels.
+        width: width of the video, pixels.
+
+    Returns:
+        One token per latent frame and ``SIZE_MULTIPLE`` x ``SIZE_MULTIPLE`` pixels.
+    """
+    return count_latent_frames(num_frames) * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
+
+
 def count_decoded_frames(num_latent_frames: int) -> int:
     """Return the number of video frames decoded from n latent frames: 4(n - 1) + 1."""
     return (num_latent_frames - 1) * TEMPORAL_STRIDE + 1

@@ -17,6 +17,7 @@ from turbotalk_core.geometry import (
     count_frames,
     count_latent_frames,
     count_samples,
+    count_video_tokens,
     cover_size,
     fit_size,
     retime,
@@ -47,6 +48,11 @@ def test_samples_of_frames_are_nearest_and_never_a_frame_off(
 @given(num_latents=st.integers(1, 10**6))
 def test_latent_and_decoded_frames_are_inverse(num_latents: int) -> None:
     assert count_latent_frames(count_decoded_frames(num_latents)) == num_latents
+
+
+def test_known_token_counts() -> None:
+    assert count_video_tokens(81, 480, 832) == 32_760  # Wan 2.1 at 480p
+    assert count_video_tokens(9, 64, 96) == 3 * 4 * 6
 
 
 def test_known_latent_counts() -> None:

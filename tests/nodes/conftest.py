@@ -50,7 +50,7 @@ def pack(host):
 
 @pytest.fixture
 def part(pack):
-    """Import a module of the loaded pack: ``part("nodes.host.encoders")``."""
+    """Import a module of the loaded pack: ``part("nodes.host.denoiser")``."""
     return lambda name: importlib.import_module(f"{pack.__name__}.{name}")
 
 
@@ -101,7 +101,7 @@ def velocity(part):
         conditioning = types.Conditioning(reference_BCFHW=noise(1, 20, 2, 4, 4))
         with (
             torch.inference_mode(),
-            part("nodes.host.encoders").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
+            part("nodes.host.denoiser").HostDenoiser(model, torch.tensor([0.5, 0.0])) as denoiser,
         ):
             return denoiser(
                 noise(1, 16, 2, 4, 4), 0.5, conditioning, types.AudioTokens(tokens_FND=tokens)

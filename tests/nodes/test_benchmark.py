@@ -16,6 +16,10 @@ def test_all_arms_make_the_video(host, pack):
         assert len(arm["all_seconds"]) == 2
         assert min(arm["all_seconds"]) <= arm["seconds"] <= max(arm["all_seconds"])
         assert arm["frames_per_second"] == 37 / arm["seconds"]
+    for name in ("our_nodes", "core"):
+        assert set(arms[name]["parts"]) == {"encode", "forward", "decode", "rest", "assemble"}
+        assert sum(arms[name]["parts"].values()) == pytest.approx(arms[name]["seconds"], rel=0.5)
+    assert arms["core"]["parts"]["assemble"] == 0 < arms["our_nodes"]["parts"]["assemble"]
     videos = sorted(path.name for path in (host.base / "output").glob("*.mp4"))
     assert {"native_0.mp4", "native_2.mp4", "ours_0.mp4", "ours_2.mp4"} <= set(videos)
 

@@ -53,7 +53,7 @@ def test_denoiser(family, models, part, run_node, sigma, num_words, strength):
     )
     with (
         torch.inference_mode(),
-        part("nodes.host.encoders").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
+        part("nodes.host.denoiser").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
     ):
         got = hosted(
             latents,
@@ -81,7 +81,7 @@ def ask_host(models, part):
         types = part("turbotalk_core.types")
         with (
             torch.inference_mode(),
-            part("nodes.host.encoders").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
+            part("nodes.host.denoiser").HostDenoiser(model, torch.tensor([sigma, 0.0])) as hosted,
         ):
             return hosted(
                 latents,
@@ -132,7 +132,7 @@ def test_one_voice_is_not_looked_for(models, ask_host, part, monkeypatch):
     latents, reference = noise(1, 16, 3, 4, 8), noise(1, 20, 3, 4, 8, seed=1)
     with (
         torch.inference_mode(),
-        part("nodes.host.encoders").HostDenoiser(models.model, torch.tensor([1.0, 0.0])) as hosted,
+        part("nodes.host.denoiser").HostDenoiser(models.model, torch.tensor([1.0, 0.0])) as hosted,
     ):
         conditioning = types.Conditioning(reference_BCFHW=reference, regions_PHW=make_regions(2))
         hosted(latents, 1.0, conditioning, types.AudioTokens(tokens_FND=noise(3, 4, 24)))
@@ -158,7 +158,7 @@ def test_conditions_in_one_batch(models, part, monkeypatch):
     def ask(tokens, regions):
         with (
             torch.inference_mode(),
-            part("nodes.host.encoders").HostDenoiser(
+            part("nodes.host.denoiser").HostDenoiser(
                 models.model, torch.tensor([0.5, 0.0])
             ) as hosted,
         ):

@@ -19,7 +19,7 @@ def make_graph(name):
 @pytest.fixture
 def prepared(part, monkeypatch):
     """Whether weights were to be offloaded, for each time that the host was asked to load them."""
-    helpers, asked = part("nodes.host.encoders").comfy.sampler_helpers, []
+    helpers, asked = part("nodes.host.denoiser").comfy.sampler_helpers, []
     prepare = helpers.prepare_sampling
 
     def watch(*arguments, force_offload=False, **named):

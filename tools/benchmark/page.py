@@ -1,11 +1,12 @@
-"""What the benchmark measured, for people: a Markdown page.
+"""Markdown page of the comparison, as a function of its report alone.
 
-Separate from the measuring, as it can be checked without running anything for minutes.
+Separate from ``run``, so that the page can be tested and written again without measuring.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from training.markdown import table
@@ -18,16 +19,23 @@ _WAYS = {
     "our nodes": "our_nodes",
     "the core": "core",
 }
-_HOST_GAIN = 1.5  # frames per second of our nodes, in those of ComfyUI's own
-_WATCHED = (3, 10, 50, 100, 200)  # chunks of which the page tells the memory
-_OVERHEAD = 1.03  # of host and command line, in the core's seconds
+_NODE_PARTS = {
+    "encode": "the VAE's encoder",
+    "forward": "network calls",
+    "decode": "the VAE's decoder",
+    "rest": "the rest of the sampler; in the core also the mp4",
+    "assemble": "Assemble video, after the sampler",
+}
+_HOST_GAIN = 1.5  # bound: frames per second of our nodes divided by those of ComfyUI's own
+_WATCHED = (3, 10, 50, 100, 200)  # chunks whose memory is on the page
+_OVERHEAD = 1.03  # bound: seconds of host and command line divided by the core's
 
 
 def to_page(report: dict[str, Any]) -> str:
-    """Tell the report to people.
+    """Return the page of a report.
 
     Args:
-        report: of ``bench.main``.
+        report: report that ``run.main`` writes as JSON.
 
     Returns:
         Markdown.
@@ -63,6 +71,7 @@ def to_page(report: dict[str, Any]) -> str:
             "",
             _list_arms(report["arms"]),
             "",
+            *_list_overhead(report["arms"], scene["num_chunks"]),
             "## The command line, over a long video",
             "",
             f"`talk` makes {talk['num_chunks']} chunks, {talk['num_frames']} frames, of the",
@@ -70,6 +79,7 @@ def to_page(report: dict[str, Any]) -> str:
             "",
             _list_talk(talk),
             "",
+            *_list_talk_overhead(report.get("talk_beside_core")),
             "    make bench",
             "",
         ]
@@ -77,7 +87,7 @@ def to_page(report: dict[str, Any]) -> str:
 
 
 def _list_claims(report: dict[str, Any]) -> str:
-    talk, arms = report["talk"], report["arms"]
+    talk, arms, beside = report["talk"], report["arms"], report.get("talk_beside_core")
     (steady,) = (
         speed["steady_chunk"]["chunk"]
         for speed in report["core"]["speeds"]
@@ -99,7 +109,8 @@ def _list_claims(report: dict[str, Any]) -> str:
             ours["seconds"] / arms["core"]["seconds"]
         ),
         f"A steady chunk of the command line takes at most {_OVERHEAD} times the core's": (
-            talk["steady_chunk_seconds"] / steady
+            # Older reports have only the times of two videos with other inputs and lengths.
+            beside["ratio"] if beside else talk["steady_chunk_seconds"] / steady
         ),
     }
     verdicts = [(text, value, value >= bound) for text, (value, bound) in least.items()]
@@ -147,6 +158,28 @@ def _list_arms(arms: dict[str, Any]) -> str:
     return table(head, rows, align=" rrr")
 
 
+def _list_overhead(arms: dict[str, Any], num_chunks: int) -> list[str]:
+    core, nodes = (arms[name].get("parts") for name in ("core", "our_nodes"))
+    if not (core and nodes):  # reports from before parts were measured
+        return []
+    rows = [
+        [
+            label,
+            *(f"{1000 * value / num_chunks:.0f}" for value in (core[part], nodes[part])),
+            f"{1000 * (nodes[part] - core[part]) / num_chunks:+.0f}",
+        ]
+        for part, label in _NODE_PARTS.items()
+    ]
+    return [
+        "### Our nodes over the core, part by part",
+        "",
+        "Milliseconds per chunk. [Overhead](../performance.md) lists their causes.",
+        "",
+        table(["part", "the core", "our nodes", "difference"], rows, align=" rrr"),
+        "",
+    ]
+
+
 def _list_talk(talk: dict[str, Any]) -> str:
     held = talk["least_bytes"]
     rows = {
@@ -161,3 +194,30 @@ def _list_talk(talk: dict[str, Any]) -> str:
         },
     }
     return table([None, None], rows.items(), align=" r", is_tight=True)
+
+
+def _list_talk_overhead(beside: dict[str, Any] | None) -> list[str]:
+    if beside is None:  # reports from before this was measured
+        return []
+    rows = [
+        [
+            name,
+            *(
+                f"{1000 * median(beside[arm][f'steady_chunk_{kind}']):.0f}"
+                for arm in ("core", "talk")
+            ),
+            f"{beside[ratio]:.2f}",
+        ]
+        for name, kind, ratio in (
+            ("time", "seconds", "ratio"),
+            ("CPU time", "cpu_seconds", "cpu_ratio"),
+        )
+    ]
+    return [
+        f"The core and `talk` make the same video of {beside['num_chunks']} chunks in one",
+        f"process, in turns, {beside['rounds']} rounds: milliseconds of a steady chunk, and the",
+        "median of `talk`'s divided by the core's. [Overhead](../performance.md) lists the parts.",
+        "",
+        table(["a steady chunk", "the core", "`talk`", "ratio"], rows, align=" rrr"),
+        "",
+    ]

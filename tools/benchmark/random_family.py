@@ -1,4 +1,8 @@
-"""Random weights of the released sizes, for the benchmark: ComfyUI's own nodes load them, too."""
+"""Random weights of the released sizes, as files that ComfyUI's own nodes load as well.
+
+ComfyUI's InfiniteTalk node loads only adapters of the released sizes, so the comparison and the
+tests of the nodes need a family with these sizes that is otherwise small.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +16,23 @@ from turbotalk_core.checkpoints.networks import save_dit
 from turbotalk_core.models.wan import WanConfig, WanModel
 
 TEXT_DIM = 16
-RELEASED_SIZES = "released_sizes.safetensors"
+RELEASED_SIZES = "released_sizes.safetensors"  # file name of the transformer and of the adapter
 
 
 def write_released_sizes(
     models: Path, *, dim: int = 80, ffn_dim: int = 64, num_heads: int = 10, num_layers: int = 2
 ) -> None:
-    """Write an adapter that the host's own nodes take as well, and a transformer for it.
+    """Write an adapter that ComfyUI's own nodes load as well, and a transformer for it.
 
-    Of the released sizes, the host wants 40 blocks, 40 heads, 32 tokens and 12 x 768 values per
-    frame; the transformer may have fewer blocks.
+    ComfyUI requires 40 blocks, 40 heads, 32 tokens and 12 x 768 values per frame of the adapter;
+    the transformer may have fewer blocks.
 
     Args:
-        models: a folder laid out as ComfyUI's ``models``.
+        models: folder laid out as ComfyUI's ``models``.
         dim: width of the transformer, a multiple of 40.
         ffn_dim: width of its feed-forward networks.
-        num_heads: of its attention to the video.
-        num_layers: its blocks.
+        num_heads: heads of its self-attention.
+        num_layers: number of its blocks.
     """
     token_dim, hidden_dim = 4, 8
     shapes = {

@@ -1,12 +1,16 @@
-"""Where the time goes, and against whom: all arms of the benchmark in one run on one machine.
+"""Comparison of the nodes, the core and the command line with ComfyUI's own InfiniteTalk nodes.
 
     python -m tools.benchmark.run --json FILE --markdown FILE
 
-1. ``python -m turbotalk_core bench``: bare calls, chunks by part, and the reference's way.
-2. In one process ComfyUI's own InfiniteTalk nodes, our nodes and the core alone make the same video
-   with the same weights, in turns.
-3. The command line makes a long video of the shipped portrait, watched from outside: when chunks
-   are on the disk, and how much memory it holds then.
+All arms run on one machine, one after the other:
+
+1. ``python -m turbotalk_core bench``: bare calls and chunks by part. Then the same videos in the
+   order of the reference (``reference_way``).
+2. ComfyUI's own nodes, our nodes, the core and the reference's order make the same video with the
+   same weights, in one process, in turns.
+3. The command line makes a long video of the shipped portrait in another process. Recorded from
+   outside are the time when each chunk is on the disk, and the memory until then. The command line
+   and the core also make the same shorter video in one process, in turns.
 """
 
 from __future__ import annotations
@@ -17,7 +21,6 @@ import platform
 import subprocess
 import sys
 import time
-import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -29,25 +32,27 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.stats import theilslopes
 from torch import Tensor
 
+from tools.benchmark.command_line import WARM, compare_talk, watch_talk
 from tools.benchmark.page import to_page
 from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
+from tools.benchmark.reference_way import add_reference_way, time_reference
 from tools.comfy.download import COMFYUI_VERSION, find_host
 from tools.comfy.in_process import PACK, import_host, load_pack, run_node
-from training.benchmark.hardware import name_cpu, read_resident_bytes
+from training.benchmark.hardware import name_cpu
 from turbotalk_core import types
-from turbotalk_core.benchmark.timing import Way, time_ours, time_reference
-from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH
+from turbotalk_core.benchmark.timing import VideoTiming, time_video
+from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEXT_LENGTH, count_samples
 from turbotalk_core.loading import VAE, ModelFiles, load_models
-from turbotalk_core.request import TalkRequest
+from turbotalk_core.request import CHUNK_FRAMES, NUM_MOTION_FRAMES, TalkRequest
 from turbotalk_core.safe_io.atomic import write_text
 from turbotalk_core.safe_io.tensor_header import read_tensor_header
 
-WARM = 50  # chunks until the heap has its shape: it grows by some megabytes, and then no more
-POLL_SECONDS = 0.05
+PAIRED_CHUNKS = 16  # of the video that talk and the core make in turns: the voice has two sections
 SIGMAS = torch.tensor([1.0, 0.0])  # one call per chunk
+Parts = dict[str, float]  # seconds by part of the work; empty where parts are not measured
+Arm = Callable[[int], Parts]  # makes the video with a seed
 LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
 
 
@@ -56,93 +61,100 @@ LIKE_THE_STUDENT = {"dim": 200, "ffn_dim": 520, "num_heads": 5, "num_layers": 6}
 
 @dataclass(frozen=True)
 class Scene:
-    """What all arms are given.
+    """Video that all arms make.
 
     Attributes:
-        height: of the video, pixels.
-        width: of the video, pixels.
-        chunk_frames: of a chunk.
-        motion_frames: that a later chunk begins with.
-        num_chunks: of the video.
+        height: height, pixels.
+        width: width, pixels.
+        chunk_frames: frames of a chunk.
+        motion_frames: frames at the start of a later chunk that the chunk before made.
+        num_chunks: number of chunks.
     """
 
     height: int = 128
     width: int = 128
-    chunk_frames: int = 81
-    motion_frames: int = 9
+    chunk_frames: int = CHUNK_FRAMES
+    motion_frames: int = NUM_MOTION_FRAMES
     num_chunks: int = 6
 
     @property
     def num_frames(self) -> int:
-        """Of the video."""
+        """Frames of the video."""
         new_frames = self.chunk_frames - self.motion_frames
         return self.chunk_frames + (self.num_chunks - 1) * new_frames
 
     @property
     def picture(self) -> Tensor:
-        """The portrait, [1, H, W, 3] in [0, 1]."""
+        """Portrait, [1, H, W, 3] in [0, 1]."""
         return _draw(0, 1, self.height, self.width, 3).sigmoid()
 
     @property
     def layers(self) -> list[Tensor]:
-        """The voice as the host's audio encoders give it: 13 layers, 50 rows a second."""
+        """Output of the host's audio encoder for the voice: 13 layers, 50 rows per second."""
         return [_draw(seed, 1, 2 * self.num_frames, 768) for seed in range(13)]
 
     @property
     def silence(self) -> Tensor:
-        """The sound of the video, [1, S]."""
-        return torch.zeros(1, self.num_frames * SAMPLE_RATE // FPS)
+        """Sound of the video, [1, S]."""
+        return torch.zeros(1, count_samples(self.num_frames, SAMPLE_RATE))
 
 
 def compare(
     host: SimpleNamespace, pack: ModuleType, scene: Scene, *, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Let all arms make the same video in turns, in this process.
+    """Make the same video with all arms in turns, in this process, and time it.
 
     Args:
-        host: of ``import_host``, with a family of ``write_released_sizes``.
-        pack: of ``load_pack``.
-        scene: what they make.
-        rounds: of which the median counts; one before them pays for what is set up once.
+        host: result of ``import_host``, with the files of ``write_released_sizes``.
+        pack: result of ``load_pack``.
+        scene: video to make.
+        rounds: number of rounds, of which the median counts; an untimed one before them pays for
+            what is set up once.
 
     Returns:
-        For each arm the seconds of each round, their median, and frames per second.
+        For each arm the seconds of each round, their median, frames per second, and for the core
+        and our nodes the median seconds of each part.
     """
     arms = {
         "host_native": _prepare_native(host, scene),
         "our_nodes": _prepare_nodes(host, pack, scene),
-        "core": _prepare_core(host, scene, time_ours),
+        "core": _prepare_core(host, scene, time_video),
         "reference_way": _prepare_core(host, scene, time_reference),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
+    parts: dict[str, list[Parts]] = {name: [] for name in arms}
     for number in range(1 + rounds):
         for name, make in arms.items():
             started = time.perf_counter()
-            make(number)
+            parts[name].append(make(number))
             seconds[name].append(time.perf_counter() - started)
     return {
         name: {
             "all_seconds": taken[1:],
             "seconds": median(taken[1:]),
             "frames_per_second": scene.num_frames / median(taken[1:]),
+            "parts": {
+                part: median(round_parts[part] for round_parts in parts[name][1:])
+                for part in parts[name][0]
+            },
         }
         for name, taken in seconds.items()
     }
 
 
-def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None]:
-    """ComfyUI's InfiniteTalk node, sampler and VAE for each chunk, as its own workflow has them."""
+def _prepare_native(host: SimpleNamespace, scene: Scene) -> Arm:
+    """Prepare ComfyUI's InfiniteTalk node, sampler and VAE, connected as in its own workflow."""
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     (adapter,) = host.model_patch_nodes.ModelPatchLoader().load_model_patch(RELEASED_SIZES)
     vae = run_node(host, "VAELoader", vae_name=VAE)
     sound = {"waveform": scene.silence.unsqueeze(0), "sample_rate": SAMPLE_RATE}
 
-    def make(seed: int) -> None:
+    def make(seed: int) -> Parts:
         positive, negative = _prompts()
         frames = None
         with torch.inference_mode():
             for index in range(scene.num_chunks):
-                model, told, told_not, latent, trim = host.wan_nodes.WanInfiniteTalkToVideo.execute(
+                model, cond, uncond, latent, trim = host.wan_nodes.WanInfiniteTalkToVideo.execute(
                     mode={"mode": "single_speaker"},
                     model=bare,
                     model_patch=adapter,
@@ -161,7 +173,7 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
                 drawn = host.sample.prepare_noise(latent["samples"], seed + index)
                 euler = host.samplers.sampler_object("euler")
                 latents = host.sample.sample_custom(
-                    model, drawn, 1.0, euler, SIGMAS, told, told_not, latent["samples"], seed=seed
+                    model, drawn, 1.0, euler, SIGMAS, cond, uncond, latent["samples"], seed=seed
                 )
                 made = run_node(host, "VAEDecode", samples={"samples": latents}, vae=vae)
                 frames = made if frames is None else torch.cat((frames, made[trim:]))
@@ -169,22 +181,32 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Callable[[int], None
             raise RuntimeError(f"the host made another number of frames than {scene.num_frames}")
         (video,) = host.video_nodes.CreateVideo.execute(frames, float(FPS), sound).result
         video.save_to(str(host.base / "output" / f"native_{seed}.mp4"))
+        return {}
 
     return make
 
 
-def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Callable[[int], None]:
-    """The sampler and *Assemble video* of this pack."""
+def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Arm:
+    """Prepare the sampler and *Assemble video* of this pack."""
+    parts: Parts = {}
+    rooms = f"{pack.__name__}.nodes.host"
+    vae_class = import_module(f"{rooms}.vae").HostVAE
+    _time_method(vae_class, "encode", parts, "encode")
+    _time_method(vae_class, "encode_reference", parts, "encode")
+    _time_method(vae_class, "decode", parts, "decode")
+    _time_method(import_module(f"{rooms}.denoiser").HostDenoiser, "__call__", parts, "forward")
     bare = run_node(host, "UNETLoader", unet_name=RELEASED_SIZES, weight_dtype="default")
     adapter = run_node(host, "TurboTalkLoadAudioAdapter", name=RELEASED_SIZES)
     model = run_node(
         host, "TurboTalkApplyAudioAdapter", model=bare, model_patch=adapter, strength=1.0
     )
     vae = run_node(host, "VAELoader", vae_name=VAE)
-    speech = _hear(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
+    speech = _make_conversation(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
 
-    def make(seed: int) -> None:
+    def make(seed: int) -> Parts:
         positive, negative = _prompts()
+        parts.update(encode=0.0, forward=0.0, decode=0.0)
+        started = time.perf_counter()
         take = run_node(
             host,
             "TurboTalkSampler",
@@ -209,6 +231,7 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Cal
         )
         if take.num_frames != scene.num_frames:
             raise RuntimeError(f"the sampler made {take.num_frames} frames")
+        sampled = time.perf_counter()
         video = run_node(
             host,
             "TurboTalkAssembleVideo",
@@ -220,14 +243,27 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Cal
             num_frames=0,
         )
         video.save_to(str(host.base / "output" / f"ours_{seed}.mp4"))
+        rest = sampled - started - sum(parts.values())
+        return parts | {"rest": rest, "assemble": time.perf_counter() - sampled}
 
     return make
 
 
-def _prepare_core(
-    host: SimpleNamespace, scene: Scene, way: Callable[..., Way]
-) -> Callable[[int], None]:
-    """The core alone, as the command line uses it, or as the reference would."""
+def _time_method(owner: type, name: str, seconds: Parts, part: str) -> None:
+    """Add the seconds of all later calls of a method to a part."""
+    call = getattr(owner, name)
+
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        result = call(*arguments)
+        seconds[part] += time.perf_counter() - started
+        return result
+
+    setattr(owner, name, timed)
+
+
+def _prepare_core(host: SimpleNamespace, scene: Scene, way: Callable[..., VideoTiming]) -> Arm:
+    """Prepare the core alone, in the order of work of the command line or of the reference."""
     models_folder = host.base / "models"
     dit = models_folder / "diffusion_models" / RELEASED_SIZES
     files = ModelFiles(
@@ -250,17 +286,22 @@ def _prepare_core(
         num_motion_frames=scene.motion_frames,
         audio_guidance_scale=1.0,
     )
-    speech = _hear(scene, types)
+    speech = _make_conversation(scene, types)
     (picture_HWC,) = scene.picture
 
-    def make(seed: int) -> None:
-        way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
+    def make(seed: int) -> Parts:
+        timing = way(models, replace(request, seed=seed), speech, picture_HWC, cpu)
+        parts = {
+            part: sum(getattr(chunk, part) for chunk in timing.chunks)
+            for part in ("encode", "forward", "decode")
+        }
+        return parts | {"rest": timing.seconds - sum(parts.values()), "assemble": 0.0}
 
     return make
 
 
 def _cut_adapter(path: Path, dit: Path) -> Path:
-    """Leave out the blocks that the transformer has not: the host wants them, the core does not."""
+    """Remove the blocks that the transformer lacks; only ComfyUI requires them."""
     num_layers = len({name.split(".")[1] for name in load_file(dit) if name.startswith("blocks.")})
     _, metadata = read_tensor_header(path)
     kept = {
@@ -281,7 +322,7 @@ def _prompts() -> list[Any]:
     return [[[_draw(seed, 1, TEXT_LENGTH, TEXT_DIM), {}]] for seed in (1, 2)]
 
 
-def _hear(scene: Scene, types: Any) -> Any:
+def _make_conversation(scene: Scene, types: Any) -> Any:
     features_TLD = torch.cat(scene.layers[1:])[:, ::2].movedim(0, 1)
     features = types.AudioFeatures(features_TLD=features_TLD, num_frames=scene.num_frames)
     waveform = types.Waveform(samples_CS=scene.silence, sample_rate=SAMPLE_RATE)
@@ -292,82 +333,16 @@ def _hear(scene: Scene, types: Any) -> Any:
     )
 
 
-# --- another process: the command line, watched from outside ------------------------------------
-
-
-def watch_talk(num_chunks: int, threads: int, new_frames: int = 72) -> dict[str, Any]:
-    """Let the command line make a long video of the shipped portrait with the shipped student.
-
-    Args:
-        num_chunks: of the video, more than ``WARM`` and one.
-        threads: of the networks.
-        new_frames: of each later chunk.
-
-    Returns:
-        Seconds from the start of the program to the first chunk on the disk and to the end, a
-        steady chunk's, frames per second, the least memory held while each chunk was made, and by
-        how much that grew per chunk behind the first ``WARM``: the median slope between any two
-        (Theil-Sen), as what the allocator keeps comes and goes by megabytes from chunk to chunk.
-
-    Raises:
-        RuntimeError: the command failed.
-    """
-    num_frames = 81 + (num_chunks - 1) * new_frames
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        _write_speech(folder / "speech.wav", num_frames / FPS)
-        command = [
-            *(sys.executable, "-m", "turbotalk_core", "talk", "--threads", str(threads)),
-            *("--image", str(PACK / "assets" / "portrait.png")),
-            *("--audio", str(folder / "speech.wav"), "--out", str(folder / "talk.mp4")),
-        ]
-        log = folder / "log"
-        started = time.perf_counter()
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, cwd=PACK, stdout=file, stderr=file)
-        finished: list[float] = []
-        least: list[int] = []  # memory while a chunk was made: at its height it depends on when
-        lows: list[int] = []
-        journal = folder / "talk.mp4.take" / "take.journal"
-        while process.poll() is None:
-            time.sleep(POLL_SECONDS)
-            if held := read_resident_bytes(process.pid):
-                lows.append(held)
-            lines = journal.read_bytes().count(b"\n") if journal.is_file() else 0
-            while len(finished) < lines - 1:  # the first record is of the whole take
-                finished.append(time.perf_counter() - started)
-                least.append(min(lows, default=0))
-                lows.clear()
-        seconds = time.perf_counter() - started
-        if process.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
-    slope: Any = theilslopes(least[WARM:])[0]
-    return {
-        "num_chunks": num_chunks,
-        "num_frames": num_frames,
-        "first_chunk_seconds": finished[0],
-        "steady_chunk_seconds": (finished[-1] - finished[0]) / (len(finished) - 1),
-        "seconds": seconds,
-        "frames_per_second": num_frames / seconds,
-        "least_bytes": least,
-        "warm_chunks": WARM,
-        "bytes_per_chunk": float(slope),
-    }
-
-
-def _write_speech(path: Path, seconds: float) -> None:
-    """Say the shipped sentence again and again."""
-    with wave.open(str(PACK / "assets" / "speech.wav")) as said:
-        settings = said.getparams()
-        sound = said.readframes(said.getnframes())
-    frame_bytes = settings.sampwidth * settings.nchannels
-    wanted = round(seconds * settings.framerate) * frame_bytes
-    with wave.open(str(path), "wb") as file:
-        file.setparams(settings)
-        file.writeframes((sound * (wanted // len(sound) + 1))[:wanted])
-
-
 # --- the report ---------------------------------------------------------------------------------
+
+
+def _measure_core(threads: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "turbotalk_core", "bench", "--device", "cpu", "--json"]
+    command += ["--threads", str(threads)]
+    output = subprocess.run(command, cwd=PACK, check=True, capture_output=True, text=True).stdout
+    report = json.loads(output)
+    add_reference_way(report["speeds"])
+    return report
 
 
 def _compare_in_host(scene: Scene, rounds: int) -> dict[str, dict[str, Any]]:
@@ -378,7 +353,7 @@ def _compare_in_host(scene: Scene, rounds: int) -> dict[str, dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run from the command line.
+    """Run the comparison from the command line.
 
     Args:
         argv: arguments; None takes those of the program.
@@ -401,9 +376,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"at least {WARM + 2}"
         )
     torch.set_num_threads(arguments.threads)
-    core = [sys.executable, "-m", "turbotalk_core", "bench", "--device", "cpu", "--json"]
-    threads = ("--threads", str(arguments.threads))
-    told = subprocess.run([*core, *threads], cwd=PACK, check=True, capture_output=True, text=True)
     scene = Scene()
     report = {
         "machine": {
@@ -413,8 +385,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "torch": torch.__version__,
             "comfyui": COMFYUI_VERSION,
         },
-        "core": json.loads(told.stdout),
+        "core": _measure_core(arguments.threads),
         "talk": watch_talk(arguments.chunks, arguments.threads),
+        "talk_beside_core": compare_talk(PAIRED_CHUNKS, arguments.rounds),
         "scene": {"num_chunks": scene.num_chunks, "rounds": arguments.rounds} | LIKE_THE_STUDENT,
         "arms": _compare_in_host(scene, arguments.rounds),
     }

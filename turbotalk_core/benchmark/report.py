@@ -1,4 +1,4 @@
-"""Benchmark of memory and time per chunk, at any size of the networks.
+"""Benchmark of one chunk, the command ``bench``: its memory and time by part, at any size.
 
 Memory is counted by part without allocating it; seconds by part are measured in the pipeline
 itself. Separate because it needs neither files nor a voice: speed and memory do not depend on the
@@ -19,12 +19,12 @@ from ..errors import RequestError
 from ..geometry import (
     IMAGE_TOKENS,
     LATENT_CHANNELS,
-    PATCH,
     SAMPLE_RATE,
     SPATIAL_STRIDE,
     TEXT_LENGTH,
     count_latent_frames,
     count_samples,
+    count_video_tokens,
 )
 from ..loading import ModelFiles, load_models
 from ..models.audio_adapter import AudioAdapterConfig, AudioProjection
@@ -35,7 +35,7 @@ from ..pipeline import Models
 from ..request import TalkRequest
 from ..types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 from .memory import count_memory
-from .timing import ChunkTiming, Speed, time_call, time_ours, time_reference
+from .timing import ChunkTiming, Speed, time_call, time_video
 
 NUM_STEPS = (1, 2, 4)  # those that students are distilled for
 NUM_CHUNKS = 5  # the first is not representative, as it also encodes the reference
@@ -136,6 +136,12 @@ class Report:
     obstacle: str | None
     measurement: Measurement | None
 
+    @property
+    def num_tokens(self) -> int:
+        """Video tokens of the chunk."""
+        request = self.request
+        return count_video_tokens(request.chunk_frames, request.height, request.width)
+
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
         request, need = self.request, self.need
@@ -150,7 +156,7 @@ class Report:
         }
         lines = [
             f"chunks of {request.chunk_frames} frames, {request.width}x{request.height}, "
-            f"{count_tokens(request):,} video tokens",
+            f"{self.num_tokens:,} video tokens",
             f"{self.weights}, on {self.device}",
             *(f"  {name:<30}{num_bytes / 1e9:>9.3f} GB" for name, num_bytes in parts.items()),
         ]
@@ -161,14 +167,12 @@ class Report:
         lines.append(_to_row("bare call, s", [speed.bare for speed in speeds]))
         for part in ("encode", "adapter", "forward", "decode", "rest", "write", "chunk"):
             lines.append(
-                _to_row(f"chunk: {part}, s", [getattr(s.ours.steady, part) for s in speeds])
+                _to_row(f"chunk: {part}, s", [getattr(s.video.steady, part) for s in speeds])
             )
         rows = {
             "chunk / bare call": [speed.ratio for speed in speeds],
-            "first chunk, s": [speed.ours.chunks[0].chunk for speed in speeds],
-            "frames per second": [speed.ours.throughput for speed in speeds],
-            "the reference's way": [speed.reference.throughput for speed in speeds],
-            "ours / the reference's way": [speed.gain for speed in speeds],
+            "first chunk, s": [speed.video.chunks[0].chunk for speed in speeds],
+            "frames per second": [speed.video.throughput for speed in speeds],
         }
         lines.extend(_to_row(name, values) for name, values in rows.items())
         if self.measurement.peak is not None:
@@ -182,7 +186,7 @@ class Report:
             "width": self.request.width,
             "height": self.request.height,
             "num_frames": self.request.chunk_frames,
-            "num_tokens": count_tokens(self.request),
+            "num_tokens": self.num_tokens,
             "weights": self.weights,
             "device": self.device,
             "needed_bytes": asdict(self.need) | {"peak": self.need.peak},
@@ -198,21 +202,16 @@ def _to_row(name: str, values: Sequence[float]) -> str:
 
 
 def _to_record(speed: Speed) -> dict[str, Any]:
-    def tell(chunk: ChunkTiming) -> dict[str, Any]:
+    def to_dict(chunk: ChunkTiming) -> dict[str, Any]:
         return asdict(chunk) | {"chunk": chunk.chunk}
 
     return {
         "num_steps": speed.num_steps,
         "bare_call_seconds": speed.bare,
         "chunk_in_bare_calls": speed.ratio,
-        "first_chunk": tell(speed.ours.chunks[0]),
-        "steady_chunk": tell(speed.ours.steady),
-        "frames_per_second": speed.ours.throughput,
-        "reference_way": {
-            "steady_chunk": tell(speed.reference.steady),
-            "frames_per_second": speed.reference.throughput,
-        },
-        "throughput_in_the_reference_ways": speed.gain,
+        "first_chunk": to_dict(speed.video.chunks[0]),
+        "steady_chunk": to_dict(speed.video.steady),
+        "frames_per_second": speed.video.throughput,
     }
 
 
@@ -314,13 +313,6 @@ def read_sizes(files: ModelFiles) -> Sizes:
     )
 
 
-def count_tokens(request: TalkRequest) -> int:
-    """Return the number of video tokens of a chunk, among which self-attention attends."""
-    return count_latent_frames(request.chunk_frames) * (
-        (request.height // SPATIAL_STRIDE // PATCH) * (request.width // SPATIAL_STRIDE // PATCH)
-    )
-
-
 def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
     """Count the memory of one chunk without allocating it.
 
@@ -347,7 +339,7 @@ def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
             for name, parameter in model.named_parameters()
             if ".audio_cross_attn." in name or ".norm_x." in name
         )
-        inputs = _Inputs(sizes, request)
+        inputs = _ZeroInputs(sizes, request)
         return Need(
             transformer=rest - block + sizes.transformer.num_layers * (block - audio),
             audio=sizes.transformer.num_layers * audio + _count_weights(projection),
@@ -402,32 +394,68 @@ def run_chunks(
     Returns:
         Speed for each request, and the peak memory of all.
     """
+    inputs = make_inputs(models, sizes, requests[0], device, num_chunks)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    bare = time_call(inputs.models, requests[0], inputs.conversation, device)
+    speeds = [
+        Speed(
+            num_steps=request.num_inference_steps,
+            bare=bare,
+            video=time_video(
+                inputs.models, request, inputs.conversation, inputs.picture_HWC, device
+            ),
+        )
+        for request in requests
+    ]
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Measurement(speeds=tuple(speeds), peak=peak)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """Random inputs of a video.
+
+    Attributes:
+        models: the networks, with random text and image tokens.
+        conversation: random audio features of one speaker with a silent waveform.
+        picture_HWC: random portrait at the video's size, in [0, 1].
+    """
+
+    models: Models
+    conversation: Conversation
+    picture_HWC: Tensor
+
+
+def make_inputs(
+    models: Models, sizes: Sizes, request: TalkRequest, device: torch.device, num_chunks: int
+) -> Inputs:
+    """Draw random inputs of a video.
+
+    Args:
+        models: the networks.
+        sizes: sizes of the networks.
+        request: gives the size and frames of a chunk.
+        device: device of the networks.
+        num_chunks: chunks of the video.
+
+    Returns:
+        The same inputs for the same arguments.
+    """
     generator = torch.Generator().manual_seed(0)
     config = sizes.transformer
     text_BND = torch.randn(1, TEXT_LENGTH, config.text_dim, generator=generator)
     image_BND = None
     if config.image_dim is not None:
         image_BND = torch.randn(1, IMAGE_TOKENS, config.image_dim, generator=generator).to(device)
-    told = replace(models, text_BND=text_BND.to(device), image_embeds_BND=image_BND)
-    request = requests[0]
     picture_HWC = torch.rand(request.height, request.width, 3, generator=generator)
     new_frames = request.chunk_frames - request.num_motion_frames
     num_frames = request.chunk_frames + (num_chunks - 1) * new_frames
-    conversation = _make_conversation(sizes, num_frames, generator)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    bare = time_call(told, request, conversation, device)
-    speeds = [
-        Speed(
-            num_steps=one.num_inference_steps,
-            bare=bare,
-            ours=time_ours(told, one, conversation, picture_HWC, device),
-            reference=time_reference(told, one, conversation, picture_HWC, device),
-        )
-        for one in requests
-    ]
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Measurement(speeds=tuple(speeds), peak=peak)
+    return Inputs(
+        models=replace(models, text_BND=text_BND.to(device), image_embeds_BND=image_BND),
+        conversation=_make_conversation(sizes, num_frames, generator),
+        picture_HWC=picture_HWC,
+    )
 
 
 def find_obstacle(need: Need, device: torch.device) -> str | None:
@@ -453,7 +481,7 @@ def find_obstacle(need: Need, device: torch.device) -> str | None:
     return f"{free / 1e9:.1f} GB of the device are free; {wanted / 1e9:.1f} GB are wanted"
 
 
-class _Inputs:
+class _ZeroInputs:
     """Inputs of the networks for one chunk: zeros on the default device."""
 
     def __init__(self, sizes: Sizes, request: TalkRequest) -> None:

@@ -1,7 +1,7 @@
-"""How fast chunks follow each other: by part, in bare calls of the network, and beside another way.
+"""Speed of a video: seconds of each chunk by part, and in bare calls of the network.
 
-Goes in: networks, whatever their weights. Comes out: seconds by part, and counts of what was done
-in them. Separate from what a chunk needs of memory, which is counted without running anything.
+Works with any networks, as speed does not depend on the values of the weights. Separate from
+``report``, which counts memory without running anything.
 
 Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N tokens, D width.
 """
@@ -9,7 +9,7 @@ Axes: B batch, C channels, T video frames, F latent frames, H height, W width, N
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -20,34 +20,31 @@ import torch
 from torch import Tensor
 
 from ..audio.windows import take_windows
-from ..conditioning.reference import prepare_reference, reference_clip
 from ..geometry import LATENT_CHANNELS, MASK_CHANNELS, SPATIAL_STRIDE, count_latent_frames
-from ..pipeline import Models, generate, plan_video
-from ..protocols import VideoVAE
+from ..pipeline import Models, plan_video
 from ..render import render_video
 from ..request import TalkRequest
 from ..types import Conditioning, Conversation
-from ..video.mux import assemble, quantize_frames
+from ..video.mux import assemble
 
 NUM_BARE = 5  # bare calls, of which the median counts; one before them pays for what is set up once
-_BATCH = 16  # frames that are encoded at a time, as a take reads them
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkTiming:
-    """Seconds of one chunk by part, and what was done in them.
+    """Seconds of one chunk by part, and counts of the work in them.
 
     Attributes:
-        encode: the VAE's encoder: motion frames, and the reference where it is shown anew.
+        encode: the VAE's encoder: motion frames, and the reference image where it is new.
         adapter: from audio windows to tokens.
         forward: all calls of the network.
         decode: the VAE's decoder.
-        rest: what else lies between the last chunk and this one: noise, update rule, pixels.
-        write: that the caller waited until the files took the chunk.
+        rest: all other work between the last chunk and this one: noise, update rule, pixels.
+        write: time that the caller waited until the files accepted the chunk.
         num_encoded: frames that the VAE encoded.
-        num_calls: of the network.
+        num_calls: calls of the network.
     """
 
     encode: float
@@ -61,18 +58,18 @@ class ChunkTiming:
 
     @property
     def chunk(self) -> float:
-        """Seconds of all."""
+        """Seconds of all parts."""
         return self.encode + self.adapter + self.forward + self.decode + self.rest + self.write
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """One way from a picture and a voice to a finished file.
+class VideoTiming:
+    """Seconds of one video, from a picture and audio features to a finished file.
 
     Attributes:
         chunks: in order, at least two.
         seconds: from the first call to the finished file.
-        num_frames: of the video.
+        num_frames: frames of the video.
     """
 
     chunks: tuple[ChunkTiming, ...]
@@ -81,7 +78,7 @@ class Way:
 
     @property
     def steady(self) -> ChunkTiming:
-        """The median of all chunks but the first, each part by itself."""
+        """Median of all chunks but the first, of each part by itself."""
         later = self.chunks[1:]
         medians = {
             f.name: median(getattr(chunk, f.name) for chunk in later) for f in fields(later[0])
@@ -96,41 +93,34 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What some steps per chunk take.
+    """Speed at one number of steps per chunk.
 
     Attributes:
         num_steps: calls of the network per chunk.
-        bare: seconds of one call of the network and nothing else.
-        ours: through the pipeline into a take and a video, as the command line does it.
-        reference: the same networks, called as the reference calls them.
+        bare: seconds of one call of the network alone.
+        video: seconds of a video, made as the command line makes it.
     """
 
     num_steps: int
     bare: float
-    ours: Way
-    reference: Way
+    video: VideoTiming
 
     @property
     def ratio(self) -> float:
-        """A steady chunk in bare calls of the network; it travels between devices."""
-        return self.ours.steady.chunk / self.bare
-
-    @property
-    def gain(self) -> float:
-        """Our throughput in the reference way's."""
-        return self.ours.throughput / self.reference.throughput
+        """Duration of a steady chunk in bare calls of the network; comparable between devices."""
+        return self.video.steady.chunk / self.bare
 
 
 def time_call(
     models: Models, request: TalkRequest, conversation: Conversation, device: torch.device
 ) -> float:
-    """Time a bare call of the network: no pipeline around it, nothing beside it.
+    """Time a bare call of the network, without the pipeline and without other work beside it.
 
     Args:
-        models: the networks, and what they were told.
+        models: networks and their conditions.
         request: gives the size and frames of a chunk.
         conversation: of one speaker, at least a chunk of it.
-        device: where the networks are.
+        device: device of the networks.
 
     Returns:
         Seconds; the median of ``NUM_BARE`` calls.
@@ -157,82 +147,65 @@ def time_call(
     return median(seconds[1:])
 
 
-def time_ours(
+def time_video(
     models: Models,
     request: TalkRequest,
     conversation: Conversation,
     picture_HWC: Tensor,
     device: torch.device,
-) -> Way:
-    """Make a video as the command line does, and drop it.
+) -> VideoTiming:
+    """Make a video as the command line does, and delete it.
 
     Args:
-        models: the networks, and what they were told.
-        request: settings; two chunks or more must come of it.
+        models: networks and their conditions.
+        request: settings that give two chunks or more.
         conversation: of one speaker.
-        picture_HWC: the portrait at the request's size, in [0, 1].
-        device: where the networks are.
+        picture_HWC: portrait at the request's size, in [0, 1].
+        device: device of the networks.
 
     Returns:
-        What it took. Take and video are written while the next chunk is made.
+        Its seconds. Take and video are written while the next chunk is made.
     """
 
-    def make(watch: _Watch, folder: Path) -> int:
+    def make(timer: ChunkTimer, folder: Path) -> int:
         def finish(frames: Iterable[Tensor]) -> Iterator[Tensor]:
             for frames_THWC in frames:
-                watch.finish_chunk()
+                timer.finish_chunk()
                 yield frames_THWC
 
         with render_video(
-            request, [picture_HWC], conversation, watch.models, folder / "take"
+            request, [picture_HWC], conversation, timer.models, folder / "take"
         ) as run:
-            frames = finish(run.generate(watch))
+            frames = finish(run.generate(timer))
             return assemble(folder / "video.mp4", frames, conversation.waveform)
 
-    return _time(make, models, device)
+    return time_chunks(make, models, device)
 
 
-def time_reference(
-    models: Models,
-    request: TalkRequest,
-    conversation: Conversation,
-    picture_HWC: Tensor,
-    device: torch.device,
-) -> Way:
-    """Make the same video with the same networks in the order of the reference, and drop it.
+def time_chunks(
+    make: Callable[[ChunkTimer, Path], int], models: Models, device: torch.device
+) -> VideoTiming:
+    """Time any way to make a video in chunks.
 
     Args:
-        models: as for ``time_ours``, with all others.
-        request: see there.
-        conversation: see there.
-        picture_HWC: see there.
-        device: see there.
+        make: makes a video in a folder with the models of a timer, on which it calls
+            ``finish_chunk`` once per chunk; returns the number of frames.
+        models: networks and their conditions.
+        device: device of the networks.
 
     Returns:
-        What it took. The picture and the grey behind it are encoded for each chunk, all of it; all
-        frames are kept in float32, and encoded after the last chunk.
-
-    Source: the loop of the reference's ``wan/multitalk.py``, generate_infinitetalk. That writes the
-    file twice, and asks CLIP for each chunk; here neither is done.
+        Seconds of the video, which is deleted.
     """
-
-    def make(watch: _Watch, folder: Path) -> int:
-        kept: list[Tensor] = []
-        plain = replace(watch.models, vae=_PlainVAE(watch.models.vae))
-        picture_BCHW = prepare_reference(picture_HWC, request.height, request.width)
-        pictures = _Always(picture_BCHW, plan_video(request, conversation.speeches).num_frames)
-        for made in generate(request, pictures, conversation.speeches, plain):
-            watch.end_chunk()
-            kept.append(made.frames_BCTHW)
-            watch.finish_chunk()
-        frames_THWC = quantize_frames(torch.cat(kept, 2))
-        return assemble(folder / "video.mp4", frames_THWC.split(_BATCH), conversation.waveform)
-
-    return _time(make, models, device)
+    with TemporaryDirectory() as folder:
+        timer = ChunkTimer(models, device)
+        started = time.perf_counter()
+        num_frames = make(timer, Path(folder))
+        seconds = time.perf_counter() - started
+    return VideoTiming(chunks=tuple(timer.chunks), seconds=seconds, num_frames=num_frames)
 
 
 class _Clock:
-    """Adds up the seconds of calls, each until the device has done its work."""
+    """Sum of the seconds of calls, each until the device has done its work."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -258,10 +231,21 @@ class _Clock:
             torch.cuda.synchronize(self._device)
 
 
-class _Watch:
-    """Networks under clocks; cuts the time at each chunk."""
+class ChunkTimer:
+    """Timer of the chunks of one video; satisfies ``protocols.VideoVAE`` and ``Progress``.
+
+    Attributes:
+        models: the networks, with a clock around each.
+        chunks: seconds of the chunks that are finished.
+    """
 
     def __init__(self, models: Models, device: torch.device) -> None:
+        """Wrap the networks and start.
+
+        Args:
+            models: networks and their conditions.
+            device: device of the networks.
+        """
         self._clocks = {name: _Clock(device) for name in ("encode", "adapter", "forward", "decode")}
         self._vae = models.vae
         self._num_encoded = 0
@@ -275,27 +259,30 @@ class _Watch:
         self.chunks: list[ChunkTiming] = []
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
+        """Encode frames; see ``protocols.VideoVAE``."""
         self._num_encoded += frames_BCTHW.shape[2]
         return self._clocks["encode"].wrap(self._vae.encode)(frames_BCTHW)
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
+        """Encode a picture followed by grey frames; see ``protocols.VideoVAE``."""
         self._num_encoded += num_frames
         return self._clocks["encode"].wrap(self._vae.encode_reference)(picture_BCHW, num_frames)
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
+        """Decode latents; see ``protocols.VideoVAE``."""
         return self._clocks["decode"].wrap(self._vae.decode)(latents_BCFHW)
 
     def advance(self, units: int = 1, preview_HWC: Tensor | None = None) -> None:
-        """Notice the end of a chunk, which the pipeline reports with a preview."""
+        """End a chunk where the pipeline reports one, with a preview; see ``Progress``."""
         if preview_HWC is not None:
             self.end_chunk()
 
     def end_chunk(self) -> None:
-        """Note the time when a chunk's frames exist; after it they are written."""
+        """Record the time when the frames of a chunk exist; writing them begins."""
         self._made = time.perf_counter()
 
     def finish_chunk(self) -> None:
-        """Record the seconds of a chunk that is written now."""
+        """Record the seconds of a chunk that is written now, and start the next."""
         now = self._made
         parts = {name: clock.seconds for name, clock in self._clocks.items()}
         rest = now - self._since - sum(parts.values())
@@ -312,35 +299,3 @@ class _Watch:
             clock.reset()
         self._num_encoded = 0
         self._since = time.perf_counter()
-
-
-def _time(make: Callable[[_Watch, Path], int], models: Models, device: torch.device) -> Way:
-    with TemporaryDirectory() as folder:
-        watch = _Watch(models, device)
-        started = time.perf_counter()
-        num_frames = make(watch, Path(folder))
-        seconds = time.perf_counter() - started
-    return Way(chunks=tuple(watch.chunks), seconds=seconds, num_frames=num_frames)
-
-
-class _PlainVAE:
-    """A codec without what is known of the grey behind a reference; ``protocols.VideoVAE``."""
-
-    def __init__(self, vae: VideoVAE) -> None:
-        self.encode, self.decode = vae.encode, vae.decode
-
-    def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        return self.encode(reference_clip(picture_BCHW, num_frames))
-
-
-class _Always(Sequence[Tensor]):
-    """A picture as the frames of a video to dub: of those each chunk encodes its own."""
-
-    def __init__(self, picture_BCHW: Tensor, length: int) -> None:
-        self._picture_BCHW, self._length = picture_BCHW, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 (slices are not asked for)
-        return self._picture_BCHW

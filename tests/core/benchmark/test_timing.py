@@ -13,11 +13,11 @@ from turbotalk_core.benchmark.timing import (
     NUM_BARE,
     ChunkTiming,
     Speed,
-    Way,
+    VideoTiming,
     time_call,
-    time_ours,
-    time_reference,
+    time_video,
 )
+from turbotalk_core.geometry import SAMPLE_RATE, count_samples
 from turbotalk_core.models.denoiser import WanDenoiser
 from turbotalk_core.pipeline import Models
 from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, Waveform
@@ -25,7 +25,9 @@ from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, W
 TWO_STEPS = replace(REQUEST, num_inference_steps=2, num_motion_frames=5)  # chunks of 9 frames
 NUM_FRAMES = 9 + 4 + 4
 PICTURE = torch.full((32, 48, 3), 0.5)
-WAVEFORM = Waveform(samples_CS=torch.zeros(1, NUM_FRAMES * 640), sample_rate=16_000)
+WAVEFORM = Waveform(
+    samples_CS=torch.zeros(1, count_samples(NUM_FRAMES, SAMPLE_RATE)), sample_rate=SAMPLE_RATE
+)
 FEATURES = AudioFeatures(
     features_TLD=torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width), num_frames=NUM_FRAMES
 )
@@ -41,44 +43,22 @@ def models() -> Models:
     return build_random_models(SIZES, torch.float32, CPU)
 
 
-def test_our_way_encodes_the_picture_once_and_the_motion_frames_of_each_chunk(
+def test_a_video_encodes_the_picture_once_and_the_motion_frames_of_each_chunk(
     models: Models,
 ) -> None:
-    way = time_ours(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
-    assert [chunk.num_encoded for chunk in way.chunks] == [9 + 1, 5, 5]
-    assert [chunk.num_calls for chunk in way.chunks] == [2, 2, 2]
-    assert way.num_frames == NUM_FRAMES
-
-
-def test_the_reference_encodes_the_picture_for_each_chunk(models: Models) -> None:
-    way = time_reference(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
-    assert [chunk.num_encoded for chunk in way.chunks] == [9 + 1, 9 + 5, 9 + 5]
-    assert [chunk.num_calls for chunk in way.chunks] == [2, 2, 2]
-    assert way.num_frames == NUM_FRAMES
-
-
-def test_both_ways_make_the_same_frames(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[torch.Tensor] = []
-
-    def keep(_path: object, frames: object, _waveform: object) -> int:
-        made.append(torch.cat(list(frames)))  # pyright: ignore[reportArgumentType]
-        return len(made[-1])
-
-    monkeypatch.setattr("turbotalk_core.benchmark.timing.assemble", keep)
-    for way in (time_ours, time_reference):
-        assert way(models, TWO_STEPS, CONVERSATION, PICTURE, CPU).num_frames == NUM_FRAMES
-    ours, reference = made
-    assert torch.equal(ours, reference)
-    assert ours.float().std() > 0
+    timing = time_video(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
+    assert [chunk.num_encoded for chunk in timing.chunks] == [9 + 1, 5, 5]
+    assert [chunk.num_calls for chunk in timing.chunks] == [2, 2, 2]
+    assert timing.num_frames == NUM_FRAMES
 
 
 def test_parts_add_up_to_the_whole(models: Models) -> None:
-    way = time_ours(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
-    for chunk in way.chunks:
+    timing = time_video(models, TWO_STEPS, CONVERSATION, PICTURE, CPU)
+    for chunk in timing.chunks:
         parts = (chunk.encode, chunk.adapter, chunk.forward, chunk.decode, chunk.rest, chunk.write)
         assert min(parts) > 0
         assert chunk.chunk == sum(parts)
-    assert sum(chunk.chunk for chunk in way.chunks) <= way.seconds
+    assert sum(chunk.chunk for chunk in timing.chunks) <= timing.seconds
 
 
 def test_a_bare_call_is_nothing_but_a_call(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,15 +84,12 @@ def _chunk(scale: float, **changes: float) -> ChunkTiming:
 
 def test_a_steady_chunk_is_the_median_of_all_but_the_first() -> None:
     chunks = (_chunk(100), _chunk(1), _chunk(3), _chunk(2))
-    way = Way(chunks=chunks, seconds=200.0, num_frames=300)
-    assert way.steady == _chunk(2)
-    assert way.steady.chunk == 42
-    assert way.throughput == 1.5
+    timing = VideoTiming(chunks=chunks, seconds=200.0, num_frames=300)
+    assert timing.steady == _chunk(2)
+    assert timing.steady.chunk == 42
+    assert timing.throughput == 1.5
 
 
-def test_ratio_and_gain() -> None:
-    ours = Way(chunks=(_chunk(9), _chunk(1)), seconds=30.0, num_frames=60)
-    reference = Way(chunks=(_chunk(9), _chunk(2)), seconds=60.0, num_frames=60)
-    speed = Speed(num_steps=1, bare=3.0, ours=ours, reference=reference)
-    assert speed.ratio == 7
-    assert speed.gain == 2
+def test_a_steady_chunk_in_bare_calls() -> None:
+    video = VideoTiming(chunks=(_chunk(9), _chunk(1)), seconds=30.0, num_frames=60)
+    assert Speed(num_steps=1, bare=3.0, video=video).ratio == 7

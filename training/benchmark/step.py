@@ -1,12 +1,11 @@
-"""What an optimisation step costs: seconds, memory, and how much of it is not the networks.
+"""Benchmark of a training step: its seconds, its memory, and its overhead over network calls.
 
-    python -m training.benchmark.bench [--json FILE] [--markdown FILE]
-    python -m training.benchmark.bench --width 14b --layers 4 --methods dmd --precisions bfloat16
+    python -m training.benchmark.step [--json FILE] [--markdown FILE]
+    python -m training.benchmark.step --width 14b --layers 4 --methods dmd --precisions bfloat16
 
-Every method is measured on every engine, each in processes of its own. After each round of steps
-the very network calls that it made, counted by hooks, are made again with nothing around them
-(``calls``); the ratio of the two is the overhead. Weights and samples are random: speed
-and memory do not depend on what they say.
+Every method is measured on every engine, each in its own processes. After each round of steps, the
+same network calls, recorded by hooks, are repeated alone (``calls``); the ratio of the two times is
+the overhead. Weights and samples are random, as speed and memory do not depend on their values.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ import itertools
 import json
 import logging
 import os
-import resource
 import socket
-import statistics
 import sys
 import tempfile
 import time
@@ -27,17 +24,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from training.benchmark.calls import BareCalls, count_calls, record_calls
-from training.benchmark.hardware import name_cpu
+from training.benchmark.hardware import describe_device, read_memory
+from training.benchmark.report import Case, EngineName, Measurement, Report, Row
 from training.engine import distributed as ranks
 from training.engine.engine import DTYPES, Precision, set_checkpointing
-from training.markdown import table
 from training.models.batch import CONTEXT_LATENTS, Batch
 from training.models.networks import TalkingModel
 from training.recipe import (
@@ -50,7 +47,6 @@ from training.recipe import (
     Recipe,
     WeightSource,
     load_recipe,
-    to_plain,
 )
 from training.train import make_methods, network_kind, start_engine
 from training.trainer.hooks import Hook
@@ -63,7 +59,6 @@ from turbotalk_core.geometry import (
     FIRST_WINDOW,
     LATENT_CHANNELS,
     LATER_WINDOW,
-    PATCH,
     SPATIAL_STRIDE,
     check_size,
     count_latent_frames,
@@ -74,7 +69,6 @@ from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 
-EngineName = Literal["plain", "zero1", "zero2", "zero3"]
 ENGINES: tuple[EngineName, ...] = ("plain", "zero1", "zero2", "zero3")
 STEPS_WITHOUT_WARMUP = {"num_steps": 1, "warmup_steps": 0}
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
@@ -83,24 +77,20 @@ METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "adversarial": ("adversarial", STEPS_WITHOUT_WARMUP),
     "adversarial_plain": ("adversarial", {**STEPS_WITHOUT_WARMUP, "memory_light": False}),
 }
-"""What is measured: a method and its settings, by the name of the row."""
+"""Methods to measure with their settings, by the name of the row."""
 
-BOUNDS = {"dmd": 1.15, "adversarial": 1.25, "adversarial_plain": 1.25}
-"""The most that a step may cost, as a multiple of its bare network calls."""
-
-CHEAP_IN_PAIRS = ("flow_matching",)  # measured in two processes on two cores, too
-TINY_RANK = 16  # of LoRA layers: the embedded family's recipe has it, too
-MIB = 2**20
+CHEAP_IN_PAIRS = ("flow_matching",)  # also measured in two processes on two cores
+TINY_RANK = 16  # of LoRA layers, as in the recipe of the embedded family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Width:
-    """Networks of one family, and samples that they are measured with.
+    """Sizes of the networks of one family, and of the samples to measure them with.
 
     Attributes:
         source: sizes of the networks.
-        clip: what one sample is.
-        rank: of a discriminator's LoRA layers.
+        clip: shape of one sample.
+        rank: rank of a discriminator's LoRA layers.
     """
 
     source: WeightSource
@@ -112,13 +102,13 @@ CLIP_480P = ClipShape(num_frames=81, height=480, width=832)
 
 
 def find_width(name: Preset) -> Width:
-    """Look up a family by name.
+    """Return the sizes of a family.
 
     Args:
         name: one of ``WIDTHS``.
 
     Returns:
-        Its sizes; weights are to be drawn.
+        Its sizes, for random weights.
     """
     source = resolve_source(WeightSource(preset=name))
     if name == "tiny":
@@ -130,212 +120,8 @@ def find_width(name: Preset) -> Width:
 WIDTHS: tuple[Preset, ...] = ("tiny", "1.3b", "14b")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What is measured together.
-
-    Attributes:
-        method: name of a row of ``METHODS``.
-        engine: what steps the networks.
-        precision: of weights and calls.
-        num_ranks: processes; each has a micro-batch of its own.
-    """
-
-    method: str
-    engine: EngineName
-    precision: Precision
-    num_ranks: int
-
-    @property
-    def name(self) -> str:
-        """In words."""
-        processes = f", {self.num_ranks} processes" if self.num_ranks > 1 else ""
-        return f"{self.method}, {self.engine}, {self.precision}{processes}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """What one case showed.
-
-    Attributes:
-        num_steps: of a round: as many as it takes until each role has been updated.
-        calls: network calls of a round by network and kind.
-        step_seconds: of each round, per step.
-        bare_seconds: of the same calls with nothing around them, per step.
-        start_bytes: that a process held before it had networks.
-        peak_bytes: the most that a process held while it trained.
-    """
-
-    num_steps: int
-    calls: Mapping[str, Mapping[str, int]]
-    step_seconds: tuple[float, ...]
-    bare_seconds: tuple[float, ...]
-    start_bytes: int
-    peak_bytes: int
-
-    @property
-    def seconds(self) -> float:
-        """Of a step, the median of all rounds."""
-        return statistics.median(self.step_seconds)
-
-    @property
-    def overhead(self) -> float:
-        """A step in multiples of its bare calls, by medians."""
-        return self.seconds / statistics.median(self.bare_seconds)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A case and what it showed."""
-
-    case: Case
-    measurement: Measurement
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What steps cost on one machine.
-
-    Attributes:
-        device: in words.
-        torch: its version.
-        num_threads: of a process alone; two share them.
-        networks: their sizes, in words.
-        clip: what one sample is.
-        size: samples of a micro-batch.
-        activations: what is kept for the backward pass.
-        rows: of the table.
-    """
-
-    device: str
-    torch: str
-    num_threads: int
-    networks: str
-    clip: ClipShape
-    size: int
-    activations: Activations
-    rows: tuple[Row, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Video tokens of one sample."""
-        return count_tokens(self.clip)
-
-    def tokens_per_second(self, row: Row) -> tuple[float, float]:
-        """Tell how many video tokens are learnt from per second: by the step, by its bare calls."""
-        num_tokens = self.num_tokens * self.size * row.case.num_ranks
-        seconds = row.measurement.seconds
-        return num_tokens / seconds, num_tokens / seconds * row.measurement.overhead
-
-    def cells(self) -> list[list[str]]:
-        """Give the table, its head first."""
-        head = ["method", "engine", "precision", "processes", "s / step", "overhead", "tokens / s"]
-        cells = [[*head, "bare tokens / s", "peak MiB", "of them before"]]
-        for row in self.rows:
-            case, measured = row.case, row.measurement
-            step, bare = self.tokens_per_second(row)
-            cells.append(
-                [
-                    case.method,
-                    case.engine,
-                    case.precision,
-                    f"{case.num_ranks}",
-                    f"{measured.seconds:.3f}",
-                    f"{measured.overhead:.2f}",
-                    f"{step:,.0f}",
-                    f"{bare:,.0f}",
-                    f"{measured.peak_bytes / MIB:,.0f}",
-                    f"{measured.start_bytes / MIB:,.0f}",
-                ]
-            )
-        return cells
-
-    def setup(self) -> str:
-        """Say what was measured, and on what."""
-        clip = self.clip
-        return (
-            f"{self.networks}; {self.size} sample per process, {clip.num_frames} frames of "
-            f"{clip.width}x{clip.height}, {self.num_tokens:,} video tokens; activations: "
-            f"{self.activations}. {self.device}, threads: {self.num_threads}, torch {self.torch}."
-        )
-
-    def lines(self) -> Iterator[str]:
-        """Tell it to people."""
-        cells = self.cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        yield self.setup()
-        for line in cells:
-            padded = [
-                cell.ljust(width) if number < 3 else cell.rjust(width)
-                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ]
-            yield "  ".join(padded)
-
-    def to_json(self) -> dict[str, Any]:
-        """Tell it to programs: all fields, and per row what follows from them."""
-        plain = to_plain(self)
-        for row, written in zip(self.rows, plain["rows"], strict=True):
-            step, bare = self.tokens_per_second(row)
-            written["summary"] = {
-                "seconds": row.measurement.seconds,
-                "overhead": row.measurement.overhead,
-                "tokens_per_second": step,
-                "bare_tokens_per_second": bare,
-            }
-        return plain
-
-    def to_markdown(self) -> str:
-        """Write the page of the documentation."""
-        head, *rows = self.cells()
-        bounds = ", ".join(f"{bound} for `{method}`" for method, bound in BOUNDS.items())
-        calls = {row.case.method: row.measurement for row in self.rows}
-        listed = [
-            [method, f"{measured.num_steps}", name, *(f"{counts.get(k, 0)}" for k in KINDS)]
-            for method, measured in calls.items()
-            for name, counts in measured.calls.items()
-        ]
-        return PAGE.format(
-            setup=self.setup(),
-            table=table(head, rows),
-            bounds=bounds,
-            calls=table(["method", "steps", "network", *KINDS], listed),
-        )
-
-
-KINDS = ("forward", "weights", "inputs")
-PAGE = """# What a training step costs
-
-`make bench-training` measures this and writes the page. {setup}
-
-{table}
-
-- **s / step**: median over rounds; a round of `dmd` is the five steps in which its student learns
-  once. `adversarial` is the phase of one step in its memory-light form, `adversarial_plain` the
-  same without it.
-- **overhead**: a step divided by its **bare** network calls, medians of rounds that take turns in
-  one process. The calls of a step are counted by hooks: which network, how often, and whether
-  forward only, with a backward pass to its weights, or to its inputs alone. They are made again on
-  networks of the same sizes, LoRA layers included, in the same precision, without engine, losses,
-  optimiser, average, draws and log. The calls that the memory-light form makes twice count as
-  calls: what that form costs is the difference of two rows. Bounds: {bounds}.
-- **tokens / s**: video tokens of the samples that are learnt from, by the step and by its bare
-  calls.
-- **peak MiB**: of one process of its own, the largest where there are two, in the first rounds,
-  before the bare calls have networks. On a CPU by the system's count, of which Python and libraries
-  take what is there **before**; on a GPU by torch's.
-
-The calls that were made in one round:
-
-{calls}
-
-On CUDA the command takes the GPU by itself: `--width 1.3b` or `--width 14b` with `--layers N` for
-networks as wide as these with random weights, as deep as the memory allows, `--ranks N` for as many
-GPUs. No GPU was at hand when this was written, so that way has not been run.
-"""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure from the command line.
+    """Run the benchmark from the command line.
 
     Args:
         argv: arguments after the program's name; None takes those of the process.
@@ -344,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark.bench",
+        prog="python -m training.benchmark.step",
         description="Measure seconds and memory of a step.",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
@@ -436,16 +222,17 @@ def list_cases(
     precisions: Sequence[Precision],
     num_ranks: int | None,
 ) -> list[Case]:
-    """List what is measured, cases that cannot be left out.
+    """List the cases to measure; combinations that are impossible are left out.
 
     Args:
-        methods: rows of ``METHODS``.
-        engines: of ``ENGINES``.
-        precisions: mixed is for the plain engine alone.
-        num_ranks: processes under ZeRO; None for one, and two for what is cheap in them.
+        methods: keys of ``METHODS``.
+        engines: some of ``ENGINES``.
+        precisions: precisions; only the plain engine supports mixed.
+        num_ranks: number of processes under ZeRO; None means one, and also two for methods that
+            are cheap enough.
 
     Returns:
-        Cases, those of one method behind each other.
+        The cases, grouped by method.
     """
     cases = []
     for method, engine, precision in itertools.product(methods, engines, precisions):
@@ -463,13 +250,13 @@ def list_cases(
 
 
 def make_recipe(case: Case, width: Width, size: int, activations: Activations) -> Recipe:
-    """Make the recipe of a case: one phase, everything that is not told as recipes have it.
+    """Make the recipe of a case: one phase, with the defaults of recipes for all other settings.
 
     Args:
-        case: what is measured.
-        width: of the networks.
-        size: samples of a micro-batch.
-        activations: what is kept for the backward pass.
+        case: case to measure.
+        width: sizes of the networks.
+        size: number of samples of a micro-batch.
+        activations: activations kept for the backward pass.
 
     Returns:
         The recipe.
@@ -494,15 +281,15 @@ def make_recipe(case: Case, width: Width, size: int, activations: Activations) -
 
 
 def measure(recipe: Recipe, num_ranks: int, num_rounds: int) -> Measurement:
-    """Measure a recipe's first phase in processes of its own.
+    """Measure a recipe's first phase in new processes.
 
     Args:
-        recipe: of ``make_recipe``.
-        num_ranks: processes.
-        num_rounds: of steps, and of their bare calls.
+        recipe: result of ``make_recipe``.
+        num_ranks: number of processes.
+        num_rounds: rounds of steps, and of their bare calls.
 
     Returns:
-        Times of the first process, memory of the one that held most.
+        Times of the first process, memory of the process with the largest peak.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -519,8 +306,8 @@ def measure(recipe: Recipe, num_ranks: int, num_rounds: int) -> Measurement:
 def _run_rank(
     rank: int, num_ranks: int, recipe: Recipe, num_rounds: int, port: int, folder: Path
 ) -> None:
-    """Measure in this process, which has nothing else to do."""
-    os.dup2(2, 1)  # what libraries print is not part of the report
+    """Measure in this process, which does nothing else."""
+    os.dup2(2, 1)  # output of libraries is not part of the report
     torch.set_num_threads(max(1, torch.get_num_threads() // num_ranks))
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
@@ -549,17 +336,17 @@ def _run_rank(
 
 
 class MeasuringHook(Hook):
-    """Measurement of a phase, in place of its steps: rounds of equal steps are timed.
+    """Hook that measures a phase instead of training it: it times rounds of equal steps.
 
-    Every round makes the steps of the same numbers, so the same draws and the same calls. Then the
-    run is stopped: it writes neither checkpoint nor weights.
+    Every round repeats the same step numbers, and so the same random draws and the same calls. Then
+    the run is stopped; it writes neither a checkpoint nor weights.
 
     Args:
-        num_rounds: of steps, and of their bare calls.
-        start_bytes: that the process held before it had networks.
+        num_rounds: rounds of steps, and of their bare calls.
+        start_bytes: memory of the process before it has networks.
 
     Attributes:
-        measurement: of the phase that was started last.
+        measurement: measurement of the phase that was started last.
     """
 
     def __init__(self, num_rounds: int, start_bytes: int) -> None:
@@ -601,7 +388,7 @@ class MeasuringHook(Hook):
 
 
 def _build_bare(trainer: Trainer) -> BareCalls:
-    """Build the networks once more: those of an engine may be spread, and hooked."""
+    """Build the networks a second time, as those of an engine may be sharded or have hooks."""
     engine, number = trainer.recipe.engine, trainer.state.phase
     networks: dict[str, nn.Module] = {}
     for role in trainer.engines:
@@ -631,43 +418,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def read_memory(device: torch.device) -> tuple[int, int]:
-    """Read what this process holds.
-
-    Args:
-        device: where the networks are.
-
-    Returns:
-        Bytes now and at most so far: of the GPU by torch's count, else of the process.
-    """
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.is_file():  # where the system tells the peak alone
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
-        return peak, peak
-    # Not ru_maxrss: a process begins with that of the one which started it.
-    held = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    now, peak = (int(held[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return now, peak
-
-
-def describe_device(device: torch.device) -> str:
-    """Name the processor, or the GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{name_cpu()}, {os.cpu_count()} cores"
-
-
-def count_tokens(clip: ClipShape) -> int:
-    """Count the video tokens of one sample."""
-    side = SPATIAL_STRIDE * PATCH
-    return count_latent_frames(clip.num_frames) * (clip.height // side) * (clip.width // side)
-
-
 class _SameBatch:
-    """One random batch for all steps."""
+    """Source of one random batch for all steps."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
@@ -675,7 +427,7 @@ class _SameBatch:
     def stream(
         self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
     ) -> Iterator[Batch]:
-        """Give the batch for ever."""
+        """Return an endless iterator of the batch."""
         return itertools.repeat(draw_batch(self._recipe, size))
 
 
@@ -683,8 +435,8 @@ def draw_batch(recipe: Recipe, size: int) -> Batch:
     """Draw samples and conditions that fit the networks of a recipe.
 
     Args:
-        recipe: its weights say the sizes of the networks, its clip that of a sample.
-        size: samples; every second one goes on from context frames.
+        recipe: gives the sizes of the networks and of a sample.
+        size: number of samples; every second one continues context frames.
 
     Returns:
         The batch.
@@ -715,7 +467,7 @@ def draw_batch(recipe: Recipe, size: int) -> Batch:
 
 
 def _draw_network(kind: NetworkKind, device: torch.device, source: WeightSource) -> TalkingModel:
-    """Draw weights where they will be; torch's own draw, in which nothing is zero."""
+    """Build networks on a device with torch's default initial weights, which are not zero."""
     sketch = kind.sketch(source)
     assert isinstance(sketch, TalkingModel)
     with torch.random.fork_rng(devices=[]), torch.device(device):

@@ -1,4 +1,4 @@
-"""The benchmark of training: what is measured, how it is reported, and the command itself."""
+"""The benchmark of a training step: its cases, its report, and the command itself."""
 
 from __future__ import annotations
 
@@ -11,23 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.benchmark import bench
-from training.benchmark.bench import (
+from training.benchmark import step
+from training.benchmark.hardware import read_memory
+from training.benchmark.report import MIB, Case, EngineName, Measurement, Report, Row
+from training.benchmark.step import (
     METHODS,
-    MIB,
     WIDTHS,
-    Case,
-    EngineName,
-    Measurement,
-    Report,
-    Row,
-    count_tokens,
     draw_batch,
     find_width,
     list_cases,
     main,
     make_recipe,
-    read_memory,
 )
 from training.engine.engine import Precision
 from training.recipe import ClipShape, Preset, parse
@@ -71,7 +65,7 @@ def _report() -> Report:
 
 def test_overhead_and_tokens_are_those_of_the_medians() -> None:
     report = _report()
-    assert report.num_tokens == count_tokens(CLIP) == 3 * 4 * 6
+    assert report.num_tokens == 3 * 4 * 6
     alone, pair = report.rows
     assert alone.measurement.seconds == 0.5
     assert alone.measurement.overhead == pytest.approx(0.5 / 0.4)
@@ -122,11 +116,11 @@ def test_cases_that_cannot_be_are_left_out(
 
 def test_two_processes_are_for_what_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    cases = list_cases(list(METHODS), bench.ENGINES, ["float32"], None)
-    assert len(cases) == len(METHODS) * len(bench.ENGINES) + 3
+    cases = list_cases(list(METHODS), step.ENGINES, ["float32"], None)
+    assert len(cases) == len(METHODS) * len(step.ENGINES) + 3
     assert {case.method for case in cases if case.num_ranks > 1} == {"flow_matching"}
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
-    cases = list_cases(list(METHODS), bench.ENGINES, ["float32"], None)
+    monkeypatch.setattr(step, "find_spec", lambda name: None)
+    cases = list_cases(list(METHODS), step.ENGINES, ["float32"], None)
     assert {case.engine for case in cases} == {"plain"}
 
 

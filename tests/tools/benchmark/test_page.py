@@ -1,7 +1,9 @@
-"""The page of the benchmark says what was measured, and whether it is what is claimed."""
+"""The page of the comparison: its figures, its claims, and the page in the documentation."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +86,33 @@ def test_it_has_what_was_measured() -> None:
         assert f"\n{row}\n" in page
 
 
+def test_overhead_is_listed_by_part_where_it_was_measured() -> None:
+    report = _report(30.0, 10.2, 2.0)
+    assert "part by part" not in to_page(report)
+    core = {"encode": 1.0, "forward": 2.0, "decode": 6.0, "rest": 1.0, "assemble": 0.0}
+    report["arms"]["core"]["parts"] = core
+    report["arms"]["our_nodes"]["parts"] = core | {"forward": 2.6, "assemble": 0.3}
+    page = to_page(report)
+    assert "\n| network calls | 333 | 433 | +100 |\n" in page
+    assert "\n| Assemble video, after the sampler | 0 | 50 | +50 |\n" in page
+
+
+def test_the_command_line_is_judged_beside_the_core_where_that_was_measured() -> None:
+    report = _report(30.0, 10.2, 2.1)
+    assert "does not hold" in to_page(report)
+    report["talk_beside_core"] = {
+        "num_chunks": 16,
+        "rounds": 3,
+        "talk": {"steady_chunk_seconds": [0.9, 1.0], "steady_chunk_cpu_seconds": [1.5, 1.5]},
+        "core": {"steady_chunk_seconds": [0.9, 0.9], "steady_chunk_cpu_seconds": [1.4, 1.5]},
+        "ratio": 1.01,
+        "cpu_ratio": 1.035,
+    }
+    page = to_page(report)
+    assert "does not hold" not in page
+    assert "\n| time | 900 | 950 | 1.01 |\n" in page
+
+
 @pytest.mark.parametrize(
     ("report", "failing"),
     [
@@ -105,3 +134,9 @@ def test_what_does_not_hold_is_said(report: dict[str, Any], failing: list[str]) 
     assert len(fallen) == len(failing)
     for line, words in zip(fallen, failing, strict=True):
         assert words in line
+
+
+def test_the_page_in_the_documentation_is_that_of_its_report() -> None:
+    results = Path(__file__).parents[3] / "docs" / "results"
+    report = json.loads((results / "performance.json").read_text(encoding="utf-8"))
+    assert to_page(report) == (results / "performance.md").read_text(encoding="utf-8")

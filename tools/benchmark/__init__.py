@@ -1,0 +1,1 @@
+"""Comparison of speed with ComfyUI's own InfiniteTalk nodes."""
