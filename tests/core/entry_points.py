@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from tests.core.family import CONFIG, ENCODER_CONFIG, SHIPPED, build_dit, train_tokenizer
+from tests.family import CONFIG, ENCODER_CONFIG, SHIPPED, build_dit, train_tokenizer
 from turbotalk_core.audio.io import read_audio, read_first_second
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder

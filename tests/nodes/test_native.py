@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
 from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 
 SEED = 5

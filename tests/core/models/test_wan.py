@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.core.family import CONFIG
+from tests.family import CONFIG
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.models.audio_adapter import AudioProjection
 from turbotalk_core.models.rotary import rotary_table, rotate

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.core.audio.test_features import LevelEncoder
-from tests.core.family import ENCODER_CONFIG
 from tests.core.test_sound import Chopped
+from tests.family import ENCODER_CONFIG, FakeEncoder
 from turbotalk_core.audio import features as features_module
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import SectionFeatures, describe_encoding
@@ -154,9 +153,10 @@ def test_the_same_voice_is_the_same_in_another_process(voice):
     program = """
 import sys
 from pathlib import Path
-from tests.core.takes.test_cache_key import LevelEncoder, identify_file
+from tests.core.takes.test_cache_key import identify_file
+from tests.family import FakeEncoder
 for hearing in ("whole", "sections"):
-    identity = identify_file(Path(sys.argv[1]), LevelEncoder(), hearing=hearing)
+    identity = identify_file(Path(sys.argv[1]), FakeEncoder(), hearing=hearing)
     print(identity["voice"], identity["hearing"], sep="|")
 """
     told = subprocess.run(
@@ -167,7 +167,7 @@ for hearing in ("whole", "sections"):
         cwd=Path(__file__).parents[3],
     ).stdout
     here = [
-        identify_file(voice, LevelEncoder(), hearing=hearing) for hearing in ("whole", "sections")
+        identify_file(voice, FakeEncoder(), hearing=hearing) for hearing in ("whole", "sections")
     ]
     assert told.splitlines() == [f"{each['voice']}|{each['hearing']}" for each in here]
 
