@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.core.test_sound import Chopped
-from tests.family import ENCODER_CONFIG, FakeEncoder
+from tests.family import ENCODER_CONFIG, FakeEncoder, make_request
 from turbotalk_core.audio import features as features_module
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import SectionFeatures, describe_encoding
@@ -23,20 +23,11 @@ from turbotalk_core.audio.io import open_sound
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import AudioError
 from turbotalk_core.fingerprints import digest, digest_file, digest_sound, digest_text, fingerprint
-from turbotalk_core.request import TalkRequest
 from turbotalk_core.sound import Span, cut
 from turbotalk_core.takes.cache_key import CacheKey, identify
 from turbotalk_core.types import AudioFeatures, Speech, Waveform
 
-REQUEST = TalkRequest(
-    num_inference_steps=1,
-    schedule="distilled",
-    shift=5.0,
-    update="euler",
-    seed=0,
-    height=32,
-    width=32,
-)
+REQUEST = make_request(num_inference_steps=1, update="euler")
 OTHER_FEATURES = AudioFeatures(features_TLD=torch.randn(9, 2, 3), num_frames=9)
 PICTURE = torch.rand(8, 8, 3)
 FEATURES = AudioFeatures(features_TLD=torch.randn(9, 2, 3), num_frames=9)
