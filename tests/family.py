@@ -15,9 +15,9 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import UMT5Config, UMT5EncoderModel
 
-from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder
+from tools.benchmark.random_family import TEXT_DIM
+from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
 from turbotalk_core.loading import ADAPTER, AUDIO_ENCODER, TEACHER, VAE, ModelFiles
@@ -37,6 +37,7 @@ from turbotalk_core.types import (
 
 Networks = tuple[WanModel, AudioProjection, WanVAE]
 
+NUM_AUDIO_LAYERS, AUDIO_WIDTH = 2, 16
 CONFIG = WanConfig(
     dim=24,
     ffn_dim=32,
@@ -48,10 +49,12 @@ CONFIG = WanConfig(
     audio_heads=2,
     audio_token_dim=16,
 )
-PROJECTION_CONFIG = AudioAdapterConfig(frame_width=2 * 16, hidden_dim=8, num_tokens=2, token_dim=16)
+PROJECTION_CONFIG = AudioAdapterConfig(
+    frame_width=NUM_AUDIO_LAYERS * AUDIO_WIDTH, hidden_dim=8, num_tokens=2, token_dim=16
+)
 ENCODER_CONFIG = EncoderConfig(
-    hidden_size=16,
-    num_hidden_layers=2,
+    hidden_size=AUDIO_WIDTH,
+    num_hidden_layers=NUM_AUDIO_LAYERS,
     num_attention_heads=2,
     intermediate_size=16,
     conv_dim=(8,) * 7,
@@ -187,7 +190,7 @@ def write_family(
         encoder: audio encoder; None for a file without one, where a test replaces its loader.
 
     Returns:
-        Their paths.
+        Paths of the files.
     """
     model, projection, vae = networks
     files = ModelFiles(
@@ -206,6 +209,52 @@ def write_family(
     else:
         save_audio_encoder(encoder, files.audio_encoder)
     return files
+
+
+def write_host_family(
+    folder: Path, *, dim: int = 48, audio_width: int = AUDIO_WIDTH, image_dim: int | None = None
+) -> ModelFiles:
+    """Write a family that a host can load, too.
+
+    Args:
+        folder: a folder laid out as ComfyUI's ``models``.
+        dim: width of the transformer.
+        audio_width: width of the audio encoder.
+        image_dim: width of the CLIP tokens, 1280 in ComfyUI; None: no image branch.
+
+    Returns:
+        Paths of the files.
+    """
+    # audio heads other than the model's, and a width that neither 128 nor 40 divides
+    config = make_config(
+        dim=dim,
+        ffn_dim=96,
+        num_heads=4,
+        num_layers=2,
+        text_dim=TEXT_DIM,
+        frequency_dim=256,
+        image_dim=image_dim,
+        audio_token_dim=24,
+    )
+    with seeded():
+        model = WanModel(config)
+        projection = AudioProjection(
+            make_projection_config(
+                frame_width=NUM_AUDIO_LAYERS * audio_width,
+                hidden_dim=32,
+                num_tokens=4,
+                token_dim=24,
+            )
+        )
+        for module in (model, projection):
+            for parameter in module.parameters():
+                # far from any initial state: biases, norms and gates all matter
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        networks = model, projection, WanVAE(4)
+    encoder = make_encoder_config(
+        hidden_size=audio_width, intermediate_size=32, num_conv_pos_embeddings=16
+    )
+    return write_family(folder, networks, {}, build_audio_encoder(encoder, seed=0))
 
 
 def train_tokenizer() -> bytes:
@@ -227,6 +276,8 @@ def train_tokenizer() -> bytes:
 
 def save_text_encoder(folder: Path, dim: int) -> None:
     """Save a umT5 with the tokenizer inside (whole) and without (bare), and spiece.model."""
+    from transformers import UMT5Config, UMT5EncoderModel  # seconds, which most tests need not wait
+
     folder.mkdir()
     tokenizer = train_tokenizer()
     config = UMT5Config(
