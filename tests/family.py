@@ -175,6 +175,14 @@ def build_dit(config: WanConfig) -> WanModel:
     return model
 
 
+def build_vae(width: int) -> WanVAE:
+    """Build a VAE of another width, with initial weights as for training."""
+    with seeded():
+        vae = WanVAE(width)
+        vae.initialize()
+    return vae
+
+
 def write_family(
     folder: Path,
     networks: Networks,

@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.family import make_encoder_config, seeded
+from tests.family import build_vae, make_encoder_config
 from training.data.precompute import EncoderFiles
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.networks import save_vae
 from turbotalk_core.geometry import FPS
-from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.mux import assemble
 
@@ -76,10 +75,7 @@ def make_video() -> MakeVideo:
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
     """Random VAE and random audio encoder of the smallest possible size."""
     folder = tmp_path_factory.mktemp("models")
-    with seeded():
-        vae = WanVAE(1)
-        vae.initialize()
-    save_vae(folder / "vae.safetensors", vae, {})
+    save_vae(folder / "vae.safetensors", build_vae(1), {})
     config = make_encoder_config(
         hidden_size=64, num_attention_heads=1, intermediate_size=32, num_conv_pos_embeddings=4
     )
