@@ -9,12 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.core.family import CONFIG, ENCODER_CONFIG, NUM_FRAMES, SHIPPED, build_dit
+from tests.family import (
+    CONFIG,
+    ENCODER_CONFIG,
+    NUM_FRAMES,
+    PROJECTION_CONFIG,
+    SHIPPED,
+    build_dit,
+    seeded,
+    write_family,
+)
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
-from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
-from turbotalk_core.checkpoints.networks import save_adapter, save_dit, save_vae
-from turbotalk_core.loading import TEACHER
-from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.audio_adapter import AudioProjection
 from turbotalk_core.models.vae import WanVAE
 
 
@@ -22,25 +28,13 @@ from turbotalk_core.models.vae import WanVAE
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models folder in ComfyUI's layout."""
     folder = tmp_path_factory.mktemp("models")
-    for name in ("diffusion_models", "model_patches", "audio_encoders", "vae"):
-        (folder / name).mkdir()
-    encoder = build_audio_encoder(ENCODER_CONFIG, seed=0)
-    save_audio_encoder(encoder, folder / "audio_encoders" / "turbotalk_tiny_wav2vec2.safetensors")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         model = build_dit(CONFIG)
-        projection = AudioProjection(
-            AudioAdapterConfig(frame_width=2 * 16, hidden_dim=8, num_tokens=2, token_dim=16)
-        )
-        vae = WanVAE(4)
+        networks = model, AudioProjection(PROJECTION_CONFIG), WanVAE(4)
     with torch.no_grad():
         for weight in model.text_embedding.parameters():  # so that a prompt shows in 8 bits
             weight *= 20
-    save_dit(folder / "diffusion_models" / TEACHER, model, SHIPPED)
-    save_adapter(
-        folder / "model_patches" / "turbotalk_tiny_adapter.safetensors", model, projection, {}
-    )
-    save_vae(folder / "vae" / "turbotalk_tiny_vae.safetensors", vae, {})
+    write_family(folder, networks, SHIPPED, build_audio_encoder(ENCODER_CONFIG, seed=0))
     return folder
 
 

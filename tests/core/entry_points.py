@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from tests.core.family import CONFIG, ENCODER_CONFIG, SHIPPED, build_dit, train_tokenizer
+from tests.family import (
+    ENCODER_CONFIG,
+    SHIPPED,
+    build_dit,
+    make_config,
+    make_projection_config,
+    make_request,
+    seeded,
+    train_tokenizer,
+)
 from turbotalk_core.audio.io import read_audio, read_first_second
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
@@ -44,7 +53,7 @@ from turbotalk_core.conditioning.reference import prepare_reference, read_image
 from turbotalk_core.conditioning.regions import find_masks, fit_regions, parse_box
 from turbotalk_core.errors import ImageError, OutputError, TurboTalkError
 from turbotalk_core.loading import read_request
-from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
+from turbotalk_core.models.audio_adapter import AudioProjection
 from turbotalk_core.models.text_encoder import build_tokenizer
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.quality_warnings import find_quality_warnings
@@ -57,10 +66,7 @@ from turbotalk_core.takes.take import Take
 from turbotalk_core.types import Chunk, ChunkState, FrameChunk, Speaker, Waveform
 from turbotalk_core.video.reader import VideoFrames
 
-REQUEST = TalkRequest(
-    num_inference_steps=2, schedule="distilled", shift=5.0, update="renoise", seed=0, height=64,
-    width=48,
-)  # fmt: skip
+REQUEST = make_request(height=64, width=48)
 SIZE = (60, 40)  # height and width of a picture with speakers in it
 MAX_PICTURES = 8  # of a video, that are asked for
 EntryPoint = Callable[[bytes], object]
@@ -260,13 +266,10 @@ def open_take_sound(data: bytes) -> None:
 @cache
 def make_models() -> dict[str, bytes]:
     """Make one small file of each kind."""
-    with TemporaryDirectory() as name, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with TemporaryDirectory() as name, seeded():
         folder = Path(name)
-        model = build_dit(replace(CONFIG, image_dim=6))
-        projection = AudioProjection(
-            AudioAdapterConfig(frame_width=8, hidden_dim=4, num_tokens=2, token_dim=16)
-        )
+        model = build_dit(make_config(image_dim=6))
+        projection = AudioProjection(make_projection_config(frame_width=8, hidden_dim=4))
         save_dit(folder / "transformer", model, SHIPPED)
         save_adapter(folder / "adapter", model, projection, {"kind": "student"})
         save_vae(folder / "vae", WanVAE(2), {})

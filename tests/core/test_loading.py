@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.family import CONFIG
+from tests.family import CONFIG
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.benchmark.report import read_sizes
 from turbotalk_core.checkpoints.networks import save_dit

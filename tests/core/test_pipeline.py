@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.family import make_request, make_speech
 from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.conditioning.reference import reference_clip
 from turbotalk_core.errors import MismatchError, OutOfMemoryError, RequestError
@@ -20,21 +21,16 @@ from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
 from turbotalk_core.pipeline import Models, count_work, generate, plan_video
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import (
-    AudioFeatures,
     AudioTokens,
     AudioWindows,
     Conditioning,
     FrameChunk,
     Speech,
-    Waveform,
 )
 
 HEIGHT, WIDTH = 32, 16
-REQUEST = TalkRequest(
+REQUEST = make_request(
     num_inference_steps=2,
-    schedule="distilled",
-    shift=5.0,
-    update="renoise",
     seed=3,
     height=HEIGHT,
     width=WIDTH,
@@ -137,12 +133,7 @@ class Toy:
 def _speech(num_frames: int) -> Speech:
     """Return a voice whose features rise by 0.01 per frame, and a tail of silence."""
     rows = torch.cat((torch.arange(num_frames) / 100, torch.zeros(25)))
-    return Speech(
-        features=AudioFeatures(
-            features_TLD=rows[:, None, None].expand(-1, 2, 3), num_frames=num_frames
-        ),
-        waveform=Waveform(samples_CS=torch.zeros(1, num_frames * 640), sample_rate=16_000),
-    )
+    return make_speech(rows[:, None, None].expand(-1, 2, 3), num_frames)
 
 
 def _run(

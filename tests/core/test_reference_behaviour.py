@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.family import make_request
 from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.reference_behaviour import (
     Behaviour,
@@ -17,15 +18,7 @@ from turbotalk_core.reference_behaviour import (
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioFeatures, ChunkPlan, FeatureRows
 
-REQUEST = TalkRequest(
-    num_inference_steps=2,
-    schedule="distilled",
-    shift=5.0,
-    update="euler",
-    seed=0,
-    height=32,
-    width=32,
-)
+REQUEST = make_request(update="euler")
 ROWS = torch.arange(9, dtype=torch.float32)[:, None, None]
 WITH_TAIL = AudioFeatures(features_TLD=ROWS, num_frames=6)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.core.test_pipeline import HEIGHT, REQUEST, WIDTH, Toy, Watch, _speech
+from tests.family import make_conversation
 from turbotalk_core.errors import ImageError
 from turbotalk_core.pipeline import generate
 from turbotalk_core.render import Rendering, find_regions, render_video
@@ -24,11 +25,7 @@ NUM_FRAMES = 29  # chunks that keep 13, 8 and 8
 
 
 def _converse(num_speakers: int = 1, num_frames: int = NUM_FRAMES) -> Conversation:
-    speech = _speech(num_frames)
-    speakers = [Speaker(name=f"speaker {n}", waveform=speech.waveform) for n in range(num_speakers)]
-    return Conversation(
-        speakers=tuple(speakers), speeches=(speech,) * num_speakers, waveform=speech.waveform
-    )
+    return make_conversation(_speech(num_frames), num_speakers)
 
 
 def _expected() -> Tensor:

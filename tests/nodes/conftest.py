@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.nodes.family import write_family
+from tests.family import write_host_family
 from tools.comfy import in_process as host_process
 from tools.comfy.in_process import import_host, load_pack
 from tools.comfy.server import ComfyClient
@@ -69,7 +69,7 @@ def run_node(host, pack):
 @pytest.fixture(scope="session")
 def family(host):
     """Paths of a random-weight family, in a folder that the host lists."""
-    return write_family(host.base / "models")
+    return write_host_family(host.base / "models")
 
 
 @pytest.fixture

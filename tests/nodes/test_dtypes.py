@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.nodes.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS
+from tests.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS
 
 FLOAT8 = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 VISIBLE = 0.01  # what is lost by rounding to float8 moves the velocity more than this

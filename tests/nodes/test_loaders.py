@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.nodes.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS, write_family
+from tests.family import AUDIO_WIDTH, NUM_AUDIO_LAYERS, write_host_family
 from tools.benchmark.random_family import RELEASED_SIZES, TEXT_DIM, write_released_sizes
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
 
@@ -160,7 +160,7 @@ class TestWhatDoesNotFit:
     """Each refusal names both sides."""
 
     def test_an_adapter_of_another_width(self, errors, host, models, run_node, tmp_path):
-        other = write_family(tmp_path, dim=96)
+        other = write_host_family(tmp_path, dim=96)
         place = host.base / "models" / "model_patches" / "wide.safetensors"
         place.write_bytes(other.adapter.read_bytes())
         wide = run_node("TurboTalkLoadAudioAdapter", name="wide.safetensors")
@@ -172,7 +172,7 @@ class TestWhatDoesNotFit:
             )
 
     def test_speech_of_another_encoder(self, errors, host, sample, run_node, tmp_path):
-        other = write_family(tmp_path, audio_width=32)
+        other = write_host_family(tmp_path, audio_width=32)
         place = host.base / "models" / "audio_encoders" / "wide.safetensors"
         place.write_bytes(other.audio_encoder.read_bytes())
         encoder = run_node("TurboTalkLoadAudioEncoder", audio_encoder_name="wide.safetensors")

@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.family import make_request
+
 STUDENT = {"kind": "student", "steps": 4, "shift": 5.0, "update": "renoise"}
 TEACHER = {"kind": "teacher", "steps": 20, "shift": 5.0, "audio_guidance_scale": 1.5}
 
@@ -43,17 +45,8 @@ def ask(part):
     """What is noted of a request."""
 
     def ask(model, **settings):
-        request = part("turbotalk_core.request").TalkRequest(
-            **{
-                "num_inference_steps": 4,
-                "schedule": "distilled",
-                "shift": 5.0,
-                "update": "renoise",
-                "seed": 0,
-                "height": 32,
-                "width": 32,
-            }
-            | settings
+        request = part("turbotalk_core.request").TalkRequest.from_json(
+            make_request(**{"num_inference_steps": 4, **settings}).to_json()
         )
         notes = part("nodes.host.messages")
         shipped = notes.read_shipped(

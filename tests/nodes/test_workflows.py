@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.nodes.family import write_family
+from tests.family import write_host_family
 from tests.nodes.workflows import probe, to_prompt
 from tools.comfy.server import ComfyServer
 from turbotalk_core.types import Waveform
@@ -40,7 +40,7 @@ def read(name):
 
 def write_stand_ins(models):
     """Small files under the names that the workflows ask for."""
-    files = write_family(models, image_dim=1280)
+    files = write_host_family(models, image_dim=1280)
     for file, name in (
         (files.dit, DIT),
         (files.adapter, "wan2.1_infiniteTalk_single_fp16.safetensors"),

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
+from tests.family import FakeEncoder, write_family
+from tests.training.tiny_networks import SHIPPED, SIZE, make_networks
 from training import evaluate
 from training.avatars.synthetic import SyntheticClip
 from training.evaluation import generation, scores
@@ -42,8 +43,8 @@ def weights(
 ) -> Path:
     """A models folder; the audio encoder is a fake."""
     folder = tmp_path / "models"
-    write_family(folder, make_networks())
-    monkeypatch.setattr(generation, "load_audio_encoder", lambda path: LoudnessEncoder())
+    write_family(folder, make_networks(), SHIPPED)
+    monkeypatch.setattr(generation, "load_audio_encoder", lambda path: FakeEncoder())
     monkeypatch.setattr(scores, "draw_clip", draw_humming_clip)
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     return folder

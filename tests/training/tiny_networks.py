@@ -1,4 +1,4 @@
-"""Talking model of a few thousand weights, chunks for it, and steps of a method with them."""
+"""Talking models of a few thousand weights, chunks for them, and steps of a method with them."""
 
 from __future__ import annotations
 
@@ -8,37 +8,48 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from tests.family import Networks, make_config, make_projection_config, seeded
 from training.engine.engine import EngineSettings, PlainEngine
 from training.engine.rng import Draws
 from training.methods.method import Method, RoleSpec, prepare_role
 from training.models.batch import Batch
 from training.models.networks import TalkingModel
-from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
-from turbotalk_core.models.wan import WanConfig, WanModel
+from turbotalk_core.models.audio_adapter import AudioProjection
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.models.wan import WanModel
 
 FRAMES, ROWS, COLUMNS = 4, 4, 6
 TEXT_WIDTH = 8
-VIDEO_CONFIG = WanConfig(
-    dim=24,
-    ffn_dim=16,
-    num_heads=2,
-    num_layers=2,
-    text_dim=TEXT_WIDTH,
-    frequency_dim=16,
-    image_dim=None,
-    audio_heads=2,
-    audio_token_dim=6,
-)
-AUDIO_CONFIG = AudioAdapterConfig(frame_width=6, hidden_dim=8, num_tokens=2, token_dim=6)
+VIDEO_CONFIG = make_config(ffn_dim=16, num_layers=2, text_dim=TEXT_WIDTH, audio_token_dim=6)
+AUDIO_CONFIG = make_projection_config(frame_width=6, token_dim=6)  # for a FakeEncoder
+SIZE = 48
+SHIPPED = {
+    "steps": 2,
+    "shift": 3.0,
+    "audio_guidance_scale": 2.0,
+    "height": SIZE,
+    "width": SIZE,
+    "chunk_frames": 17,
+    "num_motion_frames": 5,
+}
 
 
 def make_model(seed: int = 0, num_layers: int = 2) -> TalkingModel:
     """Draw a model in which every weight, gate and shift has an effect."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         dit = WanModel(replace(VIDEO_CONFIG, num_layers=num_layers))
         projection = AudioProjection(AUDIO_CONFIG)
     return TalkingModel(dit, projection)
+
+
+def make_networks() -> Networks:
+    """Make transformer, projection and VAE of a family to be written as files."""
+    with seeded():
+        model = WanModel(replace(VIDEO_CONFIG, num_layers=1))
+        projection = AudioProjection(AUDIO_CONFIG)
+        vae = WanVAE(1)
+        vae.initialize()
+    return model, projection, vae
 
 
 def make_batch(size: int = 2, seed: int = 0, num_pinned: tuple[int, ...] = (1, 3)) -> Batch:
@@ -75,8 +86,7 @@ def make_engines(
     """
 
     def build(role: str, spec: RoleSpec) -> PlainEngine:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with seeded():
             network = prepare_role(spec, begin(role))
         rate = spec.learning.learning_rate if learning_rate is None else learning_rate
         settings = EngineSettings(learning_rate=rate, betas=spec.learning.betas)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.family import FakeEncoder
 from turbotalk_core.audio.conversation import encode_conversation, encode_speech, mix_voices
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.errors import AudioError
@@ -22,25 +23,6 @@ from turbotalk_core.types import Conversation, SoundMoments, Speaker, Waveform
 RATE = 16_000
 
 
-class Listener:
-    """Audio encoder with the mean square of a frame's 640 samples; records its input."""
-
-    first_kernel = None
-
-    def __init__(self) -> None:
-        self.heard: list[Tensor] = []
-
-    def fingerprint(self) -> str:
-        return "5b"
-
-    def encode(
-        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
-    ) -> Tensor:
-        self.heard.append(waveform_S)
-        padded_S = torch.nn.functional.pad(waveform_S, (0, 640))[: 640 * num_frames]
-        return padded_S.reshape(num_frames, 640).square().mean(dim=1)[:, None, None]
-
-
 def _noise(num_samples: int, sample_rate: int = RATE, channels: int = 1) -> Waveform:
     generator = torch.Generator().manual_seed(num_samples)
     samples_CS = 0.1 * torch.randn(channels, num_samples, generator=generator)
@@ -48,7 +30,7 @@ def _noise(num_samples: int, sample_rate: int = RATE, channels: int = 1) -> Wave
 
 
 def _talk(*speakers: Speaker) -> tuple[Conversation, list[Tensor]]:
-    listener = Listener()
+    listener = FakeEncoder()
     conversation = encode_conversation(speakers, listener, normalizes_loudness=False)
     return conversation, listener.heard[::2]  # after each voice the listener hears its end
 
@@ -72,8 +54,8 @@ def test_a_lone_speaker_is_heard_as_speech_is(
 ) -> None:
     waveform = _noise(num_samples, sample_rate, channels=2)
     speaker = Speaker(name="Anna", waveform=waveform, follows=True)
-    conversation = encode_conversation([speaker], Listener(), normalizes_loudness=normalizes)
-    speech = encode_speech(waveform, Listener(), normalizes_loudness=normalizes)
+    conversation = encode_conversation([speaker], FakeEncoder(), normalizes_loudness=normalizes)
+    speech = encode_speech(waveform, FakeEncoder(), normalizes_loudness=normalizes)
     (ours,) = conversation.speeches
     assert torch.equal(ours.features.rows(), speech.features.rows())
     assert ours.features.num_frames == speech.features.num_frames
@@ -119,7 +101,7 @@ def test_a_bystander_hears_silence_and_takes_no_turn() -> None:
 
 def test_silence_is_heard_not_made_up() -> None:
     # An encoder for which silence is anything but zeros.
-    class Offset(Listener):
+    class Offset(FakeEncoder):
         def encode(
             self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
         ) -> Tensor:
@@ -130,7 +112,7 @@ def test_silence_is_heard_not_made_up() -> None:
 
 
 def test_loudness_is_that_of_the_voice_without_the_silence() -> None:
-    listener, voice = Listener(), _noise(RATE)
+    listener, voice = FakeEncoder(), _noise(RATE)
     speakers = [_anna(2.0), Speaker(name="Bob", waveform=voice, follows=True)]
     encode_conversation(speakers, listener)
     assert torch.equal(listener.heard[2][-RATE:], normalize_loudness(voice.samples_CS[0]))
@@ -226,8 +208,8 @@ def test_in_sections_a_conversation_is_heard_the_same(num_samples: int) -> None:
         Speaker(name="Bob", waveform=_noise(num_samples), follows=True),
         Speaker(name="Dora", waveform=_noise(5_000)),
     ]
-    whole = encode_conversation(speakers, Listener(), hearing="whole")
-    listener = Listener()
+    whole = encode_conversation(speakers, FakeEncoder(), hearing="whole")
+    listener = FakeEncoder()
     sections = encode_conversation(speakers, listener, hearing="sections")
     assert listener.heard == []
     for ours, theirs in zip(sections.speeches, whole.speeches, strict=True):
@@ -240,7 +222,7 @@ def test_in_sections_a_conversation_is_heard_the_same(num_samples: int) -> None:
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
 def test_who_hears_a_voice_elsewhere_says_so(hearing: EncodeMode) -> None:
     def tell(*speakers: Speaker) -> list[str | None]:
-        conversation = encode_conversation(speakers, Listener(), hearing=hearing)
+        conversation = encode_conversation(speakers, FakeEncoder(), hearing=hearing)
         return [speech.origin for speech in conversation.speeches]
 
     anna, bob = _anna(0.5), _anna(0.3)

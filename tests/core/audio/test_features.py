@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.core.family import ENCODER_CONFIG
+from tests.family import ENCODER_CONFIG, FakeEncoder
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import (
     CONTEXT_FRAMES,
@@ -32,26 +32,6 @@ from turbotalk_core.request import EncodeMode
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Waveform
 
 
-class LevelEncoder:
-    """Audio encoder with the mean square of a frame's 640 samples, and the length of the input."""
-
-    first_kernel = None
-
-    def __init__(self) -> None:
-        self.heard: list[Tensor] = []
-
-    def fingerprint(self) -> str:
-        return "5b"
-
-    def encode(
-        self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
-    ) -> Tensor:
-        self.heard.append(waveform_S)
-        padded_S = torch.nn.functional.pad(waveform_S, (0, 640))[: 640 * num_frames]
-        level_T = padded_S.reshape(num_frames, 640).square().mean(dim=1)
-        return level_T[:, None, None].expand(num_frames, 2, 3)
-
-
 def _noise(num_samples: int, sample_rate: int = 16_000, channels: int = 1) -> Waveform:
     samples_CS = 0.1 * torch.randn(
         channels, num_samples, generator=torch.Generator().manual_seed(num_samples)
@@ -61,13 +41,13 @@ def _noise(num_samples: int, sample_rate: int = 16_000, channels: int = 1) -> Wa
 
 @pytest.mark.parametrize("seconds", [0.04, 0.5, 3.21, 11.3])
 def test_rows_inside_are_those_of_the_audio_alone_and_silence_follows(seconds: float) -> None:
-    waveform, encoder = _noise(round(16_000 * seconds)), LevelEncoder()
+    waveform, encoder = _noise(round(16_000 * seconds)), FakeEncoder()
     speech = encode_speech(waveform, encoder)
     features_TLD, num_frames = speech.features.rows(), speech.features.num_frames
     assert num_frames == int(25 * seconds)
     assert features_TLD.shape == (num_frames + SILENCE_TAIL_FRAMES, 2, 3)
     heard_S = normalize_loudness(waveform.samples_CS[0])
-    assert torch.equal(features_TLD[:num_frames], LevelEncoder().encode(heard_S, num_frames))
+    assert torch.equal(features_TLD[:num_frames], FakeEncoder().encode(heard_S, num_frames))
     # The rest of the last, unfinished video frame may still sound; then there is nothing.
     assert features_TLD[num_frames].sum() > 0 or heard_S.shape[0] % 640 == 0
     assert not features_TLD[num_frames + 1 :].any()
@@ -75,7 +55,7 @@ def test_rows_inside_are_those_of_the_audio_alone_and_silence_follows(seconds: f
 
 
 def test_the_tail_hears_at_most_ten_seconds_of_the_voice() -> None:
-    waveform, encoder = _noise(16_000 * 12 + 100), LevelEncoder()
+    waveform, encoder = _noise(16_000 * 12 + 100), FakeEncoder()
     encode_speech(waveform, encoder, normalizes_loudness=False)
     whole_S, tail_S = encoder.heard
     assert torch.equal(whole_S, waveform.samples_CS[0])
@@ -86,7 +66,7 @@ def test_the_tail_hears_at_most_ten_seconds_of_the_voice() -> None:
 
 def test_loudness_is_normalised_only_when_asked() -> None:
     waveform = _noise(32_000)
-    loud, plain = LevelEncoder(), LevelEncoder()
+    loud, plain = FakeEncoder(), FakeEncoder()
     encode_speech(waveform, loud)
     encode_speech(waveform, plain, normalizes_loudness=False)
     assert torch.equal(plain.heard[0], waveform.samples_CS[0])
@@ -96,7 +76,7 @@ def test_loudness_is_normalised_only_when_asked() -> None:
 
 def test_silence_is_valid() -> None:
     waveform = Waveform(samples_CS=torch.zeros(2, 48_000), sample_rate=48_000)
-    features = encode_speech(waveform, LevelEncoder()).features
+    features = encode_speech(waveform, FakeEncoder()).features
     assert features.num_frames == 25
     assert not features.rows().any()
 
@@ -107,9 +87,9 @@ def test_frames_are_counted_on_the_original(num_samples: int, sample_rate: int) 
     num_frames = 25 * num_samples // sample_rate
     if num_frames == 0:
         with pytest.raises(AudioError, match="at least one video frame"):
-            encode_speech(waveform, LevelEncoder())
+            encode_speech(waveform, FakeEncoder())
         return
-    encoder = LevelEncoder()
+    encoder = FakeEncoder()
     features = encode_speech(waveform, encoder, normalizes_loudness=False).features
     assert features.num_frames == num_frames
     assert torch.equal(encoder.heard[0], to_mono_16k(waveform))
@@ -117,10 +97,10 @@ def test_frames_are_counted_on_the_original(num_samples: int, sample_rate: int) 
 
 def _hear_both(
     waveform: Waveform, section_frames: int, context_frames: int = 250
-) -> tuple[Tensor, SectionFeatures, LevelEncoder]:
+) -> tuple[Tensor, SectionFeatures, FakeEncoder]:
     """Encode 16 kHz mono at once, and section by section."""
-    seconds, encoder = Fraction(waveform.num_samples, 16_000), LevelEncoder()
-    whole = encode_whole(normalize_loudness(waveform.samples_CS[0]), seconds, LevelEncoder())
+    seconds, encoder = Fraction(waveform.num_samples, 16_000), FakeEncoder()
+    whole = encode_whole(normalize_loudness(waveform.samples_CS[0]), seconds, FakeEncoder())
     features = encode_in_sections(
         waveform,
         Fraction(0),
@@ -158,8 +138,8 @@ def test_going_on_each_section_is_heard_once_with_what_lies_around_it() -> None:
 
 
 def test_a_long_voice_is_heard_in_sections_and_a_short_one_whole() -> None:
-    def listen(num_frames: int, hearing: EncodeMode) -> tuple[FeatureRows, LevelEncoder]:
-        encoder = LevelEncoder()
+    def listen(num_frames: int, hearing: EncodeMode) -> tuple[FeatureRows, FakeEncoder]:
+        encoder = FakeEncoder()
         voice = Waveform(samples_CS=torch.zeros(1, 640 * num_frames), sample_rate=16_000)
         return encode_speech(voice, encoder, hearing=hearing).features, encoder
 
@@ -184,7 +164,7 @@ def test_a_long_voice_is_heard_in_sections_and_a_short_one_whole() -> None:
 def test_an_encoder_that_normalises_is_told_the_moments_of_all_that_it_will_hear() -> None:
     told = []
 
-    class Curious(LevelEncoder):
+    class Curious(FakeEncoder):
         first_kernel = (10, 5)
 
         def encode(
@@ -252,7 +232,7 @@ def test_no_more_is_read_than_the_next_section_needs() -> None:
                 yield block_CS
 
     read: list[int] = []
-    encoder = LevelEncoder()
+    encoder = FakeEncoder()
     noise = _noise(640 * 300)
     features = _listen(Watched(samples_CS=noise.samples_CS, sample_rate=16_000), encoder)
     assert sum(read) == 640 * 300  # for loudness and moments
@@ -265,13 +245,13 @@ def test_no_more_is_read_than_the_next_section_needs() -> None:
 
 def test_how_it_was_heard_is_told() -> None:
     def tell(hearing: EncodeMode, normalizes_loudness: bool = True) -> str | None:
-        voice, encoder = _noise(640), LevelEncoder()
+        voice, encoder = _noise(640), FakeEncoder()
         return encode_speech(
             voice, encoder, normalizes_loudness=normalizes_loudness, hearing=hearing
         ).origin
 
     def described(encodes_at_once: bool, normalizes_loudness: bool = True) -> str:
-        return describe_encoding(LevelEncoder(), encodes_at_once, normalizes_loudness)
+        return describe_encoding(FakeEncoder(), encodes_at_once, normalizes_loudness)
 
     assert described(True) == "whole, at -23 LUFS, by 5b"
     assert described(False) == "in sections of 1000 and 250 around, at -23 LUFS, by 5b"
@@ -283,10 +263,10 @@ def test_how_it_was_heard_is_told() -> None:
 
 def test_another_wish_than_there_are_is_refused() -> None:
     with pytest.raises(RequestError, match="got hearing 'loudly'; choose one of auto, whole, sec"):
-        encode_speech(_noise(640), LevelEncoder(), hearing=cast(EncodeMode, "loudly"))
+        encode_speech(_noise(640), FakeEncoder(), hearing=cast(EncodeMode, "loudly"))
 
 
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
 def test_what_is_shorter_than_a_frame_is_refused(hearing: EncodeMode) -> None:
     with pytest.raises(AudioError, match="at least one video frame"):
-        encode_speech(_noise(639), LevelEncoder(), hearing=hearing)
+        encode_speech(_noise(639), FakeEncoder(), hearing=hearing)

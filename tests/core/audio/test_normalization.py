@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.core.family import ENCODER_CONFIG
+from tests.family import ENCODER_CONFIG
 from turbotalk_core.audio.normalization import RunningStats
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.types import SoundMoments

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.core.family import ENCODER_CONFIG
+from tests.family import ENCODER_CONFIG
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import MismatchError
 

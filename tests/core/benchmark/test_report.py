@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.family import make_config
 from turbotalk_core.benchmark.memory import count_memory
 from turbotalk_core.benchmark.report import (
     FULL_REQUEST,
@@ -28,21 +29,13 @@ from turbotalk_core.errors import RequestError
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.models.vae import WanVAE
-from turbotalk_core.models.wan import WanConfig, WanModel
+from turbotalk_core.models.wan import WanModel
 from turbotalk_core.pipeline import Models
 
 CPU = torch.device("cpu")
 SIZES = Sizes(
-    transformer=WanConfig(
-        dim=48,
-        ffn_dim=64,
-        num_heads=2,
-        num_layers=3,
-        text_dim=8,
-        frequency_dim=16,
-        image_dim=10,
-        audio_heads=4,
-        audio_token_dim=6,
+    transformer=make_config(
+        dim=48, ffn_dim=64, num_layers=3, image_dim=10, audio_heads=4, audio_token_dim=6
     ),
     projection=AudioAdapterConfig(frame_width=14, hidden_dim=9, num_tokens=3, token_dim=6),
     vae_width=2,

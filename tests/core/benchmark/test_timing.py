@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.core.benchmark.test_report import CPU, REQUEST, SIZES
+from tests.family import make_conversation, make_speech
 from turbotalk_core.benchmark.report import build_random_models
 from turbotalk_core.benchmark.timing import (
     NUM_BARE,
@@ -17,25 +18,14 @@ from turbotalk_core.benchmark.timing import (
     time_call,
     time_video,
 )
-from turbotalk_core.geometry import SAMPLE_RATE, count_samples
 from turbotalk_core.models.denoiser import WanDenoiser
 from turbotalk_core.pipeline import Models
-from turbotalk_core.types import AudioFeatures, Conversation, Speaker, Speech, Waveform
 
 TWO_STEPS = replace(REQUEST, num_inference_steps=2, num_motion_frames=5)  # chunks of 9 frames
 NUM_FRAMES = 9 + 4 + 4
 PICTURE = torch.full((32, 48, 3), 0.5)
-WAVEFORM = Waveform(
-    samples_CS=torch.zeros(1, count_samples(NUM_FRAMES, SAMPLE_RATE)), sample_rate=SAMPLE_RATE
-)
-FEATURES = AudioFeatures(
-    features_TLD=torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width), num_frames=NUM_FRAMES
-)
-CONVERSATION = Conversation(
-    speakers=(Speaker(name="Anna", waveform=WAVEFORM),),
-    speeches=(Speech(features=FEATURES, waveform=WAVEFORM),),
-    waveform=WAVEFORM,
-)
+FEATURES_TLD = torch.randn(NUM_FRAMES, 1, SIZES.projection.frame_width)
+CONVERSATION = make_conversation(make_speech(FEATURES_TLD))
 
 
 @pytest.fixture(scope="module")

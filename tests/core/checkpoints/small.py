@@ -10,20 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.family import make_config
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig
-from turbotalk_core.models.wan import WanConfig
 
-CONFIG = WanConfig(
-    dim=24,
-    ffn_dim=20,
-    num_heads=2,
-    num_layers=2,
-    text_dim=8,
-    frequency_dim=16,
-    image_dim=10,
-    audio_heads=4,
-    audio_token_dim=6,
-)
+CONFIG = make_config(ffn_dim=20, num_layers=2, image_dim=10, audio_heads=4, audio_token_dim=6)
 PROJECTION = AudioAdapterConfig(frame_width=2 * 7, hidden_dim=9, num_tokens=3, token_dim=6)
 SETTINGS = {"kind": "student", "steps": 4, "shift": 5.0}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.core.family import ENCODER_CONFIG
+from tests.family import ENCODER_CONFIG
 from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder, save_audio_encoder
 from turbotalk_core.errors import CheckpointError, OutputError

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.core.checkpoints.small import SETTINGS, rewrite
-from tests.core.family import ENCODER_CONFIG
+from tests.family import ENCODER_CONFIG
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.inspect import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.core.family import NUM_FRAMES, SHIPPED, refusal
+from tests.family import NUM_FRAMES, SHIPPED, refusal
 from turbotalk_core.cli.main import main
 from turbotalk_core.loading import TEACHER
 

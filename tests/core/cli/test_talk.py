@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.core.family import (
+from tests.family import (
     NUM_FRAMES,
     refusal,
     save_dit_with_image_branch,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.family import seeded
 from turbotalk_core.benchmark.memory import count_memory
 from turbotalk_core.models.denoiser import WanDenoiser
 from turbotalk_core.models.low_memory import is_shortage
@@ -213,8 +214,7 @@ def test_the_transformer_in_pieces_needs_less_than_half() -> None:
 
 @pytest.fixture
 def vae() -> WanVAE:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         return WanVAE(4).requires_grad_(False)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.core.family import save_text_encoder, train_tokenizer
+from tests.family import save_text_encoder, train_tokenizer
 from turbotalk_core.checkpoints.networks import load_text_encoder
 from turbotalk_core.errors import CheckpointError, MismatchError
 from turbotalk_core.geometry import TEXT_LENGTH

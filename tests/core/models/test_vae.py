@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.family import build_vae
 from turbotalk_core.conditioning.reference import reference_clip
 from turbotalk_core.errors import GeometryError, MismatchError
 from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
@@ -43,14 +44,6 @@ def _draw_frames(num_frames: int, *, batch: int = 1, seed: int = 0) -> Tensor:
 
 def _draw_latents(num_latents: int, *, batch: int = 1) -> Tensor:
     return torch.randn(batch, 16, num_latents, 2, 3, generator=torch.Generator().manual_seed(0))
-
-
-def _make_vae() -> WanVAE:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = WanVAE(4)
-        vae.initialize()
-    return vae
 
 
 def _assert_near(result: Tensor, expected: Tensor, tolerance: float = 1e-4) -> None:
@@ -182,14 +175,14 @@ def test_a_batch_is_as_its_clips_alone(exact_vae: WanVAE) -> None:
 
 
 def test_results_have_the_dtype_of_the_weights() -> None:
-    vae: VideoVAE = _make_vae().bfloat16()
+    vae: VideoVAE = build_vae(4).bfloat16()
     latents = vae.encode(_draw_frames(5))
     assert latents.dtype == torch.bfloat16
     assert vae.decode(latents.float()).dtype == torch.bfloat16
 
 
 def test_whole_clips_keep_no_gradient_and_leave_the_callers_mode_alone() -> None:
-    vae = _make_vae()
+    vae = build_vae(4)
     latents = vae.encode(_draw_frames(5))
     assert not latents.requires_grad
     for frames in vae.iter_decode(latents):
@@ -221,7 +214,7 @@ def test_other_channels_are_refused(vae: WanVAE) -> None:
 
 
 def test_new_weights_work_and_all_of_them_learn() -> None:
-    vae = _make_vae()
+    vae = build_vae(4)
     frames = _draw_frames(9)
     mean, log_variance = vae.posterior(frames)
     decoded = vae.reconstruct(mean)
@@ -234,17 +227,17 @@ def test_new_weights_work_and_all_of_them_learn() -> None:
 
 
 def test_new_weights_begin_with_little_posterior_noise() -> None:
-    mean, log_variance = _make_vae().posterior(_draw_frames(9))
+    mean, log_variance = build_vae(4).posterior(_draw_frames(9))
     assert log_variance.exp().mean() < 0.01 * mean.var()
 
 
 def test_new_weights_follow_from_the_seed() -> None:
-    first, second = (_make_vae().state_dict() for _ in range(2))
+    first, second = (build_vae(4).state_dict() for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_new_weights_show_a_still_clip_as_its_one_picture() -> None:
-    vae, frames = _make_vae(), _draw_frames(1)
+    vae, frames = build_vae(4), _draw_frames(1)
     shown = vae.decode(vae.encode(frames))
     still = vae.decode(vae.encode(frames.expand(-1, -1, 9, -1, -1)))
     _assert_near(still, shown.expand_as(still))

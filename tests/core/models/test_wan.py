@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.core.family import CONFIG
+from tests.family import CONFIG, seeded
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.models.audio_adapter import AudioProjection
 from turbotalk_core.models.rotary import rotary_table, rotate
@@ -45,8 +45,7 @@ def _tiny_inputs(*, batch: int = 1, frames: int = 2) -> dict[str, Tensor]:
 
 
 def _tiny(config: WanConfig = TINY) -> WanModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded():
         return WanModel(config)
 
 

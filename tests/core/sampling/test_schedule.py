@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.family import make_request
 from turbotalk_core.errors import ScheduleError
-from turbotalk_core.request import TalkRequest, check_sigmas
+from turbotalk_core.request import check_sigmas
 from turbotalk_core.sampling.schedule import distilled_sigmas, reference_sigmas, request_sigmas
 
 
@@ -57,9 +58,7 @@ def test_no_steps_are_refused() -> None:
 
 def test_a_request_gets_its_schedule_or_its_own_list() -> None:
     def ask(**settings: object) -> list[float]:
-        common = {"num_inference_steps": 2, "shift": 3.0, "update": "euler", "seed": 0}
-        request = TalkRequest(height=16, width=16, **common, **settings)  # pyright: ignore
-        return request_sigmas(request).tolist()
+        return request_sigmas(make_request(num_inference_steps=2, shift=3.0, **settings)).tolist()
 
     assert ask(schedule="reference") == reference_sigmas(2, 3).tolist()
     assert ask(schedule="distilled") == [1, 0.75, 0]

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.core.audio.test_features import LevelEncoder
-from tests.core.family import ENCODER_CONFIG
 from tests.core.test_sound import Chopped
+from tests.family import ENCODER_CONFIG, FakeEncoder, make_request
 from turbotalk_core.audio import features as features_module
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.features import SectionFeatures, describe_encoding
@@ -24,20 +23,11 @@ from turbotalk_core.audio.io import open_sound
 from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.errors import AudioError
 from turbotalk_core.fingerprints import digest, digest_file, digest_sound, digest_text, fingerprint
-from turbotalk_core.request import TalkRequest
 from turbotalk_core.sound import Span, cut
 from turbotalk_core.takes.cache_key import CacheKey, compute_cache_key
 from turbotalk_core.types import AudioFeatures, Speech, Waveform
 
-REQUEST = TalkRequest(
-    num_inference_steps=1,
-    schedule="distilled",
-    shift=5.0,
-    update="euler",
-    seed=0,
-    height=32,
-    width=32,
-)
+REQUEST = make_request(num_inference_steps=1, update="euler")
 OTHER_FEATURES = AudioFeatures(features_TLD=torch.randn(9, 2, 3), num_frames=9)
 PICTURE = torch.rand(8, 8, 3)
 FEATURES = AudioFeatures(features_TLD=torch.randn(9, 2, 3), num_frames=9)
@@ -154,9 +144,10 @@ def test_the_same_voice_is_the_same_in_another_process(voice):
     program = """
 import sys
 from pathlib import Path
-from tests.core.takes.test_cache_key import LevelEncoder, identify_file
+from tests.core.takes.test_cache_key import identify_file
+from tests.family import FakeEncoder
 for hearing in ("whole", "sections"):
-    identity = identify_file(Path(sys.argv[1]), LevelEncoder(), hearing=hearing)
+    identity = identify_file(Path(sys.argv[1]), FakeEncoder(), hearing=hearing)
     print(identity["voice"], identity["hearing"], sep="|")
 """
     told = subprocess.run(
@@ -167,7 +158,7 @@ for hearing in ("whole", "sections"):
         cwd=Path(__file__).parents[3],
     ).stdout
     here = [
-        identify_file(voice, LevelEncoder(), hearing=hearing) for hearing in ("whole", "sections")
+        identify_file(voice, FakeEncoder(), hearing=hearing) for hearing in ("whole", "sections")
     ]
     assert told.splitlines() == [f"{each['voice']}|{each['hearing']}" for each in here]
 

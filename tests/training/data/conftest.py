@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.family import build_vae, make_encoder_config
 from training.data.precompute import EncoderFiles
-from turbotalk_core.audio.wav2vec2 import EncoderConfig, build_audio_encoder
+from turbotalk_core.audio.wav2vec2 import build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.checkpoints.networks import save_vae
 from turbotalk_core.geometry import FPS
-from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.mux import assemble
 
@@ -75,19 +75,9 @@ def make_video() -> MakeVideo:
 def model_files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
     """Random VAE and random audio encoder of the smallest possible size."""
     folder = tmp_path_factory.mktemp("models")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        vae = WanVAE(1)
-        vae.initialize()
-    save_vae(folder / "vae.safetensors", vae, {})
-    config = EncoderConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=1,
-        intermediate_size=32,
-        conv_dim=(8,) * 7,
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
+    save_vae(folder / "vae.safetensors", build_vae(1), {})
+    config = make_encoder_config(
+        hidden_size=64, num_attention_heads=1, intermediate_size=32, num_conv_pos_embeddings=4
     )
     save_audio_encoder(build_audio_encoder(config, seed=0), folder / "encoder.safetensors")
     return EncoderFiles(vae=folder / "vae.safetensors", audio=folder / "encoder.safetensors")

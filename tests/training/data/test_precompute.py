@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.core.family import save_text_encoder
+from tests.family import save_text_encoder
 from tests.training.data.reading import read_sample
 from training.data import precompute
 from training.data.precompute import (

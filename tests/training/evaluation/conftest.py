@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.training.tiny_family import SIZE, make_networks
+from tests.family import make_request
+from tests.training.tiny_networks import SIZE, make_networks
 from training.avatars.synthetic import SyntheticClip
 from turbotalk_core.models.denoiser import ProjectionAdapter, WanDenoiser
 from turbotalk_core.pipeline import Models
@@ -28,12 +29,11 @@ def models() -> Models:
 
 @pytest.fixture
 def settings() -> TalkRequest:
-    return TalkRequest(
+    return make_request(
         num_inference_steps=1,
         schedule="reference",
         shift=3.0,
         update="euler",
-        seed=0,
         height=SIZE,
         width=SIZE,
         chunk_frames=17,

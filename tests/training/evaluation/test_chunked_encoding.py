@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 import torch
 
-from tests.training.tiny_family import LoudnessEncoder
+from tests.family import FakeEncoder, make_request
 from training.evaluation import chunked_encoding
 from training.evaluation.chunked_encoding import (
     PAUSE_LEVEL,
@@ -18,18 +18,9 @@ from training.evaluation.chunked_encoding import (
 )
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.pipeline import Models
-from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import SoundMoments
 
-REQUEST = TalkRequest(
-    num_inference_steps=1,
-    schedule="distilled",
-    shift=5.0,
-    update="renoise",
-    seed=0,
-    height=32,
-    width=32,
-)
+REQUEST = make_request(num_inference_steps=1)
 
 
 def test_the_voice_rests_in_the_middle() -> None:
@@ -41,7 +32,7 @@ def test_the_voice_rests_in_the_middle() -> None:
 
 
 def test_who_hears_each_frame_alone_is_not_changed() -> None:
-    voice, encoder = draw_voice(3, 4.0, 1.0), LoudnessEncoder()
+    voice, encoder = draw_voice(3, 4.0, 1.0), FakeEncoder()
     whole_TLD = encode_speech(voice, encoder, hearing="whole").features.rows()
     assert compare_rows(hear(voice, encoder, 30, 10).features_TLD, whole_TLD) == (0.0, 0.0)
 
@@ -58,7 +49,7 @@ def test_rows_are_compared_with_their_size() -> None:
 def test_an_unaware_encoder_is_told_nothing() -> None:
     told = []
 
-    class Curious(LoudnessEncoder):
+    class Curious(FakeEncoder):
         first_kernel = (10, 5)
 
         def encode(
@@ -79,7 +70,7 @@ def test_an_unaware_encoder_is_told_nothing() -> None:
 def test_the_table_has_a_row_for_each_setting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    family = (REQUEST, cast(Models, None), LoudnessEncoder())
+    family = (REQUEST, cast(Models, None), FakeEncoder())
     monkeypatch.setattr(chunked_encoding, "load_family", lambda *_: family)
     monkeypatch.setattr(chunked_encoding, "SETTINGS", ((30, 10),))
     assert main(["--weights", str(Path()), "--minutes", "0.1", "--chunks", "0"]) == 0

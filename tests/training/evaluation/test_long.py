@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
+from tests.family import FakeEncoder, write_family
+from tests.training.tiny_networks import SHIPPED, SIZE, make_networks
 from training.avatars.synthetic import SyntheticClip
 from training.evaluation import generation, long
 from training.evaluation.long import TEN, list_bounds, watch
@@ -141,13 +142,13 @@ def weights(
     tmp_path: Path,
 ) -> Path:
     """A models folder; the audio encoder and the voice are fakes."""
-    write_family(tmp_path / "models", make_networks())
+    write_family(tmp_path / "models", make_networks(), SHIPPED)
 
     def film(split: str, seed: int, take_S: Tensor) -> tuple[SyntheticClip, Tensor]:
         clip = draw_humming_clip(split, seed, len(take_S) // 640)
         return clip, clip.frames_CTHW[:, 0]
 
-    monkeypatch.setattr(generation, "load_audio_encoder", lambda path: LoudnessEncoder())
+    monkeypatch.setattr(generation, "load_audio_encoder", lambda path: FakeEncoder())
     monkeypatch.setattr(
         long,
         "draw_speech",

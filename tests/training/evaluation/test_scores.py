@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.training.tiny_family import LoudnessEncoder
+from tests.family import FakeEncoder
 from training.avatars.mouth import MouthCurve
 from training.avatars.synthetic import SyntheticClip
 from training.evaluation import scores
@@ -246,7 +246,7 @@ def test_network_calls_are_counted_per_chunk(
     """Two steps, with and without a call for the guidance, in three chunks of a clip."""
     request = replace(settings, num_inference_steps=2, audio_guidance_scale=guidance)
     pairs = measure_pairs([(7, clip)])
-    evaluation = evaluate(request, models, LoudnessEncoder(), pairs, num_kept=1)
+    evaluation = evaluate(request, models, FakeEncoder(), pairs, num_kept=1)
     assert evaluation.summary["calls_per_chunk"] == calls
     assert evaluation.summary["seconds_per_clip"] > 0
     (made,) = evaluation.clips

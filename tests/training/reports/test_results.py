@@ -13,7 +13,8 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.training.tiny_family import SIZE, LoudnessEncoder, make_networks, write_family
+from tests.family import FakeEncoder, write_family
+from tests.training.tiny_networks import SHIPPED, SIZE, make_networks
 from training.avatars.synthetic import SyntheticClip
 from training.engine.log import append_log
 from training.evaluation import scores
@@ -81,10 +82,11 @@ class Place:
         self.runs, self.weights, self.out = folder / "runs", folder / "models", folder / "out"
         self.study = folder / "trial.yaml"
         networks = make_networks()
-        write_family(self.weights, networks)
+        write_family(self.weights, networks, SHIPPED)
         for number, run in enumerate(("short", "other")):
             # Other settings in its metadata make it another file.
-            write_family(self.runs / run / "exports" / "one", networks, shift=4.0 + number)
+            export = self.runs / run / "exports" / "one"
+            write_family(export, networks, SHIPPED | {"shift": 4.0 + number})
         append_log(self.runs / "short", {"step": 1, "phase": "one", "seconds": 60.0})
         self.data: dict[str, Any] = json.loads(json.dumps(STUDY))
         self.data["models"]["teacher"] = {
@@ -280,7 +282,7 @@ def test_models_are_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With networks of a few thousand weights: all metrics, of the very clips on the sheet."""
-    monkeypatch.setattr(results, "load_audio_encoder", lambda path: LoudnessEncoder())
+    monkeypatch.setattr(results, "load_audio_encoder", lambda path: FakeEncoder())
     monkeypatch.setattr(scores, "draw_clip", draw_humming_clip)
     place.data["seeds"] = [1]
     place.data["tables"]["again"]["frames"] = 21

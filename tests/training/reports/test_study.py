@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.family import make_request
 from training.recipe import load_recipe
 from training.reports import study
 from training.reports.study import RunSource, Study, load_study
 from training.train import make_methods
 from training.trainer.sizes import resolve_recipe
 from turbotalk_core.errors import RecipeError
-from turbotalk_core.request import TalkRequest
 
 STUDIES = Path(__file__).parents[3] / "training" / "studies"
 
@@ -92,14 +92,10 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_row_changes_what_it_names_and_makes_clips_of_one_chunk(tmp_path: Path) -> None:
-    shipped = TalkRequest(
+    shipped = make_request(
         num_inference_steps=20,
         schedule="reference",
-        shift=3.0,
         update="euler",
-        seed=0,
-        height=48,
-        width=48,
         audio_guidance_scale=1.5,
         chunk_frames=33,
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.tiny_family import make_networks, write_family
-from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG
+from tests.family import write_family
+from tests.training.tiny_networks import AUDIO_CONFIG, SHIPPED, VIDEO_CONFIG, make_networks
 from training.recipe import FOLDER, WeightSource, load_recipe, store_recipe
 from training.train import network_kind
 from training.trainer.sizes import PRESETS, resolve_recipe, resolve_source
@@ -23,7 +23,7 @@ VIDEO = replace(VIDEO_CONFIG, num_layers=1)
 
 @pytest.fixture
 def source(tmp_path: Path) -> WeightSource:
-    write_family(tmp_path, make_networks())
+    write_family(tmp_path, make_networks(), SHIPPED)
     return WeightSource(
         dit=tmp_path / "diffusion_models" / TEACHER,
         adapter=tmp_path / "model_patches" / ADAPTER,
