@@ -44,11 +44,11 @@ class TakeFrames(io.ComfyNode):
         """Read the frames."""
         stop = find_stop(take, start_frame, num_frames)
         if start_frame < stop:  # otherwise take.iterate raises
-            show_text(_weigh(take, stop - start_frame), cls.hidden.unique_id)
+            show_text(_check_memory(take, stop - start_frame), cls.hidden.unique_id)
         return io.NodeOutput(_read(take, start_frame, stop))
 
 
-def _weigh(take: Take, num_frames: int) -> str:
+def _check_memory(take: Take, num_frames: int) -> str:
     """Compute the memory of the frames, and check that it is free.
 
     Args:
@@ -62,16 +62,16 @@ def _weigh(take: Take, num_frames: int) -> str:
         RequestError: The frames do not fit in the free main memory.
     """
     frame_bytes = take.height * take.width * 3 * torch.float32.itemsize
-    wanted = num_frames * frame_bytes
-    room = comfy.model_management.get_free_memory(torch.device("cpu"))
+    needed = num_frames * frame_bytes
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
     frames = f"{num_frames} frames of {take.width}x{take.height} as images"
-    if wanted > room:
+    if needed > free:
         raise RequestError(
-            f"{frames} take {wanted / _GB:.2f} GB of memory, and {room / _GB:.2f} GB are free; "
-            f"read at most {int(room // frame_bytes)} frames at a time with start_frame and "
+            f"{frames} take {needed / _GB:.2f} GB of memory, and {free / _GB:.2f} GB are free; "
+            f"read at most {int(free // frame_bytes)} frames at a time with start_frame and "
             "num_frames, or make the video with Assemble video, which never holds them all"
         )
-    text = f"{frames} take {wanted / _GB:.2f} GB of memory"
+    text = f"{frames} take {needed / _GB:.2f} GB of memory"
     _log.warning("%s", text)
     return text
 

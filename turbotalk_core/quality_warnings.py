@@ -38,8 +38,8 @@ def find_quality_warnings(
     Returns:
         One sentence per setting that does not fit, with the value to use.
     """
-    settings = _drop_damage(settings or {})
-    adapter_settings = _drop_damage(adapter_settings or {})
+    settings = _keep_valid(settings or {})
+    adapter_settings = _keep_valid(adapter_settings or {})
     is_student = settings.get("kind") == STUDENT
     warnings = _find_student_warnings(request, settings) if is_student else []
     if not is_student and not has_lora:
@@ -64,7 +64,7 @@ def find_quality_warnings(
     return warnings
 
 
-def _drop_damage(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_valid(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keep valid values: warnings are shown to users and must not repeat a file's own text."""
     words = {"kind": (STUDENT, TEACHER), "schedule": SCHEDULES, "update": UPDATES}
     return {

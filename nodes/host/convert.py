@@ -22,19 +22,19 @@ from ...turbotalk_core.types import Waveform
 from ...turbotalk_core.video.reader import VideoFrames
 
 
-def check_finite(name: str, value: float, advice: str) -> None:
+def check_finite(name: str, value: float, ending: str) -> None:
     """Check that a widget's number is finite: JSON's NaN passes every bound of a widget.
 
     Args:
         name: of the widget.
         value: of the widget.
-        advice: end of the sentence "use a finite number".
+        ending: end of the sentence "use a finite number".
 
     Raises:
         RequestError: The number is not finite.
     """
     if not is_number(value):
-        raise RequestError(f"got {name} {value}; use a finite number{advice}")
+        raise RequestError(f"got {name} {value}; use a finite number{ending}")
 
 
 def waveform_from_audio(audio: dict[str, Any]) -> Waveform:

@@ -58,27 +58,27 @@ class HostVAE:
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Encode frames; see ``protocols.VideoVAE``."""
-        core = self._borrow()
+        core = self._load_core()
         if core is not None:
             return core.encode(frames_BCTHW)
         return self._format.process_in(self._vae.encode(image_from_frames(frames_BCTHW)).float())
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
         """Encode a picture followed by grey frames; see ``protocols.VideoVAE``."""
-        core = self._borrow()
+        core = self._load_core()
         if core is not None:
             return core.encode_reference(picture_BCHW, num_frames)
         return self.encode(reference_clip(picture_BCHW, num_frames))
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
         """Decode latents; see ``protocols.VideoVAE``."""
-        core = self._borrow()
+        core = self._load_core()
         if core is not None:
             return core.decode(latents_BCFHW)
         images_BTHWC = self._vae.decode(self._format.process_out(latents_BCFHW))
         return frames_from_image(images_BTHWC[0].float())
 
-    def _borrow(self) -> WanVAE | None:
+    def _load_core(self) -> WanVAE | None:
         """Return the core's VAE with the host's current weights; None if the host must compute."""
         if self._core is None:
             return None

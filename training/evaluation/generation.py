@@ -80,10 +80,10 @@ def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
 
 
 class RememberingVAE:
-    """A codec that encodes the same frames once: all models see the same reference images.
+    """Video VAE that encodes the same frames once, as all models get the same reference images.
 
     Args:
-        codec: what encodes and decodes.
+        vae: the VAE that encodes and decodes.
 
     Attributes:
         num_decoded: chunks decoded so far.

@@ -166,11 +166,11 @@ def read_header(path: Path) -> WeightHeader:
             f"{path.name} has {len(empty)} tensors without values (first: {empty[0]}); the file is "
             "damaged: download it again"
         )
-    orphans = [scale.name for name, scale in scales.items() if name not in weights]
-    if orphans:
+    unmatched = [scale.name for name, scale in scales.items() if name not in weights]
+    if unmatched:
         raise CheckpointError(
-            f"{path.name} has {len(orphans)} scales without a weight (first: {orphans[0]}); the "
-            "file is incomplete: download it again"
+            f"{path.name} has {len(unmatched)} scales without a weight (first: {unmatched[0]}); "
+            "the file is incomplete: download it again"
         )
     return WeightHeader(
         path=path,

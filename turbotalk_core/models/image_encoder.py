@@ -28,7 +28,7 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, i
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 _UNUSED = ("post_norm.", "head")
 _BLOCK = r"transformer.\1"
-_SPELLINGS = {  # Hugging Face's names to Wan 2.1's own
+_NAMES = {  # Hugging Face's names to Wan 2.1's own
     r"^vision_model\.embeddings\.class_embedding$": "cls_embedding",
     r"^vision_model\.embeddings\.position_embedding\.weight$": "pos_embedding",
     r"^vision_model\.embeddings\.patch_embedding\.": "patch_embedding.",
@@ -155,7 +155,7 @@ def build_image_encoder(
         }
     try:
         if any(name.startswith("vision_model.") for name in weights):
-            weights = _spell(weights)
+            weights = _rename(weights)
         dim, _, patch, _ = weights["patch_embedding.weight"].shape
         blocks = {int(name.split(".")[1]) for name in weights if name.startswith("transformer.")}
         last = len(blocks) - 1
@@ -188,17 +188,17 @@ def build_image_encoder(
     return encoder.requires_grad_(False).eval()
 
 
-def _spell(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    spelt = {}
+def _rename(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
     for name, tensor in weights.items():
         if any(part in name for part in _KEY_VALUE) or name.endswith(".position_ids"):
             continue
         if _QUERY in name:  # Wan has one matrix for query, key and value
             others = [weights[name.replace(_QUERY, part)] for part in _KEY_VALUE]
             tensor = torch.cat((tensor, *others))
-        for theirs, ours in _SPELLINGS.items():
-            name = re.sub(theirs, ours, name)
-        spelt[name] = tensor
-    spelt["cls_embedding"] = spelt["cls_embedding"].reshape(1, 1, -1)
-    spelt["pos_embedding"] = spelt["pos_embedding"].unsqueeze(0)
-    return spelt
+        for old, new in _NAMES.items():
+            name = re.sub(old, new, name)
+        renamed[name] = tensor
+    renamed["cls_embedding"] = renamed["cls_embedding"].reshape(1, 1, -1)
+    renamed["pos_embedding"] = renamed["pos_embedding"].unsqueeze(0)
+    return renamed

@@ -29,7 +29,7 @@ MAX_DISTANCE = 128  # umT5: positions further apart share a bucket
 _EMBEDDING = "shared.weight"
 _TIED = "encoder.embed_tokens.weight"  # the same tensor; files contain it once
 _BLOCK = r"encoder.block.\1.layer"
-_SPELLINGS = {  # Wan 2.1's own names to those of Hugging Face
+_NAMES = {  # Wan 2.1's own names to those of Hugging Face
     r"^token_embedding\.": "shared.",
     r"^norm\.": "encoder.final_layer_norm.",
     r"^blocks\.(\d+)\.norm1\.": f"{_BLOCK}.0.layer_norm.",
@@ -155,18 +155,18 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
     # Imported when used: it takes seconds, and a run without a prompt never needs it.
     from transformers import UMT5Config, UMT5EncoderModel
 
-    spelt = {_spell(name): t for name, t in weights.items() if name != TOKENIZER}
+    renamed = {_rename(name): t for name, t in weights.items() if name != TOKENIZER}
     try:
-        spelt[_TIED] = spelt[_EMBEDDING]
+        renamed[_TIED] = renamed[_EMBEDDING]
         attention = "encoder.block.0.layer.0.SelfAttention"
-        num_buckets, num_heads = spelt[f"{attention}.relative_attention_bias.weight"].shape
-        vocab_size, dim = spelt[_EMBEDDING].shape
+        num_buckets, num_heads = renamed[f"{attention}.relative_attention_bias.weight"].shape
+        vocab_size, dim = renamed[_EMBEDDING].shape
         config = UMT5Config(
             vocab_size=vocab_size,
             d_model=dim,
-            d_kv=spelt[f"{attention}.q.weight"].shape[0] // num_heads,
-            d_ff=spelt["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
-            num_layers=len({n.split(".")[2] for n in spelt if n.startswith("encoder.block.")}),
+            d_kv=renamed[f"{attention}.q.weight"].shape[0] // num_heads,
+            d_ff=renamed["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"].shape[0],
+            num_layers=len({n.split(".")[2] for n in renamed if n.startswith("encoder.block.")}),
             num_heads=num_heads,
             relative_attention_num_buckets=num_buckets,
             relative_attention_max_distance=MAX_DISTANCE,
@@ -175,7 +175,7 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
         )
         with torch.device("meta"):
             model = UMT5EncoderModel(config)
-        model.load_state_dict(spelt, assign=True)
+        model.load_state_dict(renamed, assign=True)
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"this is no complete umT5 text encoder ({error}); get Wan 2.1's own, "
@@ -184,7 +184,7 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
     return TextEncoder(model.requires_grad_(False).eval())
 
 
-def _spell(name: str) -> str:
-    for ours, theirs in _SPELLINGS.items():
-        name = re.sub(ours, theirs, name)
+def _rename(name: str) -> str:
+    for old, new in _NAMES.items():
+        name = re.sub(old, new, name)
     return name

@@ -19,7 +19,7 @@ from ..safe_io.atomic import reports_disk_errors, sync_folder
 from ..safe_io.json import parse_json
 from ..safe_io.paths import is_file
 
-MAX_BYTES = 2**26  # a week of video takes half of it; a larger file is no journal of ours
+MAX_BYTES = 2**26  # a week of video takes half of it; a larger file is not one of our journals
 
 
 class Journal:
