@@ -41,8 +41,8 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         "audio_guidance_scale": arguments.audio_guidance,
         "schedule": arguments.schedule,
     }
-    asked = {name: value for name, value in changes.items() if value is not None}
-    request = replace(request, seed=arguments.seed, **asked)
+    chosen = {name: value for name, value in changes.items() if value is not None}
+    request = replace(request, seed=arguments.seed, **chosen)
     pairs = measure_pairs(draw_pairs(arguments.seed, arguments.pairs, arguments.frames))
     num_kept = len(pairs) if arguments.sheet else 0
     evaluation = evaluate(request, models, encoder, pairs, num_kept=num_kept)

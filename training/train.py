@@ -115,7 +115,7 @@ def make_methods(recipe: Recipe) -> list[Method]:
         trained = [
             role
             for role, spec in roles.items()
-            if spec.learning.trains != "frozen" and not spec.judges
+            if spec.learning.trains != "frozen" and not spec.is_discriminator
         ]
         if phase.exports not in (None, *trained):
             raise RecipeError(
@@ -309,10 +309,10 @@ def _load(source: WeightSource, dtype: torch.dtype, seed: int) -> TalkingModel:
             dit.initialize()
         return TalkingModel(dit, projection)
     model = TalkingModel.load(source.dit, source.adapter, dtype)
-    for part, told in ((model.dit, sketch.dit), (model.projection, sketch.projection)):
-        if part.config != told.config:
+    for part, expected in ((model.dit, sketch.dit), (model.projection, sketch.projection)):
+        if part.config != expected.config:
             raise MismatchError(
-                f"{source.dit.name} holds {part.config}, the recipe says {told.config}; take "
+                f"{source.dit.name} holds {part.config}, the recipe says {expected.config}; take "
                 "video and audio under weights out, and the sizes are read from the file"
             )
     return model

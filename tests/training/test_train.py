@@ -93,19 +93,19 @@ def test_another_recipe_in_the_same_folder_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         ("phases.one.settings.student.trains=lora", "got student, trained lora"),
         ("phases.one.exports=null", "got None, trained None"),
     ],
 )
 def test_only_what_is_exported_and_trained_in_full_is_extrapolated(
-    recipe_path: Path, capsys: pytest.CaptureFixture[str], change: str, told: str
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], change: str, expected: str
 ) -> None:
     assert _run(recipe_path, change, "phases.one.extrapolation=1.5") == train.REFUSED
     error = capsys.readouterr().err
     assert "phase one extrapolates by 1.5" in error
-    assert told in error
+    assert expected in error
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ LARGEST_MARGIN = 0.25  # of a half's side, left free by a region at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairClip:
+class TwoSpeakerClip:
     """Clip of two avatars in one picture.
 
     Attributes:
@@ -39,7 +39,7 @@ class PairClip:
     clips: tuple[SyntheticClip, SyntheticClip]
 
 
-def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
+def draw_two_speakers(split: str, seed: int, num_frames: int, turns: str) -> TwoSpeakerClip:
     """Draw a clip of two avatars.
 
     Args:
@@ -73,7 +73,7 @@ def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
         film(split, number, _speak_within(split, number, num_frames, span))[0]
         for number, span in zip((2 * seed, 2 * seed + 1), spans[turns], strict=True)
     )
-    return PairClip(
+    return TwoSpeakerClip(
         frames_CTHW=torch.cat((left.frames_CTHW, right.frames_CTHW), 3), clips=(left, right)
     )
 

@@ -93,8 +93,8 @@ def _speak_until(
     total = len(pieces[0])
     while total < length:
         # About as many words as fit, to avoid synthesising speech that is then cut off.
-        wanted = 1 + int(2.8 * (length - total) / SAMPLE_RATE)
-        count = int(min(rng.integers(3, 12), wanted + 1))
+        fitting = 1 + int(2.8 * (length - total) / SAMPLE_RATE)
+        count = int(min(rng.integers(3, 12), fitting + 1))
         spoken = _speak(_write_sentence(rng, words, count), voice, *settings)
         pause = np.zeros(int(SAMPLE_RATE * rng.uniform(0.12, 0.6)))
         pieces += [spoken, pause]
@@ -137,10 +137,10 @@ def _speak(text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarr
     body = run.stdout[start + 8 :]
     sound = torch.frombuffer(bytearray(body[: len(body) // 2 * 2]), dtype=torch.int16) / 32768
     sound = torchaudio.functional.resample(sound, rate, SAMPLE_RATE).numpy()
-    heard = np.flatnonzero(np.abs(sound) > 1e-3)
-    if heard.size == 0:
+    audible = np.flatnonzero(np.abs(sound) > 1e-3)
+    if audible.size == 0:
         raise AudioError(f"espeak-ng was silent for voice {voice!r}; update the package")
-    return sound[heard[0] : heard[-1] + 1].astype(np.float64)
+    return sound[audible[0] : audible[-1] + 1].astype(np.float64)
 
 
 def _degrade(rng: np.random.Generator, clean: np.ndarray) -> np.ndarray:

@@ -22,9 +22,9 @@ class WordList:
 
     def of(self, split: str) -> tuple[str, ...]:
         """Return the words of a split, `train` or `heldout`."""
-        wants_heldout = split == "heldout"
+        is_heldout = split == "heldout"
         return tuple(
-            word for place, word in enumerate(self.words) if (place % 4 == 3) == wants_heldout
+            word for place, word in enumerate(self.words) if (place % 4 == 3) == is_heldout
         )
 
 

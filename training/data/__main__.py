@@ -17,7 +17,7 @@ import torch
 from training.data.filter import PIECES, FilterSettings, run_filter
 from training.data.inspect import CLIPS, choose_record, decode_sample, describe
 from training.data.precompute import EncoderFiles, run_precompute
-from training.data.resumable_stage import Summary, Work, read_journals, read_settings
+from training.data.resumable_stage import Summary, Work, read_records, read_settings
 from training.data.scores import LIMITS, Limit
 from training.data.shots import AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
@@ -52,11 +52,11 @@ def _split(arguments: argparse.Namespace) -> list[str]:
 def _filter(arguments: argparse.Namespace) -> list[str]:
     settings = FilterSettings(
         face_detector=arguments.face,
-        sync_judge=arguments.sync,
+        sync_network=arguments.sync,
         limits={**LIMITS, **dict(arguments.limit)},
     )
     summary = run_filter(arguments.videos, arguments.set, settings, _work(arguments))
-    records = read_journals(arguments.set / PIECES).values()
+    records = read_records(arguments.set / PIECES).values()
     tiers = [record["tier"] for record in records if "tier" in record]
     lines = _report("pieces", summary)
     return [*lines, *(f"tier {tier}: {tiers.count(tier)}" for tier in sorted(set(tiers)))]
@@ -85,12 +85,12 @@ def _precompute(arguments: argparse.Namespace) -> list[str]:
 def _find_source(arguments: argparse.Namespace) -> Source:
     for frames in arguments.frames:
         count_latent_frames(frames)
-    wants_avatars = arguments.avatars + arguments.pairs > 0
-    if wants_avatars == (arguments.videos is not None):
+    draws_avatars = arguments.avatars + arguments.pairs > 0
+    if draws_avatars == (arguments.videos is not None):
         raise RequestError(
             "give either --videos and --set, or --avatars and --pairs: a prepared set has one kind"
         )
-    if wants_avatars:
+    if draws_avatars:
         return AvatarSource(
             arguments.avatars,
             arguments.pairs,
@@ -106,7 +106,7 @@ def _find_source(arguments: argparse.Namespace) -> Source:
     folder = arguments.set / PIECES
     return VideoSource(
         arguments.videos,
-        pieces=read_journals(folder),
+        pieces=read_records(folder),
         fingerprint=read_settings(folder)["fingerprint"],
         sizes=arguments.size,
         clip_frames=arguments.frames,

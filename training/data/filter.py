@@ -19,7 +19,7 @@ from tqdm import tqdm
 from training.data.footage import cut_sound, open_video, read_sound
 from training.data.resumable_stage import (
     SKIPPED,
-    Journal,
+    ItemLog,
     Record,
     Summary,
     Work,
@@ -27,7 +27,7 @@ from training.data.resumable_stage import (
     fingerprint_files,
     list_missing,
     open_stage,
-    read_journals,
+    read_records,
     read_settings,
     summarize,
 )
@@ -36,10 +36,10 @@ from training.data.scores import (
     LIMITS,
     FaceDetector,
     Limit,
-    SyncJudge,
+    SyncNetwork,
     crop_faces,
     find_faces,
-    load_judge,
+    load_program,
     rank,
     score_faces,
     score_sound,
@@ -59,20 +59,20 @@ class FilterSettings:
 
     Attributes:
         face_detector: program of ``scores.FaceDetector``; None leaves faces unscored.
-        sync_judge: program of ``scores.SyncJudge``, applied to the detected faces; None leaves lip
-            sync unscored.
+        sync_network: program of ``scores.SyncNetwork``, applied to the detected faces; None leaves
+            lip sync unscored.
         limits: limits of the scores.
 
     Raises:
-        RequestError: if there is a ``sync_judge`` without a face detector.
+        RequestError: if there is a ``sync_network`` without a face detector.
     """
 
     face_detector: Path | None = None
-    sync_judge: Path | None = None
+    sync_network: Path | None = None
     limits: Mapping[str, Limit] = field(default_factory=lambda: dict(LIMITS))
 
     def __post_init__(self) -> None:
-        if self.sync_judge is not None and self.face_detector is None:
+        if self.sync_network is not None and self.face_detector is None:
             raise RequestError(
                 "got a sync judge without a face detector; it looks at faces, so give --face too"
             )
@@ -96,24 +96,27 @@ def run_filter(videos: Path, out: Path, settings: FilterSettings, work: Work) ->
     """
     before = read_settings(out / SCENES)
     pieces = list_pieces(out)
-    judges = (settings.face_detector, settings.sync_judge)
-    detector, judge = (None if path is None else load_judge(path) for path in judges)
+    paths = (settings.face_detector, settings.sync_network)
+    detector, sync_network = (None if path is None else load_program(path) for path in paths)
     folder = out / PIECES
     described = {
         "scenes": before["fingerprint"],
         "face_detector": _name(settings.face_detector),
-        "sync_judge": _name(settings.sync_judge),
+        "sync_judge": _name(settings.sync_network),
         "limits": {name: asdict(limit) for name, limit in settings.limits.items()},
     }
     open_stage(folder, described, work)
-    journal = Journal(folder, work)
+    item_log = ItemLog(folder, work)
     num_made = 0
-    missing = list_missing(pieces, journal.before, work)
+    missing = list_missing(pieces, item_log.before, work)
     for key in tqdm(missing, desc="pieces", mininterval=10, disable=None):
         record = attempt(
-            key, lambda key=key: _judge(videos, pieces[key], settings.limits, detector, judge)
+            key,
+            lambda key=key: _score_piece(
+                videos, pieces[key], settings.limits, detector, sync_network
+            ),
         )
-        journal.append([record])
+        item_log.append([record])
         num_made += SKIPPED not in record
     return summarize(folder, num_made)
 
@@ -134,18 +137,18 @@ def list_pieces(out: Path) -> dict[str, Record]:
             "stop": stop,
             **{fact: scenes[fact] for fact in ("height", "width", "caption")},
         }
-        for name, scenes in read_journals(out / SCENES).items()
+        for name, scenes in read_records(out / SCENES).items()
         for start, stop in scenes.get("pieces", [])
     }
 
 
 @torch.no_grad()
-def _judge(
+def _score_piece(
     videos: Path,
     piece: Record,
     limits: Mapping[str, Limit],
     detector: FaceDetector | None,
-    judge: SyncJudge | None,
+    sync_network: SyncNetwork | None,
 ) -> Record:
     path, start, stop = videos / piece["video"], piece["start"], piece["stop"]
     waveform_S = to_mono_16k(cut_sound(read_sound(path), start, stop))
@@ -155,17 +158,17 @@ def _judge(
         **score_sound(waveform_S),
     }
     if detector is not None:
-        looked_at = [
+        sampled = [
             picture
             for number, picture in enumerate(open_video(path).play(start, stop))
             if number % FACE_EVERY == 0
         ]
-        faces = find_faces(looked_at, detector)
+        faces = find_faces(sampled, detector)
         scores |= score_faces(faces)
-        if judge is not None and "face_side" in scores:
+        if sync_network is not None and "face_side" in scores:
             # Decoded a second time, so that only the small crops are in memory.
-            crops = [crop_faces([shown], faces) for shown in open_video(path).play(start, stop)]
-            scores |= score_sync(*judge(torch.cat(crops), waveform_S))
+            crops = [crop_faces([picture], faces) for picture in open_video(path).play(start, stop)]
+            scores |= score_sync(*sync_network(torch.cat(crops), waveform_S))
     tier, reasons = rank(scores, limits)
     return {**piece, "scores": scores, "tier": tier, "reasons": reasons}
 

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from training.data.resumable_stage import (
     SKIPPED,
-    Journal,
+    ItemLog,
     Record,
     Summary,
     Work,
@@ -188,24 +188,24 @@ def run_precompute(
     encoders = load_encoders(files, device)
     if encoders.text is not None and work.part == 0 and not (out / NULL_TEXT).exists():
         write_tensors(out / NULL_TEXT, {"text_ND": encoders.text(negative_prompt).cpu()})
-    journal = Journal(out, work)
+    item_log = ItemLog(out, work)
     # A sample whose shard is missing or truncated is encoded again.
     done = {
         key: record
-        for key, record in journal.before.items()
+        for key, record in item_log.before.items()
         if SKIPPED in record or is_whole(out, record)
     }
     missing = list_missing(keys, done, work)
     encoded = _encode_all(source, missing, encoders)
-    number, num_made = _count_shards(journal.before, work), 0
+    number, num_made = _count_shards(item_log.before, work), 0
     with tqdm(total=len(missing), desc="shots", mininterval=10, disable=None) as bar:
         while group := list(islice(encoded, shard_samples)):
             samples = [sample for _, sample in group if sample is not None]
-            told = write_shard(out, f"{work.name}-{number:06d}", samples) if samples else {}
+            shard = write_shard(out, f"{work.name}-{number:06d}", samples) if samples else {}
             made = iter(range(len(samples)))
             # The manifest is written after the samples, so it never lists a missing sample.
-            journal.append(
-                record if sample is None else {**record, **told, INDEX: next(made)}
+            item_log.append(
+                record if sample is None else {**record, **shard, INDEX: next(made)}
                 for record, sample in group
             )
             number += bool(samples)

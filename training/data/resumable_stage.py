@@ -1,7 +1,7 @@
-"""Resumable stages of data preparation: settings, journals, and division of the work.
+"""Resumable stages of data preparation: settings, item logs, and division of the work.
 
     SET/scenes/settings.json           settings that made this folder, and their fingerprint
-    SET/scenes/items-00-of-01.jsonl    journal of process 0 of 1: one line per finished item
+    SET/scenes/items-00-of-01.jsonl    log of process 0 of 1: one line per finished item
 
 The line of an item is appended after all its files are on disk, so a run that was stopped at any
 moment can resume. The stages themselves only implement how one item is made.
@@ -29,7 +29,7 @@ from turbotalk_core.errors import (
 from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file
 
 SETTINGS = "settings.json"
-JOURNALS = "items-*.jsonl"
+ITEM_LOGS = "items-*.jsonl"
 KEY, SKIPPED, ATTEMPT = "key", "skipped", "attempt"
 
 _PLAIN = (".pt2", ".model")  # exported programs and tokenizers: single files, not sharded weights
@@ -37,7 +37,7 @@ _PLAIN = (".pt2", ".model")  # exported programs and tokenizers: single files, n
 _log = getLogger(__name__)
 
 Record = dict[str, Any]
-"""One line of a journal: ``key``, and either what is known of the item or why it is ``skipped``."""
+"""One line of an item log: ``key``, and either what is known of the item or why it is ``skipped``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def open_stage(
         folder: folder of the stage.
         settings: everything that decides the items; JSON values.
         work: whether items made with other settings may be deleted.
-        products: patterns of the files that the stage makes besides its journals.
+        products: patterns of the files that the stage makes besides its item logs.
 
     Raises:
         RequestError: if it was made with other settings.
@@ -173,8 +173,8 @@ def open_stage(
                 "part 0 throws it away; start that one first"
             )
         with reports_disk_errors(folder):
-            # Journals first: after an interrupted deletion, all items are made again.
-            for pattern in (JOURNALS, *products):
+            # Item logs first: after an interrupted deletion, all items are made again.
+            for pattern in (ITEM_LOGS, *products):
                 for file in folder.glob(pattern):
                     file.unlink()
         present = None
@@ -209,7 +209,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def read_journals(folder: Path) -> dict[str, Record]:
+def read_records(folder: Path) -> dict[str, Record]:
     """Read the finished items of a stage, by key; of several lines of an item the last counts.
 
     A line that a stopped process left unfinished is ignored, so its item is made again.
@@ -224,7 +224,7 @@ def read_journals(folder: Path) -> dict[str, Record]:
         OutputError: if a finished line is not JSON.
     """
     records: dict[str, Record] = {}
-    for path in sorted(folder.glob(JOURNALS)):
+    for path in sorted(folder.glob(ITEM_LOGS)):
         with reports_disk_errors(path):
             text = path.read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(keepends=True), 1):
@@ -243,8 +243,8 @@ def read_journals(folder: Path) -> dict[str, Record]:
     return dict(sorted(records.items()))
 
 
-class Journal:
-    """Journal of one process: a file to which finished items are appended.
+class ItemLog:
+    """Log of one process: a file to which finished items are appended.
 
     Attributes:
         before: items that all processes had finished when it was opened, by key.
@@ -260,8 +260,8 @@ class Journal:
         Raises:
             OutputError: if the file cannot be written, or a line is damaged.
         """
-        self.before = read_journals(folder)
-        self._path = folder / JOURNALS.replace("*", work.name)
+        self.before = read_records(folder)
+        self._path = folder / ITEM_LOGS.replace("*", work.name)
         with reports_disk_errors(self._path), self._path.open("ab+") as file:
             file.seek(0)
             whole = file.read()
@@ -346,7 +346,7 @@ def summarize(folder: Path, num_made: int) -> Summary:
     Returns:
         The counts; reasons are grouped by type of error.
     """
-    records = read_journals(folder)
+    records = read_records(folder)
     skips: dict[str, int] = {}
     for record in records.values():
         if SKIPPED in record:

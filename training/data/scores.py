@@ -39,7 +39,7 @@ class FaceDetector(Protocol):
         ...
 
 
-class SyncJudge(Protocol):
+class SyncNetwork(Protocol):
     """Network that embeds lips and voice close to each other if they match, such as SyncNet."""
 
     def __call__(self, faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,14 +76,14 @@ LIMITS: Mapping[str, Limit] = {
     "sync_confidence": Limit(good=3, fair=1.5),  # 3: LatentSync
     "sync_offset": Limit(good=1, fair=3, is_most=True),  # video frames, absolute value
 }
-"""Scores that count; those that were not measured, for want of a judge, do not."""
+"""Limits of the scores; scores that were not measured, for lack of a network, do not count."""
 
 
-def load_judge(path: Path) -> Any:
+def load_program(path: Path) -> Any:
     """Load a face detector or a lip-sync network that the user supplies.
 
     Args:
-        path: a ``torch.export`` program, .pt2, in the form of ``FaceDetector`` or ``SyncJudge``.
+        path: a ``torch.export`` program, .pt2, in the form of ``FaceDetector`` or ``SyncNetwork``.
 
     Returns:
         A callable.
@@ -198,12 +198,12 @@ def crop_faces(pictures: Sequence[Tensor], faces: Sequence[Tensor]) -> Tensor:
     return torch.cat(crops)
 
 
-def score_sync(seen_ND: Tensor, heard_ND: Tensor) -> dict[str, float]:
+def score_sync(video_ND: Tensor, audio_ND: Tensor) -> dict[str, float]:
     """Measure how well lips match a voice, and their offset in time.
 
     Args:
-        seen_ND: embeddings of the lips, one per window.
-        heard_ND: embeddings of the voice at the same times.
+        video_ND: embeddings of the lips, one per window.
+        audio_ND: embeddings of the voice at the same times.
 
     Returns:
         ``sync_distance``: the least mean distance over all shifts; ``sync_confidence``: the median
@@ -215,18 +215,18 @@ def score_sync(seen_ND: Tensor, heard_ND: Tensor) -> dict[str, float]:
 
     Source: Chung and Zisserman, Out of time (2016); Sync-C and Sync-D of later work.
     """
-    if seen_ND.shape != heard_ND.shape or seen_ND.ndim != 2:
+    if video_ND.shape != audio_ND.shape or video_ND.ndim != 2:
         raise CheckpointError(
-            f"the sync judge returned embeddings of shapes {tuple(seen_ND.shape)} and "
-            f"{tuple(heard_ND.shape)}; export one that returns two equal shapes [windows, width]"
+            f"the sync judge returned embeddings of shapes {tuple(video_ND.shape)} and "
+            f"{tuple(audio_ND.shape)}; export one that returns two equal shapes [windows, width]"
         )
-    num_windows = len(seen_ND)
+    num_windows = len(video_ND)
     if num_windows <= 2 * MOST_SHIFT:
         return {}
     middle = slice(MOST_SHIFT, num_windows - MOST_SHIFT)  # windows with a partner at every shift
     distances = torch.stack(
         [
-            (seen_ND[middle] - heard_ND[MOST_SHIFT + shift :][: num_windows - 2 * MOST_SHIFT])
+            (video_ND[middle] - audio_ND[MOST_SHIFT + shift :][: num_windows - 2 * MOST_SHIFT])
             .norm(dim=1)
             .mean()
             for shift in range(-MOST_SHIFT, MOST_SHIFT + 1)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from training.data.resumable_stage import SKIPPED, Record, read_journals
+from training.data.resumable_stage import SKIPPED, Record, read_records
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
 from turbotalk_core.safe_io.atomic import make_folder, write_bytes
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> list[Record]:
         OutputError: if a shard is missing, truncated or outside the set's folder, or a line is
             damaged.
     """
-    records = [record for record in read_journals(folder).values() if SKIPPED not in record]
+    records = [record for record in read_records(folder).values() if SKIPPED not in record]
     for record in records:
         parent, _, name = str(record.get(SHARD)).rpartition("/")
         if parent != SHARDS or not is_plain_name(name):
@@ -216,7 +216,7 @@ class ShardReader:
             ) from error
         expected = _expect_shape(record, name)
         if tensor.ndim != len(expected) or any(
-            want not in (None, got) for want, got in zip(expected, tensor.shape, strict=True)
+            size not in (None, got) for size, got in zip(expected, tensor.shape, strict=True)
         ):
             raise MismatchError(
                 f"{name} of {record['key']} in {path} has the shape {tuple(tensor.shape)}, its "

@@ -19,7 +19,7 @@ from torch import Tensor
 from training.avatars.avatars import draw_avatar
 from training.avatars.motion import draw_motion
 from training.avatars.mouth import mouth_curve
-from training.avatars.pairs import TURNS, draw_pair
+from training.avatars.pairs import TURNS, draw_two_speakers
 from training.avatars.portrait import render
 from training.avatars.seeds import open_stream
 from training.avatars.speech import draw_speech
@@ -209,7 +209,7 @@ class AvatarSource:
         kind, number = key.split("_")
         seed = int(number)
         if kind == "pair":
-            return self._draw_pair(seed)
+            return self._open_two_speakers(seed)
         is_short = self._long_every == 0 or seed % self._long_every
         return self._draw_avatar(seed, self._short if is_short else self._long)
 
@@ -237,13 +237,13 @@ class AvatarSource:
             later_start=later_start,
         )
 
-    def _draw_pair(self, seed: int) -> Shot:
+    def _open_two_speakers(self, seed: int) -> Shot:
         total = round(SECONDS * FPS)
         stream = open_stream(self._split, seed, "teacher pair")
-        pair = draw_pair(self._split, seed, total, TURNS[stream.integers(len(TURNS))])
+        speakers = draw_two_speakers(self._split, seed, total, TURNS[stream.integers(len(TURNS))])
         return Shot(
-            show=lambda first, last: pair.frames_CTHW[:, first:last],
-            voices=tuple(_to_waveform(clip.waveform_S) for clip in pair.clips),
+            show=lambda first, last: speakers.frames_CTHW[:, first:last],
+            voices=tuple(_to_waveform(clip.waveform_S) for clip in speakers.clips),
             num_frames=total,
             clip_frames=self._long,
             later_start=int(stream.integers(EARLIEST_LATER, total - self._long + 1)),

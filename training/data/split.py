@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from training.data.footage import find_videos, open_video, read_sound
 from training.data.resumable_stage import (
-    Journal,
+    ItemLog,
     Record,
     Summary,
     Work,
@@ -99,22 +99,22 @@ def run_split(
         raise RequestError(
             f"there is no mp4, mkv or webm file in {videos}; give the folder that holds the videos"
         )
-    told = {} if captions is None else read_captions(captions)
-    strangers = sorted(set(told) - set(names))
-    if strangers:
+    texts = {} if captions is None else read_captions(captions)
+    unknown = sorted(set(texts) - set(names))
+    if unknown:
         raise RequestError(
-            f"{captions} has captions for {len(strangers)} files that are not in {videos} (first: "
-            f"{strangers[0]}); name files by their path inside that folder"
+            f"{captions} has captions for {len(unknown)} files that are not in {videos} (first: "
+            f"{unknown[0]}); name files by their path inside that folder"
         )
     folder = out / SCENES
     # The folder of the videos may change between runs; these settings may not.
     open_stage(folder, {**asdict(settings), "cuts": [CUT_DIFFERENCE, CUT_RATIO]}, work)
-    journal = Journal(folder, work)
-    missing = list_missing(names, journal.before, work)
+    item_log = ItemLog(folder, work)
+    missing = list_missing(names, item_log.before, work)
     num_made = 0
     for name in tqdm(missing, desc="videos", mininterval=10, disable=None):
-        record = attempt(name, lambda name=name: _split(videos, name, settings, told))
-        journal.append([record])
+        record = attempt(name, lambda name=name: _split(videos, name, settings, texts))
+        item_log.append([record])
         num_made += "pieces" in record
     return summarize(folder, num_made)
 

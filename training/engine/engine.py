@@ -279,23 +279,27 @@ def set_checkpointing(module: nn.Module, *, uses: bool) -> None:
 
 
 def check_same_network(
-    wanted: Mapping[str, Tensor], got: Mapping[str, Tensor], source: Path
+    expected: Mapping[str, Tensor], got: Mapping[str, Tensor], source: Path
 ) -> None:
     """Refuse the weights of another network.
 
     Args:
-        wanted: the state of the network that is there.
+        expected: the state of the network that is there.
         got: what was read.
         source: where it was read, for the message.
 
     Raises:
         CheckpointError: other names or shapes.
     """
-    wrong = [name for name in wanted.keys() | got.keys() if name not in wanted or name not in got]
-    wrong += [name for name in wanted.keys() & got.keys() if wanted[name].shape != got[name].shape]
+    wrong = [
+        name for name in expected.keys() | got.keys() if name not in expected or name not in got
+    ]
+    wrong += [
+        name for name in expected.keys() & got.keys() if expected[name].shape != got[name].shape
+    ]
     if wrong:
         raise CheckpointError(
-            f"the weights in {source} are of another network: {len(wrong)} of {len(wanted)} "
+            f"the weights in {source} are of another network: {len(wrong)} of {len(expected)} "
             f"tensors are missing, unknown or of another shape (first: {min(wrong)}); go on with "
             "the recipe that is stored with the run, or begin another run"
         )

@@ -42,7 +42,7 @@ PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB, a quiet room
 
 
 @dataclass(frozen=True, slots=True)
-class Unaware:
+class SectionNormalized:
     """An encoder that is told nothing of what lies around a section; ``protocols.AudioEncoder``."""
 
     encoder: AudioEncoder
@@ -78,7 +78,9 @@ def draw_voice(seed: int, seconds: float, pause_seconds: float) -> Waveform:
     return Waveform(samples_CS=voice_S[None], sample_rate=SAMPLE_RATE)
 
 
-def hear(voice: Waveform, encoder: AudioEncoder, section: int, context: int) -> AudioFeatures:
+def encode_sections(
+    voice: Waveform, encoder: AudioEncoder, section: int, context: int
+) -> AudioFeatures:
     """Hear a voice in sections, all at once in memory.
 
     Args:
@@ -167,10 +169,10 @@ def measure(arguments: argparse.Namespace) -> list[str]:
         for name, voice in voices.items()
     }
     for section, context in SETTINGS:
-        for norm, listener in (("the section", Unaware(encoder)), ("the whole", encoder)):
+        for norm, variant in (("the section", SectionNormalized(encoder)), ("the whole", encoder)):
             cells = []
             for name, voice in voices.items():
-                rows_TLD = hear(voice, listener, section, context).features_TLD
+                rows_TLD = encode_sections(voice, variant, section, context).features_TLD
                 all_rows, worst = compare_rows(rows_TLD, whole[name])
                 cells.append(f"{all_rows:.3f}, {worst:.3f}")
             rows.append([section, context, norm, *cells])
@@ -194,24 +196,24 @@ def _measure_mouths(
     true_T = torch.cat([true_T[start : start + request.chunk_frames] for start in starts])
     portrait_BCHW = draw_clip(SPLIT, arguments.seed, 1).frames_CTHW[:, 0][None]
     readings = {
-        heard: read_mouths(features, starts, request, models, portrait_BCHW)
-        for heard, features in (
+        label: read_mouths(features, starts, request, models, portrait_BCHW)
+        for label, features in (
             ("whole", encode_speech(voice, encoder, hearing="whole").features),
             (
                 "in sections, normalised by the whole",
-                hear(voice, encoder, SECTION_FRAMES, CONTEXT_FRAMES),
+                encode_sections(voice, encoder, SECTION_FRAMES, CONTEXT_FRAMES),
             ),
             (
                 "in sections, normalised by the section",
-                hear(voice, Unaware(encoder), SECTION_FRAMES, CONTEXT_FRAMES),
+                encode_sections(voice, SectionNormalized(encoder), SECTION_FRAMES, CONTEXT_FRAMES),
             ),
         )
     }
     spread = readings["whole"].std()
     rows = []
-    for heard, reading_T in readings.items():
+    for label, reading_T in readings.items():
         change = (reading_T - readings["whole"]).square().mean().sqrt() / spread
-        rows.append([heard, f"{sync(reading_T, true_T)[0]:.3f}", f"{change:.3f}"])
+        rows.append([label, f"{sync(reading_T, true_T)[0]:.3f}", f"{change:.3f}"])
     return table(["heard", "correlation", "change"], rows, is_tight=True)
 
 

@@ -85,7 +85,7 @@ def _begin_at(own: Motion, other: Motion, motions: Sequence[Motion]) -> Motion:
         start_M1 = drawn_MT[:, :1]
         # A curve that always begins alike tells nothing, and needs no shift.
         regression_T = (drawn_MT * start_M1).sum(0) / start_M1.square().sum().clamp_min(1e-12)
-        told_T = getattr(other, name)
-        begun_T = told_T + regression_T * (getattr(own, name)[0] - told_T[0])
+        curve_T = getattr(other, name)
+        begun_T = curve_T + regression_T * (getattr(own, name)[0] - curve_T[0])
         curves[name] = begun_T.clamp(*LIMITS[name]) if name in LIMITS else begun_T
     return Motion(**curves)

@@ -98,11 +98,11 @@ class RememberingVAE:
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Encode; see ``protocols.VideoVAE``."""
-        return self._remember(lambda: self._vae.encode(frames_BCTHW), frames_BCTHW)
+        return self._reuse(lambda: self._vae.encode(frames_BCTHW), frames_BCTHW)
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
         """Encode a picture and then grey; see ``protocols.VideoVAE``."""
-        return self._remember(
+        return self._reuse(
             lambda: self._vae.encode_reference(picture_BCHW, num_frames), picture_BCHW, num_frames
         )
 
@@ -111,8 +111,8 @@ class RememberingVAE:
         self.num_decoded += 1
         return self._vae.decode(latents_BCFHW)
 
-    def _remember(self, encode: Callable[[], Tensor], given: Tensor, num_frames: int = 0) -> Tensor:
-        pixels = given.contiguous().numpy()
+    def _reuse(self, encode: Callable[[], Tensor], inputs: Tensor, num_frames: int = 0) -> Tensor:
+        pixels = inputs.contiguous().numpy()
         key = hashlib.sha256(repr((pixels.shape, num_frames)).encode() + pixels.tobytes()).digest()
         if key not in self._latents:
             started = time.perf_counter()

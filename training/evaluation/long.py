@@ -84,11 +84,11 @@ class LongScores:
     chunk_syncs: list[float]
 
 
-def watch(
+def measure(
     chunks: Iterable[FrameChunk],
     still_mask_HW: Tensor,
     aperture_T: Tensor,
-    look: Callable[[int, Tensor], None] = lambda *_: None,
+    on_chunk: Callable[[int, Tensor], None] = lambda *_: None,
 ) -> LongScores:
     """Measure a video while it is made.
 
@@ -96,7 +96,7 @@ def watch(
         chunks: of ``generate``, at least two.
         still_mask_HW: True where nothing should move.
         aperture_T: the true mouth, a value per frame.
-        look: shown the number of each chunk from 0 and its frames, uint8 [T, H, W, C].
+        on_chunk: shown the number of each chunk from 0 and its frames, uint8 [T, H, W, C].
 
     Returns:
         Its scores.
@@ -124,7 +124,7 @@ def watch(
         steps += inside
         position = made.chunk.keep_start - made.chunk.start  # of the chunk's first frame shown
         latent_steps += inside[-position % TEMPORAL_STRIDE :: TEMPORAL_STRIDE]
-        look(number, bytes_THWC)
+        on_chunk(number, bytes_THWC)
         previous_CHW = frames_CTHW[:, -1]
         still_TCN = frames_CTHW[:, :, still_mask_HW].transpose(0, 1)
         means += still_TCN.mean(2).tolist()
@@ -195,7 +195,7 @@ def list_bounds(scores: LongScores) -> list[Bound]:
     """Say what a long video must keep to.
 
     Args:
-        scores: of ``watch``.
+        scores: of ``measure``.
 
     Returns:
         What is claimed, with what was measured.
@@ -240,8 +240,11 @@ def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
     claims = [bound["text"] for bound in reports[0]["bounds"]]
     head = ["", *(_name(report["settings"]) for report in reports)]
     rows = [
-        ["chunks, minutes", *map(_tell_length, scores)],
-        *([text, *(_tell_bound(text, report["bounds"]) for report in reports)] for text in claims),
+        ["chunks, minutes", *map(_format_length, scores)],
+        *(
+            [text, *(_format_bound(text, report["bounds"]) for report in reports)]
+            for text in claims
+        ),
         ["worst seam, in usual steps", *(f"{score['worst_seam_ratio']:.2f}" for score in scores)],
         [
             "step to the beginning of a latent frame inside chunks, in usual steps",
@@ -292,11 +295,11 @@ def _name(settings: Mapping[str, Any]) -> str:
     return ", ".join(ways)
 
 
-def _tell_length(score: Mapping[str, Any]) -> str:
+def _format_length(score: Mapping[str, Any]) -> str:
     return f"{score['num_chunks']}, {score['num_frames'] / FPS / 60:.1f}"
 
 
-def _tell_bound(text: str, bounds: Iterable[Mapping[str, Any]]) -> str:
+def _format_bound(text: str, bounds: Iterable[Mapping[str, Any]]) -> str:
     for bound in bounds:
         if bound["text"] == text:
             return f"{bound['value']:.3f} **{'holds' if bound['holds'] else 'does not hold'}**"
@@ -380,8 +383,8 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:
     new_frames = request.chunk_frames - request.num_motion_frames
     num_frames = request.chunk_frames + (arguments.chunks - 1) * new_frames
     speech_S = draw_speech(SPLIT, arguments.seed, num_frames / FPS)
-    shown = min(CALIBRATION_FRAMES, num_frames) * SAMPLES_PER_FRAME
-    avatar, reference_CHW = film(SPLIT, arguments.seed, speech_S[:shown])
+    num_samples = min(CALIBRATION_FRAMES, num_frames) * SAMPLES_PER_FRAME
+    avatar, reference_CHW = film(SPLIT, arguments.seed, speech_S[:num_samples])
     waveform = Waveform(samples_CS=speech_S.unsqueeze(0), sample_rate=SAMPLE_RATE)
     chunks = generate(
         request, [reference_CHW.unsqueeze(0)], [encode_speech(waveform, encoder)], models
@@ -390,11 +393,11 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:
     chosen = torch.linspace(0, arguments.chunks - 1, NUM_PICTURES).round().long().tolist()
     pictures: list[Tensor] = []
 
-    def look(number: int, bytes_THWC: Tensor) -> None:
+    def on_chunk(number: int, bytes_THWC: Tensor) -> None:
         if number in chosen:
             pictures.append(bytes_THWC[0].clone())
 
-    scores = watch(bar, avatar.still_mask_HW, mouth_curve(speech_S).aperture_T, look)
+    scores = measure(bar, avatar.still_mask_HW, mouth_curve(speech_S).aperture_T, on_chunk)
     settings = {
         "model": arguments.model if arguments.dit is None else arguments.dit.stem,
         "steps": request.num_inference_steps,

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from training.avatars.pairs import PairClip, draw_pair
+from training.avatars.pairs import TwoSpeakerClip, draw_two_speakers
 from training.avatars.synthetic import make_sheet
 from training.evaluation.command import run_command
 from training.evaluation.generation import SPLIT, collect_frames, load_family
@@ -60,7 +60,7 @@ class TurnScores:
     other_opening: float
 
 
-def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, str, PairClip]]:
+def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, str, TwoSpeakerClip]]:
     """Draw held-out pairs, leaving out those whose speaker hardly speaks.
 
     Args:
@@ -76,25 +76,25 @@ def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, st
         MissingToolError: espeak-ng is not installed.
     """
     check_draw(seed, num_pairs)
-    turns: list[tuple[int, str, PairClip]] = []
+    turns: list[tuple[int, str, TwoSpeakerClip]] = []
     pair_seed = seed * SEED_STRIDE
     while len(turns) < num_pairs:
         place = len(turns) % 2
-        pair = draw_pair(SPLIT, pair_seed, num_frames, SIDES[place])
-        if pair.clips[place].mouth.aperture_T.std() >= MIN_MOUTH_STD:
-            turns.append((pair_seed, SIDES[place], pair))
+        true_clip = draw_two_speakers(SPLIT, pair_seed, num_frames, SIDES[place])
+        if true_clip.clips[place].mouth.aperture_T.std() >= MIN_MOUTH_STD:
+            turns.append((pair_seed, SIDES[place], true_clip))
         pair_seed += 1
     return turns
 
 
 @torch.no_grad()
-def generate_pair(
-    pair: PairClip, request: TalkRequest, models: Models, encoder: AudioEncoder
+def generate_two_speakers(
+    true_clip: TwoSpeakerClip, request: TalkRequest, models: Models, encoder: AudioEncoder
 ) -> Tensor:
     """Make a clip of two speakers from the first picture and the voices of a true one.
 
     Args:
-        pair: the true one.
+        true_clip: the true one.
         request: all settings; the size is the pair's.
         models: the networks.
         encoder: the audio encoder.
@@ -102,7 +102,7 @@ def generate_pair(
     Returns:
         Frames [3, T, H, W], rounded to 8 bits as in a file, in [-1, 1].
     """
-    height, width = pair.frames_CTHW.shape[2:]
+    height, width = true_clip.frames_CTHW.shape[2:]
     request = replace(request, height=height, width=width)
     voices = [
         encode_speech(
@@ -110,27 +110,29 @@ def generate_pair(
             encoder,
             normalizes_loudness=request.normalizes_loudness,
         )
-        for clip in pair.clips
+        for clip in true_clip.clips
     ]
     regions_PHW = fit_regions(halve_picture((height, width)), height, width)
-    reference = pair.frames_CTHW[:, 0].unsqueeze(0)
+    reference = true_clip.frames_CTHW[:, 0].unsqueeze(0)
     return collect_frames(generate(request, [reference], voices, models, regions_PHW=regions_PHW))
 
 
-def score_turn(pair_seed: int, speaker: str, pair: PairClip, frames_CTHW: Tensor) -> TurnScores:
+def score_turn(
+    pair_seed: int, speaker: str, true_clip: TwoSpeakerClip, frames_CTHW: Tensor
+) -> TurnScores:
     """Measure whose mouth moves.
 
     Args:
         pair_seed: kept in the result.
         speaker: ``left`` or ``right``.
-        pair: the true one.
+        true_clip: the true one.
         frames_CTHW: the generated one, in [-1, 1].
 
     Returns:
         Its scores.
     """
     place = SIDES.index(speaker)
-    true_T = pair.clips[place].mouth.aperture_T
+    true_T = true_clip.clips[place].mouth.aperture_T
     halves = frames_CTHW.chunk(2, dim=3)
     speaker_T, other_T = (estimate_aperture(halves[side]) for side in (place, 1 - place))
     correlation, lag = sync(speaker_T, true_T)
@@ -160,10 +162,10 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     scores: list[TurnScores] = []
     rows: list[Tensor] = []
     turns = draw_turns(arguments.seed, arguments.pairs, arguments.frames)
-    for pair_seed, speaker, pair in tqdm(turns, desc="pairs", mininterval=10):
-        frames = generate_pair(pair, request, models, encoder)
-        scores.append(score_turn(pair_seed, speaker, pair, frames))
-        rows += [pair.frames_CTHW, frames]
+    for pair_seed, speaker, true_clip in tqdm(turns, desc="pairs", mininterval=10):
+        frames = generate_two_speakers(true_clip, request, models, encoder)
+        scores.append(score_turn(pair_seed, speaker, true_clip, frames))
+        rows += [true_clip.frames_CTHW, frames]
     if arguments.sheet:
         columns = 1 + (arguments.frames - 1) // 16
         Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)

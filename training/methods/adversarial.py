@@ -171,7 +171,7 @@ class Adversarial:
         roles = {
             "student": RoleSpec(begins_with="student", learning=self.student),
             "discriminator": RoleSpec(
-                begins_with="student", learning=self.discriminator, judges=True
+                begins_with="student", learning=self.discriminator, is_discriminator=True
             ),
         }
         if self._compares and self.four_step == "frozen":
@@ -246,9 +246,9 @@ class Adversarial:
         if self.four_step == "frozen":
             model = roles["four_step"].module
         else:
-            judge = roles["discriminator"].module
-            assert isinstance(judge, Discriminator)
-            model = judge.backbone
+            discriminator = roles["discriminator"].module
+            assert isinstance(discriminator, Discriminator)
+            model = discriminator.backbone
         with adapters_off(model):
             noisy = denoise_no_grad(model, sigmas, batch, noise, draws.own("four-step renoise"))
             return last_step(model, noisy, sigmas[-1], batch)
@@ -269,7 +269,7 @@ class Adversarial:
         self,
         samples: Samples,
         batch: Batch,
-        judge: Engine,
+        discriminator: Engine,
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Iterator[Callable[[], Tensor]]:
@@ -293,7 +293,7 @@ class Adversarial:
         if not self.memory_light:
 
             def whole() -> Tensor:
-                return loss(torch.stack([judge(x, sigma_B, batch) for x in rows]))
+                return loss(torch.stack([discriminator(x, sigma_B, batch) for x in rows]))
 
             yield whole
             return
@@ -313,13 +313,13 @@ class Adversarial:
 
         def begin() -> Tensor:
             with torch.no_grad():
-                logits = [judge.module(x, sigma_B, batch) for x in earlier]
-            logit_B = judge(last, sigma_B, batch)
+                logits = [discriminator.module(x, sigma_B, batch) for x in earlier]
+            logit_B = discriminator(last, sigma_B, batch)
             found[:] = linearize(loss, torch.stack([*logits, logit_B.detach()]))
             return share(logit_B, found[0], found[1][-1])
 
         def go_on(number: int) -> Tensor:
-            logit_B = judge(earlier[number], sigma_B, batch)
+            logit_B = discriminator(earlier[number], sigma_B, batch)
             return share(logit_B, found[0], found[1][number])
 
         yield begin
@@ -347,7 +347,7 @@ class Adversarial:
         self,
         samples: Samples,
         batch: Batch,
-        judge: Engine,
+        discriminator: Engine,
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Tensor:
@@ -356,7 +356,7 @@ class Adversarial:
         logits: dict[str, Tensor] = {}
         for name, latents in scored.items():
             with torch.set_grad_enabled(name == "student"):
-                logits[name] = judge.module(latents, sigma_B, batch)
+                logits[name] = discriminator.module(latents, sigma_B, batch)
         loss = student_loss(logits["real"], logits["student"], self.loss)
         log["adversarial_loss"] = loss.detach()
         log |= _compare_logits(logits)

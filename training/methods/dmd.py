@@ -153,7 +153,7 @@ class Dmd(FewSteps):
             sigma_B = self._draw_score_sigmas(batch, draws.own("score noise level"))
             noisy = batch.add_noise(clean, noise, sigma_B)
             fake = predict_denoised(roles["fake_score"].module, noisy, sigma_B, batch)
-            real = self._ask_teacher(roles["teacher"], noisy, sigma_B, batch)
+            real = self._predict_guided(roles["teacher"], noisy, sigma_B, batch)
             direction = dmd_direction(clean, fake, real, free)
             log["dmd_direction"] = free_mean(direction.abs(), free)
             log["teacher_distance"] = free_mean((clean - real).abs(), free)
@@ -161,9 +161,11 @@ class Dmd(FewSteps):
         log["dmd_loss"] = loss.detach()
         return loss
 
-    def _ask_teacher(self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch) -> Tensor:
-        def predict(reads: bool, hears: bool) -> Tensor:
-            return teacher.module(noisy, sigma_B, batch, hears=hears, reads=reads)
+    def _predict_guided(
+        self, teacher: Engine, noisy: Tensor, sigma_B: Tensor, batch: Batch
+    ) -> Tensor:
+        def predict(uses_text: bool, uses_audio: bool) -> Tensor:
+            return teacher.module(noisy, sigma_B, batch, uses_audio=uses_audio, uses_text=uses_text)
 
         # Without a text, both text predictions are equal: guidance would need a call for nothing.
         scale = self.guidance_scale if batch.has_text else 1.0

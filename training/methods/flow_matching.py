@@ -74,8 +74,8 @@ class FlowMatching:
                 batch.add_noise(clean, noise, sigma_B),
                 sigma_B,
                 batch,
-                hears=_keep(batch, self.audio_dropout, draws.own("audio dropout")),
-                reads=_keep(batch, self.text_dropout, draws.own("text dropout")),
+                uses_audio=_keep(batch, self.audio_dropout, draws.own("audio dropout")),
+                uses_text=_keep(batch, self.text_dropout, draws.own("text dropout")),
             )
             value = flow_loss(velocity, noise - clean, batch.free_B1F11, batch.weight_BHW)
             log["flow_loss"] = value.detach()

@@ -63,12 +63,12 @@ class RoleSpec:
             weights named in the recipe. If the phase before had this very role, its network is used
             instead, with LoRA layers and heads.
         learning: training settings.
-        judges: whether it is a ``Discriminator`` around those weights.
+        is_discriminator: whether it is a ``Discriminator`` around those weights.
     """
 
     begins_with: str
     learning: Learning = FROZEN
-    judges: bool = False
+    is_discriminator: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,15 +165,17 @@ def prepare_role(spec: RoleSpec, network: nn.Module) -> TalkingModel | Discrimin
     """
     learning = spec.learning
     goes_on = isinstance(network, Discriminator)
-    if not isinstance(network, TalkingModel | Discriminator) or (goes_on and not spec.judges):
+    if not isinstance(network, TalkingModel | Discriminator) or (
+        goes_on and not spec.is_discriminator
+    ):
         raise MismatchError(
             f"got a {type(network).__name__} for a role that begins with {spec.begins_with!r} and "
-            f"{'judges' if spec.judges else 'does not judge'}; give it a talking model"
+            f"{'judges' if spec.is_discriminator else 'does not judge'}; give it a talking model"
         )
     backbone = network.backbone if isinstance(network, Discriminator) else network
     if learning.trains != "lora" or not goes_on:
         merge_adapters(backbone)
-    if isinstance(network, TalkingModel) and spec.judges:
+    if isinstance(network, TalkingModel) and spec.is_discriminator:
         network = Discriminator(network)
     network.requires_grad_(learning.trains != "frozen")
     if learning.trains == "lora":

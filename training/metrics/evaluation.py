@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.data.resumable_stage import SKIPPED, attempt
-from training.data.scores import load_judge
+from training.data.scores import load_program
 from training.metrics.clips import SPAN_FRAMES, Clip, Skip, list_clips
 from training.metrics.distances import (
     KID_SUBSETS,
@@ -71,7 +71,7 @@ FILES = {
 FRAMES_PER_SAMPLE = {INCEPTION_SPACE: 1, I3D_SPACE: SPAN_FRAMES, EXPRESSION_SPACE: 1}
 
 Instrument = Callable[[Clip], Any]
-"""Looks at a clip: a feature space gives samples [N, D], lip sync its scores."""
+"""Measures one clip: a feature space returns samples [N, D], lip sync its scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,11 +151,11 @@ def evaluate(generated: Path, real: Path, weights: Path, out: Path, settings: Se
 
 
 def load_instruments(folder: Path, settings: Settings) -> Instruments:
-    """Load the networks of the wanted metrics.
+    """Load the networks of the requested metrics.
 
     Args:
         folder: folder of the weights.
-        settings: wanted metrics; those required by name must load.
+        settings: requested metrics; those required by name must load.
 
     Returns:
         The loaded networks, and reasons for the others.
@@ -164,14 +164,16 @@ def load_instruments(folder: Path, settings: Settings) -> Instruments:
         CheckpointError: if a file of a required metric is missing or not the expected one.
         MissingToolError: if a package that it needs is not installed.
     """
-    open_judge = cache(load_judge)  # sync and expressions share one detector and its cached faces
+    open_program = cache(
+        load_program
+    )  # sync and expressions share one detector and its cached faces
 
     def load_expression(regressor: Path, face: Path) -> Instrument:
-        return ExpressionSpace(open_judge(regressor), open_judge(face))
+        return ExpressionSpace(open_program(regressor), open_program(face))
 
     def load_sync(syncnet: Path, face: Path) -> Instrument:
-        judge = load_syncnet(syncnet, settings.device)
-        return partial(score_clip, judge=judge, detector=open_judge(face))
+        network = load_syncnet(syncnet, settings.device)
+        return partial(score_clip, syncnet=network, detector=open_program(face))
 
     loaders: dict[str, Callable[..., Instrument]] = {
         INCEPTION_SPACE: partial(load_inception, device=settings.device),
@@ -234,8 +236,10 @@ def measure(
     for side, clips in sides.items():
         # All instruments measure a clip before the next clip, while its decoded faces are cached.
         for clip in tqdm(clips, desc=f"{side} clips", mininterval=10, disable=None):
-            for name, look in instruments.loaded.items():
-                record = attempt(clip.name, lambda clip=clip, look=look: {"found": look(clip)})
+            for name, measure in instruments.loaded.items():
+                record = attempt(
+                    clip.name, lambda clip=clip, measure=measure: {"found": measure(clip)}
+                )
                 if SKIPPED in record:
                     of, reason = ", ".join(_list_metrics(name, settings)), record[SKIPPED]
                     skips.append(Skip(side=side, clip=clip.name, of=of, reason=reason))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.data.footage import cut_sound, read_sound
-from training.data.scores import MOST_SHIFT, FaceDetector, SyncJudge
+from training.data.scores import MOST_SHIFT, FaceDetector, SyncNetwork
 from training.metrics.clips import Clip, check_features
 from training.metrics.faces import cut_faces
 from turbotalk_core.audio.resample import to_mono_16k
@@ -119,18 +119,18 @@ class SyncNet(nn.Module):
             )
         device = next(self.parameters()).device
         lips_NCKHW = faces_TCHW.unfold(0, WINDOW_FRAMES, 1).permute(0, 1, 4, 2, 3)[:num_windows]
-        heard_MD = mfcc(waveform_S).to(device)
-        sounds_NDK = heard_MD.unfold(0, SOUND_PER_FRAME * WINDOW_FRAMES, SOUND_PER_FRAME)
-        seen = [
+        mfcc_MD = mfcc(waveform_S).to(device)
+        sounds_NDK = mfcc_MD.unfold(0, SOUND_PER_FRAME * WINDOW_FRAMES, SOUND_PER_FRAME)
+        lip_parts = [
             # SyncNet was trained on OpenCV's channel order, BGR, in [0, 255].
             self.netfclip(self.netcnnlip(255 * batch.flip(1).to(device)).flatten(1))
             for batch in lips_NCKHW.split(BATCH)
         ]
-        heard = [
+        voice_parts = [
             self.netfcaud(self.netcnnaud(batch.unsqueeze(1)).flatten(1))
             for batch in sounds_NDK[:num_windows].split(BATCH)
         ]
-        return torch.cat(seen), torch.cat(heard)
+        return torch.cat(lip_parts), torch.cat(voice_parts)
 
 
 def _convolve_sound(
@@ -222,7 +222,7 @@ def _mel_filters() -> Tensor:
     return torch.minimum(rising_FB, falling_FB).clamp_min(0)
 
 
-def measure_sync(seen_ND: Tensor, heard_ND: Tensor) -> SyncScores:
+def measure_sync(video_ND: Tensor, audio_ND: Tensor) -> SyncScores:
     """Compare lips with the voice at every shift.
 
     Unlike ``training.data.scores.score_sync``, all windows count at every shift, and voice
@@ -230,8 +230,8 @@ def measure_sync(seen_ND: Tensor, heard_ND: Tensor) -> SyncScores:
     numbers depend on it.
 
     Args:
-        seen_ND: embeddings of the lips, one per window.
-        heard_ND: embeddings of the voice at the same times.
+        video_ND: embeddings of the lips, one per window.
+        audio_ND: embeddings of the voice at the same times.
 
     Returns:
         The scores.
@@ -241,14 +241,14 @@ def measure_sync(seen_ND: Tensor, heard_ND: Tensor) -> SyncScores:
 
     Source: Chung and Zisserman, syncnet_python, SyncNetInstance.py, evaluate.
     """
-    num_windows = len(seen_ND)
+    num_windows = len(video_ND)
     if num_windows <= 2 * MOST_SHIFT:
         needed = 2 * MOST_SHIFT + 1 + WINDOW_FRAMES
         raise GeometryError(f"got {num_windows} windows; a clip needs {needed} frames with sound")
-    padded_ND = F.pad(heard_ND, (0, 0, MOST_SHIFT, MOST_SHIFT))
+    padded_ND = F.pad(audio_ND, (0, 0, MOST_SHIFT, MOST_SHIFT))
     distances = torch.stack(
         [
-            (seen_ND - padded_ND[start : start + num_windows]).norm(dim=1).mean()
+            (video_ND - padded_ND[start : start + num_windows]).norm(dim=1).mean()
             for start in range(2 * MOST_SHIFT + 1)
         ]
     )
@@ -261,12 +261,12 @@ def measure_sync(seen_ND: Tensor, heard_ND: Tensor) -> SyncScores:
 
 
 @torch.no_grad()
-def score_clip(clip: Clip, judge: SyncJudge, detector: FaceDetector) -> SyncScores:
+def score_clip(clip: Clip, syncnet: SyncNetwork, detector: FaceDetector) -> SyncScores:
     """Measure the lip sync of a clip.
 
     Args:
         clip: clip with sound.
-        judge: SyncNet.
+        syncnet: SyncNet.
         detector: face detector.
 
     Returns:
@@ -279,8 +279,8 @@ def score_clip(clip: Clip, judge: SyncJudge, detector: FaceDetector) -> SyncScor
         CheckpointError: if the output of a network has the wrong form.
     """
     waveform_S = to_mono_16k(cut_sound(read_sound(clip.path), 0, clip.num_frames))
-    seen_ND, heard_ND = judge(cut_faces(clip, detector), waveform_S)
+    video_ND, audio_ND = syncnet(cut_faces(clip, detector), waveform_S)
     return measure_sync(
-        check_features(seen_ND, len(seen_ND), WIDTH, "SyncNet"),
-        check_features(heard_ND, len(seen_ND), WIDTH, "SyncNet"),
+        check_features(video_ND, len(video_ND), WIDTH, "SyncNet"),
+        check_features(audio_ND, len(video_ND), WIDTH, "SyncNet"),
     )

@@ -54,8 +54,8 @@ class TalkingModel(nn.Module):
         sigma_B: Tensor,
         batch: Batch,
         *,
-        hears: bool | Tensor = True,
-        reads: bool | Tensor = True,
+        uses_audio: bool | Tensor = True,
+        uses_text: bool | Tensor = True,
         hidden_after: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Predict the velocity (noise - data).
@@ -64,10 +64,10 @@ class TalkingModel(nn.Module):
             noisy_BCFHW: latents at their noise levels, the given frames clean.
             sigma_B: noise level of each chunk, in [0, 1].
             batch: conditions.
-            hears: whether the audio is used; False replaces it by null audio, windows of zeros, in
-                the whole picture. A bool tensor [B] decides for each chunk.
-            reads: whether the text is used; False replaces it by the null text. A bool tensor [B]
-                decides for each chunk.
+            uses_audio: whether the audio is used; False replaces it by null audio, windows of
+                zeros, in the whole picture. A bool tensor [B] decides for each chunk.
+            uses_text: whether the text is used; False replaces it by the null text. A bool tensor
+                [B] decides for each chunk.
             hidden_after: see ``WanModel.forward``.
 
         Returns:
@@ -77,21 +77,21 @@ class TalkingModel(nn.Module):
             noisy_BCFHW,
             1000 * sigma_B,
             batch.reference_BCFHW,
-            text_BND=_choose_text(batch, reads),
+            text_BND=_choose_text(batch, uses_text),
             image_embeds_BND=batch.image_embeds_BND,
-            audio_BFND=self._hear(batch, hears),
+            audio_BFND=self._encode_audio(batch, uses_audio),
             # A single voice, and so null audio too, applies to the whole picture.
-            regions_PHW=None if hears is False else batch.regions_PHW,
+            regions_PHW=None if uses_audio is False else batch.regions_PHW,
             hidden_after=hidden_after,
         )
 
-    def _hear(self, batch: Batch, hears: bool | Tensor) -> Tensor:
+    def _encode_audio(self, batch: Batch, uses_audio: bool | Tensor) -> Tensor:
         weight = next(self.projection.parameters())
         first, later = batch.first_BPKLD.to(weight.dtype), batch.later_BPFKLD.to(weight.dtype)
-        if isinstance(hears, Tensor):
-            heard = hears.to(first).view(-1, 1, 1, 1, 1)
-            first, later = first * heard, later * heard.unsqueeze(-1)
-        elif not hears:
+        if isinstance(uses_audio, Tensor):
+            used = uses_audio.to(first).view(-1, 1, 1, 1, 1)
+            first, later = first * used, later * used.unsqueeze(-1)
+        elif not uses_audio:
             first, later = torch.zeros_like(first[:, :1]), torch.zeros_like(later[:, :1])
         tokens = self.projection(first.flatten(0, 1), later.flatten(0, 1))
         return tokens.unflatten(0, first.shape[:2]).transpose(1, 2).flatten(2, 3)
@@ -264,10 +264,10 @@ class Discriminator(nn.Module):
         return self.logit(torch.cat(read, 1))
 
 
-def _choose_text(batch: Batch, reads: bool | Tensor) -> Tensor | None:
+def _choose_text(batch: Batch, uses_text: bool | Tensor) -> Tensor | None:
     text, null = batch.text_BND, batch.null_text_BND
-    if isinstance(reads, bool):
-        return text if reads else null
+    if isinstance(uses_text, bool):
+        return text if uses_text else null
     given = null if text is None else text
     if given is None:
         return None
@@ -275,4 +275,4 @@ def _choose_text(batch: Batch, reads: bool | Tensor) -> Tensor | None:
     # If the lengths differ, the shorter text is padded with zeros, as the network itself does.
     length = max(text.shape[1], null.shape[1])
     text, null = (F.pad(x, (0, 0, 0, length - x.shape[1])) for x in (text, null))
-    return torch.where(reads.to(given.device).view(-1, 1, 1), text, null)
+    return torch.where(uses_text.to(given.device).view(-1, 1, 1), text, null)

@@ -80,7 +80,7 @@ def read_values(report: Report, place: str, metric: str) -> list[float]:
     return [result["summary"][metric] for result in results]
 
 
-def judge_claims(report: Report) -> dict[str, dict[str, Any]]:
+def check_claims(report: Report) -> dict[str, dict[str, Any]]:
     """Check each claim against the measured values.
 
     Args:
@@ -93,10 +93,10 @@ def judge_claims(report: Report) -> dict[str, dict[str, Any]]:
         at the same seed. All are None if a row was not measured.
     """
     claims = report["study"]["claims"]
-    return {name: _judge(report, claim) for name, claim in claims.items()}
+    return {name: _check_claim(report, claim) for name, claim in claims.items()}
 
 
-def _judge(report: Report, claim: Mapping[str, Any]) -> dict[str, Any]:
+def _check_claim(report: Report, claim: Mapping[str, Any]) -> dict[str, Any]:
     metric, place, other = claim["metric"], claim["row"], claim["of"]
     values = read_values(report, place, metric)
     others = read_values(report, other, metric) if other else [1.0]
@@ -200,9 +200,9 @@ def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]
     out.mkdir(parents=True, exist_ok=True)
     study = report["study"]
     files: dict[str, list[str]] = {}
-    for which, told in study["tables"].items():
+    for which, entry in study["tables"].items():
         strips = {}
-        for name, row in told["rows"].items():
+        for name, row in entry["rows"].items():
             results = report["rows"][f"{which}.{name}"]["results"]
             of_seed = [result for result in results if result["seed"] == study["seeds"][0]]
             if of_seed:
@@ -235,14 +235,14 @@ def make_page(report: Report) -> str:
     parts = [f"# {study['title']}", study["about"]]
     parts += ["## What is claimed", _claims(report)]
     parts += ["## How to read the tables", _reading(study)]
-    for name, told in study["tables"].items():
-        frames = told["frames"]
+    for name, entry in study["tables"].items():
+        frames = entry["frames"]
         length = None if frames is None else f"Each clip is one chunk of {frames} frames."
-        parts += [f"## {told['title']}", told["about"], length, _table(report, name)]
+        parts += [f"## {entry['title']}", entry["about"], length, _table(report, name)]
         if study["steps"] is not None and name == study["steps"]["table"]:
             parts.append(f"![Metrics by number of steps]({_steps_file(report)})")
         for number, file in enumerate(report["sheets"].get(name, ())):
-            parts.append(f"![{told['title']}: pair {number + 1}, a row per model]({file})")
+            parts.append(f"![{entry['title']}: pair {number + 1}, a row per model]({file})")
     if study["notes"]:
         parts += ["## Notes", *study["notes"]]
     parts += ["## Runs", *_runs(report)]
@@ -312,8 +312,8 @@ def _spread(values: Sequence[float], decimals: int) -> str:
 def _runs(report: Report) -> Iterable[str]:
     lines = []
     for name, run in report["runs"].items():
-        for phase, told in run["phases"].items():
-            lines.append([name, phase, told["steps"], f"{told['seconds'] / 60:.1f}"])
+        for phase, entry in run["phases"].items():
+            lines.append([name, phase, entry["steps"], f"{entry['seconds'] / 60:.1f}"])
         if not run["phases"]:
             lines.append([name, "not run", "", ""])
     yield table(["run", "phase", "steps", "minutes"], lines, is_tight=True)
@@ -329,10 +329,10 @@ def _runs(report: Report) -> Iterable[str]:
 
 
 def _provenance(report: Report) -> Iterable[str]:
-    for told in report["hardware"]:
+    for entry in report["hardware"]:
         yield (
-            f"Measured on {told['cpu']}, {told['threads']} threads of {told['cores']} cores, "
-            f"torch {told['torch']}, Python {told['python']}."
+            f"Measured on {entry['cpu']}, {entry['threads']} threads of {entry['cores']} cores, "
+            f"torch {entry['torch']}, Python {entry['python']}."
         )
     lines = [
         [name, f"`{files['dit'][:16]}`", f"`{files['adapter'][:16]}`"]

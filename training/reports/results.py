@@ -36,7 +36,7 @@ from training.evaluation.diversity import measure_spread, redraw
 from training.evaluation.generation import SPLIT, RememberingVAE, generate_clip, name_files
 from training.evaluation.scores import SEED_STRIDE, HeldoutPair, draw_pairs, evaluate, measure_pairs
 from training.recipe import to_plain
-from training.reports.page import judge_claims, write_page, write_sheets
+from training.reports.page import check_claims, write_page, write_sheets
 from training.reports.plots import require_matplotlib
 from training.reports.study import ModelSource, Study, load_study
 from turbotalk_core import loading as library
@@ -198,20 +198,20 @@ def find_model(
     """
     if source.dit is not None and source.adapter is not None:
         missing = [str(path) for path in (source.dit, source.adapter) if not path.is_file()]
-        told = f"the model {name} lacks {', '.join(missing)}" if missing else None
-        return [(None, source.dit, source.adapter, told)]
+        problem = f"the model {name} lacks {', '.join(missing)}" if missing else None
+        return [(None, source.dit, source.adapter, problem)]
     found = []
     for run in source.runs:
         export = runs / run / "exports" / str(source.phase)
         dit = _find_one(export / "diffusion_models")
         adapter = _find_one(export / "model_patches")
-        told = None
+        problem = None
         if dit is None or adapter is None:
-            told = (
+            problem = (
                 f"the run {run} has no export of the phase {source.phase} in {runs}; make it with: "
                 f"{study.runs[run].command(run)}"
             )
-        found.append((run, dit or export, adapter or export, told))
+        found.append((run, dit or export, adapter or export, problem))
     return found
 
 
@@ -246,7 +246,7 @@ def list_cells(
             raise RecipeError(f"there is no row {place}; there are {', '.join(rows)}")
     known: dict[Path, str] = {}
 
-    def tell(path: Path) -> str:
+    def digest(path: Path) -> str:
         if path not in known:
             known[path] = fingerprint_files(path)["sha256"]
         return known[path]
@@ -255,9 +255,11 @@ def list_cells(
     for place, row in rows.items():
         if only and place not in only:
             continue
-        for run, dit, adapter, told in find_model(row.model, study.models[row.model], study, runs):
-            if told is not None:
-                missing.setdefault(place, []).append(told)
+        for run, dit, adapter, problem in find_model(
+            row.model, study.models[row.model], study, runs
+        ):
+            if problem is not None:
+                missing.setdefault(place, []).append(problem)
                 continue
             shipped = library.read_request(dit)
             files = name_files(weights, dit, adapter)
@@ -267,7 +269,7 @@ def list_cells(
                 num_pairs = row.pairs or study.pairs
                 settings = {
                     "version": MEASURE_VERSION,
-                    **{part: tell(getattr(files, part)) for part in PARTS},
+                    **{part: digest(getattr(files, part)) for part in PARTS},
                     "request": asdict(request),
                     "frames": num_frames,
                     "pairs": num_pairs,
@@ -307,14 +309,14 @@ def measure_cells(
     """
     cache.mkdir(parents=True, exist_ok=True)
     kept: dict[str, dict[str, Any]] = {}
-    wanted = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
+    remaining = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
     # Sorted by seed and length, so that true renders are drawn once; the first seed comes first.
     seeds = list(dict.fromkeys(cell.request.seed for cell in cells))
     for cell in sorted(cells, key=lambda cell: (seeds.index(cell.request.seed), -cell.num_frames)):
         path = cache / f"{cell.key}.json"
         if cell.key not in kept and not path.is_file():
-            logger.info("%d to go: %s", len(wanted), _name(cell))
-            wanted.remove(cell.key)
+            logger.info("%d to go: %s", len(remaining), _name(cell))
+            remaining.remove(cell.key)
             measured = measure(cell)
             if measured.strips is not None:
                 Image.fromarray(measured.strips).save(path.with_suffix(".png"))
@@ -440,7 +442,7 @@ def make_report(
         "rows": rows,
         "sheets": {},
     }
-    return {**report, "claims": judge_claims(report)}
+    return {**report, "claims": check_claims(report)}
 
 
 def main(
@@ -496,8 +498,8 @@ def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | No
     study = load_study(arguments.study)
     cells, missing = list_cells(study, arguments.runs, arguments.weights, arguments.only)
     if missing and not arguments.allow_missing:
-        place, told = next(iter(missing.items()))
-        raise CheckpointError(f"{place}: {told[0]}; or say --allow-missing")
+        place, problems = next(iter(missing.items()))
+        raise CheckpointError(f"{place}: {problems[0]}; or say --allow-missing")
     measure = measure or Measuring(study, arguments.weights)
     cache = arguments.runs / CACHE
     hardware = describe_hardware(arguments.threads)
@@ -514,8 +516,8 @@ def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | No
 
 def _describe(cell: Cell, summary: Mapping[str, float]) -> str:
     names = ("frechet", "sync_correlation", "motion_ratio", "edge_ratio", "diversity_ratio")
-    told = "  ".join(f"{name} {summary[name]:.3f}" for name in names)
-    return f"{_name(cell)}:  {told}"
+    values = "  ".join(f"{name} {summary[name]:.3f}" for name in names)
+    return f"{_name(cell)}:  {values}"
 
 
 def _name(cell: Cell) -> str:

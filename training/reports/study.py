@@ -147,14 +147,16 @@ class Row:
         Raises:
             RequestError: if the settings contradict each other.
         """
-        told = {
+        settings = {
             "num_inference_steps": self.steps,
             "schedule": self.schedule,
             "update": self.update,
             "audio_guidance_scale": self.audio_guidance,
         }
-        asked: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
-        return replace(shipped, seed=seed, chunk_frames=num_frames, **asked)
+        chosen: dict[str, Any] = {
+            name: value for name, value in settings.items() if value is not None
+        }
+        return replace(shipped, seed=seed, chunk_frames=num_frames, **chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,12 +119,12 @@ def make_clips(waveforms: list[Tensor]) -> Clips:
         The clips, one per sound.
     """
     num_frames = count_frames(waveforms[0].shape[0], SAMPLE_RATE)
-    heard_BS = torch.stack([normalize_loudness(waveform_S) for waveform_S in waveforms])
+    normalized_BS = torch.stack([normalize_loudness(waveform_S) for waveform_S in waveforms])
     curves = [mouth_curve(waveform_S, num_frames=num_frames) for waveform_S in waveforms]
     curves_BTD = torch.stack(
         [torch.stack([curve.opening_T, curve.width_T], dim=1) for curve in curves]
     )
-    return Clips(heard_BS, torch.cat([curves_BTD, _log_mel(heard_BS, num_frames)], dim=2))
+    return Clips(normalized_BS, torch.cat([curves_BTD, _log_mel(normalized_BS, num_frames)], dim=2))
 
 
 def draw_clips(split: str, num_clips: int, recipe: Recipe) -> Clips:
@@ -243,10 +243,10 @@ def _measure_opening(encoder: Wav2Vec2Encoder, heads: nn.ModuleList, heldout: Cl
         ],
         dim=1,
     )
-    pair = torch.stack(
+    openings = torch.stack(
         [predicted_LBTD[-1, ..., 0].flatten(), heldout.targets_BTD[..., 0].flatten()]
     )
-    return torch.corrcoef(pair)[0, 1].item()
+    return torch.corrcoef(openings)[0, 1].item()
 
 
 def _log_mel(waveforms_BS: Tensor, num_frames: int) -> Tensor:

@@ -121,7 +121,7 @@ class GraphNeed:
     cpu: int
 
 
-def reckon_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
+def estimate_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
     """Estimate the memory of graphs that exist at one time.
 
     Recomputation holds the inside of one block at a time, so it counts once for all graphs.
@@ -159,7 +159,7 @@ def count_parameters(network: nn.Module) -> Counts:
     )
 
 
-def reckon_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> StateBytes:
+def estimate_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> StateBytes:
     """Estimate the bytes that one GPU keeps of one network.
 
     Per parameter, with b = 2 bytes in bfloat16 and 4 in float32: weight b; and if it is trained
@@ -347,7 +347,7 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
             network = builder.sketch(number, role)
             counts = count_parameters(network)
             averages = role in recipe.average.roles and counts.trained > 0
-            states = reckon_states(counts, engine, averages=averages)
+            states = estimate_states(counts, engine, averages=averages)
             total += states.total
             parts = ", ".join(
                 f"{entry.name} {getattr(states, entry.name) / GIB:.2f}"
@@ -364,12 +364,15 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
                 graphs[role] = _count_role_graph(network, clip, batch.size, engine.precision)
                 yield f"    graph {_explain(graphs[role], engine.activations)}"
         # A student's graph continues through the discriminator; the others stand alone.
-        judged = any(spec.judges for spec in methods[number].roles().values())
-        together = [list(graphs.values())] if judged else [[graph] for graph in graphs.values()]
-        needs = [reckon_graphs(alive, engine.activations) for alive in together]
+        has_discriminator = any(spec.is_discriminator for spec in methods[number].roles().values())
+        groups = [[graph] for graph in graphs.values()]
+        if has_discriminator:
+            groups = [list(graphs.values())]
+        needs = [estimate_graphs(group, engine.activations) for group in groups]
+        which = "graphs" if has_discriminator else "largest graph"
         need = max(needs, key=lambda need: need.device + need.cpu)
         yield (
-            f"  per GPU: states {total / GIB:.2f} + {'graphs' if judged else 'largest graph'} "
+            f"  per GPU: states {total / GIB:.2f} + {which} "
             f"{need.device / GIB:.2f} = {(total + need.device) / GIB:.2f} GiB, and "
             f"{need.cpu / GIB:.2f} GiB in the CPU's memory; what kernels and messages take comes "
             "on top"

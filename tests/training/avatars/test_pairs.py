@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from training.avatars import pairs
-from training.avatars.pairs import TURNS, draw_halves, draw_pair
+from training.avatars.pairs import TURNS, draw_halves, draw_two_speakers
 from training.avatars.synthetic import SAMPLES_PER_FRAME
 from training.evaluation.mouth import estimate_aperture, sync
 from turbotalk_core.errors import RequestError
@@ -28,19 +28,19 @@ def _humming(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_half_is_an_avatar_with_its_own_voice() -> None:
-    pair = draw_pair("heldout", 3, NUM_FRAMES, "both")
-    left, right = pair.clips
-    assert pair.frames_CTHW.shape == (3, NUM_FRAMES, 128, 256)
-    assert torch.equal(pair.frames_CTHW[..., :128], left.frames_CTHW)
-    assert torch.equal(pair.frames_CTHW[..., 128:], right.frames_CTHW)
+    two = draw_two_speakers("heldout", 3, NUM_FRAMES, "both")
+    left, right = two.clips
+    assert two.frames_CTHW.shape == (3, NUM_FRAMES, 128, 256)
+    assert torch.equal(two.frames_CTHW[..., :128], left.frames_CTHW)
+    assert torch.equal(two.frames_CTHW[..., 128:], right.frames_CTHW)
     assert not torch.equal(left.frames_CTHW[:, 0], right.frames_CTHW[:, 0])
-    for clip in pair.clips:
+    for clip in two.clips:
         assert sync(estimate_aperture(clip.frames_CTHW), clip.mouth.aperture_T)[0] > 0.98
 
 
 @pytest.mark.parametrize("turns", TURNS)
 def test_who_is_silent_keeps_the_mouth_shut(turns: str) -> None:
-    pair = draw_pair("heldout", 1, NUM_FRAMES, turns)
+    two = draw_two_speakers("heldout", 1, NUM_FRAMES, turns)
     half = NUM_FRAMES // 2
     speaks = {
         "left": ((True, True), (False, False)),
@@ -48,26 +48,26 @@ def test_who_is_silent_keeps_the_mouth_shut(turns: str) -> None:
         "both": ((True, True), (True, True)),
         "in turn": ((True, False), (False, True)),
     }[turns]
-    for clip, expected in zip(pair.clips, speaks, strict=True):
+    for clip, expected in zip(two.clips, speaks, strict=True):
         # the mouth's curve is smoothed over the frames beside the change
         settled = clip.mouth.opening_T[2 : half - 2], clip.mouth.opening_T[half + 2 : -2]
         assert [bool((part > 0.1).any()) for part in settled] == list(expected)
-        heard = clip.waveform_S.split(half * SAMPLES_PER_FRAME)
-        assert [bool(part.any()) for part in heard] == list(expected)
+        halves = clip.waveform_S.split(half * SAMPLES_PER_FRAME)
+        assert [bool(part.any()) for part in halves] == list(expected)
 
 
 def test_the_same_seed_gives_the_same_pair() -> None:
-    pair = draw_pair("heldout", 2, NUM_FRAMES, "both")
-    again = draw_pair("heldout", 2, NUM_FRAMES, "both")
-    assert torch.equal(pair.frames_CTHW, again.frames_CTHW)
-    other = draw_pair("train", 2, NUM_FRAMES, "both")
-    assert not torch.equal(pair.frames_CTHW, other.frames_CTHW)
+    two = draw_two_speakers("heldout", 2, NUM_FRAMES, "both")
+    again = draw_two_speakers("heldout", 2, NUM_FRAMES, "both")
+    assert torch.equal(two.frames_CTHW, again.frames_CTHW)
+    other = draw_two_speakers("train", 2, NUM_FRAMES, "both")
+    assert not torch.equal(two.frames_CTHW, other.frames_CTHW)
 
 
 @pytest.mark.parametrize(("num_frames", "turns"), [(1, "both"), (40, "nobody")])
 def test_what_cannot_be_drawn_is_refused(num_frames: int, turns: str) -> None:
     with pytest.raises(RequestError, match=rf"got {num_frames} frames and turns '{turns}'"):
-        draw_pair("heldout", 0, num_frames, turns)
+        draw_two_speakers("heldout", 0, num_frames, turns)
 
 
 def test_each_half_has_a_box_with_margins() -> None:

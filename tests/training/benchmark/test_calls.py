@@ -110,10 +110,10 @@ def test_a_call_is_what_came_back_of_it() -> None:
         model(batch.latents_BCFHW, sigma_B, batch).sum().backward()
         model.requires_grad_(False)
         latents = batch.latents_BCFHW.clone().requires_grad_()
-        model(latents, sigma_B, batch, hears=False).sum().backward()
+        model(latents, sigma_B, batch, uses_audio=False).sum().backward()
     model(batch.latents_BCFHW, sigma_B, batch)  # not noted any more
     assert [call.kind for call in calls] == ["forward", "weights", "inputs"]
-    assert [call.named for call in calls] == [{}, {}, {"hears": False}]
+    assert [call.named for call in calls] == [{}, {}, {"uses_audio": False}]
 
 
 @pytest.mark.parametrize("is_mixed", [False, True])

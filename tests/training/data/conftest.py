@@ -85,7 +85,7 @@ def model_files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
 
 @pytest.fixture
 def count_lines() -> Callable[[Path], int]:
-    """Count the lines of all journals of a folder."""
+    """Count the lines of all item logs of a folder."""
     return lambda folder: sum(
         len(path.read_text().splitlines()) for path in folder.glob("items-*.jsonl")
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.data import filter as stage
 from training.data.filter import PIECES, FilterSettings, list_pieces, run_filter
-from training.data.resumable_stage import SKIPPED, Work, read_journals
+from training.data.resumable_stage import SKIPPED, Work, read_records
 from training.data.scores import LIMITS, Limit
 from training.data.split import SCENES, SplitSettings, run_split
 from turbotalk_core.errors import CheckpointError, RequestError
@@ -35,7 +35,7 @@ def videos(tmp_path: Path, make_video: MakeVideo) -> Path:
 def test_every_piece_is_kept_with_its_tier(videos: Path, tmp_path: Path) -> None:
     settings = FilterSettings(limits=SMALL)
     summary = run_filter(videos, tmp_path / "set", settings, Work())
-    records = read_journals(tmp_path / "set" / PIECES)
+    records = read_records(tmp_path / "set" / PIECES)
     assert list(records) == [
         "pause.mp4#0-50",
         "silent.mp4#0-20",
@@ -60,7 +60,7 @@ def test_a_video_that_is_gone_is_a_recorded_skip(videos: Path, tmp_path: Path) -
     (videos / "pause.mp4").unlink()
     summary = run_filter(videos, tmp_path / "set", FilterSettings(), Work())
     assert summary.skips == {"AudioError": 1}
-    record = read_journals(tmp_path / "set" / PIECES)["pause.mp4#0-50"]
+    record = read_records(tmp_path / "set" / PIECES)["pause.mp4#0-50"]
     assert "there is no audio file" in record[SKIPPED]
 
 
@@ -73,7 +73,7 @@ def test_other_limits_or_other_scenes_are_refused(videos: Path, tmp_path: Path) 
     with pytest.raises(RequestError, match="other settings: scenes"):
         run_filter(videos, out, FilterSettings(), Work())
     run_filter(videos, out, FilterSettings(), Work(overwrites=True))
-    assert list(read_journals(out / PIECES)) == list(list_pieces(out))
+    assert list(read_records(out / PIECES)) == list(list_pieces(out))
 
 
 def test_nothing_is_filtered_before_it_is_split(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_nothing_is_filtered_before_it_is_split(tmp_path: Path) -> None:
 
 def test_a_judge_that_is_missing_is_told_at_once(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="give --face too"):
-        FilterSettings(sync_judge=tmp_path / "sync.pt2")
+        FilterSettings(sync_network=tmp_path / "sync.pt2")
     with pytest.raises(CheckpointError, match=r"no judge at .*face\.pt2"):
         run_filter(
             videos, tmp_path / "set", FilterSettings(face_detector=tmp_path / "face.pt2"), Work()
@@ -100,21 +100,21 @@ def test_judges_see_faces_and_hear_the_voice(
             return torch.tensor([[4.0, 4, 24, 24, 1.0]])
         return torch.zeros(0, 5)
 
-    def judge(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
+    def embed(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
         assert faces_TCHW.shape == (50, 3, 224, 224)
         assert waveform_S.shape == (50 * 640,)
         both_ND = torch.randn(46, 8, generator=torch.Generator().manual_seed(0))
         return both_ND, both_ND.roll(2, 0)
 
-    judges = {"face.pt2": detect, "sync.pt2": judge}
-    for name in judges:
+    programs = {"face.pt2": detect, "sync.pt2": embed}
+    for name in programs:
         (tmp_path / name).write_text(name)
-    monkeypatch.setattr(stage, "load_judge", lambda path: judges[path.name])
+    monkeypatch.setattr(stage, "load_program", lambda path: programs[path.name])
     settings = FilterSettings(
-        face_detector=tmp_path / "face.pt2", sync_judge=tmp_path / "sync.pt2", limits=SMALL
+        face_detector=tmp_path / "face.pt2", sync_network=tmp_path / "sync.pt2", limits=SMALL
     )
     run_filter(videos, tmp_path / "set", settings, Work())
-    records = read_journals(tmp_path / "set" / PIECES)
+    records = read_records(tmp_path / "set" / PIECES)
     seen, unseen = records["talk.mp4#0-50"], records["talk.mp4#50-90"]
     assert seen["scores"]["face_share"] == 1
     assert seen["scores"]["face_side"] == 20

@@ -35,10 +35,10 @@ def _write_shifted(path: Path, lead_frames: int, codec: str = "pcm_s16le") -> No
             frame.pts, frame.time_base = begin + number, Fraction(1, 25)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-        heard = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-        heard.sample_rate, heard.time_base = RATE, Fraction(1, RATE)
-        heard.pts = 640 * max(0, lead_frames)
-        container.mux(sound.encode(heard))
+        audio = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+        audio.sample_rate, audio.time_base = RATE, Fraction(1, RATE)
+        audio.pts = 640 * max(0, lead_frames)
+        container.mux(sound.encode(audio))
         container.mux(sound.encode(None))
 
 
@@ -70,8 +70,8 @@ def test_a_webm_of_another_rate_is_read_in_time(tmp_path: Path) -> None:
         whole = av.AudioFrame.from_ndarray(samples, format="flt", layout="mono")
         whole.sample_rate, whole.pts = rate, 0
         resampler = av.AudioResampler("flt", "mono", rate, frame_size=960)
-        for heard in (*resampler.resample(whole), *resampler.resample(None)):
-            container.mux(sound.encode(heard))
+        for audio in (*resampler.resample(whole), *resampler.resample(None)):
+            container.mux(sound.encode(audio))
         container.mux(sound.encode(None))
     frames = open_video(path)
     assert len(frames) == 50

@@ -73,11 +73,11 @@ def test_a_clip_becomes_a_video_with_its_sound(
     for t in (0, 8, 16):
         expected = (frames_BCTHW[0, :, t].mean() + 1) / 2
         assert shown[t].mean().item() == pytest.approx(expected.item(), abs=0.04)
-    heard_S = to_mono_16k(read_audio(mp4))
+    decoded_S = to_mono_16k(read_audio(mp4))
     expected_S = hum(1.6)[640 * start :][: 640 * 17]
     # AAC comes in blocks of 1024 samples; the last one is filled up with silence.
-    assert len(heard_S) == 11 * 1024
-    torch.testing.assert_close(heard_S[1000:9500], expected_S[1000:9500], atol=0.05, rtol=0)
+    assert len(decoded_S) == 11 * 1024
+    torch.testing.assert_close(decoded_S[1000:9500], expected_S[1000:9500], atol=0.05, rtol=0)
 
 
 def test_the_manifest_line_is_written_out(prepared: Path) -> None:

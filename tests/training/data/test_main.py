@@ -57,8 +57,11 @@ def test_videos_become_a_set_that_can_be_read(
     ]
     capsys.readouterr()
     mp4 = tmp_path / "sample.mp4"
-    look = ["inspect", str(prepared), "--key", "one.mp4#30-50", "--clip", "later"]
-    assert main([*look, "--vae", str(model_files.vae), "--mp4", str(mp4), "--device", "cpu"]) == 0
+    inspection = ["inspect", str(prepared), "--key", "one.mp4#30-50", "--clip", "later"]
+    assert (
+        main([*inspection, "--vae", str(model_files.vae), "--mp4", str(mp4), "--device", "cpu"])
+        == 0
+    )
     assert "17 frames of the later clip" in capsys.readouterr().out
     assert mp4.exists()
     data = PreparedSet(prepared)
@@ -115,10 +118,10 @@ def test_what_cannot_be_is_refused_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert message in told
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
 
 
 @pytest.mark.parametrize("limit", ["side", "side=1", "height=2,1", "side=a,b"])
@@ -129,10 +132,10 @@ def test_a_limit_that_is_none_is_refused(limit: str, capsys: pytest.CaptureFixtu
 
 
 def test_threads_are_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    counts: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
     assert main(["inspect", "nowhere", "--threads", "3"]) == 2
-    assert asked == [3]
+    assert counts == [3]
 
 
 def test_it_runs_as_a_program(

@@ -24,7 +24,7 @@ from training.data.precompute import (
     trim_tail,
     weigh_places,
 )
-from training.data.resumable_stage import SKIPPED, Summary, Work, read_journals
+from training.data.resumable_stage import SKIPPED, Summary, Work, read_records
 from training.data.shards import NULL_TEXT, SHARDS, ShardReader, fill_reference, read_manifest
 from training.data.shots import Shot
 from turbotalk_core.audio.conversation import encode_speech
@@ -122,8 +122,8 @@ class TestSample:
         shot, other = (Squares(3).open(f"shot_{number}") for number in (1, 2))
         sample = encode_shot(replace(shot, voices=shot.voices + other.voices), encoders)
         for number, voice in enumerate((*shot.voices, *other.voices)):
-            heard = encode_speech(voice, encoders.audio).features.rows()
-            assert torch.equal(sample.features_PTLD[number], heard.half())
+            encoded = encode_speech(voice, encoders.audio).features.rows()
+            assert torch.equal(sample.features_PTLD[number], encoded.half())
             sound_S = sample.sound_PS[number].float() / 32767
             torch.testing.assert_close(sound_S, voice.samples_CS[0], atol=1e-4, rtol=0)
 
@@ -241,16 +241,16 @@ class TestRun:
                     lambda f, n, s: die() if n.endswith("1") else write(f, n, s),
                 )
             else:
-                append = precompute.Journal.append
+                append = precompute.ItemLog.append
                 calls: list[int] = []
 
-                def append_once(journal: Any, records: Any) -> None:
+                def append_once(item_log: Any, records: Any) -> None:
                     calls.append(1)
                     if len(calls) == 2:
                         raise Killed
-                    append(journal, records)
+                    append(item_log, records)
 
-                patch.setattr(precompute.Journal, "append", append_once)
+                patch.setattr(precompute.ItemLog, "append", append_once)
             with pytest.raises(Killed):
                 _run(source, tmp_path / "killed", model_files, shard_samples=2)
         _run(Squares(4), tmp_path / "killed", model_files, shard_samples=2)
@@ -269,7 +269,7 @@ class TestRun:
     ) -> None:
         summary = _run(Squares(4, damaged=frozenset({"shot_0", "shot_2"})), tmp_path, model_files)
         assert (summary.num_made, summary.skips) == (2, {"AudioError": 2})
-        assert read_journals(tmp_path)["shot_2"][SKIPPED] == "shot_2 is damaged"
+        assert read_records(tmp_path)["shot_2"][SKIPPED] == "shot_2 is damaged"
         assert [record["key"] for record in read_manifest(tmp_path)] == ["shot_1", "shot_3"]
         mended = Squares(4)
         assert _run(mended, tmp_path, model_files).num_made == 0

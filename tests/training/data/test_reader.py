@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from training.data.reader import Draw, PreparedSet
-from training.data.resumable_stage import Journal, Work, open_stage
+from training.data.resumable_stage import ItemLog, Work, open_stage
 from training.data.shards import (
     INDEX,
     NULL_TEXT,
@@ -63,17 +63,17 @@ def _make_sample(
 def _write(folder: Path, samples: dict[str, Sample], tiers: dict[str, int] | None = None) -> Path:
     open_stage(folder, {"made": "here"}, Work())
     for number, (key, sample) in enumerate(samples.items()):
-        told = write_shard(folder, f"00-of-01-{number:06d}", [sample])
+        shard = write_shard(folder, f"00-of-01-{number:06d}", [sample])
         record = {
             "key": key,
             "num_frames": NUM_FRAMES,
             "later_start": 3 + number % 5,
             "tier": (tiers or {}).get(key, 0),
             **describe_sample(sample),
-            **told,
+            **shard,
             INDEX: 0,
         }
-        Journal(folder, Work()).append([record])
+        ItemLog(folder, Work()).append([record])
     return folder
 
 

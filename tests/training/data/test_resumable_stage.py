@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from training.data.resumable_stage import (
     SETTINGS,
     SKIPPED,
-    Journal,
+    ItemLog,
     Work,
     attempt,
     fingerprint,
     fingerprint_files,
     list_missing,
     open_stage,
-    read_journals,
+    read_records,
     read_settings,
     summarize,
 )
@@ -47,30 +47,30 @@ class TestSettings:
     def test_the_same_settings_go_on(self, tmp_path: Path) -> None:
         open_stage(tmp_path / "s", {"a": 1, "b": [1.5, None]}, Work())
         open_stage(tmp_path / "s", {"b": [1.5, None], "a": 1}, Work())
-        told = read_settings(tmp_path / "s")
-        assert told["settings"] == {"a": 1, "b": [1.5, None]}
-        assert told["fingerprint"] == fingerprint(told["settings"])
+        stored = read_settings(tmp_path / "s")
+        assert stored["settings"] == {"a": 1, "b": [1.5, None]}
+        assert stored["fingerprint"] == fingerprint(stored["settings"])
         assert fingerprint({"a": 1}) != fingerprint({"a": 2})
 
     def test_other_settings_are_refused_and_named(self, tmp_path: Path) -> None:
         open_stage(tmp_path, {"size": 480, "frames": 81}, Work())
-        with pytest.raises(RequestError, match=r"size 480, now 640; .*--overwrite") as told:
+        with pytest.raises(RequestError, match=r"size 480, now 640; .*--overwrite") as stored:
             open_stage(tmp_path, {"size": 640, "frames": 81}, Work())
-        assert "frames" not in str(told.value).split("settings:")[1].split(";")[0]
+        assert "frames" not in str(stored.value).split("settings:")[1].split(";")[0]
         assert read_settings(tmp_path)["settings"]["size"] == 480
 
     def test_overwriting_throws_away_what_was_made_otherwise(self, tmp_path: Path) -> None:
         folder = tmp_path / "stage"
         open_stage(folder, {"size": 480}, Work())
-        Journal(folder, Work()).append([{"key": "a"}])
+        ItemLog(folder, Work()).append([{"key": "a"}])
         for name in ("product.bin", "of the user.txt"):
             (folder / name).write_text("")
         open_stage(folder, {"size": 480}, Work(overwrites=True))
-        assert list(read_journals(folder)) == ["a"]
+        assert list(read_records(folder)) == ["a"]
         with pytest.raises(RequestError, match="only part 0 throws it away"):
             open_stage(folder, {"size": 640}, Work(part=1, parts=2, overwrites=True))
         open_stage(folder, {"size": 640}, Work(part=0, parts=2, overwrites=True), ["*.bin"])
-        assert read_journals(folder) == {}
+        assert read_records(folder) == {}
         assert {path.name for path in folder.iterdir()} == {SETTINGS, "of the user.txt"}
         open_stage(folder, {"size": 640}, Work(part=1, parts=2, overwrites=True))
 
@@ -102,47 +102,47 @@ class TestFingerprint:
             fingerprint_files(tmp_path / name)
 
 
-class TestJournal:
+class TestItemLog:
     def test_all_parts_are_read_and_sorted(self, tmp_path: Path) -> None:
-        Journal(tmp_path, Work(part=1, parts=2)).append([{"key": "b", "n": 1}])
-        journal = Journal(tmp_path, Work(part=0, parts=2))
-        journal.append([{"key": "c", "n": 1}, {"key": "a", "n": 1}])
+        ItemLog(tmp_path, Work(part=1, parts=2)).append([{"key": "b", "n": 1}])
+        item_log = ItemLog(tmp_path, Work(part=0, parts=2))
+        item_log.append([{"key": "c", "n": 1}, {"key": "a", "n": 1}])
         expected = {key: {"key": key, "n": 1} for key in "abc"}
-        assert read_journals(tmp_path) == expected
-        assert list(read_journals(tmp_path)) == list("abc")
-        assert Journal(tmp_path, Work()).before == expected
+        assert read_records(tmp_path) == expected
+        assert list(read_records(tmp_path)) == list("abc")
+        assert ItemLog(tmp_path, Work()).before == expected
 
     def test_the_last_attempt_counts_whoever_made_it(self, tmp_path: Path) -> None:
-        Journal(tmp_path, Work(part=1, parts=2)).append([{"key": "a", SKIPPED: "damaged"}])
+        ItemLog(tmp_path, Work(part=1, parts=2)).append([{"key": "a", SKIPPED: "damaged"}])
         # The file of the only part is read before that of part 1 of 2.
-        Journal(tmp_path, Work()).append([{"key": "a", "n": 2}])
-        assert read_journals(tmp_path)["a"]["n"] == 2
-        Journal(tmp_path, Work(part=1, parts=2)).append([{"key": "a", "n": 3}])
-        Journal(tmp_path, Work()).append([{"key": "a", "n": 4}])
-        assert read_journals(tmp_path)["a"]["n"] == 4
+        ItemLog(tmp_path, Work()).append([{"key": "a", "n": 2}])
+        assert read_records(tmp_path)["a"]["n"] == 2
+        ItemLog(tmp_path, Work(part=1, parts=2)).append([{"key": "a", "n": 3}])
+        ItemLog(tmp_path, Work()).append([{"key": "a", "n": 4}])
+        assert read_records(tmp_path)["a"]["n"] == 4
 
     @given(cut=st.integers(0, 60))
     def test_a_process_that_dies_while_writing_loses_one_line_at_most(
         self, tmp_path_factory: pytest.TempPathFactory, cut: int
     ) -> None:
-        folder = tmp_path_factory.mktemp("journal")
-        journal = Journal(folder, Work())
-        journal.append([{"key": name, "text": "Zoë"} for name in "ab"])
+        folder = tmp_path_factory.mktemp("log")
+        item_log = ItemLog(folder, Work())
+        item_log.append([{"key": name, "text": "Zoë"} for name in "ab"])
         (path,) = folder.iterdir()
         whole = path.read_bytes()
         path.write_bytes(whole[: max(0, len(whole) - cut)])
-        before = list(read_journals(folder))
+        before = list(read_records(folder))
         assert before == ["a", "b"][: path.read_bytes().count(b"\n")]
-        Journal(folder, Work()).append([{"key": "c"}])
-        assert list(read_journals(folder)) == [*before, "c"]
+        ItemLog(folder, Work()).append([{"key": "c"}])
+        assert list(read_records(folder)) == [*before, "c"]
 
     def test_a_damaged_line_is_told_by_its_number(self, tmp_path: Path) -> None:
-        journal = Journal(tmp_path, Work())
-        journal.append([{"key": "a"}])
+        item_log = ItemLog(tmp_path, Work())
+        item_log.append([{"key": "a"}])
         (path,) = tmp_path.iterdir()
         path.write_text(path.read_text() + '{"no key": 1}\n')
         with pytest.raises(OutputError, match=r"line 2 of .*items-00-of-01\.jsonl is damaged"):
-            read_journals(tmp_path)
+            read_records(tmp_path)
 
 
 class TestShares:
@@ -182,7 +182,7 @@ class TestAttempts:
         def fail() -> dict[str, object]:
             raise ImageError("it is damaged")
 
-        Journal(tmp_path, Work()).append(
+        ItemLog(tmp_path, Work()).append(
             [attempt("a", fail), attempt("b", fail), attempt("c", dict), attempt("d", dict)]
         )
         summary = summarize(tmp_path, num_made=1)

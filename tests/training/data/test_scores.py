@@ -16,7 +16,7 @@ from training.data.scores import (
     Limit,
     crop_faces,
     find_faces,
-    load_judge,
+    load_program,
     rank,
     score_faces,
     score_sound,
@@ -89,17 +89,17 @@ class TestSync:
     def test_a_shifted_voice_is_found(self, offset: int) -> None:
         generator = torch.Generator().manual_seed(0)
         both_ND = torch.randn(100, 16, generator=generator)
-        heard_ND = both_ND.roll(offset, 0)
-        scores = score_sync(both_ND, heard_ND)
+        audio_ND = both_ND.roll(offset, 0)
+        scores = score_sync(both_ND, audio_ND)
         assert scores["sync_offset"] == offset
         assert scores["sync_distance"] == pytest.approx(0, abs=1e-6)
         # Of independent normal vectors: the mean distance is close to sqrt(2 D).
         assert scores["sync_confidence"] == pytest.approx(math.sqrt(32), rel=0.05)
 
     def test_what_never_fits_has_no_confidence(self) -> None:
-        seen_ND, heard_ND = torch.zeros(60, 4), torch.ones(60, 4)
-        assert score_sync(seen_ND, heard_ND)["sync_confidence"] == 0
-        assert score_sync(seen_ND, heard_ND)["sync_distance"] == 2
+        video_ND, audio_ND = torch.zeros(60, 4), torch.ones(60, 4)
+        assert score_sync(video_ND, audio_ND)["sync_confidence"] == 0
+        assert score_sync(video_ND, audio_ND)["sync_distance"] == 2
 
     def test_a_short_piece_is_not_judged(self) -> None:
         assert score_sync(torch.zeros(30, 4), torch.zeros(30, 4)) == {}
@@ -130,7 +130,7 @@ class TestTiers:
         assert rank({"side": 100}, {"side": Limit(good=64, fair=32)}) == (0, [])
 
 
-class TestJudges:
+class TestPrograms:
     def test_an_exported_program_is_called(self, tmp_path: Path) -> None:
         class Middle(torch.nn.Module):
             def forward(self, picture_CHW: Tensor) -> Tensor:
@@ -142,14 +142,14 @@ class TestJudges:
             Middle(), (torch.rand(3, 40, 50),), dynamic_shapes={"picture_CHW": sides}
         )
         torch.export.save(program, tmp_path / "face.pt2")
-        detector = load_judge(tmp_path / "face.pt2")
+        detector = load_program(tmp_path / "face.pt2")
         light, dark = find_faces([torch.ones(20, 30, 3), torch.zeros(32, 64, 3)], detector)
         assert light.tolist() == [[1, 1, 2, 3]]
         assert dark.tolist() == []
 
     def test_what_is_no_program_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"not ours to ship.*leave the option out"):
-            load_judge(tmp_path / "gone.pt2")
+            load_program(tmp_path / "gone.pt2")
         (tmp_path / "text.pt2").write_text("no program")
         with pytest.raises(CheckpointError, match=r"text\.pt2 is not a program of torch\.export"):
-            load_judge(tmp_path / "text.pt2")
+            load_program(tmp_path / "text.pt2")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training.data.reading import read_sample
-from training.data.resumable_stage import SKIPPED, Journal, Work
+from training.data.resumable_stage import SKIPPED, ItemLog, Work
 from training.data.shards import (
     INDEX,
     OPEN_SHARDS,
@@ -43,19 +43,19 @@ def make_sample(seed: int, *, num_latents: int = 3, tokens: int = 0) -> Sample:
 
 def write(folder: Path, samples: dict[str, Sample], name: str = "00-of-01-000000") -> list[Any]:
     """Write a shard and its manifest lines."""
-    told = write_shard(folder, name, list(samples.values()))
+    shard = write_shard(folder, name, list(samples.values()))
     records = [
-        {"key": key, **describe_sample(sample), **told, INDEX: index}
+        {"key": key, **describe_sample(sample), **shard, INDEX: index}
         for index, (key, sample) in enumerate(samples.items())
     ]
-    Journal(folder, Work()).append(records)
+    ItemLog(folder, Work()).append(records)
     return records
 
 
 def test_samples_come_back(tmp_path: Path) -> None:
     samples = {"b": make_sample(0), "a": make_sample(1, tokens=4)}
     write(tmp_path, samples)
-    Journal(tmp_path, Work()).append([{"key": "c", SKIPPED: "it is damaged"}])
+    ItemLog(tmp_path, Work()).append([{"key": "c", SKIPPED: "it is damaged"}])
     records = read_manifest(tmp_path)
     assert [record["key"] for record in records] == ["a", "b"]
     reader = ShardReader(tmp_path)
@@ -124,7 +124,7 @@ class TestDamage:
     )  # fmt: skip
     def test_a_manifest_names_no_file_of_another_folder(self, tmp_path: Path, name: Any) -> None:
         (record,) = write(tmp_path, {"a": make_sample(0)})
-        Journal(tmp_path, Work()).append([record | {"key": "b", "shard": name}])
+        ItemLog(tmp_path, Work()).append([record | {"key": "b", "shard": name}])
         with pytest.raises(OutputError, match="which is no file of its folder shards"):
             read_manifest(tmp_path)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from training.avatars.avatars import draw_avatar
 from training.avatars.motion import draw_motion
 from training.avatars.mouth import mouth_curve
-from training.avatars.pairs import TURNS, PairClip
+from training.avatars.pairs import TURNS, TwoSpeakerClip
 from training.avatars.portrait import render
 from training.avatars.synthetic import SyntheticClip
 from training.data import shots
@@ -113,14 +113,14 @@ class TestAvatars:
         def paint_small(avatar: object, motion: object, mouth: object) -> Tensor:
             return render(avatar, motion, mouth, SIZE)  # pyright: ignore[reportArgumentType]
 
-        def draw_pair(split: str, seed: int, num_frames: int, turns: str) -> PairClip:
+        def draw_two_speakers(split: str, seed: int, num_frames: int, turns: str) -> TwoSpeakerClip:
             drawn.append(turns)
-            return _draw_small_pair(split, seed, num_frames)
+            return _draw_small_speakers(split, seed, num_frames)
 
         drawn: list[str] = []
         monkeypatch.setattr(shots, "render", paint_small)
         monkeypatch.setattr(shots, "draw_speech", _hum_as)
-        monkeypatch.setattr(shots, "draw_pair", draw_pair)
+        monkeypatch.setattr(shots, "draw_two_speakers", draw_two_speakers)
         return drawn
 
     def test_keys_name_kind_and_seed(self) -> None:
@@ -151,18 +151,18 @@ class TestAvatars:
     ) -> None:
         monkeypatch.setattr(shots, "SILENT_SHARE", 0.5)
         opened = [AvatarSource(32, 0).open(f"avatar_{seed:06d}") for seed in range(32)]
-        heard_NT = torch.stack([_hear(shot)[0] for shot in opened])
-        says_nothing_N = ~heard_NT.any(1)
-        falls_silent_N = heard_NT.any(1) & ~heard_NT[:, -1]
+        voiced_NT = torch.stack([_find_voiced(shot)[0] for shot in opened])
+        says_nothing_N = ~voiced_NT.any(1)
+        falls_silent_N = voiced_NT.any(1) & ~voiced_NT[:, -1]
         assert 0.2 < says_nothing_N.float().mean() < 0.8
-        assert 0 < falls_silent_N.sum() < heard_NT.any(1).sum()
-        assert heard_NT[falls_silent_N, :60].all()
+        assert 0 < falls_silent_N.sum() < voiced_NT.any(1).sum()
+        assert voiced_NT[falls_silent_N, :60].all()
 
     def test_a_pair_is_shown_with_the_voices_of_both(self) -> None:
         shot = AvatarSource(0, 3).open("pair_000002")
-        pair = _draw_small_pair("train", 2, 200)
-        assert torch.equal(shot.show(7, 90), pair.frames_CTHW[:, 7:90])
-        for voice, clip in zip(shot.voices, pair.clips, strict=True):
+        speakers = _draw_small_speakers("train", 2, 200)
+        assert torch.equal(shot.show(7, 90), speakers.frames_CTHW[:, 7:90])
+        for voice, clip in zip(shot.voices, speakers.clips, strict=True):
             assert torch.equal(voice.samples_CS[0], clip.waveform_S)
 
     def test_pairs_speak_in_every_way(self, turns: list[str]) -> None:
@@ -192,14 +192,14 @@ class TestAvatars:
 def test_an_avatar_has_a_real_voice() -> None:
     shot = AvatarSource(1, 0).open("avatar_000000")
     assert shot.voices[0].samples_CS.std() > 0.01
-    assert _hear(shot).float().mean() > 0.3
+    assert _find_voiced(shot).float().mean() > 0.3
 
 
 def _hum_as(split: str, seed: int, seconds: float) -> Tensor:
     return hum(seconds, 200 + seed)
 
 
-def _draw_small_pair(split: str, seed: int, num_frames: int) -> PairClip:
+def _draw_small_speakers(split: str, seed: int, num_frames: int) -> TwoSpeakerClip:
     """Make noise with the voices of two avatars."""
     generator = torch.Generator().manual_seed(seed)
     frames_CTHW = torch.rand(3, num_frames, SIZE, 2 * SIZE, generator=generator) * 2 - 1
@@ -214,10 +214,10 @@ def _draw_small_pair(split: str, seed: int, num_frames: int) -> PairClip:
             still_mask_HW=torch.zeros(SIZE, SIZE, dtype=torch.bool),
         )
 
-    return PairClip(frames_CTHW=frames_CTHW, clips=(clip(0), clip(1)))
+    return TwoSpeakerClip(frames_CTHW=frames_CTHW, clips=(clip(0), clip(1)))
 
 
-def _hear(shot: Shot) -> Tensor:
+def _find_voiced(shot: Shot) -> Tensor:
     """Return which frames of which voice are not silent, [P, T]."""
     sound_PS = torch.cat([voice.samples_CS for voice in shot.voices])
     return sound_PS.view(len(sound_PS), -1, 640).any(2)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.resumable_stage import SKIPPED, Work, read_journals
+from training.data.resumable_stage import SKIPPED, Work, read_records
 from training.data.split import (
     SCENES,
     SplitSettings,
@@ -105,7 +105,7 @@ class TestRun:
 
     def test_each_video_gets_a_line(self, videos: Path, tmp_path: Path) -> None:
         summary = run_split(videos, tmp_path / "set", SETTINGS, Work())
-        records = read_journals(tmp_path / "set" / SCENES)
+        records = read_records(tmp_path / "set" / SCENES)
         assert list(records) == ["broken.mkv", "cut.mp4", "inside/short.mp4", "mute.mp4"]
         assert records["cut.mp4"] == {
             "key": "cut.mp4",
@@ -138,13 +138,13 @@ class TestRun:
         assert count_lines(tmp_path / "set" / SCENES) == 5
         summary = run_split(videos, tmp_path / "set", SETTINGS, Work(retries=True))
         assert summary.skips == {"GeometryError": 1, "ImageError": 1}
-        assert read_journals(tmp_path / "set" / SCENES)["mute.mp4"]["pieces"] == [[0, 12]]
+        assert read_records(tmp_path / "set" / SCENES)["mute.mp4"]["pieces"] == [[0, 12]]
 
     def test_parts_together_are_the_whole(self, videos: Path, tmp_path: Path) -> None:
         run_split(videos, tmp_path / "whole", SETTINGS, Work())
         for part in range(3):
             run_split(videos, tmp_path / "parts", SETTINGS, Work(part=part, parts=3))
-        whole, parts = (read_journals(tmp_path / name / SCENES) for name in ("whole", "parts"))
+        whole, parts = (read_records(tmp_path / name / SCENES) for name in ("whole", "parts"))
         assert whole == parts
 
     def test_a_table_of_captions_names_videos_of_the_folder(
@@ -153,7 +153,7 @@ class TestRun:
         table = tmp_path / "captions.csv"
         table.write_text("file,caption\ncut.mp4,From the table\n")
         run_split(videos, tmp_path / "set", SETTINGS, Work(), table)
-        assert read_journals(tmp_path / "set" / SCENES)["cut.mp4"]["caption"] == "From the table"
+        assert read_records(tmp_path / "set" / SCENES)["cut.mp4"]["caption"] == "From the table"
         table.write_text("file,caption\nelsewhere.mp4,Nobody\n")
         with pytest.raises(RequestError, match=r"1 files that are not in .*elsewhere\.mp4"):
             run_split(videos, tmp_path / "other", SETTINGS, Work(), table)

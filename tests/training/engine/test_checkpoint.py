@@ -70,11 +70,11 @@ def test_the_marker_is_written_last(
 ) -> None:
     seen: list[set[str]] = []
 
-    def look(folder: Path) -> None:
+    def check(folder: Path) -> None:
         seen.append({path.name for path in folder.rglob("*")})
         assert not is_complete(folder)
 
-    monkeypatch.setattr(checkpoint, "mark_complete", look)
+    monkeypatch.setattr(checkpoint, "mark_complete", check)
     Checkpoints(tmp_path, keep=1).save(_state(1), engines)
     assert seen == [{"student", PlainEngine.FILE, STATE}]
 

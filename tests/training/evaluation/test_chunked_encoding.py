@@ -10,10 +10,10 @@ from tests.family import FakeEncoder, make_request
 from training.evaluation import chunked_encoding
 from training.evaluation.chunked_encoding import (
     PAUSE_LEVEL,
-    Unaware,
+    SectionNormalized,
     compare_rows,
     draw_voice,
-    hear,
+    encode_sections,
     main,
 )
 from turbotalk_core.audio.conversation import encode_speech
@@ -34,7 +34,10 @@ def test_the_voice_rests_in_the_middle() -> None:
 def test_who_hears_each_frame_alone_is_not_changed() -> None:
     voice, encoder = draw_voice(3, 4.0, 1.0), FakeEncoder()
     whole_TLD = encode_speech(voice, encoder, hearing="whole").features.rows()
-    assert compare_rows(hear(voice, encoder, 30, 10).features_TLD, whole_TLD) == (0.0, 0.0)
+    assert compare_rows(encode_sections(voice, encoder, 30, 10).features_TLD, whole_TLD) == (
+        0.0,
+        0.0,
+    )
 
 
 def test_rows_are_compared_with_their_size() -> None:
@@ -47,9 +50,9 @@ def test_rows_are_compared_with_their_size() -> None:
 
 
 def test_an_unaware_encoder_is_told_nothing() -> None:
-    told = []
+    received = []
 
-    class Curious(FakeEncoder):
+    class Recording(FakeEncoder):
         first_kernel = (10, 5)
 
         def encode(
@@ -58,13 +61,13 @@ def test_an_unaware_encoder_is_told_nothing() -> None:
             num_frames: int,
             moments: SoundMoments | None = None,
         ) -> torch.Tensor:
-            told.append(moments)
+            received.append(moments)
             return super().encode(waveform_S, num_frames)
 
     voice = draw_voice(3, 1.0, 0.2)
-    hear(voice, Unaware(Curious()), 10, 5)
-    assert told
-    assert not any(told)
+    encode_sections(voice, SectionNormalized(Recording()), 10, 5)
+    assert received
+    assert not any(received)
 
 
 def test_the_table_has_a_row_for_each_setting(
@@ -74,7 +77,7 @@ def test_the_table_has_a_row_for_each_setting(
     monkeypatch.setattr(chunked_encoding, "load_family", lambda *_: family)
     monkeypatch.setattr(chunked_encoding, "SETTINGS", ((30, 10),))
     assert main(["--weights", str(Path()), "--minutes", "0.1", "--chunks", "0"]) == 0
-    *_, head, _, plain, told = capsys.readouterr().out.splitlines()
+    *_, head, _, plain, received = capsys.readouterr().out.splitlines()
     assert head.endswith("| normalised by | speech | with a pause |")
     assert plain == "| 30 | 10 | the section | 0.000, 0.000 | 0.000, 0.000 |"
-    assert told == "| 30 | 10 | the whole | 0.000, 0.000 | 0.000, 0.000 |"
+    assert received == "| 30 | 10 | the whole | 0.000, 0.000 | 0.000, 0.000 |"

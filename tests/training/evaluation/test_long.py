@@ -17,7 +17,7 @@ from tests.family import FakeEncoder, write_family
 from tests.training.tiny_networks import SHIPPED, SIZE, make_networks
 from training.avatars.synthetic import SyntheticClip
 from training.evaluation import generation, long
-from training.evaluation.long import TEN, list_bounds, watch
+from training.evaluation.long import TEN, list_bounds, measure
 from turbotalk_core.chunking.plan import plan_chunks
 from turbotalk_core.errors import RequestError
 from turbotalk_core.types import FrameChunk
@@ -39,12 +39,12 @@ def _brighten(steps_T: Tensor) -> Tensor:
     return levels_T.view(1, -1, 1, 1).expand(3, -1, 8, 8)
 
 
-def _watch(video_CTHW: Tensor) -> long.LongScores:
-    return watch(_cut(video_CTHW), STILL_HW, torch.zeros(video_CTHW.shape[1]))
+def _measure(video_CTHW: Tensor) -> long.LongScores:
+    return measure(_cut(video_CTHW), STILL_HW, torch.zeros(video_CTHW.shape[1]))
 
 
 def test_a_steady_video_has_no_seam() -> None:
-    scores = _watch(_brighten(torch.ones(36)))
+    scores = _measure(_brighten(torch.ones(36)))
     assert (scores.num_chunks, scores.num_frames) == (4, 37)
     assert scores.seam_ratio == pytest.approx(1, abs=1e-4)
     assert scores.worst_seam_ratio == pytest.approx(1, abs=1e-4)
@@ -56,7 +56,7 @@ def test_leaps_are_told_apart_by_their_place() -> None:
     steps_T = torch.ones(36)
     steps_T[0::4] = 3
     steps_T[[12, 20, 28]] = torch.tensor([4.0, 5.0, 9.0])
-    scores = _watch(_brighten(steps_T))
+    scores = _measure(_brighten(steps_T))
     assert scores.seam_ratio == pytest.approx(5, rel=1e-3)
     assert scores.worst_seam_ratio == pytest.approx(9, rel=1e-3)
     assert scores.latent_step_ratio == pytest.approx(3, rel=1e-3)
@@ -69,7 +69,7 @@ def test_drift_is_a_share_of_the_begin() -> None:
     end = -0.56 + 0.22 * checks_HW
     video = torch.stack([begin] * 18 + [end] * 19).expand(3, -1, -1, -1).clone()
     video += LEVEL * (torch.arange(37) % 2).view(1, -1, 1, 1)  # else there is no usual step
-    scores = _watch(video)
+    scores = _measure(video)
     assert scores.colour_drift == pytest.approx(0.1, abs=0.01)
     assert scores.contrast_drift == pytest.approx(0.1, abs=0.01)
 
@@ -82,7 +82,7 @@ def test_lips_of_the_first_and_last_ten_chunks_are_read(
     stopped = clip.frames_CTHW.clone()
     stopped[:, 13 + 8 * (TEN + 1) :] = stopped[:, :1]  # the last ten chunks
     aperture_T = clip.mouth.aperture_T
-    scores = watch(_cut(stopped), clip.still_mask_HW, aperture_T)
+    scores = measure(_cut(stopped), clip.still_mask_HW, aperture_T)
     assert scores.num_chunks == 2 * TEN + 2
     assert scores.first_sync > 0.9
     assert scores.last_sync == 0
@@ -91,16 +91,16 @@ def test_lips_of_the_first_and_last_ten_chunks_are_read(
     assert min(scores.chunk_syncs[: TEN + 2]) > 0.9
     assert not any(scores.chunk_syncs[TEN + 2 :])
     assert scores.syncs[0] == scores.first_sync
-    assert watch(_cut(clip.frames_CTHW), clip.still_mask_HW, aperture_T).last_sync > 0.9
+    assert measure(_cut(clip.frames_CTHW), clip.still_mask_HW, aperture_T).last_sync > 0.9
 
 
 def test_a_short_video_or_none_at_rest_is_refused() -> None:
     with pytest.raises(RequestError, match="got a single chunk"):
-        _watch(_brighten(torch.ones(12)))
+        _measure(_brighten(torch.ones(12)))
     with pytest.raises(RequestError, match="no region that stands still"):
-        watch(_cut(_brighten(torch.ones(36))), ~STILL_HW, torch.zeros(37))
+        measure(_cut(_brighten(torch.ones(36))), ~STILL_HW, torch.zeros(37))
     with pytest.raises(RequestError, match="nothing moves"):
-        _watch(_brighten(torch.zeros(36)))
+        _measure(_brighten(torch.zeros(36)))
 
 
 def _score(**changes: object) -> long.LongScores:
@@ -182,10 +182,10 @@ def test_the_command_makes_a_report_a_page_and_pictures(weights: Path, tmp_path:
     assert written["scores"]["seam_ratio"] < other["scores"]["seam_ratio"]
     assert written["settings"]["anchors_chunks"]
     assert other["settings"]["follows_reference"]
-    told = page.read_text()
+    text = page.read_text()
     made = "teacher, steps: 1, seed 1"
-    assert f"| {made}, anchored | {made}, as the reference goes on |" in told
-    assert all(told.count(f"| {bound['text']} |") == 1 for bound in written["bounds"])
+    assert f"| {made}, anchored | {made}, as the reference goes on |" in text
+    assert all(text.count(f"| {bound['text']} |") == 1 for bound in written["bounds"])
     with Image.open(pictures) as picture:
         assert picture.size == (3 * SIZE, SIZE)
 

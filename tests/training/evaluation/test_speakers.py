@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.avatars.pairs import PairClip
+from training.avatars.pairs import TwoSpeakerClip
 from training.avatars.synthetic import SyntheticClip
 from training.evaluation import speakers
 from training.evaluation.speakers import draw_turns, score_turn
@@ -24,33 +24,35 @@ NUM_FRAMES = 26
 
 
 @pytest.fixture(scope="module")
-def pair(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> PairClip:
+def true_clip(draw_humming_clip: Callable[[str, int, int], SyntheticClip]) -> TwoSpeakerClip:
     """The left one hums; the right one does, too."""
     left, right = (draw_humming_clip("heldout", seed, NUM_FRAMES) for seed in (3, 5))
     frames = torch.cat((left.frames_CTHW, right.frames_CTHW), 3)
-    return PairClip(frames_CTHW=frames, clips=(left, right))
+    return TwoSpeakerClip(frames_CTHW=frames, clips=(left, right))
 
 
-def test_the_true_clip_with_one_mouth_held_still(pair: PairClip) -> None:
-    left, right = pair.frames_CTHW.chunk(2, dim=3)
+def test_the_true_clip_with_one_mouth_held_still(true_clip: TwoSpeakerClip) -> None:
+    left, right = true_clip.frames_CTHW.chunk(2, dim=3)
     frames = torch.cat((left, right[:, :1].expand_as(right)), 3)
-    scores = score_turn(7, "left", pair, frames)
+    scores = score_turn(7, "left", true_clip, frames)
     assert (scores.pair_seed, scores.speaker, scores.speaker_lag_frames) == (7, "left", 0)
     assert scores.speaker_sync > 0.9
     assert scores.other_sync == 0
     assert scores.other_opening == 0
 
 
-def test_a_mouth_that_follows_the_wrong_voice_is_told(pair: PairClip) -> None:
-    left, _ = pair.frames_CTHW.chunk(2, dim=3)
-    scores = score_turn(0, "left", pair, torch.cat((left, left), 3))
+def test_a_mouth_that_follows_the_wrong_voice_is_told(true_clip: TwoSpeakerClip) -> None:
+    left, _ = true_clip.frames_CTHW.chunk(2, dim=3)
+    scores = score_turn(0, "left", true_clip, torch.cat((left, left), 3))
     assert scores.other_sync == pytest.approx(scores.speaker_sync)
     assert scores.other_opening == pytest.approx(1)
 
 
-def test_a_late_speaker_is_found(pair: PairClip) -> None:
-    late = torch.cat((pair.frames_CTHW[:, :1].expand(-1, 2, -1, -1), pair.frames_CTHW[:, :-2]), 1)
-    scores = score_turn(0, "right", pair, late)
+def test_a_late_speaker_is_found(true_clip: TwoSpeakerClip) -> None:
+    late = torch.cat(
+        (true_clip.frames_CTHW[:, :1].expand(-1, 2, -1, -1), true_clip.frames_CTHW[:, :-2]), 1
+    )
+    scores = score_turn(0, "right", true_clip, late)
     assert scores.speaker_lag_frames == 2
     assert scores.speaker_sync > 0.9
 

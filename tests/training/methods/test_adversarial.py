@@ -31,12 +31,12 @@ FROZEN_COPY = replace(METHOD, four_step="frozen", discriminator=Learning(learnin
 
 def _experienced(engines: Mapping[str, PlainEngine]) -> None:
     """Set the discriminator's last layer and its LoRA layers to values other than zero."""
-    judge = engines["discriminator"].module
-    assert isinstance(judge, Discriminator)
+    discriminator = engines["discriminator"].module
+    assert isinstance(discriminator, Discriminator)
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
-        judge.logit.weight.normal_(generator=generator)
-        for _, layer in list_adapters(judge):
+        discriminator.logit.weight.normal_(generator=generator)
+        for _, layer in list_adapters(discriminator):
             layer.lora_up.normal_(0, 0.3, generator=generator)
 
 
@@ -120,17 +120,17 @@ def test_a_sample_at_a_time_is_the_whole_loss(method: Adversarial) -> None:
 
 
 def _spy_on_scores(
-    monkeypatch: pytest.MonkeyPatch, judge: nn.Module
+    monkeypatch: pytest.MonkeyPatch, discriminator: nn.Module
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     scores: list[tuple[Tensor, Tensor, Tensor]] = []
-    forward = judge.forward
+    forward = discriminator.forward
 
     def spy(latents: Tensor, sigma_B: Tensor, batch: Batch) -> Tensor:
         logit_B = forward(latents, sigma_B, batch)
         scores.append((latents.detach(), sigma_B, logit_B.detach()))
         return logit_B
 
-    monkeypatch.setattr(judge, "forward", spy)
+    monkeypatch.setattr(discriminator, "forward", spy)
     return scores
 
 
@@ -192,7 +192,7 @@ def test_the_student_s_gradient_is_that_of_its_last_step() -> None:
     gradients = _gradients(METHOD, "student")
     engines, batch, draws = make_engines(METHOD), make_batch(), Draws(0, 0, 0)
     _experienced(engines)
-    student, judge = engines["student"].module, engines["discriminator"].module
+    student, discriminator = engines["student"].module, engines["discriminator"].module
     sigmas = METHOD.sigmas()
     assert sigmas == pytest.approx([1, 5 / 6])
     noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
@@ -200,9 +200,11 @@ def test_the_student_s_gradient_is_that_of_its_last_step() -> None:
     sample = last_step(student, noisy, sigmas[-1], batch)
     scored, sigma_B = METHOD._present({"student": sample}, batch, draws, "student")
     with torch.no_grad():
-        real = judge(batch.latents_BCFHW, sigma_B, batch)
-        four_step = judge(METHOD._make_four_step(batch, noise, engines, draws), sigma_B, batch)
-    logit = judge(scored["student"], sigma_B, batch)
+        real = discriminator(batch.latents_BCFHW, sigma_B, batch)
+        four_step = discriminator(
+            METHOD._make_four_step(batch, noise, engines, draws), sigma_B, batch
+        )
+    logit = discriminator(scored["student"], sigma_B, batch)
     loss = softplus(real - logit).mean() + 50 * softplus(four_step - logit).mean()
     names = [name for name, _ in student.named_parameters()]
     expected = torch.autograd.grad(loss, list(student.parameters()), allow_unused=True)
@@ -261,17 +263,17 @@ def test_one_step_warms_up_with_a_bridge_and_ends_with_pure_noise() -> None:
     method = Adversarial(num_steps=1, discriminator=LORA, warmup_steps=1, shift=1.0)
     engines, batch = make_engines(method), make_batch()
     for step, num_calls in ((0, 2), (1, 1)):
-        told: list[float] = []
+        strengths: list[float] = []
         student = engines["student"].module
         hook = student.register_forward_pre_hook(
-            lambda *call, kept=told: kept.append(call[1][1][0].item())
+            lambda *call, kept=strengths: kept.append(call[1][1][0].item())
         )
         next(method.updates(step, batch, engines, Draws(0, step, 0)))
         hook.remove()
-        assert len(told) == num_calls
-        assert told[0] == 1
+        assert len(strengths) == num_calls
+        assert strengths[0] == 1
         if num_calls == 2:
-            assert 0.5 < told[1] < 1
+            assert 0.5 < strengths[1] < 1
 
 
 def test_without_self_compare_there_is_no_four_step_model() -> None:
@@ -334,11 +336,11 @@ def test_phases_go_on_from_one_another() -> None:
         for step in range(2):
             take_step(method, engines, batch, step)
         networks = {role: engine.module for role, engine in engines.items()}
-    judge = networks["discriminator"]
-    assert isinstance(judge, Discriminator)
+    discriminator = networks["discriminator"]
+    assert isinstance(discriminator, Discriminator)
     sigma_B = torch.tensor([0.5, 0.5])
-    with torch.no_grad(), adapters_off(judge):
-        four_step = judge.backbone(batch.latents_BCFHW, sigma_B, batch)
+    with torch.no_grad(), adapters_off(discriminator):
+        four_step = discriminator.backbone(batch.latents_BCFHW, sigma_B, batch)
         assert torch.equal(four_step, make_model()(batch.latents_BCFHW, sigma_B, batch))
         student = networks["student"](batch.latents_BCFHW, sigma_B, batch)
         assert not torch.allclose(student, four_step)

@@ -128,7 +128,7 @@ def _lose(
     engines = make_engines(method)
     student = engines["student"].module
 
-    def know(
+    def predict(
         model: TalkingModel, noisy: Tensor, sigma: Tensor, shown: Batch, **_: object
     ) -> Tensor:
         made = make_student(shown) if model is student else make_before(shown)
@@ -136,7 +136,7 @@ def _lose(
             p.sum() for p in model.parameters()
         )
 
-    monkeypatch.setattr(TalkingModel, "forward", know)
+    monkeypatch.setattr(TalkingModel, "forward", predict)
     return take_step(method, engines, batch, steps_optimizers=False)
 
 
@@ -157,10 +157,10 @@ def test_both_begin_in_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_does_what_it_did_and_was_right_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch(4)
 
-    def know(_: Batch) -> Tensor:
+    def predict(_: Batch) -> Tensor:
         return batch.latents_BCFHW
 
-    terms = _lose(monkeypatch, batch, know, know, anchored=0.0)
+    terms = _lose(monkeypatch, batch, predict, predict, anchored=0.0)
     assert terms["student/loss"] == pytest.approx(0, abs=1e-10)
     assert terms["student/border_before"] == pytest.approx(0, abs=1e-10)
 
@@ -174,11 +174,11 @@ def test_at_the_border_the_student_is_to_be_right_and_elsewhere_as_it_was(
     def was(_: Batch) -> Tensor:
         return batch.latents_BCFHW + 2
 
-    def asked(_: Batch) -> Tensor:
+    def goal(_: Batch) -> Tensor:
         off = torch.tensor([0.0, 0, 0, 0, 0.5, 1, 1.5, 2])
         return batch.latents_BCFHW + off.view(-1, 1, 1)
 
-    terms = _lose(monkeypatch, batch, asked, was, drift=0.0, anchored=0.0)
+    terms = _lose(monkeypatch, batch, goal, was, drift=0.0, anchored=0.0)
     assert terms["student/loss"] == pytest.approx(0, abs=1e-8)
     assert terms["student/border_before"] == pytest.approx(4, rel=1e-4)
     # As it was: 2 off at the border, where it counts 4, then 1.5, 1, 0.5 and 0.
@@ -199,13 +199,13 @@ def test_frames_that_are_off_are_to_be_continued_as_they_are(
     def was(_: Batch) -> Tensor:
         return batch.latents_BCFHW + 2
 
-    def asked(shown: Batch) -> Tensor:
+    def goal(shown: Batch) -> Tensor:
         seen.append((shown.latents_BCFHW - batch.latents_BCFHW)[0, 0, :, 0, 0])
         return batch.latents_BCFHW + 2
 
     # With all of the drift the goal is as far off as what it was, everywhere.
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.ones(*size))
-    terms = _lose(monkeypatch, batch, asked, was, drift=1.0, anchored=0.0)
+    terms = _lose(monkeypatch, batch, goal, was, drift=1.0, anchored=0.0)
     assert terms["student/loss"] == pytest.approx(0, abs=1e-8)
     torch.testing.assert_close(seen[0], torch.tensor([0.0, 2, 2, 0, 0, 0, 0, 0]))
 

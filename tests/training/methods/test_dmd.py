@@ -87,8 +87,8 @@ def test_the_student_goes_from_the_fake_score_s_prediction_to_the_guided_teacher
         shown = batch.add_noise(sample, draw_noise(sample, draws.own("score noise")), sigma_B)
         # InfiniteTalk's own way of writing it: uncond + T (cond - no text) + A (no text - uncond)
         both, voice, neither = (
-            teacher(shown, sigma_B, batch, reads=reads, hears=hears)
-            for reads, hears in ((True, True), (False, True), (False, False))
+            teacher(shown, sigma_B, batch, uses_text=uses_text, uses_audio=uses_audio)
+            for uses_text, uses_audio in ((True, True), (False, True), (False, False))
         )
         velocity = neither + 5 * (both - voice) + 4 * (voice - neither)
         real = shown - sigma_B.view(-1, 1, 1, 1, 1) * velocity

@@ -19,14 +19,16 @@ from training.models.networks import TalkingModel
 METHOD = FlowMatching()
 
 
-def _listen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def _record_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Record the arguments of the network's calls."""
     calls: list[dict[str, Any]] = []
     forward = TalkingModel.forward
 
-    def spy(model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **told: Any) -> Tensor:
-        calls.append({"noisy": noisy, "sigma": sigma, "batch": batch, **told})
-        return forward(model, noisy, sigma, batch, **told)
+    def spy(
+        model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **settings: Any
+    ) -> Tensor:
+        calls.append({"noisy": noisy, "sigma": sigma, "batch": batch, **settings})
+        return forward(model, noisy, sigma, batch, **settings)
 
     monkeypatch.setattr(TalkingModel, "forward", spy)
     return calls
@@ -59,30 +61,32 @@ def test_with_lora_the_weights_stay() -> None:
 
 @pytest.mark.parametrize("what", ["audio", "text"])
 def test_some_chunks_are_not_told(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = _listen(monkeypatch)
+    calls = _record_calls(monkeypatch)
     method = replace(METHOD, **{f"{what}_dropout": 0.25})
     take_step(method, make_engines(method), make_batch(200), steps_optimizers=False)
-    told = calls[0]["hears" if what == "audio" else "reads"]
-    assert told.float().mean().item() == pytest.approx(0.75, abs=0.1)
+    settings = calls[0]["uses_audio" if what == "audio" else "uses_text"]
+    assert settings.float().mean().item() == pytest.approx(0.75, abs=0.1)
 
 
 def test_voice_and_text_are_dropped_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = _listen(monkeypatch)
+    calls = _record_calls(monkeypatch)
     method = replace(METHOD, audio_dropout=0.5, text_dropout=0.5)
     take_step(method, make_engines(method), make_batch(200), steps_optimizers=False)
-    both = (calls[0]["hears"] & calls[0]["reads"]).float().mean().item()
+    both = (calls[0]["uses_audio"] & calls[0]["uses_text"]).float().mean().item()
     assert both == pytest.approx(0.25, abs=0.1)
 
 
 def _lose(monkeypatch: pytest.MonkeyPatch, batch: Batch, error: Tensor | float) -> float:
     """Compute the loss of a network that predicts the chunks with a given error."""
 
-    def know(model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **_: Any) -> Tensor:
+    def predict(
+        model: TalkingModel, noisy: Tensor, sigma: Tensor, batch: Batch, **_: Any
+    ) -> Tensor:
         # noise - data, where noisy = (1 - sigma) data + sigma noise
         velocity = (noisy - batch.latents_BCFHW) / sigma.view(-1, 1, 1, 1, 1)
         return velocity + error + 0 * sum(p.sum() for p in model.parameters())
 
-    monkeypatch.setattr(TalkingModel, "forward", know)
+    monkeypatch.setattr(TalkingModel, "forward", predict)
     return take_step(METHOD, make_engines(METHOD), batch, steps_optimizers=False)["teacher/loss"]
 
 

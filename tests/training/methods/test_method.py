@@ -32,22 +32,22 @@ def test_a_role_that_trains_in_full_learns_all_of_it() -> None:
 
 
 def test_a_discriminator_with_lora_learns_its_heads_too() -> None:
-    spec = RoleSpec(begins_with="student", learning=LORA, judges=True)
-    judge = prepare_role(spec, make_model())
-    assert isinstance(judge, Discriminator)
-    for name in _learning(judge):
+    spec = RoleSpec(begins_with="student", learning=LORA, is_discriminator=True)
+    discriminator = prepare_role(spec, make_model())
+    assert isinstance(discriminator, Discriminator)
+    for name in _learning(discriminator):
         assert "lora_" in name or name.startswith(("heads.", "logit."))
-    heads = {f"heads.{name}" for name, _ in judge.heads.named_parameters()}
-    assert heads | {"logit.weight"} < _learning(judge)
+    heads = {f"heads.{name}" for name, _ in discriminator.heads.named_parameters()}
+    assert heads | {"logit.weight"} < _learning(discriminator)
 
 
 def test_a_discriminator_goes_on_with_its_heads_and_its_lora_layers() -> None:
-    spec = RoleSpec(begins_with="student", learning=LORA, judges=True)
-    judge = prepare_role(spec, make_model())
-    state = {name: t.clone() for name, t in judge.state_dict().items()}
-    judge.requires_grad_(False)
-    again = prepare_role(spec, judge)
-    assert again is judge
+    spec = RoleSpec(begins_with="student", learning=LORA, is_discriminator=True)
+    discriminator = prepare_role(spec, make_model())
+    state = {name: t.clone() for name, t in discriminator.state_dict().items()}
+    discriminator.requires_grad_(False)
+    again = prepare_role(spec, discriminator)
+    assert again is discriminator
     assert again.state_dict().keys() == state.keys()
     assert all(torch.equal(t, state[name]) for name, t in again.state_dict().items())
     assert any("lora_up" in name for name in _learning(again))

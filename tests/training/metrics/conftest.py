@@ -101,9 +101,9 @@ def all_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge_brightness(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
     """Embed brightness and loudness, for as many windows as SyncNet has."""
     num_windows = len(faces_TCHW) - syncnet.WINDOW_FRAMES
-    seen = faces_TCHW[:num_windows].mean((1, 2, 3))
-    heard = waveform_S.view(-1, 640)[:num_windows].square().mean(1).sqrt()
-    return seen[:, None].repeat(1, syncnet.WIDTH), heard[:, None].repeat(1, syncnet.WIDTH)
+    video = faces_TCHW[:num_windows].mean((1, 2, 3))
+    audio = waveform_S.view(-1, 640)[:num_windows].square().mean(1).sqrt()
+    return video[:, None].repeat(1, syncnet.WIDTH), audio[:, None].repeat(1, syncnet.WIDTH)
 
 
 @pytest.fixture

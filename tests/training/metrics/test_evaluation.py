@@ -121,12 +121,12 @@ class TestLeavingOut:
     def test_a_clip_is_left_out_of_what_cannot_look_at_it(
         self, sides: dict[str, list[Clip]]
     ) -> None:
-        def look(clip: Clip) -> Tensor:
+        def embed(clip: Clip) -> Tensor:
             if clip.name == "c":
                 raise GeometryError("too short")
             return torch.rand(5, 3, generator=torch.Generator().manual_seed(clip.num_frames))
 
-        instruments = _instruments(expression=look, inception=INCEPTION_LIKE)
+        instruments = _instruments(expression=embed, inception=INCEPTION_LIKE)
         report = measure(sides, instruments, Settings())
         assert [(skip.side, skip.clip, skip.of, skip.reason) for skip in report.skips] == [
             (REAL, "c", "e_fid", "too short")

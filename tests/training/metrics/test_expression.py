@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.data.scores import load_judge
+from training.data.scores import load_program
 from training.metrics.clips import Clip
 from training.metrics.expression import ExpressionSpace
 from training.metrics.weights import EXPRESSION
@@ -29,7 +29,7 @@ def test_a_sample_is_a_face(clip: Clip) -> None:
 
 
 def test_an_exported_program_is_never_shown_a_single_face(clip: Clip, all_weights: Path) -> None:
-    regressor = load_judge(all_weights / EXPRESSION)
+    regressor = load_program(all_weights / EXPRESSION)
     odd = Clip(name=clip.name, path=clip.path, num_frames=17)
     samples_ND = ExpressionSpace(regressor, MiddleFace())(odd)
     torch.testing.assert_close(samples_ND, ExpressionSpace(Brightness(), MiddleFace())(odd))

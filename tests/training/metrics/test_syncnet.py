@@ -27,7 +27,7 @@ from .conftest import MakeVideo, MiddleFace
 CPU = torch.device("cpu")
 
 
-class TestHearing:
+class TestMfcc:
     def test_golden(self) -> None:
         # python_speech_features 0.6, mfcc(round(32768 x), 16000), rows 0, 4, 5, 8 and columns 0, 1,
         # 2, 7, 12, of a sweep with a pause.
@@ -42,9 +42,9 @@ class TestHearing:
                 [21.2841, 16.8016, -11.2869, 25.5437, -4.5854],
             ]
         )
-        heard_MD = mfcc(sweep_S)
-        assert heard_MD.shape == (9, 13)
-        got = heard_MD[[0, 4, 5, 8]][:, [0, 1, 2, 7, 12]]
+        mfcc_MD = mfcc(sweep_S)
+        assert mfcc_MD.shape == (9, 13)
+        got = mfcc_MD[[0, 4, 5, 8]][:, [0, 1, 2, 7, 12]]
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
 
     def test_silence_is_finite(self) -> None:
@@ -78,16 +78,16 @@ class TestNetwork:
         generator = torch.Generator().manual_seed(0)
         faces_TCHW = torch.rand(8, 3, 224, 224, generator=generator)
         waveform_S = 0.1 * torch.randn(8 * 640, generator=generator)
-        seen_ND, heard_ND = syncnet(faces_TCHW, waveform_S)
-        assert seen_ND.shape == heard_ND.shape == (8 - WINDOW_FRAMES, WIDTH)
+        video_ND, audio_ND = syncnet(faces_TCHW, waveform_S)
+        assert video_ND.shape == audio_ND.shape == (8 - WINDOW_FRAMES, WIDTH)
         # The last window's last frame is 6, and its sound ends before 4 * 2 + 20 steps.
         changed_TCHW = faces_TCHW.clone()
         changed_TCHW[6] = 0
         changed_S = waveform_S.clone()
         changed_S[:640] = 0
-        seen_again_ND, heard_again_ND = syncnet(changed_TCHW, changed_S)
-        assert _differing(seen_ND, seen_again_ND) == [2]
-        assert _differing(heard_ND, heard_again_ND) == [0, 1]  # a sound frame is 25 ms, a step 10
+        video_again_ND, audio_again_ND = syncnet(changed_TCHW, changed_S)
+        assert _differing(video_ND, video_again_ND) == [2]
+        assert _differing(audio_ND, audio_again_ND) == [0, 1]  # a sound frame is 25 ms, a step 10
 
     def test_it_sees_blue_first_in_full_range(self, syncnet: SyncNet) -> None:
         faces_TCHW = torch.zeros(6, 3, 224, 224)
@@ -130,14 +130,14 @@ class TestComparing:
         # Orthogonal embeddings of length 3: one shift fits, the others are 3 * sqrt(2) away, but
         # for windows beyond the ends, where the voice is zero and 3 away.
         num_windows = 60
-        seen_ND = 3 * torch.eye(num_windows)
-        heard_ND = torch.zeros(num_windows, num_windows)
+        video_ND = 3 * torch.eye(num_windows)
+        audio_ND = torch.zeros(num_windows, num_windows)
         for window in range(num_windows):
             if 0 <= window + offset < num_windows:
-                heard_ND[window + offset] = seen_ND[window]
+                audio_ND[window + offset] = video_ND[window]
             else:
-                heard_ND[(window + offset) % num_windows] = seen_ND[window]
-        scores = measure_sync(seen_ND, heard_ND)
+                audio_ND[(window + offset) % num_windows] = video_ND[window]
+        scores = measure_sync(video_ND, audio_ND)
         assert scores.offset == offset
         far = 3 * math.sqrt(2)
         beyond = abs(offset)
@@ -170,13 +170,13 @@ class TestClips:
         path = make_video(tmp_path / "clip.mp4", [(60, 0.4)])
         both_ND = torch.randn(45, WIDTH, generator=torch.Generator().manual_seed(0))
 
-        def judge(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
+        def embed(faces_TCHW: Tensor, waveform_S: Tensor) -> tuple[Tensor, Tensor]:
             assert faces_TCHW.shape == (50, 3, 224, 224)
             assert waveform_S.shape == (50 * 640,)
             return both_ND, both_ND.roll(2, 0)
 
         clip = Clip(name="clip", path=path, num_frames=50)
-        scores = score_clip(clip, judge, MiddleFace())
+        scores = score_clip(clip, embed, MiddleFace())
         assert scores.offset == 2
         assert scores.sync_c > 30
 

@@ -23,9 +23,9 @@ SIGMA_B = torch.tensor([0.9, 0.3])
 
 
 @torch.no_grad()
-def _call(model: TalkingModel, **told: bool | Tensor) -> Tensor:
+def _call(model: TalkingModel, **conditions: bool | Tensor) -> Tensor:
     batch = make_batch()
-    return model(batch.latents_BCFHW, SIGMA_B, batch, **told)
+    return model(batch.latents_BCFHW, SIGMA_B, batch, **conditions)
 
 
 def test_it_is_the_network_of_the_pipeline() -> None:
@@ -55,11 +55,11 @@ def test_the_null_voice_is_windows_of_zeros() -> None:
     )
     with torch.no_grad():
         expected = model(batch.latents_BCFHW, SIGMA_B, silent)
-    assert torch.equal(_call(model, hears=False), expected)
+    assert torch.equal(_call(model, uses_audio=False), expected)
     assert not torch.allclose(_call(model), expected)
 
 
-def _make_pair() -> Batch:
+def _make_two_speakers() -> Batch:
     """Make chunks of two speakers; the right one's features are the negative of the left one's."""
     batch = make_batch()
     regions = torch.zeros(3, 4, 6)
@@ -75,32 +75,32 @@ def _make_pair() -> Batch:
 def test_the_voices_of_a_pair_are_heard_one_after_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, pair = make_model(), _make_pair()
-    heard: list[Tensor] = []
+    model, two = make_model(), _make_two_speakers()
+    attended: list[Tensor] = []
 
     def predict(
         latents: Tensor, *_: Tensor, audio_BFND: Tensor, regions_PHW: Tensor, **_more: object
     ) -> Tensor:
-        assert pair.regions_PHW is not None
-        assert torch.equal(regions_PHW, pair.regions_PHW)
-        heard.append(audio_BFND)
+        assert two.regions_PHW is not None
+        assert torch.equal(regions_PHW, two.regions_PHW)
+        attended.append(audio_BFND)
         return torch.zeros_like(latents)
 
     monkeypatch.setattr(model.dit, "forward", predict)
     with torch.no_grad():
-        model(pair.latents_BCFHW, SIGMA_B, pair)
+        model(two.latents_BCFHW, SIGMA_B, two)
         alone = [
-            model.projection(pair.first_BPKLD[:, voice], pair.later_BPFKLD[:, voice])
+            model.projection(two.first_BPKLD[:, voice], two.later_BPFKLD[:, voice])
             for voice in (0, 1)
         ]
-    torch.testing.assert_close(heard[0], torch.cat(alone, 2))
+    torch.testing.assert_close(attended[0], torch.cat(alone, 2))
 
 
 def test_the_null_voice_of_a_pair_is_one_voice_everywhere() -> None:
-    pair = _make_pair()
+    two = _make_two_speakers()
     with torch.no_grad():
-        null = make_model()(pair.latents_BCFHW, SIGMA_B, pair, hears=False)
-    assert torch.equal(null, _call(make_model(), hears=False))
+        null = make_model()(two.latents_BCFHW, SIGMA_B, two, uses_audio=False)
+    assert torch.equal(null, _call(make_model(), uses_audio=False))
 
 
 @pytest.mark.parametrize("null", ["negative prompt", "zeros"])
@@ -108,16 +108,16 @@ def test_the_null_text_is_the_negative_prompt_or_zeros(null: str) -> None:
     batch = make_batch()
     if null == "zeros":
         batch = replace(batch, null_text_BND=None)
-    told = replace(batch, text_BND=batch.null_text_BND)
+    conditions = replace(batch, text_BND=batch.null_text_BND)
     with torch.no_grad():
         model = make_model()
-        expected = model(batch.latents_BCFHW, SIGMA_B, told)
-        unread = model(batch.latents_BCFHW, SIGMA_B, batch, reads=False)
+        expected = model(batch.latents_BCFHW, SIGMA_B, conditions)
+        unread = model(batch.latents_BCFHW, SIGMA_B, batch, uses_text=False)
     assert torch.equal(unread, expected)
     assert not torch.allclose(unread, _call(model))
 
 
-@pytest.mark.parametrize("what", ["hears", "reads"])
+@pytest.mark.parametrize("what", ["uses_audio", "uses_text"])
 def test_each_chunk_may_be_told_something_else(what: str) -> None:
     model = make_model()
     mixed = _call(model, **{what: torch.tensor([True, False])})
@@ -186,24 +186,26 @@ def test_hidden_states_are_those_between_the_blocks() -> None:
 
 
 class TestDiscriminator:
-    def _score(self, judge: Discriminator, latents: Tensor) -> Tensor:
+    def _score(self, discriminator: Discriminator, latents: Tensor) -> Tensor:
         batch = make_batch()
-        return judge(batch.pin(latents), SIGMA_B, batch)
+        return discriminator(batch.pin(latents), SIGMA_B, batch)
 
     def _experienced(self) -> Discriminator:
-        judge = Discriminator(make_model())
+        discriminator = Discriminator(make_model())
         with torch.no_grad():
-            judge.logit.weight.copy_(torch.linspace(-1, 1, judge.logit.weight.numel()))
-        return judge
+            discriminator.logit.weight.copy_(
+                torch.linspace(-1, 1, discriminator.logit.weight.numel())
+            )
+        return discriminator
 
     def test_it_begins_undecided_and_without_a_constant(self) -> None:
-        judge = Discriminator(make_model())
-        logit_B = self._score(judge, make_batch().latents_BCFHW)
+        discriminator = Discriminator(make_model())
+        logit_B = self._score(discriminator, make_batch().latents_BCFHW)
         assert logit_B.tolist() == [0, 0]
-        assert [name for name, _ in judge.logit.named_parameters()] == ["weight"]
+        assert [name for name, _ in discriminator.logit.named_parameters()] == ["weight"]
         logit_B.sum().backward()
-        assert judge.logit.weight.grad is not None
-        assert judge.logit.weight.grad.any()
+        assert discriminator.logit.weight.grad is not None
+        assert discriminator.logit.weight.grad.any()
 
     def test_one_logit_per_video_that_depends_on_every_free_latent(self) -> None:
         latents = make_batch().latents_BCFHW.requires_grad_()
@@ -216,9 +218,11 @@ class TestDiscriminator:
         assert torch.equal(frames_BF > 0, ~make_batch().pinned_BF)
 
     def test_all_heads_and_all_depths_learn(self) -> None:
-        judge = self._experienced()
-        self._score(judge, make_batch().latents_BCFHW).square().sum().backward()
-        untouched = {n for n, p in judge.named_parameters() if p.grad is None or not p.grad.any()}
+        discriminator = self._experienced()
+        self._score(discriminator, make_batch().latents_BCFHW).square().sum().backward()
+        untouched = {
+            n for n, p in discriminator.named_parameters() if p.grad is None or not p.grad.any()
+        }
         # The transformer's own output, which nobody reads, and shifts that softmax does not see.
         assert all(".dit.head." in name or ".k.bias" in name for name in untouched)
 
@@ -227,10 +231,12 @@ class TestDiscriminator:
         for uses_checkpointing in (False, True):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                judge = self._experienced()
-            judge.backbone.dit.uses_checkpointing = uses_checkpointing
-            self._score(judge, make_batch().latents_BCFHW).sum().backward()
-            gradients.append({n: p.grad for n, p in judge.named_parameters() if p.grad is not None})
+                discriminator = self._experienced()
+            discriminator.backbone.dit.uses_checkpointing = uses_checkpointing
+            self._score(discriminator, make_batch().latents_BCFHW).sum().backward()
+            gradients.append(
+                {n: p.grad for n, p in discriminator.named_parameters() if p.grad is not None}
+            )
         torch.testing.assert_close(gradients[0], gradients[1])
 
 
@@ -238,12 +244,12 @@ def test_in_bfloat16_velocities_and_logits_are_float32() -> None:
     batch = make_batch()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        judge = Discriminator(make_model().bfloat16())
+        discriminator = Discriminator(make_model().bfloat16())
     with torch.no_grad():
-        judge.logit.weight.fill_(1.0)
-        logit_B = judge(batch.latents_BCFHW, SIGMA_B, batch)
-        velocity = judge.backbone(batch.latents_BCFHW, SIGMA_B, batch)
-        assert {p.dtype for p in judge.parameters()} == {torch.bfloat16}
-        exact = judge.float()(batch.latents_BCFHW, SIGMA_B, batch)
+        discriminator.logit.weight.fill_(1.0)
+        logit_B = discriminator(batch.latents_BCFHW, SIGMA_B, batch)
+        velocity = discriminator.backbone(batch.latents_BCFHW, SIGMA_B, batch)
+        assert {p.dtype for p in discriminator.parameters()} == {torch.bfloat16}
+        exact = discriminator.float()(batch.latents_BCFHW, SIGMA_B, batch)
     assert logit_B.dtype == velocity.dtype == torch.float32
     torch.testing.assert_close(logit_B, exact, rtol=0.1, atol=0.5)

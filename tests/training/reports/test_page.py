@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.training.reports.test_results import METRICS
-from training.reports.page import judge_claims, make_page
+from training.reports.page import check_claims, make_page
 
 
 def _results(*values: tuple[int, float]) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def _results(*values: tuple[int, float]) -> dict[str, Any]:
 
 
 def _report(claim: dict[str, Any], **rows: dict[str, Any]) -> dict[str, Any]:
-    told = {"text": "It is so", "metric": "frechet", "row": "t.a", "of": None}
+    base = {"text": "It is so", "metric": "frechet", "row": "t.a", "of": None}
     row = {"pairs": None}
     report = {
         "name": "trial",
@@ -48,15 +48,15 @@ def _report(claim: dict[str, Any], **rows: dict[str, Any]) -> dict[str, Any]:
                     "rows": {name: {"label": f"row {name}", **row} for name in rows},
                 }
             },
-            "claims": {"c": {**told, "at_least": None, "at_most": None, **claim}},
+            "claims": {"c": {**base, "at_least": None, "at_most": None, **claim}},
         },
         "hardware": [{"cpu": "CPU", "cores": 2, "threads": 1, "torch": "2", "python": "3"}],
         "models": {"m": {"dit": 64 * "a", "adapter": 64 * "b"}},
         "runs": {"r": {"command": "make it", "note": "", "phases": {}}},
-        "rows": {f"t.{name}": told for name, told in rows.items()},
+        "rows": {f"t.{name}": row for name, row in rows.items()},
         "sheets": {},
     }
-    return {**report, "claims": judge_claims(report)}
+    return {**report, "claims": check_claims(report)}
 
 
 THREE = _results((1, 2.0), (2, 3.0), (3, 10.0))
@@ -107,11 +107,11 @@ def test_what_was_not_run_is_neither(missing: str) -> None:
     assert "| It is so |  | ≤ 1 | not run |  |" in make_page(report)
 
 
-@pytest.mark.parametrize(("bound", "told"), [(1.25, "**holds**"), (1.0, "**does not hold**")])
-def test_the_page_says_what_comes_out(bound: float, told: str) -> None:
+@pytest.mark.parametrize(("bound", "verdict"), [(1.25, "**holds**"), (1.0, "**does not hold**")])
+def test_the_page_says_what_comes_out(bound: float, verdict: str) -> None:
     page = make_page(_report({"of": "t.b", "at_most": bound}, a=THREE, b=OTHER))
     count = "3 of 3" if bound > 1.2 else "2 of 3"
-    assert f"| It is so | 3.000 / 2.500 = 1.200 | ≤ {bound:g} | {told} | {count} |" in page
+    assert f"| It is so | 3.000 / 2.500 = 1.200 | ≤ {bound:g} | {verdict} | {count} |" in page
 
 
 def test_a_row_shows_medians_and_the_spread() -> None:
@@ -127,7 +127,7 @@ def test_a_row_shows_medians_and_the_spread() -> None:
 
 def test_a_table_says_the_length_that_is_its_own() -> None:
     report = _report({"at_most": 1.0}, a=THREE)
-    told = "Each clip is one chunk of 9 frames."
-    assert told not in make_page(report)
+    length = "Each clip is one chunk of 9 frames."
+    assert length not in make_page(report)
     report["study"]["tables"]["t"]["frames"] = 9
-    assert f"About it.\n\n{told}\n\n| " in make_page(report)
+    assert f"About it.\n\n{length}\n\n| " in make_page(report)

@@ -115,14 +115,14 @@ class Fake:
     """Measurement that takes no time, and records its arguments."""
 
     def __init__(self, stop_after: int = 100, **changes: float) -> None:
-        self.asked: list[tuple[str, str | None, int]] = []
+        self.measured: list[tuple[str, str | None, int]] = []
         self.stop_after = stop_after
         self.summary = METRICS | changes
 
     def __call__(self, cell: Cell) -> Measured:
-        if len(self.asked) == self.stop_after:
+        if len(self.measured) == self.stop_after:
             raise KeyboardInterrupt
-        self.asked.append((cell.place, cell.run, cell.request.seed))
+        self.measured.append((cell.place, cell.run, cell.request.seed))
         strips = np.zeros((2 * 8, 2 * 8, 3), np.uint8)
         return Measured(summary=self.summary, pairs=[{"pair_seed": 1}], strips=strips)
 
@@ -139,14 +139,14 @@ ALL = [
 def test_each_model_is_measured_once_at_each_seed(place: Place) -> None:
     fake = Fake()
     assert place.run(measure=fake) == 0
-    assert fake.asked == ALL  # the second table shows the same model again
+    assert fake.measured == ALL  # the second table shows the same model again
     rows = place.report["rows"]
     assert [len(row["results"]) for row in rows.values()] == [1, 4, 4]
     assert rows["again.one"]["results"] == rows["steps.one"]["results"]
     assert {result["run"] for result in rows["steps.one"]["results"]} == {"short", "other"}
     again = Fake()
     assert place.run(measure=again) == 0
-    assert again.asked == []
+    assert again.measured == []
 
 
 def test_a_stopped_command_goes_on(place: Place) -> None:
@@ -154,7 +154,7 @@ def test_a_stopped_command_goes_on(place: Place) -> None:
         place.run(measure=Fake(stop_after=2))
     fake = Fake()
     assert place.run(measure=fake) == 0
-    assert fake.asked == ALL[2:]
+    assert fake.measured == ALL[2:]
 
 
 def test_only_what_has_changed_is_measured_again(place: Place) -> None:
@@ -163,7 +163,7 @@ def test_only_what_has_changed_is_measured_again(place: Place) -> None:
     place.data["tables"]["steps"]["rows"]["one"]["label"] = "another word"
     fake = Fake()
     assert place.run(measure=fake) == 0
-    assert fake.asked == ALL[:1]
+    assert fake.measured == ALL[:1]
     model, projection, _ = make_networks()
     with torch.no_grad():
         projection.proj1.weight.add_(1)
@@ -171,7 +171,7 @@ def test_only_what_has_changed_is_measured_again(place: Place) -> None:
     save_adapter(export / "model_patches" / ADAPTER, model, projection, {})
     fake = Fake()
     assert place.run(measure=fake) == 0
-    assert fake.asked == [ALL[2], ALL[4]]
+    assert fake.measured == [ALL[2], ALL[4]]
 
 
 def test_a_missing_run_is_named_with_the_command_that_makes_it(
@@ -179,12 +179,12 @@ def test_a_missing_run_is_named_with_the_command_that_makes_it(
 ) -> None:
     (place.runs / "other" / "exports" / "one" / "diffusion_models" / TEACHER).unlink()
     assert place.run(measure=Fake()) == 2
-    told = capsys.readouterr().err
-    assert "steps.one: the run other has no export of the phase one" in told
-    assert "python -m training.train tiny seed=1 --run runs/other" in told
+    error = capsys.readouterr().err
+    assert "steps.one: the run other has no export of the phase one" in error
+    assert "python -m training.train tiny seed=1 --run runs/other" in error
     fake = Fake()
     assert place.run("--allow-missing", measure=fake) == 0
-    assert fake.asked == [ALL[0], ALL[1], ALL[3]]
+    assert fake.measured == [ALL[0], ALL[1], ALL[3]]
     assert len(place.report["rows"]["steps.one"]["missing"]) == 1
     # Where no run of a row is there, it says so.
     place.data["models"]["one"]["runs"] = ["other"]
@@ -197,7 +197,7 @@ def test_a_missing_run_is_named_with_the_command_that_makes_it(
 def test_some_rows_alone_make_no_page(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     fake = Fake()
     assert place.run("--only", "steps.teacher", measure=fake) == 0
-    assert fake.asked == ALL[:1]
+    assert fake.measured == ALL[:1]
     assert "steps.teacher, seed 1:  frechet 2.000" in capsys.readouterr().out
     assert not place.out.exists()
     assert place.run("--only", "steps.none", measure=fake) == 2

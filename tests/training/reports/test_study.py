@@ -55,7 +55,7 @@ def test_a_study_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "expected"),
     [
         ("tablez", {}, "tablez is unknown; the nearest key is tables"),
         ("tables.all.rows.r.stpes", 1, "tables.all.rows.r.stpes is unknown"),
@@ -76,8 +76,8 @@ def test_a_study_is_read(tmp_path: Path) -> None:
         ("logs", ["long"], "names the run long; there are short"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, path: str, value: object, told: str) -> None:
-    with pytest.raises(RecipeError, match=told):
+def test_what_is_wrong_is_named(tmp_path: Path, path: str, value: object, expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
         _load(tmp_path, path, value)
 
 
@@ -108,15 +108,15 @@ def test_a_row_changes_what_it_names_and_makes_clips_of_one_chunk(tmp_path: Path
         "audio_guidance": 1,
     })  # fmt: skip
     request = study.rows()["all.r"].request(shipped, 81, 5)
-    told = (request.num_inference_steps, request.schedule, request.update)
-    assert told == (2, "distilled", "renoise")
+    expected = (request.num_inference_steps, request.schedule, request.update)
+    assert expected == (2, "distilled", "renoise")
     assert request.audio_guidance_scale == 1
 
 
 def test_the_command_of_a_run() -> None:
     assert RunSource(recipe="tiny").command("tiny") == "python -m training.train tiny"
-    told = RunSource(recipe="tiny", changes=("seed=1",)).command("other")
-    assert told == "python -m training.train tiny seed=1 --run runs/other"
+    expected = RunSource(recipe="tiny", changes=("seed=1",)).command("other")
+    assert expected == "python -m training.train tiny seed=1 --run runs/other"
 
 
 def test_overrides_are_merged_into_the_recipe(tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_the_command_prints_and_trains(
     }
     file = tmp_path / "small.yaml"
     file.write_text(yaml.safe_dump({**SMALL, "runs": runs}, sort_keys=False))
-    asked: list[list[str]] = []
+    commands: list[list[str]] = []
 
     def run(command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
-        asked.append(command)
+        commands.append(command)
         return subprocess.CompletedProcess(command, 3 if "seed=3" in command else 0)
 
     monkeypatch.setattr(study.subprocess, "run", run)
@@ -165,12 +165,12 @@ def test_the_command_prints_and_trains(
     ]
     assert study.main([str(file)]) == 0
     assert capsys.readouterr().out == "".join(lines)
-    assert not asked
+    assert not commands
     assert study.main([str(file), "--only", "last", "tiny"]) == 0
     assert capsys.readouterr().out == lines[0] + lines[2]
     assert study.main([str(file), "--train"]) == 3  # and what comes after is not begun
     trains = [sys.executable, "-m", "training.train", "tiny"]
-    assert asked == [trains, [*trains, "seed=3", "--run", "runs/short"]]
+    assert commands == [trains, [*trains, "seed=3", "--run", "runs/short"]]
     assert study.main([str(file), "--only", "long"]) == study.REFUSED
     assert "there is no run long; there are tiny, short, last" in capsys.readouterr().err
 

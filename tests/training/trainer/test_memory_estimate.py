@@ -23,8 +23,8 @@ from training.trainer.memory_estimate import (
     count_parameters,
     count_saved,
     describe_run,
-    reckon_graphs,
-    reckon_states,
+    estimate_graphs,
+    estimate_states,
 )
 from training.trainer.roles import RoleBuilder
 
@@ -44,13 +44,13 @@ def test_parameters_are_counted() -> None:
     assert counts == Counts(all=48 + 2 * 72 + 16, trained=2 * 72 + 16, block=72, outside=64)
 
 
-def test_the_plain_engine_takes_what_is_reckoned() -> None:
+def test_the_plain_engine_takes_what_is_estimated() -> None:
     net = Net(2)
     for precision in ("float32", "bfloat16"):
         engine = PlainEngine(net, EngineSettings(precision=precision, ema_decay=0.9))
         engine.backward(engine(torch.ones(1, 5)).sum())
         choice = EngineChoice(precision=precision)
-        states = reckon_states(count_parameters(net), choice, averages=True)
+        states = estimate_states(count_parameters(net), choice, averages=True)
         weights = sum(w.nbytes for w in net.parameters())
         gradients = sum(w.grad.nbytes for w in net.parameters() if w.grad is not None)
         assert (states.weights, states.gradients) == (weights, gradients)
@@ -77,7 +77,7 @@ def test_the_plain_engine_takes_what_is_reckoned() -> None:
 def test_zero_divides_more_from_stage_to_stage(stage: int, per_parameter: float) -> None:
     counts = Counts(all=1000, trained=1000, block=100, outside=10)
     engine = replace(ZERO, zero_stage=stage)
-    states = reckon_states(counts, engine, averages=True)
+    states = estimate_states(counts, engine, averages=True)
     assert states.total - states.buffers == pytest.approx(1000 * per_parameter)
     gathered = 2 * (2 * 100 + 10) if stage == 3 else 0
     assert states.buffers == gathered + 2 * 1000 + 4 * 1000 / 8
@@ -85,11 +85,11 @@ def test_zero_divides_more_from_stage_to_stage(stage: int, per_parameter: float)
 
 def test_frozen_and_offloaded_networks_take_less() -> None:
     frozen = Counts(all=1000, trained=0, block=0, outside=0)
-    assert reckon_states(frozen, ZERO, averages=False).total == 2 * 1000 / 8
+    assert estimate_states(frozen, ZERO, averages=False).total == 2 * 1000 / 8
     trained = Counts(all=1000, trained=1000, block=0, outside=0)
-    away = reckon_states(trained, replace(ZERO, offload="optimizer"), averages=True)
+    away = estimate_states(trained, replace(ZERO, offload="optimizer"), averages=True)
     assert (away.weights, away.gradients, away.optimizer, away.average) == (250, 0, 0, 0)
-    away = reckon_states(trained, replace(ZERO, offload="weights"), averages=True)
+    away = estimate_states(trained, replace(ZERO, offload="weights"), averages=True)
     assert away.weights == 0
 
 
@@ -140,7 +140,7 @@ def test_graphs_that_are_alive_together_add_up() -> None:
     one = GraphBytes(inputs=2, inside=30, rest=5, num_layers=4)
     other = GraphBytes(inputs=1, inside=20, rest=3, num_layers=2)
     keep, recompute, offload = (
-        reckon_graphs([one, other], kind) for kind in ("keep", "recompute", "offload")
+        estimate_graphs([one, other], kind) for kind in ("keep", "recompute", "offload")
     )
     assert (keep.device, keep.cpu) == (5 + 4 * 30 + 3 + 2 * 20, 0)
     assert (recompute.device, recompute.cpu) == (5 + 4 * 2 + 3 + 2 * 1 + 30, 0)

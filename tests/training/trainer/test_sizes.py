@@ -54,10 +54,10 @@ def test_files_that_are_not_there_have_the_sizes_of_the_preset(source: WeightSou
 
 
 def test_what_the_recipe_says_wins_and_other_files_are_refused(source: WeightSource) -> None:
-    said = replace(source, video={"frequency_dim": 32})
-    assert resolve_source(said).video["frequency_dim"] == 32
+    changed = replace(source, video={"frequency_dim": 32})
+    assert resolve_source(changed).video["frequency_dim"] == 32
     with pytest.raises(MismatchError, match="the sizes are read from the file"):
-        network_kind(load_recipe("tiny")).load(said)
+        network_kind(load_recipe("tiny")).load(changed)
     full = WeightSource(video=asdict(VIDEO), audio=asdict(AUDIO_CONFIG))
     assert resolve_source(full) == full  # as it was, so that its fingerprint is
 

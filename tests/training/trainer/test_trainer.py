@@ -136,7 +136,7 @@ def test_only_the_role_that_is_stepped_requires_gradients(tmp_path: Path) -> Non
         def updates(self, step: int, batch: Any, roles: Any, draws: Any) -> Any:
             for update in super().updates(step, batch, roles, draws):
 
-                def look(role: str = update.role) -> Tensor:
+                def spy(role: str = update.role) -> Tensor:
                     learns = {
                         name: any(p.requires_grad for p in engine.module.parameters())
                         for name, engine in roles.items()
@@ -144,7 +144,7 @@ def test_only_the_role_that_is_stepped_requires_gradients(tmp_path: Path) -> Non
                     seen.append((role, learns))
                     return torch.zeros((), requires_grad=True)
 
-                yield replace(update, losses=[look, *update.losses])
+                yield replace(update, losses=[spy, *update.losses])
 
     make_trainer(tmp_path, method=Spy()).run()
     assert {role for role, _ in seen} == set(TRAINED)
@@ -249,7 +249,7 @@ class TestMixedPrecision:
             def updates(
                 self, step: int, batch: Any, roles: Mapping[str, Engine], draws: Draws
             ) -> Iterator[Update]:
-                def look(engine: Engine) -> Tensor:
+                def spy(engine: Engine) -> Tensor:
                     with torch.no_grad():
                         engine.module(batch.x)
                     loss = engine(batch.x).square().mean()
@@ -259,7 +259,7 @@ class TestMixedPrecision:
                     return loss
 
                 for update in super().updates(step, batch, roles, draws):
-                    yield replace(update, losses=[partial(look, roles[update.role])])
+                    yield replace(update, losses=[partial(spy, roles[update.role])])
 
         engine = replace(make_recipe().engine, precision="mixed")
         make_trainer(tmp_path, make_recipe(engine=engine), method=Looks()).run()
