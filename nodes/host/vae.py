@@ -9,6 +9,7 @@ Axes: B batch, C channels, T video frames, F latent frames, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_management
@@ -24,6 +25,7 @@ from ...turbotalk_core.models.vae import LATENT_MEAN, LATENT_STD, WanVAE
 from .convert import frames_from_image, image_from_frames
 from .progress import check_stop
 
+_PLAIN = (Tensor, nn.Parameter)
 WIDE = 96  # channels of the public file: at this width the host is as fast, with less memory
 
 
@@ -55,6 +57,7 @@ class HostVAE:
         self._vae = vae
         self._format = comfy.latent_formats.Wan21()
         self._core = _build_core(vae)
+        self._loaded: list[tuple[Any, ...]] = []  # weights that the core's VAE shares
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
         """Encode frames; see ``protocols.VideoVAE``."""
@@ -84,10 +87,15 @@ class HostVAE:
             return None
         # Loading applies the patches. On a CPU the host does not count memory.
         comfy.model_management.load_models_gpu([self._vae.patcher])
-        weights = self._vae.first_stage_model.state_dict()
-        if not (_is_unchanged(self._vae) and _fit(weights, self._core)):
+        if not _is_unchanged(self._vae):
             return None
-        self._core.load_state_dict(weights, assign=True)  # shares the memory
+        weights = self._vae.first_stage_model.state_dict()
+        found = [_describe(name, weight) for name, weight in weights.items()]
+        if found != self._loaded:
+            if not _fit(weights, self._core):
+                return None
+            self._core.load_state_dict(weights, assign=True)  # shares the memory
+            self._loaded = found
         return self._core
 
 
@@ -104,13 +112,20 @@ def _build_core(vae: VAE) -> WanVAE | None:
     return core
 
 
+def _describe(name: str, weight: Tensor) -> tuple[Any, ...]:
+    """Describe where the values of a weight are, to compare it with one that is loaded.
+
+    Equal descriptions of plain tensors mean the same memory, as long as one of them is alive.
+    """
+    place = weight.data_ptr() if type(weight) in _PLAIN else None
+    return name, type(weight), weight.dtype, weight.device, weight.shape, weight.stride(), place
+
+
 def _fit(weights: Mapping[str, Tensor], core: WanVAE) -> bool:
     """Check that the structure is the same, and the weights are plain float32 on the CPU."""
     shapes = {name: weight.shape for name, weight in weights.items()}
     return shapes == {name: weight.shape for name, weight in core.state_dict().items()} and all(
-        type(weight) in (Tensor, nn.Parameter)
-        and weight.dtype == torch.float32
-        and weight.device.type == "cpu"
+        type(weight) in _PLAIN and weight.dtype == torch.float32 and weight.device.type == "cpu"
         for weight in weights.values()
     )
 
