@@ -11,12 +11,12 @@ def test_all_arms_make_the_video(host, pack):
     scene = Scene(height=32, width=48, chunk_frames=21, motion_frames=5, num_chunks=2)
     arms = compare(host, pack, scene, rounds=2)
     assert scene.num_frames == 37
-    assert list(arms) == ["host_native", "our_nodes", "core", "reference_way"]
+    assert list(arms) == ["host_native", "our_nodes", "our_nodes_pytorch", "core", "reference_way"]
     for arm in arms.values():
         assert len(arm["all_seconds"]) == 2
         assert min(arm["all_seconds"]) <= arm["seconds"] <= max(arm["all_seconds"])
         assert arm["frames_per_second"] == 37 / arm["seconds"]
-    for name in ("our_nodes", "core"):
+    for name in ("our_nodes", "our_nodes_pytorch", "core"):
         assert set(arms[name]["parts"]) == {"encode", "forward", "decode", "rest", "assemble"}
         assert sum(arms[name]["parts"].values()) == pytest.approx(arms[name]["seconds"], rel=0.5)
     assert arms["core"]["parts"]["assemble"] == 0 < arms["our_nodes"]["parts"]["assemble"]

@@ -17,6 +17,7 @@ _WAYS = {
     "ComfyUI's own InfiniteTalk nodes": "host_native",
     "the core, in the reference's order": "reference_way",
     "our nodes": "our_nodes",
+    "our nodes with torch's attention, as in the core": "our_nodes_pytorch",
     "the core": "core",
 }
 _NODE_PARTS = {
@@ -152,6 +153,8 @@ def _list_arms(arms: dict[str, Any]) -> str:
     native = arms["host_native"]["frames_per_second"]
     rows = []
     for label, name in _WAYS.items():
+        if name not in arms:  # reports from before this arm
+            continue
         seconds, rate = arms[name]["seconds"], arms[name]["frames_per_second"]
         rows.append([label, f"{seconds:.2f}", f"{rate:.1f}", f"{rate / native:.2f}"])
     head = ["way", "seconds", "frames per second", "times ComfyUI's"]

@@ -118,6 +118,7 @@ def compare(
     arms = {
         "host_native": _prepare_native(host, scene),
         "our_nodes": _prepare_nodes(host, pack, scene),
+        "our_nodes_pytorch": _prepare_nodes(host, pack, scene, uses_pytorch_attention=True),
         "core": _prepare_core(host, scene, time_video),
         "reference_way": _prepare_core(host, scene, time_reference),
     }
@@ -186,9 +187,16 @@ def _prepare_native(host: SimpleNamespace, scene: Scene) -> Arm:
     return make
 
 
-def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Arm:
-    """Prepare the sampler and *Assemble video* of this pack."""
-    parts: Parts = {}
+def _prepare_nodes(
+    host: SimpleNamespace, pack: ModuleType, scene: Scene, *, uses_pytorch_attention: bool = False
+) -> Arm:
+    """Prepare the sampler and *Assemble video* of this pack.
+
+    ComfyUI's attention on a CPU is its own; with ``--use-pytorch-cross-attention`` it is torch's,
+    which the core uses. An override has the same effect within this process.
+    """
+    name = "ours_pytorch" if uses_pytorch_attention else "ours"
+    parts: Parts = dict.fromkeys(("encode", "forward", "decode"), 0.0)
     rooms = f"{pack.__name__}.nodes.host"
     vae_class = import_module(f"{rooms}.vae").HostVAE
     _time_method(vae_class, "encode", parts, "encode")
@@ -200,12 +208,16 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Arm
     model = run_node(
         host, "TurboTalkApplyAudioAdapter", model=bare, model_patch=adapter, strength=1.0
     )
+    if uses_pytorch_attention:
+        model.model_options["transformer_options"]["optimized_attention_override"] = (
+            lambda _, *arguments, **named: host.attention.attention_pytorch(*arguments, **named)
+        )
     vae = run_node(host, "VAELoader", vae_name=VAE)
     speech = _make_conversation(scene, import_module(f"{pack.__name__}.turbotalk_core.types"))
 
     def make(seed: int) -> Parts:
         positive, negative = _prompts()
-        parts.update(encode=0.0, forward=0.0, decode=0.0)
+        parts.update(dict.fromkeys(parts, 0.0))
         started = time.perf_counter()
         take = run_node(
             host,
@@ -242,7 +254,7 @@ def _prepare_nodes(host: SimpleNamespace, pack: ModuleType, scene: Scene) -> Arm
             start_frame=0,
             num_frames=0,
         )
-        video.save_to(str(host.base / "output" / f"ours_{seed}.mp4"))
+        video.save_to(str(host.base / "output" / f"{name}_{seed}.mp4"))
         rest = sampled - started - sum(parts.values())
         return parts | {"rest": rest, "assemble": time.perf_counter() - sampled}
 

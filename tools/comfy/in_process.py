@@ -34,6 +34,7 @@ def import_host(path: Path, base: Path) -> SimpleNamespace:
     modules = {
         "nodes": "nodes",
         "folder_paths": "folder_paths",
+        "attention": "comfy.ldm.modules.attention",
         "audio_encoder_nodes": "comfy_extras.nodes_audio_encoder",
         "model_advanced_nodes": "comfy_extras.nodes_model_advanced",
         "model_patch_nodes": "comfy_extras.nodes_model_patch",
