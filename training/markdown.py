@@ -1,4 +1,4 @@
-"""Markdown tables, for every page that training and its tools write."""
+"""Markdown tables of the pages that training and its tools write."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def table(
     """Format a table.
 
     Args:
-        head: of each column.
-        rows: cells, as many as the head has; see ``row``.
-        align: a letter per column, ``r`` for numbers that stand at the right.
-        is_tight: whether the line below the head goes without spaces.
+        head: heading of each column.
+        rows: cells of each row, as many as columns; see ``row``.
+        align: a letter per column, ``r`` for right-aligned numbers.
+        is_tight: whether the line below the head has no spaces.
 
     Returns:
-        Lines of Markdown, without a last line break.
+        Lines of Markdown, without a trailing line break.
     """
     rules = ["---:" if letter == "r" else "---" for letter in align.ljust(len(head))]
     rule = f"|{'|'.join(rules)}|" if is_tight else row(*rules)
@@ -29,10 +29,10 @@ def table(
 
 
 def row(*cells: object) -> str:
-    """Format a line of a table.
+    """Format a row of a table.
 
     Args:
-        *cells: anything with a text; None is a blank cell of one space.
+        *cells: contents of the cells; None for a blank cell of one space.
 
     Returns:
         A line of Markdown.
@@ -41,5 +41,5 @@ def row(*cells: object) -> str:
 
 
 def escape(cell: object) -> str:
-    """Return a text of unknown origin as one line without a column mark."""
+    """Return an untrusted text on one line, with column separators escaped."""
     return " ".join(str(cell).replace("|", "\\|").split())

@@ -1,10 +1,10 @@
-"""Distil: run a recipe, or say what it would be.
+"""Command that runs a training recipe, or describes the run.
 
     python -m training.train RECIPE [key=value …] [--run FOLDER] [--dry-run]
     deepspeed --module training.train RECIPE [key=value …]
 
-Everything goes to the run's folder, by default runs/RECIPE; the same command goes on with a run
-that was stopped. Exit codes: 0 done, 2 refused (one line on stderr says why).
+All output goes to the run's folder, by default runs/RECIPE. The same command resumes a run that was
+stopped. Exit codes: 0 done, 2 refused (with the reason in one line on stderr).
 """
 
 from __future__ import annotations
@@ -90,15 +90,15 @@ def make_methods(recipe: Recipe) -> list[Method]:
     """Make the method of each phase.
 
     Args:
-        recipe: names them and their settings.
+        recipe: recipe with the phases' methods and settings.
 
     Returns:
-        As many methods as the recipe has phases.
+        One method per phase.
 
     Raises:
-        RecipeError: no phase, an unknown method, settings that it refuses, a role to export that is
-            no talking model which the phase trains, or one to extrapolate that is not trained in
-            full.
+        RecipeError: if there is no phase, a method is unknown or refuses its settings, an exported
+            role is not a talking model that the phase trains, or an extrapolated role is not
+            trained in full.
     """
     if not recipe.phases:
         raise RecipeError("got a recipe without phases; see training/recipes for some with")
@@ -133,13 +133,13 @@ def make_methods(recipe: Recipe) -> list[Method]:
 
 
 def network_kind(recipe: Recipe) -> NetworkKind:
-    """Say what networks a recipe is about: talking models, and judges around them.
+    """Return the functions that load, sketch and prepare a recipe's networks.
 
     Args:
-        recipe: gives precision and seed.
+        recipe: recipe with precision and seed.
 
     Returns:
-        How they are loaded, sketched and prepared.
+        The functions for talking models and discriminators.
     """
     return NetworkKind(
         load=partial(_load, dtype=DTYPES[recipe.engine.precision], seed=recipe.seed),
@@ -149,12 +149,12 @@ def network_kind(recipe: Recipe) -> NetworkKind:
 
 
 def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
-    """Run a recipe to its end, from wherever its folder has got to.
+    """Run a recipe to its end, from the newest checkpoint in its folder on.
 
     Args:
         recipe: all settings.
-        folder: of the run; made where it does not exist.
-        methods: of each phase.
+        folder: folder of the run; created if it does not exist.
+        methods: method of each phase.
     """
     make_engine, device = start_engine(recipe)
     batches = open_data(recipe)
@@ -175,16 +175,16 @@ def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
 def start_engine(
     recipe: Recipe,
 ) -> tuple[Callable[[nn.Module, EngineSettings], Engine], torch.device]:
-    """Join the other ranks where there are any.
+    """Start the recipe's kind of engine, and join the other ranks if there are any.
 
     Args:
-        recipe: says which engine.
+        recipe: recipe with the kind of engine.
 
     Returns:
-        What puts a network into an engine, and the device of this rank.
+        A function that makes an engine of a network, and the device of this rank.
 
     Raises:
-        MissingToolError: DeepSpeed is asked for and not installed.
+        MissingToolError: if the recipe requires DeepSpeed and it is not installed.
     """
     choice = recipe.engine
     if choice.kind == "plain":
@@ -206,14 +206,14 @@ def open_data(recipe: Recipe) -> list[Batches]:
     """Open the prepared set of a recipe.
 
     Args:
-        recipe: names its folder.
+        recipe: recipe with the folder of the set.
 
     Returns:
-        The set as each phase sees it.
+        The set for each phase, with the phase's clip length.
 
     Raises:
-        RecipeError: no folder is named.
-        RequestError: it holds nothing that can be learnt from.
+        RecipeError: if the recipe has no folder.
+        RequestError: if the set has no usable samples.
     """
     from training.data.reader import PreparedSet
 
@@ -236,7 +236,7 @@ class ExportHook(Hook):
     """Export of the model files of each phase that has ended, on rank 0."""
 
     def on_phase_end(self, trainer: Trainer) -> None:
-        """Write the model files, where the recipe exports a role of the phase."""
+        """Write the model files if the recipe exports a role of the phase."""
         if ranks.rank() == 0:
             export_phase(
                 trainer.recipe,
@@ -250,14 +250,14 @@ class ExportHook(Hook):
 def export_phase(
     recipe: Recipe, folder: Path, methods: Sequence[Method], builder: RoleBuilder, number: int
 ) -> None:
-    """Write the model files of a phase that has ended, where the recipe asks for them.
+    """Write the model files of a finished phase if the recipe exports one of its roles.
 
     Args:
-        recipe: says which role, and what its files ship with.
-        folder: of the run; the files go into ``exports/PHASE``, laid out as a models folder.
-        methods: of each phase.
-        builder: has what the phase ended with.
-        number: of the phase.
+        recipe: recipe with the exported role and the settings that ship with its files.
+        folder: folder of the run; the files go into ``exports/PHASE``, laid out as a models folder.
+        methods: method of each phase.
+        builder: builder that loads the final weights of the phase.
+        number: number of the phase.
     """
     name, phase = list(recipe.phases.items())[number]
     if phase.exports is None:
@@ -273,14 +273,14 @@ def export_phase(
 
 
 def describe_student(clip: ClipShape, method: Method) -> dict[str, Any]:
-    """Say with which settings a phase's model is used, as they stand in a file's metadata.
+    """Return the sampling settings of a phase's model, which ship in its file's metadata.
 
     Args:
-        clip: what one sample of the phase is.
-        method: of the phase.
+        clip: shape of one sample of the phase.
+        method: method of the phase.
 
     Returns:
-        Settings named as in a request; those of a few-step sampler where the method has one.
+        Settings named as in a request, including those of a few-step sampler if the method has one.
     """
     settings: dict[str, Any] = {
         "height": clip.height,

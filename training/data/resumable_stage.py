@@ -37,7 +37,7 @@ _PLAIN = (".pt2", ".model")  # exported programs and tokenizers: single files, n
 _log = getLogger(__name__)
 
 Record = dict[str, Any]
-"""One line of an item log: ``key``, and either the item's values or why it was ``skipped``."""
+"""One line of an item log: ``key``, and either the item's facts or why it is ``skipped``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""What steps a network: the protocol that methods and the loop are written against.
+"""Engines: one network each, with its optimiser and its average.
 
-An engine holds one network (a role), its optimiser and its average. ``PlainEngine`` is for one
-device and needs nothing but torch; ``deepspeed_engine`` has the other. Both compute the same, and
-the plain one says what that is.
+Methods and the training loop use the protocol ``Engine``. ``PlainEngine`` is for one device and
+needs only torch; the engine of ``deepspeed_engine`` is for several. Both compute the same;
+``PlainEngine`` is the reference.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ DTYPES: Mapping[str, torch.dtype] = {
     "mixed": torch.float32,
     "bfloat16": torch.bfloat16,
 }
-"""Of weights in memory."""
+"""Dtype of the weights in memory, by precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How one network is stepped.
+    """Optimisation settings of one network.
 
     Attributes:
-        learning_rate: peak.
-        betas: of AdamW, both floats.
-        weight_decay: decoupled.
-        clip_norm: largest norm of the whole gradient; longer ones are scaled down to it.
+        learning_rate: peak learning rate.
+        betas: betas of AdamW, both floats.
+        weight_decay: decoupled weight decay.
+        clip_norm: largest norm of the whole gradient; a larger gradient is scaled down to it.
         optimizer: AdamW for all weights, or Muon for the matrices inside blocks and AdamW for the
-            rest (plain engine alone).
-        precision: of weights and gradients; in bfloat16 the optimiser steps float32 copies. Mixed
-            is float32 with network calls in bfloat16 (autocast), which the loop sees to (plain
-            engine alone).
-        ema_decay: of the average of the weights per update; None keeps none.
-        ema_start: updates before the average begins; until then it is the weights themselves.
-        uses_checkpointing: recompute blocks in the backward pass instead of storing them.
+            rest (plain engine only).
+        precision: precision of weights and gradients; in bfloat16 the optimiser steps float32
+            copies. Mixed is float32 with network calls in bfloat16, by the loop's autocast (plain
+            engine only).
+        ema_decay: decay of the weights' average per update; None for no average.
+        ema_start: updates before the average begins; until then it equals the weights.
+        uses_checkpointing: whether the backward pass recomputes blocks instead of storing them.
     """
 
     learning_rate: float = 1e-5
@@ -62,92 +62,92 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What a step was.
+    """Measurements of one optimiser step.
 
     Attributes:
-        gradient_norm: of the whole gradient over all ranks, before clipping.
+        gradient_norm: norm of the whole gradient over all ranks, before clipping.
     """
 
     gradient_norm: float
 
 
 class Engine(Protocol):
-    """One network that can be stepped.
+    """Network with an optimiser.
 
     Attributes:
-        module: the network itself, for whoever calls it without stepping it. Another role's graph
-            goes through this alone, never through the engine.
+        module: the network itself, for calls that are not followed by a step of this network. The
+            graph of another role's loss must go through it, never through the engine.
     """
 
     module: nn.Module
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Call the network in order to step it."""
+        """Call the network for a loss that this engine steps on."""
         ...
 
     def set_trainable(self, *, yes: bool) -> None:
-        """Let the trained weights require gradients, or none."""
+        """Make the trained weights require gradients, or not."""
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to what the next step takes."""
+        """Add the gradient of a loss to the gradient of the next step."""
         ...
 
     def step(self, factor: float) -> StepReport:
-        """Update the weights and forget the gradient.
+        """Update the weights and clear the gradient.
 
         Args:
             factor: share of the peak learning rate.
 
         Returns:
-            What it was.
+            Measurements of the step.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write all that ``load`` needs; every rank calls it."""
+        """Write everything that ``load`` reads; every rank must call it."""
         ...
 
     def load(self, folder: Path) -> None:
-        """Go on from what ``save`` wrote; every rank calls it."""
+        """Load the state that ``save`` wrote; every rank must call it."""
         ...
 
     def export(self) -> dict[str, Tensor]:
-        """Give all weights in float32 on the CPU, averaged where an average is kept.
+        """Return all weights in float32 on the CPU, averaged if there is an average.
 
-        Every rank calls it; ranks other than 0 may get nothing.
+        Every rank must call it; on ranks other than 0 the result may be empty.
         """
         ...
 
     def close(self) -> None:
-        """Give the memory back; the engine is not used any more."""
+        """Free the memory; the engine must not be used afterwards."""
         ...
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Compute network calls in bfloat16 where the precision is mixed.
+    """Return a context in which network calls compute in bfloat16 if the precision is mixed.
 
     Args:
-        device: of the networks.
-        precision: of an engine.
+        device: device of the networks.
+        precision: precision of the engines.
 
     Returns:
-        What calls are made in; backward passes are made outside.
+        The context for network calls; backward passes belong outside it.
     """
-    # Without its cache, in which some releases of torch keep a weight's copy that was made without
-    # a gradient.
+    # Without autocast's cache: in some releases of torch it keeps a copy of a weight that was cast
+    # without a gradient.
     return torch.autocast(
         device.type, torch.bfloat16, enabled=precision == "mixed", cache_enabled=False
     )
 
 
 class PlainEngine:
-    """One network on one device, without DeepSpeed.
+    """Engine for one network on one device, without DeepSpeed.
 
     Args:
-        module: to be stepped where some of its weights require gradients.
-        settings: how.
-        device: where it lives.
+        module: the network; its weights that require gradients are trained.
+        settings: optimisation settings.
+        device: device of the network; None for the CPU.
     """
 
     FILE = "plain.pt"
@@ -159,7 +159,7 @@ class PlainEngine:
         self.module = module.to(device or "cpu", DTYPES[settings.precision])
         set_checkpointing(self.module, uses=settings.uses_checkpointing)
         self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        # The optimiser's own copies; of float32 weights these are the weights themselves.
+        # The optimiser's float32 copies; float32 weights are used themselves, without a copy.
         self._masters = {
             name: nn.Parameter(weight.detach().float())
             if DTYPES[settings.precision] != torch.float32
@@ -178,21 +178,21 @@ class PlainEngine:
             self._average = Average(self._masters, settings.ema_decay, settings.ema_start)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """Call the network in order to step it."""
+        """Call the network for a loss that this engine steps on."""
         return self.module(*inputs, **named)
 
     def set_trainable(self, *, yes: bool) -> None:
-        """Let the trained weights require gradients, or none."""
+        """Make the trained weights require gradients, or not."""
         for weight in self._trained.values():
             weight.requires_grad_(yes)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss to what the next step takes."""
+        """Add the gradient of a loss to the gradient of the next step."""
         loss.backward()
 
     @torch.no_grad()
     def step(self, factor: float) -> StepReport:
-        """Update the weights and forget the gradient; a norm that is not finite changes nothing.
+        """Update the weights and clear the gradient; if its norm is not finite, keep the weights.
 
         Args:
             factor: share of the peak learning rate.
@@ -218,10 +218,10 @@ class PlainEngine:
                 self._trained[name].copy_(master)
 
     def save(self, folder: Path) -> None:
-        """Write all that ``load`` needs; frozen weights, which nothing changes, are not part of it.
+        """Write everything that ``load`` reads; frozen weights never change and are not written.
 
         Args:
-            folder: of this engine alone; made where it does not exist.
+            folder: folder of this engine only; created if it does not exist.
         """
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {
@@ -235,13 +235,13 @@ class PlainEngine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Go on from what ``save`` wrote.
+        """Load the state that ``save`` wrote.
 
         Args:
-            folder: that ``save`` was given.
+            folder: folder passed to ``save``.
 
         Raises:
-            CheckpointError: it holds no state of this engine, or one of another network.
+            CheckpointError: if it contains no state of a plain engine, or that of another network.
         """
         path = folder / self.FILE
         if not path.is_file():
@@ -261,14 +261,14 @@ class PlainEngine:
             self._average.num_updates = state["num_updates"]
 
     def export(self) -> dict[str, Tensor]:
-        """Give all weights in float32 on the CPU, averaged where an average is kept."""
+        """Return all weights in float32 on the CPU, averaged if there is an average."""
         weights = {**self.module.state_dict(), **self._masters}
         if self._average is not None:
             weights |= self._average.shards
         return {name: weight.detach().float().cpu().clone() for name, weight in weights.items()}
 
     def close(self) -> None:
-        """Give the memory back, which takes nothing here but to be forgotten."""
+        """Do nothing: memory is freed with the last reference to the engine."""
 
 
 def set_checkpointing(module: nn.Module, *, uses: bool) -> None:
@@ -281,15 +281,15 @@ def set_checkpointing(module: nn.Module, *, uses: bool) -> None:
 def check_same_network(
     expected: Mapping[str, Tensor], got: Mapping[str, Tensor], source: Path
 ) -> None:
-    """Refuse the weights of another network.
+    """Check that weights have the names and shapes of a network.
 
     Args:
-        expected: the state of the network that is there.
-        got: what was read.
-        source: where it was read, for the message.
+        expected: weights of the network.
+        got: weights that were read.
+        source: file or folder they were read from, for messages.
 
     Raises:
-        CheckpointError: other names or shapes.
+        CheckpointError: if names or shapes differ.
     """
     wrong = [
         name for name in expected.keys() | got.keys() if name not in expected or name not in got

@@ -1,4 +1,4 @@
-"""Learning rates, optimisers and weight averages that every training loop here shares."""
+"""Learning rates, optimisers and weight averages, shared by all training loops."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def rate_factor(
     """Compute the learning rate at a step, as a share of its peak.
 
     Args:
-        step: 0 for the first update.
-        num_steps: of the whole run.
-        num_warmup_steps: updates of linear growth, from the first share on.
+        step: number of the update, from 0.
+        num_steps: updates of the whole run.
+        num_warmup_steps: updates over which the rate grows linearly, from 1 / num_warmup_steps on.
         kind: constant after the warm-up, or a cosine that falls to ``floor``.
-        floor: share left at the end of the cosine.
-        reaches_floor: the last update has the floor itself; else the one after it would.
+        floor: share at the end of the cosine.
+        reaches_floor: whether the last update has the share ``floor``; else the update after it
+            would.
 
     Returns:
         A factor in [0, 1]; 0 is reached only with a floor of 0.
@@ -43,15 +44,15 @@ def rate_factor(
 class Average:
     """Exponential moving average of weights, or of one rank's shards of them.
 
-    Single updates of a stochastic optimiser scatter around the direction that they share. The
-    average cancels most of the scatter, so it is what a run ships.
+    Single updates of a stochastic optimiser scatter around their common direction. The average
+    cancels most of the scatter, so a run exports the average.
 
     Args:
-        shards: float32, by name; copied.
-        decay: share of the average that stays, per update.
-        start: updates before it begins; until then it is the weights themselves.
-        grows: the decay of update n is at most n / (n + 10), so that the average forgets early
-            weights soon and has a long memory only later.
+        shards: float32 weights or shards by name; copied.
+        decay: share of the old average that each update keeps.
+        start: updates before the average begins; until then it equals the weights.
+        grows: whether the decay of update n is limited to n / (n + 10), so that early weights lose
+            their influence fast and the average covers many updates only later.
     """
 
     def __init__(
@@ -83,12 +84,12 @@ class Average:
 def extrapolate(
     begin: Mapping[str, Tensor], end: Mapping[str, Tensor], factor: float
 ) -> dict[str, Tensor]:
-    """Go on along the straight line that training went.
+    """Extrapolate weights along the straight line from before training to after it.
 
     Args:
-        begin: weights before.
-        end: weights after, in float32, with the same names.
-        factor: 1 gives ``end``, 2 goes as far again.
+        begin: weights before training.
+        end: weights after training, in float32, with the same names.
+        factor: 1 for ``end``, 2 for twice the distance from ``begin``.
 
     Returns:
         begin + factor (end - begin), in float32.
@@ -99,27 +100,27 @@ def extrapolate(
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is made orthogonal, for matrices [rows, columns].
+    """Gradient descent with momentum and orthogonalised updates, for matrices [rows, columns].
 
     The gradient of a weight matrix usually has a few large singular values and many small ones, so
     a plain step moves the layer's output along a few directions only. Replacing all singular values
-    by 1 keeps the directions and gives each the same share of the step: of all updates whose
+    by 1 keeps the directions and makes the steps along them equally large: of all updates whose
     spectral norm is bounded, this one reduces the linearised loss most.
 
     The singular vectors are never computed. For G = U S V^T, an odd polynomial in G acts on the
     singular values alone: p(G) = a G + b (G G^T) G + c (G G^T)^2 G = U p(S) V^T. Iterating
     p(s) = a s + b s^3 + c s^5 drives every s in (0, 1] towards 1. The coefficients are those of the
-    source: their steep slope a at 0 lifts small values fast, at the price that the values end
-    between about 0.7 and 1.2 instead of at 1, which does not matter for a direction.
+    source: the steep slope a at 0 increases small values fast. In return the values end between
+    about 0.7 and 1.2 instead of at 1, which does not matter for a direction.
 
-    Like ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and with equal
-    shapes batched: that one computes in bfloat16, which many CPUs only emulate.
+    Equivalent to ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and
+    with equal shapes batched. Torch's Muon computes in bfloat16, which many CPUs only emulate.
 
     Args:
-        matrices: weights of two axes.
-        rate: learning rate; scaled so that an update has the size of one of AdamW.
-        weight_decay: decoupled, as AdamW's.
-        momentum: of the gradient, Nesterov's form.
+        matrices: weights with two axes.
+        rate: learning rate; scaled so that an update is as large as one of AdamW.
+        weight_decay: decoupled weight decay, as in AdamW.
+        momentum: Nesterov momentum of the gradient.
 
     Source: Jordan et al., Muon (2024): five Newton-Schulz iterations
     x <- a x + (b y + c y^2) x with y = x x^T; Moonlight (2502.16982): the factor
@@ -155,16 +156,16 @@ class Muon(torch.optim.Optimizer):
                 direction = self.orthogonalize(
                     torch.stack([self._follow(weight, group["momentum"]) for weight in weights])
                 )
-                # A matrix [n, m] of singular values 1 has root mean square 1 / sqrt(max(n, m)).
-                # The factor makes that 0.2, the usual one of an AdamW update, so that both
-                # optimisers can share one learning rate.
+                # A matrix [n, m] with singular values 1 has root mean square 1 / sqrt(max(n, m)).
+                # The factor makes it 0.2, as is usual for an AdamW update, so that both optimisers
+                # can use the same learning rate.
                 scale = group["lr"] * 0.2 * max(shape) ** 0.5
                 for weight, update in zip(weights, direction, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update, alpha=-scale)
 
     def _follow(self, weight: nn.Parameter, momentum: float) -> Tensor:
-        """Return the gradient averaged over steps, with the newest one counted once more."""
+        """Update the momentum buffer, and return the Nesterov gradient."""
         assert weight.grad is not None
         buffer = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
         buffer.lerp_(weight.grad, 1 - momentum)
@@ -172,7 +173,7 @@ class Muon(torch.optim.Optimizer):
 
     @classmethod
     def orthogonalize(cls, matrices: Tensor) -> Tensor:
-        """Bring all singular values of some matrices near 1.
+        """Return matrices with the same singular vectors and all singular values near 1.
 
         Args:
             matrices: [count, rows, columns].
@@ -196,16 +197,16 @@ class Muon(torch.optim.Optimizer):
 class Optimizers:
     """Muon for chosen matrices and convolution kernels, AdamW for all other weights.
 
-    Muon is an optimiser of matrices; a kernel is one, [out, in * height * width], and is stepped
-    through a view of that shape. The embedded VAE learns in far fewer updates with it than with
-    AdamW alone.
+    Muon optimises matrices. A convolution kernel is stepped through a view as the matrix
+    [out, in * height * width]. With Muon the embedded VAE needs far fewer updates than with AdamW
+    alone.
 
     Args:
-        weights: by name. Their order decides the rounding of the gradient's norm.
-        matrices: names of those that Muon steps; they have two or more axes.
-        rate: peak learning rate of both.
-        betas: of AdamW.
-        weight_decay: of both.
+        weights: weights by name. Their order determines the rounding of the gradient's norm.
+        matrices: names of the weights that Muon steps; they have two or more axes.
+        rate: peak learning rate of both optimisers.
+        betas: betas of AdamW.
+        weight_decay: weight decay of both optimisers.
 
     Source: Jordan et al., Muon (2024); Moonlight (2502.16982) for the scale.
     """
@@ -222,7 +223,7 @@ class Optimizers:
         self._weights = list(weights.values())
         self._rate = rate
         self._matrices = [weight for name, weight in weights.items() if name in matrices]
-        # A view shares its storage with the weight, so a step of the one is a step of the other.
+        # A view shares its storage with the weight, so a step of the view updates the weight.
         self._views = [
             weight if weight.ndim == 2 else nn.Parameter(weight.detach().flatten(1))
             for weight in self._matrices
@@ -272,17 +273,17 @@ def check_norm(norm: float) -> None:
     """Check the norm of a gradient.
 
     Args:
-        norm: of ``Optimizers.step``.
+        norm: result of ``Optimizers.step``.
 
     Raises:
-        FloatingPointError: it is NaN or infinite; the run must not go on.
+        FloatingPointError: if it is NaN or infinite; the run must stop.
     """
     if not math.isfinite(norm):
         raise FloatingPointError("the gradient is not finite; lower the learning rate")
 
 
 def list_block_matrices(module: nn.Module) -> set[str]:
-    """Return the names of the weights of two axes inside the repeated blocks of a network."""
+    """Return the names of the weights with two axes inside the repeated blocks of a network."""
     return {
         f"{place}.{name}"
         for place, blocks in module.named_modules()

@@ -1,15 +1,22 @@
-"""Sizes of the networks that a recipe starts from: read from their files, else from a preset."""
+"""Sizes of the initial networks of a recipe, from their files or else from a preset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from training.recipe import Preset, Recipe, WeightSource
-from turbotalk_core.checkpoints.inspect import DIT, inspect
-from turbotalk_core.checkpoints.tensors import read_header
+from turbotalk_core.checkpoints.inspect import (
+    ADAPTER,
+    ADAPTER_MARK,
+    DIT,
+    infer_adapter_heads,
+    infer_dit,
+    infer_projection,
+    inspect,
+)
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig
 from turbotalk_core.models.wan import WanConfig
 
@@ -50,77 +57,70 @@ PRESETS: Mapping[Preset, Sizes] = {
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
-    """Write the sizes of all networks into a recipe, so that it needs neither files nor presets.
+    """Add the sizes of all networks to a recipe, so that it needs neither files nor presets.
 
     Args:
-        recipe: as loaded.
+        recipe: recipe as loaded.
 
     Returns:
         The recipe with ``video`` and ``audio`` of each source of weights.
 
     Raises:
-        CheckpointError: a file that is there and cannot be read.
+        CheckpointError: if a file exists and cannot be read.
     """
     weights = {name: resolve_source(source) for name, source in recipe.weights.items()}
     return replace(recipe, weights=weights)
 
 
 def resolve_source(source: WeightSource) -> WeightSource:
-    """Write the sizes of a network where the recipe names them.
+    """Add the sizes of a network to its source of weights.
 
     Args:
-        source: sizes that it states itself win, so that a file with others is refused at loading.
+        source: source of weights. Sizes that it contains take precedence, so that a file with other
+            sizes is refused when it is loaded.
 
     Returns:
-        The source; its ``video`` and ``audio`` say all sizes that differ from the 14B model's.
+        The source; its ``video`` and ``audio`` contain all sizes that differ from the 14B model's.
 
     Raises:
-        CheckpointError: a file that is there and cannot be read.
+        CheckpointError: if a file exists and cannot be read.
     """
-    known = PRESETS[source.preset]
+    sizes = PRESETS[source.preset]
     if source.dit is not None and source.dit.exists():
-        known = _read_sizes(source.dit, source.adapter, known)
+        sizes = _read_sizes(source.dit, source.adapter, sizes)
     return replace(
         source,
         preset="14b",
-        video={**known.video, **source.video},
-        audio={**known.audio, **source.audio},
+        video={**sizes.video, **source.video},
+        audio={**sizes.audio, **source.audio},
     )
 
 
 def _read_sizes(dit: Path, adapter: Path | None, preset: Sizes) -> Sizes:
-    """Read the sizes in the headers of both files; of what is not there, those of the preset."""
-    info, shapes = inspect(dit), read_header(dit).shapes
+    """Read the sizes from the headers of both files; those of a missing adapter from the preset."""
+    info = inspect(dit)
     if info.kind != DIT:
-        return preset  # loading says what the file is
-    video: dict[str, Any] = {
-        "dim": info.sizes["width"],
-        "ffn_dim": shapes["blocks.0.ffn.0.weight"][0],
-        "num_heads": info.sizes["heads"],
-        "num_layers": info.sizes["layers"],
-        "in_channels": info.sizes["input channels"],
-        "text_dim": info.sizes["text width"],
-        "frequency_dim": shapes["time_embedding.0.weight"][1],
-        "image_dim": info.sizes["image width"] or None,
-    }
-    heads = info.sizes.get("audio heads")
+        return preset  # loading refuses the file, with the reason
+    video = asdict(infer_dit(info.header.shapes, info.header.metadata, dit))
+    del video["audio_heads"], video["audio_token_dim"]  # in the adapter's file
+    kind = DIT
     if adapter is not None and adapter.exists():
-        info, shapes = inspect(adapter), read_header(adapter).shapes
-        heads = info.sizes.get("heads")
-    if heads is None or "token width" not in info.sizes:
+        info, kind = inspect(adapter), ADAPTER
+    shapes, path = info.header.shapes, info.path
+    if info.kind != kind or ADAPTER_MARK not in shapes:
         names = ("audio_heads", "audio_token_dim")
         video |= {name: preset.video[name] for name in names if name in preset.video}
-        return Sizes(video=_differing(WanConfig, video), audio=preset.audio)
-    video |= {"audio_heads": heads, "audio_token_dim": info.sizes["token width"]}
-    audio = {
-        "frame_width": info.sizes["audio values per frame"],
-        "hidden_dim": shapes["audio_proj.proj1.weight"][0],
-        "num_tokens": info.sizes["tokens per latent frame"],
-        "token_dim": info.sizes["token width"],
-    }
-    return Sizes(video=_differing(WanConfig, video), audio=_differing(AudioAdapterConfig, audio))
+        return Sizes(video=_select_differing(WanConfig, video), audio=preset.audio)
+    projection = infer_projection(shapes, path)
+    width = shapes["blocks.0.audio_cross_attn.proj.weight"][0]
+    video["audio_heads"] = infer_adapter_heads(width, info.header.metadata, path)
+    video["audio_token_dim"] = projection.token_dim
+    return Sizes(
+        video=_select_differing(WanConfig, video),
+        audio=_select_differing(AudioAdapterConfig, asdict(projection)),
+    )
 
 
-def _differing(kind: type[Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = {known.name: known.default for known in fields(kind)}
+def _select_differing(kind: type[Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {entry.name: entry.default for entry in fields(kind)}
     return {name: value for name, value in sizes.items() if value != defaults[name]}

@@ -1,8 +1,8 @@
-"""The loop: phases, steps, updates, checkpoints.
+"""Training loop: phases, steps, updates and checkpoints.
 
-Goes in: a recipe, its methods, networks and batches. Comes out, in the run's folder: ``log.jsonl``
-with a line per step, ``checkpoints``, and ``phases`` with what each phase ended with. A run that
-was killed, anywhere, goes on as if it had not been: whatever a step does follows from its number.
+The loop writes to the run's folder: ``log.jsonl`` with a line per step, ``checkpoints``, and
+``phases`` with the final weights of each phase. A run that was killed at any point resumes as if it
+had not been interrupted, because everything that a step does follows from its number.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ logger = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
-    """Where samples come from."""
+    """Source of micro-batches."""
 
     def stream(
         self, seed: int, first_step: int, *, rank: int, world_size: int, size: int
     ) -> Iterator[Any]:
-        """Give one micro-batch per step, from one step on.
+        """Return one micro-batch per step, from a given step on.
 
         Args:
-            seed: of the order.
-            first_step: of the first one.
-            rank: which of the micro-batches of a step.
-            world_size: how many of them there are.
-            size: samples in each.
+            seed: seed of the order.
+            first_step: step of the first micro-batch.
+            rank: number of the micro-batch within its step.
+            world_size: micro-batches per step.
+            size: samples per micro-batch.
 
         Returns:
             An endless iterator.
@@ -58,25 +58,25 @@ class Batches(Protocol):
 
 
 class Trainer:
-    """A run.
+    """Training run of a recipe.
 
     Args:
         recipe: all settings.
-        folder: of the run.
-        methods: of each phase.
-        builder: of the networks.
-        batches: samples of each phase.
-        make_engine: puts a network into an engine.
-        device: that batches are moved to.
+        folder: folder of the run.
+        methods: method of each phase.
+        builder: builder of the networks.
+        batches: source of the micro-batches of each phase.
+        make_engine: function that makes an engine of a network.
+        device: device to which batches are moved.
         hooks: called at the start of a phase, around each step and at the end, in this order.
 
     Attributes:
-        engines: of the current phase, by role.
-        state: where the run is.
-        device: that batches are moved to.
+        engines: engines of the current phase, by role.
+        state: progress of the run.
+        device: device to which batches are moved.
 
     Raises:
-        RecipeError: micro-batches that cannot be shared out evenly among the ranks.
+        RecipeError: if the micro-batches cannot be divided evenly among the ranks.
     """
 
     def __init__(
@@ -116,14 +116,14 @@ class Trainer:
         self._streams: list[Iterator[Any]] = []
 
     def run(self) -> None:
-        """Train to the end, from wherever the folder has got to.
+        """Train to the end, from the newest checkpoint in the folder on.
 
-        The recipe is stored in the folder before anything is trained. The end of a run that is
-        complete is repeated: weights of the last phase are written again, and its hooks called.
+        The recipe is stored in the folder before training starts. For a complete run, its end is
+        repeated: the weights of the last phase are written and its hooks are called again.
 
         Raises:
-            TrainingError: a term is not finite, or has run away.
-            CheckpointError: the folder holds a run of another recipe.
+            TrainingError: if a term is not finite, or diverges.
+            CheckpointError: if the folder contains a run of another recipe.
         """
         found = self._resume()
         if ranks.rank() == 0:
@@ -149,10 +149,10 @@ class Trainer:
             self._end(number)
 
     def stop(self) -> None:
-        """End the run with a checkpoint of the current step, or at once where a phase starts.
+        """Stop the run with a checkpoint of the current step, or at once at the start of a phase.
 
-        For hooks; all ranks must stop at the same step. The phase stays open, and the run can be
-        resumed.
+        To be called by hooks; all ranks must stop at the same step. The phase stays unfinished, and
+        the run can be resumed.
         """
         self._stops = True
 
@@ -162,7 +162,7 @@ class Trainer:
 
     @property
     def _slots(self) -> range:
-        """Which of the micro-batches of a step are this rank's."""
+        """Return the numbers of the micro-batches of a step that this rank computes."""
         count = self.recipe.batch_of(self._phase).count // ranks.world_size()
         return range(ranks.rank() * count, (ranks.rank() + 1) * count)
 
@@ -180,13 +180,13 @@ class Trainer:
         ]
 
     def _resume(self) -> Path | None:
-        """Read where the folder has got to, before anything is written to it.
+        """Read the state of the newest checkpoint, before anything is written to the folder.
 
         Returns:
-            The newest checkpoint, or None where there is none.
+            Folder of the newest checkpoint, or None without one.
 
         Raises:
-            CheckpointError: it belongs to a run of another recipe.
+            CheckpointError: if it belongs to a run of another recipe.
         """
         found = self._checkpoints.find_newest()
         if found is None:
@@ -201,8 +201,8 @@ class Trainer:
         return path
 
     def _begin(self, number: int) -> None:
-        """Build the engines of a phase, one network after the other in the CPU's memory."""
-        for engine in self.engines.values():  # gives memory back before the next networks take it
+        """Build the engines of a phase, with one network at a time in the CPU's memory."""
+        for engine in self.engines.values():  # frees memory before the next networks need it
             engine.close()
         self.engines.clear()
         gc.collect()
@@ -246,18 +246,19 @@ class Trainer:
         ranks.barrier()
 
     def advance(self, phase_step: int | None = None) -> dict[str, float]:
-        """Make all updates of one step; ``state`` stays as it is.
+        """Run all updates of one step, without changing ``state``.
 
         Args:
-            phase_step: number of the step in the phase, which decides draws, learning rate and
-                what is due; None makes the next one. Batches are taken in their order.
+            phase_step: number of the step in the phase, which determines random draws, learning
+                rate and the updates to make; None for the next step. Each call reads the next
+                micro-batches, whatever the number.
 
         Returns:
-            All terms, averaged over micro-batches and ranks, by ``role/term``; those of a role
-            that is updated several times are averaged over its updates.
+            All terms, averaged over micro-batches and ranks, by ``role/term``. Terms of a role that
+            is updated several times are averaged over its updates.
 
         Raises:
-            TrainingError: a term is not finite; the role of that term has not been stepped.
+            TrainingError: if a term is not finite; the weights of its role are then unchanged.
         """
         position = self.state.phase_step if phase_step is None else phase_step
         step = self.state.step - self.state.phase_step + position
@@ -280,7 +281,7 @@ class Trainer:
     def _update(
         self, running: Sequence[Iterator[Update]], step: int, factor: float
     ) -> dict[str, float] | None:
-        """Make the next update of all micro-batches; None where there is none left."""
+        """Run the next update of all micro-batches, and return its terms; None if none is left."""
         role, sums = None, {}
         for updates in running:
             with self._autocast():
@@ -314,12 +315,12 @@ class Trainer:
     def _keep_activations(self) -> AbstractContextManager[object]:
         if self.recipe.engine.activations != "offload":
             return nullcontext()
-        # Of a block that is computed again, this moves its inputs; of everything else, all.
+        # Of a recomputed block only the inputs are stored and so moved; of all else, every tensor.
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     @contextmanager
     def _only(self, role: str) -> Iterator[None]:
-        """Let the weights of one role alone require gradients."""
+        """Make only the weights of one role require gradients."""
         others = [engine for name, engine in self.engines.items() if name != role]
         for engine in others:
             engine.set_trainable(yes=False)
