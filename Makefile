@@ -129,7 +129,7 @@ bench: $(VENV)/.dev-ready
 .PHONY: bench-training
 
 bench-training: $(VENV)/.dev-ready
-	$(PY) -m training.benchmark.step --json docs/results/training_speed.json \
+	$(PY) -m training.benchmark --json docs/results/training_speed.json \
 	  --markdown docs/results/training_speed.md
 
 # ----------------------------------------------------------------------------------------------

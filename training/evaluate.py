@@ -1,4 +1,4 @@
-"""Evaluation of the embedded family on held-out avatars and utterances, as a command.
+"""Command that evaluates the embedded family on held-out avatars and utterances.
 
 python -m training.evaluate --weights models --steps 20 --pairs 20 --seed 1 --json FILE
 python -m training.evaluate --weights models --steps 1 --dit FILE --adapter FILE

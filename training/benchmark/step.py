@@ -1,7 +1,7 @@
 """Benchmark of a training step: its seconds, its memory, and its overhead over network calls.
 
-    python -m training.benchmark.step [--json FILE] [--markdown FILE]
-    python -m training.benchmark.step --width 14b --layers 4 --methods dmd --precisions bfloat16
+    python -m training.benchmark [--json FILE] [--markdown FILE]
+    python -m training.benchmark --width 14b --layers 4 --methods dmd --precisions bfloat16
 
 Every method is measured on every engine, each in its own processes. After each round of steps, the
 same network calls, recorded by hooks, are repeated alone (``calls``); the ratio of the two times is
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark.step",
+        prog="python -m training.benchmark",
         description="Measure seconds and memory of a step.",
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

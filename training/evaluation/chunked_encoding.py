@@ -1,7 +1,7 @@
-"""What it changes that a long voice is heard in sections: features and mouths, in numbers.
+"""Effect of encoding a long voice in sections on audio features and generated mouths.
 
-In: minutes of drawn speech, and an embedded family. Out: tables on standard output. Separate from
-the other evaluations because it compares two ways to hear, and no models.
+The command draws minutes of speech and writes tables to standard output. Unlike the other
+evaluations it compares two ways to encode speech, not models.
 
 Axes: T video frames, L encoder layers, D feature width, C channels, H height, W width, S samples.
 """
@@ -38,34 +38,34 @@ from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Speech, Waveform
 
 SETTINGS = ((250, 125), (500, 250), (1000, 125), (1000, 250), (1000, 500), (2000, 250))
-PAUSE_LEVEL = 1e-3  # of the noise in a pause: -60 dB, a quiet room
+PAUSE_LEVEL = 1e-3  # level of the noise in a pause: -60 dB, a quiet room
 
 
 @dataclass(frozen=True, slots=True)
 class SectionNormalized:
-    """An encoder that is told nothing of what lies around a section; ``protocols.AudioEncoder``."""
+    """Encoder that normalises each section by itself; satisfies ``protocols.AudioEncoder``."""
 
     encoder: AudioEncoder
     first_kernel = None
 
     def fingerprint(self) -> str:
-        """Tell its weights apart; see ``protocols.AudioEncoder``."""
+        """Return the fingerprint of the weights; see ``protocols.AudioEncoder``."""
         return self.encoder.fingerprint()
 
     def encode(
         self, waveform_S: Tensor, num_frames: int, moments: SoundMoments | None = None
     ) -> Tensor:
-        """Hear a part as if it were the whole."""
+        """Encode a section without the statistics of the whole sound."""
         return self.encoder.encode(waveform_S, num_frames)
 
 
 def draw_voice(seed: int, seconds: float, pause_seconds: float) -> Waveform:
-    """Draw a voice that says nothing for a while in the middle, in a room that is not silent.
+    """Draw speech with a pause in the middle, which contains quiet noise.
 
     Args:
-        seed: of the voice.
-        seconds: length.
-        pause_seconds: of them without a word.
+        seed: seed of the voice.
+        seconds: length of the speech with the pause.
+        pause_seconds: length of the pause.
 
     Returns:
         16 kHz mono.
@@ -81,16 +81,16 @@ def draw_voice(seed: int, seconds: float, pause_seconds: float) -> Waveform:
 def encode_sections(
     voice: Waveform, encoder: AudioEncoder, section: int, context: int
 ) -> AudioFeatures:
-    """Hear a voice in sections, all at once in memory.
+    """Encode a voice in sections, and return all rows in memory.
 
     Args:
-        voice: to hear.
-        encoder: hears it.
+        voice: voice to encode.
+        encoder: the audio encoder.
         section: length of a section, video frames.
-        context: heard on each side of it, video frames.
+        context: context on each side of a section, video frames.
 
     Returns:
-        All rows.
+        The audio features.
     """
     seconds = Fraction(voice.num_samples, voice.sample_rate)
     features = encode_in_sections(
@@ -100,17 +100,18 @@ def encode_sections(
 
 
 def compare_rows(rows_TLD: Tensor, whole_TLD: Tensor) -> tuple[float, float]:
-    """Tell how far rows are from those of the whole.
+    """Measure the differences of rows encoded in sections from those encoded at once.
 
     Args:
-        rows_TLD: in sections.
-        whole_TLD: at once.
+        rows_TLD: rows encoded in sections.
+        whole_TLD: rows encoded at once.
 
     Returns:
-        Root mean square difference over root mean square, of all; and of the worst row in 100.
+        Root mean square difference over root mean square, for all rows together; and the 99th
+        percentile of that ratio over the rows.
     """
     difference_TLD = rows_TLD - whole_TLD
-    size_T = whole_TLD.norm(dim=(1, 2)).clamp(min=1e-9)  # of silence it may be 0
+    size_T = whole_TLD.norm(dim=(1, 2)).clamp(min=1e-9)  # may be 0 for silence
     worst_T = difference_TLD.norm(dim=(1, 2)) / size_T
     relative = difference_TLD.norm() / whole_TLD.norm()
     return float(relative), float(worst_T.quantile(0.99))
@@ -123,14 +124,14 @@ def read_mouths(
     models: Models,
     portrait_BCHW: Tensor,
 ) -> Tensor:
-    """Let the family say one chunk from each of several moments, and read the mouth.
+    """Generate one chunk from each of several times of a voice, and measure the mouth.
 
     Args:
-        features: of a long voice.
-        starts: the moments, video frames.
-        request: of the family.
-        models: of the family.
-        portrait_BCHW: who says it.
+        features: audio features of a long voice.
+        starts: start of each chunk, video frames.
+        request: settings of the family.
+        models: networks of the family.
+        portrait_BCHW: reference image.
 
     Returns:
         Mouth areas, one chunk after the other.
@@ -148,10 +149,10 @@ def read_mouths(
 
 
 def measure(arguments: argparse.Namespace) -> list[str]:
-    """Measure and write the tables.
+    """Measure the differences, and return the tables.
 
     Args:
-        arguments: of ``main``.
+        arguments: options of ``main``.
 
     Returns:
         Lines of Markdown.

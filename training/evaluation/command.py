@@ -1,4 +1,4 @@
-"""Command line that the evaluations share: common options, and the report as JSON."""
+"""Command line shared by the evaluations: common options, and the report as JSON."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def run_command(
     *,
     num_pairs: int,
 ) -> int:
-    """Parse the options that all evaluations have, evaluate, and report.
+    """Parse the command line, evaluate, and write the report.
 
     Args:
-        parser: with the evaluation's own options.
-        evaluate: gives from all options a report with a ``summary``.
+        parser: parser with the evaluation's own options; the common ones are added.
+        evaluate: function from all options to a report with a ``summary``.
         num_pairs: default number of pairs.
 
     Returns:

@@ -1,9 +1,8 @@
-"""How different are the clips that one input leads to?
+"""Diversity of the clips generated from one input.
 
-A portrait and a voice leave most of the motion open, so other noise should give other motion. Clips
-of one input are compared with each other, and so are true renders of the same avatar that begins
-in the same pose, says the same and moves in other ways. Separate because both sides need it and
-neither the renderer nor the measures of single clips do.
+A portrait and a voice leave most of the motion undetermined, so other noise should lead to other
+motion. Clips of one input are compared with each other. For reference, so are true renders of the
+same avatar that start in the same pose, speak the same utterance and move differently.
 
 Axes: C channels, T video frames, H height, W width.
 """
@@ -23,17 +22,17 @@ from training.avatars.motion import Motion, draw_motion
 from training.avatars.mouth import MouthCurve
 from training.avatars.portrait import render
 
-COARSE = 4  # pixels; grain that is finer than this is no other motion
+COARSE = 4  # pixels; differences that are finer than this are grain, not motion
 REDRAW_STRIDE = 10_000_019  # motion seeds of redraws begin above those of all pairs
-NUM_MOTIONS = 256  # from which it is learnt how the pose at the start tells of later ones
+NUM_MOTIONS = 256  # motions for the regression of later poses on the pose at the start
 LIMITS = {"lids_T": (0.0, 1.0), "gaze_x_T": (-1.0, 1.0), "gaze_y_T": (-1.0, 1.0)}
 
 
 def measure_spread(clips_CTHW: Sequence[Tensor]) -> float:
-    """Measure how far clips of one input are from each other.
+    """Measure the differences between clips of one input.
 
     Args:
-        clips_CTHW: at least two, equally long, in [-1, 1].
+        clips_CTHW: at least two clips, equally long, in [-1, 1].
 
     Returns:
         Mean absolute difference over all pairs of clips, frames and squares of ``COARSE`` pixels;
@@ -45,22 +44,22 @@ def measure_spread(clips_CTHW: Sequence[Tensor]) -> float:
 
 
 def redraw(split: str, seed: int, mouth: MouthCurve, count: int, size: int = 128) -> list[Tensor]:
-    """Render other ways in which an avatar could go on from its first frame.
+    """Render an avatar with other motions that start from the same first frame.
 
-    Curves of another motion seed are m(t); the pair's own begins at p. With r(t), the regression of
-    a curve at t on itself at 0, m(t) + r(t) (p - m(0)) is a draw of the curve given where it
-    begins, exactly so for a Gaussian process (Matheron's rule). At the start r is 1, and it falls
-    as the start is forgotten.
+    Let m(t) be a motion curve of another seed, and p the start of the original curve. With r(t),
+    the regression of a curve at t on its value at 0, m(t) + r(t) (p - m(0)) is a sample of the
+    curve conditioned on its start; for a Gaussian process this is exact (Matheron's rule). r is 1
+    at the start, and falls as the correlation with the start decays.
 
     Args:
         split: ``train`` or ``heldout``.
-        seed: of the pair.
-        mouth: what is said.
-        count: how many.
+        seed: seed of the avatar and its original motion.
+        mouth: mouth curve of the utterance.
+        count: number of clips.
         size: height and width in pixels.
 
     Returns:
-        Clips [3, T, H, W] in [-1, 1], which all begin with the pair's first frame.
+        Clips [3, T, H, W] in [-1, 1]; all begin with the first frame of the original.
     """
     avatar = draw_avatar(split, seed)
     num_frames = mouth.opening_T.shape[0]
@@ -83,7 +82,7 @@ def _begin_at(own: Motion, other: Motion, motions: Sequence[Motion]) -> Motion:
         drawn_MT = torch.stack([getattr(motion, name) for motion in motions])
         drawn_MT = drawn_MT - drawn_MT.mean(0)
         start_M1 = drawn_MT[:, :1]
-        # A curve that always begins alike tells nothing, and needs no shift.
+        # A curve that always starts at the same value needs no shift; its regression is 0.
         regression_T = (drawn_MT * start_M1).sum(0) / start_M1.square().sum().clamp_min(1e-12)
         curve_T = getattr(other, name)
         begun_T = curve_T + regression_T * (getattr(own, name)[0] - curve_T[0])

@@ -1,4 +1,4 @@
-"""Generation of clips with the embedded family, for everything that measures them.
+"""Generation of clips with the embedded family, for all evaluations.
 
 Axes: C channels, T video frames, H height, W width.
 """
@@ -36,16 +36,16 @@ def load_family(
     Args:
         weights: models folder.
         model: ``teacher`` or ``student``.
-        dit: file to take instead of the model's; then ``adapter`` is needed, too.
-        adapter: file to take instead of the model's.
+        dit: transformer file to use instead of the model's; requires ``adapter``.
+        adapter: adapter file to use instead of the model's; requires ``dit``.
 
     Returns:
-        The settings that the transformer ships with, the networks, the audio encoder.
+        The settings that ship with the transformer, the networks, and the audio encoder.
 
     Raises:
-        CheckpointError: a file that is missing or damaged.
-        MismatchError: an adapter of another transformer.
-        RequestError: a transformer or an adapter alone.
+        CheckpointError: if a file is missing or damaged.
+        MismatchError: if the adapter was made for another transformer.
+        RequestError: if only one of ``dit`` and ``adapter`` is set.
     """
     if (dit is None) != (adapter is None):
         raise RequestError(
@@ -61,7 +61,7 @@ def load_family(
 
 
 def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
-    """Name the files of a family with a transformer of its own.
+    """Return the files of a family with another transformer.
 
     Args:
         weights: models folder with the embedded VAE and audio encoder.
@@ -80,14 +80,14 @@ def name_files(weights: Path, dit: Path, adapter: Path) -> library.ModelFiles:
 
 
 class RememberingVAE:
-    """Video VAE that encodes the same frames once, as all models get the same reference images.
+    """Video VAE with a cache of encoded frames, because all models use the same reference images.
 
     Args:
         vae: the VAE that encodes and decodes.
 
     Attributes:
         num_decoded: chunks decoded so far.
-        encode_seconds: spent on encoding so far.
+        encode_seconds: time spent on encoding so far, in seconds.
     """
 
     def __init__(self, vae: VideoVAE) -> None:
@@ -97,17 +97,17 @@ class RememberingVAE:
         self._latents: dict[bytes, Tensor] = {}
 
     def encode(self, frames_BCTHW: Tensor) -> Tensor:
-        """Encode; see ``protocols.VideoVAE``."""
+        """Encode frames, or return their cached latents; see ``protocols.VideoVAE``."""
         return self._reuse(lambda: self._vae.encode(frames_BCTHW), frames_BCTHW)
 
     def encode_reference(self, picture_BCHW: Tensor, num_frames: int) -> Tensor:
-        """Encode a picture and then grey; see ``protocols.VideoVAE``."""
+        """Encode a picture followed by grey frames, with the cache; see ``protocols.VideoVAE``."""
         return self._reuse(
             lambda: self._vae.encode_reference(picture_BCHW, num_frames), picture_BCHW, num_frames
         )
 
     def decode(self, latents_BCFHW: Tensor) -> Tensor:
-        """Decode; see ``protocols.VideoVAE``."""
+        """Decode latents, and count the call; see ``protocols.VideoVAE``."""
         self.num_decoded += 1
         return self._vae.decode(latents_BCFHW)
 
@@ -123,11 +123,11 @@ class RememberingVAE:
 
 @dataclass(slots=True)
 class CountingDenoiser:
-    """A denoiser that counts its calls; satisfies ``protocols.Denoiser``.
+    """Denoiser that counts its calls; satisfies ``protocols.Denoiser``.
 
     Attributes:
-        denoiser: that is called.
-        num_calls: so far.
+        denoiser: the denoiser that is called.
+        num_calls: calls so far.
     """
 
     denoiser: Denoiser
@@ -145,10 +145,10 @@ class CountingDenoiser:
 def generate_clip(
     clip: SyntheticClip, request: TalkRequest, models: Models, encoder: AudioEncoder
 ) -> Tensor:
-    """Make a clip from the reference image and the voice of a true one.
+    """Generate a clip from the reference image and the voice of a true clip.
 
     Args:
-        clip: the true one.
+        clip: the true clip.
         request: all settings.
         models: the networks.
         encoder: the audio encoder.
@@ -163,10 +163,10 @@ def generate_clip(
 
 
 def collect_frames(chunks: Iterable[FrameChunk]) -> Tensor:
-    """Give the frames of all chunks as a file would hold them.
+    """Return the frames of all chunks with the rounding of a video file.
 
     Args:
-        chunks: of ``generate``.
+        chunks: chunks of ``generate``.
 
     Returns:
         [3, T, H, W], rounded to 8 bits, in [-1, 1].

@@ -1,10 +1,11 @@
-"""Does a long video stay as it began? Seams, colours and lips over many chunks.
+"""Evaluation of a long video: seams, drift of colours, and lip sync over many chunks.
 
     python -m training.evaluation.long --chunks 100 --json FILE --markdown FILE
     python -m training.evaluation.long --chunks 20 --model teacher --json FILE
 
-In: a number of chunks. Out: a report as JSON, a page, a strip of pictures. Separate because it
-looks at one long video as it is made, and keeps little of it; other evaluations look at short ones.
+The command generates a video and writes a report as JSON, a page and a strip of pictures. It
+measures each chunk when it is generated and keeps only the last ones in memory; other evaluations
+use short clips.
 
 Axes: C channels, T video frames, H height, W width, S audio samples, K chunks.
 """
@@ -42,33 +43,34 @@ from turbotalk_core.types import FrameChunk, Waveform
 from turbotalk_core.video.mux import quantize_frames
 
 PROGRAM = "python -m training.evaluation.long"
-NUM_PICTURES = 9  # of a strip
-TEN = 10  # chunks at either end that are compared
+NUM_PICTURES = 9  # pictures of the strip
+TEN = 10  # chunks at the start and at the end that are compared
 MINUTE = 60 * FPS  # video frames
-CALIBRATION_FRAMES = 81  # of the avatar, from which the still region is known
-BLACK = 1.0  # what is added to pixels in [-1, 1], so that black is 0 and shares mean something
+CALIBRATION_FRAMES = 81  # frames of the avatar's own render that determine the still region
+BLACK = 1.0  # added to pixels in [-1, 1], so that black is 0 and relative changes are meaningful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LongScores:
-    """What a long video shows.
+    """Scores of a long video.
 
     Attributes:
-        num_chunks: that it was made of.
-        num_frames: of the video.
+        num_chunks: chunks of the video.
+        num_frames: frames of the video.
         seam_ratio: median change of a pixel from the last frame of a chunk to the first of the
-            next, in the median change from frame to frame inside chunks.
-        worst_seam_ratio: of the seam that shows most.
-        latent_step_ratio: the same as ``seam_ratio`` where inside a chunk a latent frame begins. A
-            seam is such a place, too: what a frame of four changes most stands at its beginning.
-        colour_drift: largest change of a channel's mean in still regions from the first minute to
-            the last, as a share of the first. Still is what rests in the avatar's own render.
-        contrast_drift: the same of its standard deviation over the region's pixels.
+            next, divided by the median change from frame to frame inside chunks.
+        worst_seam_ratio: the same for the seam with the largest change.
+        latent_step_ratio: the same for the steps inside chunks at which a latent frame begins. A
+            seam is such a step too, and of the four frames of a latent frame the first one differs
+            most from the frame before.
+        colour_drift: largest relative change of a channel's mean in still regions from the first
+            minute to the last. Regions are still if they do not move in the avatar's own render.
+        contrast_drift: the same for its standard deviation over the region's pixels.
         first_sync: sync correlation of the first ten chunks.
-        last_sync: of the last ten.
-        syncs: of each ten chunks that follow each other, from the first on.
-        chunk_syncs: of each chunk by itself. Those of ten together also fall where a mouth opens
-            wider in one chunk than in another.
+        last_sync: sync correlation of the last ten chunks.
+        syncs: sync correlation of each group of ten successive chunks, from the first on.
+        chunk_syncs: sync correlation of each chunk alone. That of ten chunks together also falls
+            if the mouth opens wider in some chunks than in others.
     """
 
     num_chunks: int
@@ -90,19 +92,19 @@ def measure(
     aperture_T: Tensor,
     on_chunk: Callable[[int, Tensor], None] = lambda *_: None,
 ) -> LongScores:
-    """Measure a video while it is made.
+    """Measure a video while it is generated.
 
     Args:
-        chunks: of ``generate``, at least two.
+        chunks: chunks of ``generate``, at least two.
         still_mask_HW: True where nothing should move.
-        aperture_T: the true mouth, a value per frame.
-        on_chunk: shown the number of each chunk from 0 and its frames, uint8 [T, H, W, C].
+        aperture_T: the true mouth curve, a value per frame.
+        on_chunk: called with the number of each chunk, from 0, and its frames, uint8 [T, H, W, C].
 
     Returns:
-        Its scores.
+        The scores.
 
     Raises:
-        RequestError: a single chunk, no still region, or nothing that moves.
+        RequestError: if there is a single chunk, no still region, or no motion.
     """
     if not bool(still_mask_HW.any()):
         raise RequestError("the avatar has no region that stands still; choose another seed")
@@ -122,7 +124,7 @@ def measure(
             seams.append(float((frames_CTHW[:, 0] - previous_CHW).abs().mean()))
         inside = frames_CTHW.diff(dim=1).abs().mean((0, 2, 3)).tolist()
         steps += inside
-        position = made.chunk.keep_start - made.chunk.start  # of the chunk's first frame shown
+        position = made.chunk.keep_start - made.chunk.start  # of the chunk's first kept frame
         latent_steps += inside[-position % TEMPORAL_STRIDE :: TEMPORAL_STRIDE]
         on_chunk(number, bytes_THWC)
         previous_CHW = frames_CTHW[:, -1]
@@ -157,7 +159,7 @@ def measure(
 
 
 def _measure_drift(values_TC: Tensor) -> float:
-    """Compare the last minute with the first, or the last half where there are not two."""
+    """Compare the last minute with the first, or the two halves of a video under two minutes."""
     length = min(MINUTE, values_TC.shape[0] // 2)
     begin_C, end_C = values_TC[:length].mean(0), values_TC[-length:].mean(0)
     return float(((end_C - begin_C).abs() / begin_C.clamp_min(1e-3)).max())
@@ -173,12 +175,12 @@ def _read_sync(kept: Iterable[tuple[int, Tensor]], aperture_T: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """What a score must not exceed.
+    """Upper bound of a score.
 
     Attributes:
-        text: what is claimed.
-        value: that was measured.
-        most: that is allowed.
+        text: the claim in words.
+        value: the measured value.
+        most: the largest allowed value.
     """
 
     text: str
@@ -187,18 +189,18 @@ class Bound:
 
     @property
     def holds(self) -> bool:
-        """Whether it stays within."""
+        """Whether the value is within the bound."""
         return self.value <= self.most
 
 
 def list_bounds(scores: LongScores) -> list[Bound]:
-    """Say what a long video must keep to.
+    """Return the bounds that a long video must keep.
 
     Args:
-        scores: of ``measure``.
+        scores: result of ``measure``.
 
     Returns:
-        What is claimed, with what was measured.
+        The bounds with the measured values.
     """
     sync_lost = scores.first_sync - scores.last_sync
     return [
@@ -226,11 +228,11 @@ def list_bounds(scores: LongScores) -> list[Bound]:
 
 
 def to_page(reports: Sequence[Mapping[str, Any]], command: str) -> str:
-    """Tell reports to people, a column each.
+    """Format reports as a page, with one column each.
 
     Args:
-        reports: as the command line writes them, of one or several models.
-        command: that made the first.
+        reports: reports of one or several models, as the command line writes them.
+        command: command that made the first report.
 
     Returns:
         Markdown.
@@ -310,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line.
 
     Args:
-        argv: arguments; None takes those of the program.
+        argv: arguments after the program's name; None takes those of the process.
 
     Returns:
         The exit code.

@@ -29,32 +29,34 @@ from turbotalk_core.pipeline import Models
 from turbotalk_core.protocols import AudioEncoder
 from turbotalk_core.request import TalkRequest
 
-REACH = 8  # pixels, how far a face is followed
+REACH = 8  # pixels, largest shift of a block that is searched
 BLOCK = 12  # pixels, about an eye
-SEED_STRIDE = 100_003  # pairs of one seed are neighbours; pairs of two seeds never meet below it
-MIN_MOUTH_STD = 0.05  # a take in which hardly a word is said has no rhythm to follow
-FEATURE_SEED = 2604  # of the fixed random features
+SEED_STRIDE = 100_003  # pairs have consecutive seeds, so those of two evaluation seeds differ
+MIN_MOUTH_STD = 0.05  # clips with hardly any speech have no mouth motion to compare
+FEATURE_SEED = 2604  # seed of the fixed random features
 FEATURE_WIDTH = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairScores:
-    """What was measured on one pair.
+    """Scores of one pair, a held-out avatar with a held-out utterance.
 
     Attributes:
-        pair_seed: of the held-out avatar and utterance.
-        sync_correlation: of the mouth read from the generated frames with the true curve, at the
-            best lag.
-        sync_lag_frames: that lag; positive when the generated mouth is late.
+        pair_seed: seed of the avatar and the utterance.
+        sync_correlation: correlation of the mouth measured in the generated frames with the true
+            curve, at the best lag.
+        sync_lag_frames: that lag; positive if the generated mouth is late.
         identity_error: mean absolute difference from the reference where nothing should move; the
             full range of a pixel is 1.
-        flicker: mean absolute change from frame to frame at the same places.
-        psnr: against the true render, dB; the free motion is another one, so this is low.
-        motion: mean absolute change from frame to frame, everywhere, and that of the true render.
-        edges: mean absolute difference of neighbouring pixels, and that of the true render.
-        unlikeness: what of the frames is not in the reference, see ``measure_unlikeness``, and that
-            of the true render.
-        estimator_correlation: of the mouth read from the *true* frames with the true curve.
+        flicker: mean absolute change from frame to frame in the same region.
+        psnr: PSNR against the true render, dB; it is low because the motion is not determined by
+            the input.
+        motion: mean absolute change from frame to frame in the whole picture; also of the true
+            render.
+        edges: mean absolute difference of neighbouring pixels; also of the true render.
+        unlikeness: result of ``measure_unlikeness``; also of the true render.
+        estimator_correlation: correlation of the mouth measured in the *true* frames with the true
+            curve.
     """
 
     pair_seed: int
@@ -74,7 +76,7 @@ class PairScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderMeasures:
-    """What is measured of a true render, the same for all models that are compared with it.
+    """Measurements of a true render, shared by all models that are compared with it.
 
     Attributes:
         motion: as in ``PairScores``.
@@ -91,13 +93,13 @@ class RenderMeasures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldoutPair:
-    """A held-out avatar with a held-out utterance.
+    """Held-out avatar with a held-out utterance.
 
     Attributes:
-        seed: of both.
+        seed: seed of both.
         clip: the true render.
-        measures: of the true render.
-        features_ND: of the true render, see ``extract_features``.
+        measures: measurements of the true render.
+        features_ND: features of the true render, see ``extract_features``.
     """
 
     seed: int
@@ -108,13 +110,13 @@ class HeldoutPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What a model made of a set of pairs.
+    """Evaluation of a model on a set of pairs.
 
     Attributes:
-        scores: of each pair.
-        summary: of the whole set, as ``summarize`` gives it; also ``calls_per_chunk``, counted
+        scores: scores of each pair.
+        summary: result of ``summarize`` for the whole set; also ``calls_per_chunk``, counted
             network calls, and ``seconds_per_clip``, the median without the time of encoding.
-        clips: frames of the first pairs, as many as were asked for.
+        clips: generated frames of the first ``num_kept`` pairs.
     """
 
     scores: list[PairScores]
@@ -123,19 +125,19 @@ class Evaluation:
 
 
 def draw_pairs(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, SyntheticClip]]:
-    """Draw held-out avatars with held-out utterances, leaving out those that hardly speak.
+    """Draw held-out avatars with held-out utterances, leaving out those with hardly any speech.
 
     Args:
-        seed: any, 0 or more; the same seed gives the same pairs.
-        num_pairs: how many, at least 1.
-        num_frames: of each clip.
+        seed: 0 or more; the same seed leads to the same pairs.
+        num_pairs: number of pairs, at least 1.
+        num_frames: frames of each clip.
 
     Returns:
         The seed and the true render of each pair.
 
     Raises:
-        RequestError: no pair, or a negative seed.
-        MissingToolError: espeak-ng is not installed.
+        RequestError: if there is no pair, or the seed is negative.
+        MissingToolError: if espeak-ng is not installed.
     """
     check_draw(seed, num_pairs)
     pairs: list[tuple[int, SyntheticClip]] = []
@@ -152,10 +154,10 @@ def measure_pairs(pairs: Iterable[tuple[int, SyntheticClip]]) -> list[HeldoutPai
     """Measure true renders, once for all models.
 
     Args:
-        pairs: of ``draw_pairs``.
+        pairs: result of ``draw_pairs``.
 
     Returns:
-        The pairs with what was measured.
+        The pairs with their measurements.
     """
     return [
         HeldoutPair(
@@ -180,14 +182,14 @@ def measure_render(clip: SyntheticClip) -> RenderMeasures:
 
 
 def check_draw(seed: int, num_pairs: int) -> None:
-    """Refuse pairs that cannot be drawn.
+    """Check the seed and the number of pairs.
 
     Args:
         seed: 0 or more.
         num_pairs: at least 1.
 
     Raises:
-        RequestError: no pair, or a negative seed.
+        RequestError: if there is no pair, or the seed is negative.
     """
     if num_pairs < 1 or seed < 0:
         raise RequestError(
@@ -203,17 +205,18 @@ def evaluate(
     *,
     num_kept: int = 0,
 ) -> Evaluation:
-    """Let a model make the clips of all pairs, and measure them.
+    """Generate and measure the clips of all pairs.
 
     Args:
-        request: all settings; its seed is that of the noise of every clip.
-        models: the networks. With a ``RememberingVAE`` the next model encodes nothing again.
+        request: all settings; its seed is the noise seed of every clip.
+        models: the networks. A ``RememberingVAE`` can be passed again with the next model, so that
+            pictures are encoded once.
         encoder: the audio encoder.
-        pairs: of ``measure_pairs``.
-        num_kept: of how many pairs, the first ones, the frames are given back.
+        pairs: result of ``measure_pairs``.
+        num_kept: number of pairs, the first ones, whose frames are returned.
 
     Returns:
-        What was made and measured.
+        Scores, summary and kept frames.
     """
     vae = models.vae
     if not isinstance(vae, RememberingVAE):
@@ -245,13 +248,13 @@ def score_pair(
     """Measure one generated clip against its true render.
 
     Args:
-        pair_seed: kept in the result.
-        clip: the true one.
-        frames_CTHW: the generated one, in [-1, 1].
-        measures: of the true one; None measures it here.
+        pair_seed: seed of the pair, for the result.
+        clip: the true clip.
+        frames_CTHW: frames of the generated clip, in [-1, 1].
+        measures: measurements of the true clip; None computes them.
 
     Returns:
-        Its scores.
+        The scores.
     """
     measures = measures or measure_render(clip)
     true = clip.frames_CTHW
@@ -285,17 +288,17 @@ def _mean_edge(frames_CTHW: Tensor) -> float:
 
 @torch.no_grad()
 def measure_unlikeness(frames_CTHW: Tensor, reference_C1HW: Tensor) -> float:
-    """Measure how badly frames can be put together from pieces of the reference image.
+    """Measure how badly blocks of the reference image can reproduce the frames.
 
-    Each block of a frame is compared with the reference at all places near by. A face that turns
-    is found again; one that smears is not, wherever it went.
+    Each block of a frame is compared with the reference at all shifts up to ``REACH`` pixels, and
+    the best one counts. A face that has moved matches at some shift; a smeared one matches at none.
 
     Args:
-        frames_CTHW: in [-1, 1]; every fourth is read.
+        frames_CTHW: frames in [-1, 1]; every fourth is used.
         reference_C1HW: the reference image.
 
     Returns:
-        Mean absolute difference at the best place, over blocks and frames; the full range of a
+        Mean absolute difference at the best shift, over blocks and frames; the full range of a
         pixel is 1.
     """
     frames_TCHW = frames_CTHW[:, ::4].transpose(0, 1)
@@ -313,13 +316,13 @@ def measure_unlikeness(frames_CTHW: Tensor, reference_C1HW: Tensor) -> float:
 
 @torch.no_grad()
 def extract_features(frames_CTHW: Tensor) -> Tensor:
-    """Describe a clip by fixed random convolutions over space and time.
+    """Compute features of a clip with fixed random convolutions over space and time.
 
     Args:
-        frames_CTHW: in [-1, 1].
+        frames_CTHW: frames in [-1, 1].
 
     Returns:
-        A sample for each span of five frames, [N, FEATURE_WIDTH].
+        One sample per span of five frames, [N, FEATURE_WIDTH].
     """
     generator = torch.Generator().manual_seed(FEATURE_SEED)
     hidden = F.avg_pool2d(frames_CTHW.transpose(0, 1), 2)  # [T, C, H, W]
@@ -335,15 +338,14 @@ def extract_features(frames_CTHW: Tensor) -> Tensor:
 
 
 def average_scores(scores: Sequence[PairScores]) -> dict[str, float]:
-    """Average what was measured pair by pair.
+    """Average the scores of all pairs.
 
     Args:
-        scores: of all pairs.
+        scores: scores of each pair.
 
     Returns:
-        Means over the pairs; ``sync_within_one_frame`` is the share of pairs whose best lag is at
-        most a frame; the ratios to true renders
-        are of the set as a whole.
+        Means over the pairs. ``sync_within_one_frame`` is the share of pairs whose best lag is at
+        most one frame. Ratios to the true renders are ratios of the means.
     """
 
     def mean(name: str) -> float:
@@ -366,16 +368,16 @@ def average_scores(scores: Sequence[PairScores]) -> dict[str, float]:
 def summarize(
     scores: Sequence[PairScores], generated: list[Tensor], true: list[Tensor]
 ) -> dict[str, float]:
-    """Sum up a whole set.
+    """Summarize the scores of a set of pairs.
 
     Args:
-        scores: of all pairs.
+        scores: scores of each pair.
         generated: features of the generated clips.
         true: features of the true renders.
 
     Returns:
-        What ``average_scores`` gives, and ``frechet`` between the sets, ``frechet_floor`` between
-        two halves of the true renders.
+        Result of ``average_scores``, and the Fréchet distances ``frechet`` between the sets and
+        ``frechet_floor`` between two halves of the true renders.
     """
     summary = average_scores(scores)
     summary["frechet"] = frechet_distance(torch.cat(generated), torch.cat(true))

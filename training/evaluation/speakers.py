@@ -1,10 +1,11 @@
-"""Does the right mouth move? Two avatars in one picture, of whom one speaks.
+"""Evaluation with two speakers: whether the mouth of the one who speaks moves.
 
     python -m training.evaluation.speakers --weights models --pairs 6 --seed 1 --json FILE
 
-Each pair is two held-out avatars side by side. One of them has a held-out utterance, the other is
-silent; who is who alternates. The models get the picture, both voices and a region for each, and
-both mouths are read from the generated pixels and compared with the one voice.
+Each clip shows two held-out avatars side by side. One of them speaks a held-out utterance, the
+other is silent; the side of the speaker alternates. The inputs of the models are the picture, both
+voices and a region for each. Both mouths are measured in the generated pixels and compared with the
+mouth curve of the utterance. In options and reports such a clip counts as a pair.
 
 Axes: C channels, T video frames, H height, W width.
 """
@@ -40,16 +41,16 @@ SIDES = ("left", "right")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnScores:
-    """What was measured on one pair.
+    """Scores of one clip of two speakers.
 
     Attributes:
-        pair_seed: of the two avatars and the utterance.
-        speaker: ``left`` or ``right``.
+        pair_seed: seed of the two avatars and the utterance.
+        speaker: side of the speaker, ``left`` or ``right``.
         speaker_sync: correlation of the speaker's mouth with the true curve, at the best lag.
         speaker_lag_frames: that lag.
         other_sync: correlation of the other mouth with the same curve at the same lag.
-        other_opening: how much the other mouth moves, relative to the speaker's: standard
-            deviations of what is read from the pixels.
+        other_opening: motion of the other mouth relative to the speaker's: ratio of the standard
+            deviations of the measured mouth areas.
     """
 
     pair_seed: int
@@ -61,19 +62,19 @@ class TurnScores:
 
 
 def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, str, TwoSpeakerClip]]:
-    """Draw held-out pairs, leaving out those whose speaker hardly speaks.
+    """Draw held-out clips of two speakers, leaving out those with hardly any speech.
 
     Args:
-        seed: any, 0 or more; the same seed gives the same pairs.
-        num_pairs: how many, at least 1.
-        num_frames: of each clip.
+        seed: 0 or more; the same seed leads to the same clips.
+        num_pairs: number of clips, at least 1.
+        num_frames: frames of each clip.
 
     Returns:
-        Seed, side of the speaker and true render of each.
+        Seed, side of the speaker and true render of each clip.
 
     Raises:
-        RequestError: no pair, or a negative seed.
-        MissingToolError: espeak-ng is not installed.
+        RequestError: if there is no clip, or the seed is negative.
+        MissingToolError: if espeak-ng is not installed.
     """
     check_draw(seed, num_pairs)
     turns: list[tuple[int, str, TwoSpeakerClip]] = []
@@ -91,11 +92,11 @@ def draw_turns(seed: int, num_pairs: int, num_frames: int) -> list[tuple[int, st
 def generate_two_speakers(
     true_clip: TwoSpeakerClip, request: TalkRequest, models: Models, encoder: AudioEncoder
 ) -> Tensor:
-    """Make a clip of two speakers from the first picture and the voices of a true one.
+    """Generate a clip of two speakers from the first frame and the voices of a true clip.
 
     Args:
-        true_clip: the true one.
-        request: all settings; the size is the pair's.
+        true_clip: the true clip.
+        request: all settings, except that the size is the true clip's.
         models: the networks.
         encoder: the audio encoder.
 
@@ -120,23 +121,24 @@ def generate_two_speakers(
 def score_turn(
     pair_seed: int, speaker: str, true_clip: TwoSpeakerClip, frames_CTHW: Tensor
 ) -> TurnScores:
-    """Measure whose mouth moves.
+    """Measure both mouths of a generated clip.
 
     Args:
-        pair_seed: kept in the result.
-        speaker: ``left`` or ``right``.
-        true_clip: the true one.
-        frames_CTHW: the generated one, in [-1, 1].
+        pair_seed: seed of the clip, for the result.
+        speaker: side of the speaker, ``left`` or ``right``.
+        true_clip: the true clip.
+        frames_CTHW: frames of the generated clip, in [-1, 1].
 
     Returns:
-        Its scores.
+        The scores.
     """
     place = SIDES.index(speaker)
     true_T = true_clip.clips[place].mouth.aperture_T
     halves = frames_CTHW.chunk(2, dim=3)
     speaker_T, other_T = (estimate_aperture(halves[side]) for side in (place, 1 - place))
     correlation, lag = sync(speaker_T, true_T)
-    # The other mouth is asked at the lag of the speaker's: the best of many would flatter noise.
+    # The other mouth is compared at the speaker's lag: the best of many lags would be above zero
+    # for noise as well.
     shifted_T = true_T.roll(lag)
     return TurnScores(
         pair_seed=pair_seed,

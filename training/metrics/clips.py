@@ -1,6 +1,6 @@
 """Clips of a folder, decoded a span of frames at a time; all metrics read them.
 
-Input: a folder of videos. Output: the readable clips, and reasons for the others.
+``list_clips`` returns the readable clips of a folder, and the reasons for the others.
 
 Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 """
@@ -155,8 +155,8 @@ class NetworkSpace:
     """Feature space of a network that is called span by span.
 
     Args:
-        network: see the subclass.
-        device: where it runs.
+        network: the network; the subclass documents its inputs and outputs.
+        device: device of the network.
     """
 
     def __init__(self, network: Callable[..., Any], device: torch.device) -> None:
@@ -168,14 +168,14 @@ class NetworkSpace:
         """Compute the features of a clip.
 
         Args:
-            clip: to decode.
+            clip: clip to decode.
 
         Returns:
             Samples [N, D], on the CPU.
 
         Raises:
-            ImageError: the file is damaged.
-            CheckpointError: the network returns something else.
+            ImageError: if the file is damaged.
+            CheckpointError: if the output of the network has the wrong form.
         """
         return torch.cat([self.embed(span_TCHW) for span_TCHW in iterate_spans(clip)])
 
@@ -183,9 +183,9 @@ class NetworkSpace:
         """Compute the features of a span.
 
         Args:
-            span_TCHW: uint8 pictures, at most ``SPAN_FRAMES``.
+            span_TCHW: uint8 frames, at most ``SPAN_FRAMES``.
 
         Returns:
-            Samples [N, D], on the CPU; none where the span is too short to be one.
+            Samples [N, D], on the CPU; none if the span is too short for a sample.
         """
         raise NotImplementedError

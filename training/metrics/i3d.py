@@ -1,6 +1,6 @@
 """Features of FVD: spans of sixteen frames, by the I3D network of Kinetics-400.
 
-Input: the network's TorchScript file. Output: a feature space. No other file loads TorchScript.
+This is the only module that loads TorchScript.
 
 Axes: B batch, T video frames, C channels, H height, W width, N samples, D feature width.
 """
@@ -30,7 +30,7 @@ class I3DSpace(NetworkSpace):
         """Compute the features of a clip; see ``NetworkSpace``.
 
         Args:
-            clip: to decode.
+            clip: clip to decode.
 
         Returns:
             Features, [spans, 400].

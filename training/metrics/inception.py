@@ -1,8 +1,7 @@
 """Features of FID and KID: single frames, by the Inception network of 2015.
 
-Input: the file of its weights. Output: a feature space. Only this file uses torch-fidelity, whose
-network and resize agree with those of published numbers. Torchvision's Inception has other weights
-and leads to other numbers.
+This is the only module that uses torch-fidelity, whose network and resize agree with those of
+published numbers. Torchvision's Inception has other weights and leads to other numbers.
 
 Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 """

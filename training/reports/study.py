@@ -55,10 +55,10 @@ class RunSource:
         """Return the arguments of ``training.train`` that make the run.
 
         Args:
-            name: of its folder.
+            name: name of the run's folder.
 
         Returns:
-            Recipe, changes and where it goes.
+            Recipe, changes and folder.
         """
         where = () if name == self.recipe else ("--run", f"runs/{name}")
         return [self.recipe, *self.list_changes(), *where]
@@ -85,10 +85,10 @@ def _flatten(overrides: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[st
 
 
 def _write_value(value: Any) -> str:
-    """Write a value as YAML in one line; words that YAML reads as something else are quoted."""
+    """Return a value as YAML in one line, with quotes around words that are not plain strings."""
     if isinstance(value, str) and value.isidentifier() and parse_yaml(value, value) == value:
         return value
-    return json.dumps(value)  # which is YAML
+    return json.dumps(value)  # JSON is valid YAML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{run.command(name)}\n")
         sys.stdout.flush()
         if arguments.train:
-            # A process each: an engine's ranks are joined once per process.
+            # One process per run: ranks can be joined only once in a process.
             command = [sys.executable, "-m", "training.train", *run.arguments(name)]
             code = subprocess.run(command, check=False).returncode
             if code:

@@ -1,12 +1,12 @@
 """Training of the embedded audio encoder, a wav2vec2 small enough for any machine.
 
-Goes in: a seed. Comes out: the encoder's file and a log beside it. From every transformer layer a
-linear head, thrown away afterwards, must read the mouth and the spectrum of the very same video
-frame, so that the features say at 25 Hz what a face needs to know. The command
+A linear head on every transformer layer predicts the mouth shape and the spectrum at each video
+frame, so the features encode at 25 Hz what determines the face. The heads are discarded afterwards.
+The encoder's file is written with a log beside it. The command
 
     make models-audio-encoder
 
-rebuilds the shipped file; with the same seed, thread count and library versions, bit for bit.
+rebuilds the shipped file, bit for bit with the same seed, thread count and library versions.
 
 Axes: B clips, S audio samples, T video frames, L encoder layers, D feature or target width.
 """
@@ -51,21 +51,21 @@ MEL_WINDOW = 1024  # samples
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """Everything that decides what the trained encoder will be.
+    """All settings that determine the trained encoder.
 
     Attributes:
-        seed: of weights, speech and batches.
-        num_clips: size of the pool that batches are drawn from.
-        num_heldout: clips of unseen speech that the log's correlation is measured on.
-        clip_seconds: length of each.
+        seed: seed of weights, speech and batches.
+        num_clips: clips in the training pool.
+        num_heldout: clips of held-out speech, for the correlation in the log.
+        clip_seconds: length of each clip.
         silent_share: share of the pool that is silent throughout.
         pausing_share: share of the pool with a long pause. The first convolution is normalised over
-            the whole clip, so the network must learn how loud a voice is beside any silence.
-        num_steps: batches.
+            the whole clip, so the network must be trained on voices with any amount of silence.
+        num_steps: number of batches.
         batch_size: clips per batch.
-        learning_rate: at its peak, after a tenth of the steps; it ends at 0 on a cosine.
-        weight_decay: of AdamW.
-        mel_weight: weight of the spectrum's error beside the mouth's.
+        learning_rate: peak, reached after a tenth of the steps; then a cosine down to 0.
+        weight_decay: weight decay of AdamW.
+        mel_weight: weight of the spectrum's error relative to the mouth's.
     """
 
     seed: int = 0
@@ -82,10 +82,10 @@ class Recipe:
 
 
 class Clips(NamedTuple):
-    """Sounds as the encoder hears them, and what is to be read from each video frame.
+    """Inputs of the encoder, and the targets of the heads for each video frame.
 
     Attributes:
-        waveforms_BS: 16 kHz, loudness normalised.
+        waveforms_BS: 16 kHz samples with normalised loudness.
         targets_BTD: opening, width and log-mel bands.
     """
 
@@ -94,13 +94,14 @@ class Clips(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Where a training stands.
+    """Progress of a training.
 
     Attributes:
-        step: batches done.
-        loss: mean since the last report.
-        correlation: of the mouth opening read from the last layer with the true one, unseen speech.
-        seconds: since the training began.
+        step: batches so far.
+        loss: mean loss since the last report.
+        correlation: correlation of the mouth opening predicted from the last layer with the true
+            one, for held-out speech.
+        seconds: time since the start of the training.
     """
 
     step: int
@@ -131,9 +132,9 @@ def draw_clips(split: str, num_clips: int, recipe: Recipe) -> Clips:
     """Draw speech, some of it with long pauses, and some silence.
 
     Args:
-        split: of the speech, ``train`` or ``heldout``; held-out clips are all speech.
-        num_clips: how many.
-        recipe: seed, length and shares.
+        split: split of the speech, ``train`` or ``heldout``; held-out clips have no added silence.
+        num_clips: number of clips.
+        recipe: recipe with seed, length and shares.
 
     Returns:
         The clips.
@@ -147,12 +148,12 @@ def draw_clips(split: str, num_clips: int, recipe: Recipe) -> Clips:
         if kind < recipe.silent_share:
             waveforms.append(torch.zeros(round(SAMPLE_RATE * recipe.clip_seconds)))
             continue
-        # Seeds of different recipes never meet: pools are far smaller than a million clips.
+        # Pools are far smaller than a million clips, so seeds of different recipes do not overlap.
         waveform_S = draw_speech(split, recipe.seed * 1_000_000 + index, recipe.clip_seconds)
         if kind < recipe.silent_share + recipe.pausing_share:
             num_samples = waveform_S.shape[0]
             pause = int((0.25 + 0.5 * length) * num_samples)
-            # Half of the pauses lie at an edge, where a voice has not begun or has ended.
+            # Half of the pauses are at the start or the end of the clip.
             first = int((2 * start - 0.5) * (num_samples - pause))
             first = min(max(first, 0), num_samples - pause)
             waveform_S[first : first + pause] = 0
@@ -166,10 +167,11 @@ def train_encoder(
     """Train a new encoder.
 
     Args:
-        clips: the pool.
-        heldout: unseen speech, measured on and never learnt from.
-        recipe: how.
-        report: called with the encoder about twenty times, the last time at the end.
+        clips: the training pool.
+        heldout: held-out speech for measurement only.
+        recipe: all settings.
+        report: called with the encoder and the progress about twenty times, the last time at the
+            end.
 
     Returns:
         The encoder, in evaluation mode.
@@ -250,7 +252,7 @@ def _measure_opening(encoder: Wav2Vec2Encoder, heads: nn.ModuleList, heldout: Cl
 
 
 def _log_mel(waveforms_BS: Tensor, num_frames: int) -> Tensor:
-    """Log-mel energies around the time of each video frame, t / 25 s: [B, T, NUM_MELS]."""
+    """Compute log-mel energies around the time of each video frame, t / 25 s: [B, T, NUM_MELS]."""
     hop = count_samples(1, SAMPLE_RATE)
     spectrum = torch.stft(
         waveforms_BS,

@@ -1,22 +1,20 @@
-"""Train the embedded video VAE on rendered avatars.
+"""Training of the embedded video VAE on rendered avatars.
 
     python -m training.tiny.vae --out models/vae/turbotalk_tiny_vae.safetensors
 
-In: nothing but a seed. Out: a safetensors file in the layout of the public Wan 2.1 VAE and a JSON
-log beside it, which keeps the log of the run that it went on from. The networks see small crops of
-short clips: the VAE is convolutional, so what it learns there holds for any size and length. Single
-frames come first: they cost a thirtieth of a clip and teach most of what a picture needs; then
-clips teach motion.
+The output is a safetensors file in the layout of the public Wan 2.1 VAE, with a JSON log beside it
+that includes the log of a run it continues. Training uses small crops of short clips: the VAE is
+convolutional, so the result works for any size and length. Single frames come first, because they
+cost a thirtieth of a clip and suffice for most of the picture quality. Clips follow, for motion.
 
 The loss is L1 on pixels (more where the mouth opens), on their spatial differences (edges) and on
 their temporal differences (motion), plus a light Kullback-Leibler term on the *normalised* latents.
-That last choice makes the latents come out near zero mean and unit variance after the fixed Wan
-statistics are applied, which is the space that the diffusion model works in; channels that help
-little fall silent.
+With it, latents have mean near zero and variance near one after the fixed Wan statistics are
+applied, as the diffusion model expects; channels that contribute little carry no information.
 
-Latents that a network makes are a little off, each in its own way, and a decoder that has met true
-ones alone turns that into a shimmer all over the picture. So in a last run the decoder goes on by
-itself, on latents with noise; the encoder stays, and with it all that was trained in its latents:
+Generated latents have small errors, and a decoder trained only on encoded latents turns these into
+flicker in the whole picture. So in a last run only the decoder is trained, on latents with noise.
+The encoder is unchanged, so models that were trained on its latents remain valid:
 
     python -m training.tiny.vae --out FILE --init FILE --decoder-noise 0.25 --image-steps 0
 
@@ -60,24 +58,26 @@ SNAPSHOT_STEPS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class VaeRecipe:
-    """Everything that decides the trained weights.
+    """All settings that determine the trained weights.
 
     Attributes:
-        seed: of weights, data order and noise.
+        seed: seed of weights, data order and noise.
         dim: width of the VAE at full resolution.
-        num_clips: rendered clips that crops are cut from.
+        num_clips: rendered clips from which crops are cut.
         image_steps, image_batch: updates on single frames, and crops per update.
         clip_steps, clip_batch: updates on clips afterwards, and crops per update.
-        num_frames: per clip, 4n + 1.
-        crop_size: pixels per side.
-        learning_rate: peak.
-        kl_weight: on the Kullback-Leibler divergence per latent element.
-        mouth_weight: on pixels where the mouth opens in the course of a clip, beside 1 on all.
-            It is small and seldom open, and without this the codec paints it over.
-        edge_weight: on spatial differences.
-        motion_weight: on temporal differences.
-        decoder_noise: trains the decoder alone, on mean latents with noise; its standard deviation
-            is drawn for each crop between 0 and this. None trains all, on the posterior's samples.
+        num_frames: frames per clip, 4n + 1.
+        crop_size: side of a crop, pixels.
+        learning_rate: peak learning rate.
+        kl_weight: weight of the Kullback-Leibler divergence per latent element.
+        mouth_weight: additional weight of pixels where the mouth is open at some time of a clip;
+            all pixels have weight 1. The open mouth is small and rare, and without this weight the
+            VAE does not reconstruct it.
+        edge_weight: weight of spatial differences.
+        motion_weight: weight of temporal differences.
+        decoder_noise: trains only the decoder, on mean latents with noise whose standard deviation
+            is drawn for each crop between 0 and this value. None trains the whole VAE on samples of
+            the posterior.
     """
 
     seed: int = 0
@@ -98,13 +98,13 @@ class VaeRecipe:
 
 
 def draw_frames(split: str, seed: int, num_frames: int, *, seconds: float = 2.0) -> Tensor:
-    """Render a short piece out of the middle of an utterance.
+    """Render the part of an utterance with the most mouth motion.
 
     Args:
         split: ``train`` or ``heldout``.
-        seed: of avatar, voice and motion.
+        seed: seed of avatar, voice and motion.
         num_frames: frames to render.
-        seconds: length of the utterance the piece is cut from.
+        seconds: length of the utterance.
 
     Returns:
         uint8 [3, T, 128, 128].
@@ -113,7 +113,7 @@ def draw_frames(split: str, seed: int, num_frames: int, *, seconds: float = 2.0)
     length = round(seconds * FPS)
     avatar = draw_avatar(split, seed)
     motion = draw_motion(avatar, split, seed, length, mouth.opening_T)
-    # The busiest stretch: pieces where the mouth rests teach least.
+    # The span with the most motion: frames with a resting mouth are the least useful for training.
     activity = F.avg_pool1d(
         mouth.opening_T.diff(prepend=mouth.opening_T[:1]).abs()[None], num_frames, 1
     )[0]
@@ -131,18 +131,18 @@ def cut_crops(
 
     Args:
         pool_NCTHW: the clips.
-        batch_size: crops wanted.
-        crop_size: pixels per side.
-        generator: of all draws.
+        batch_size: number of crops.
+        crop_size: side of a crop, pixels.
+        generator: source of all random numbers.
 
     Returns:
-        [B, 3, T, crop, crop], float in [-1, 1].
+        Crops [B, 3, T, crop, crop], float in [-1, 1].
     """
     num_clips, size = pool_NCTHW.shape[0], pool_NCTHW.shape[-1]
     crops = []
     for _ in range(batch_size):
         clip = int(torch.randint(num_clips, (1,), generator=generator))
-        # Two draws averaged favour the middle, where the face is.
+        # The mean of two uniform numbers favours the middle, where the face is.
         top, left = (torch.rand(2, 2, generator=generator).mean(1) * (size - crop_size + 1)).long()
         crop = pool_NCTHW[clip, :, :, top : top + crop_size, left : left + crop_size]
         crops.append(crop.flip(-1) if torch.rand(1, generator=generator) < 0.5 else crop)
@@ -152,14 +152,14 @@ def cut_crops(
 def vae_loss(
     vae: WanVAE, frames_BCTHW: Tensor, noise_BCFHW: Tensor, recipe: VaeRecipe
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one batch.
+    """Compute the loss of one batch.
 
     Args:
-        vae: the codec in training.
-        frames_BCTHW: in [-1, 1].
-        noise_BCFHW: in the shape of the latents: standard normal, or for the decoder alone what is
-            to be added to them.
-        recipe: the weights of the terms.
+        vae: the VAE in training.
+        frames_BCTHW: frames in [-1, 1].
+        noise_BCFHW: noise in the shape of the latents: standard normal for samples of the
+            posterior; if only the decoder is trained, the noise to add to mean latents.
+        recipe: recipe with the weights of the terms.
 
     Returns:
         The loss, and the mean squared error of the reconstruction alone (detached).
@@ -201,13 +201,13 @@ def train_vae(
 
     Args:
         recipe: all settings.
-        pool_NCTHW: uint8 clips that crops are cut from.
-        initial: weights to go on from; random ones when None. Changed in place.
-        compiles: use ``torch.compile`` (about 1.8 times faster, the same up to rounding).
-        snapshot: where the averaged weights so far are kept, so that a stopped run is not lost.
+        pool_NCTHW: uint8 clips from which crops are cut.
+        initial: VAE to continue from, changed in place; None for random weights.
+        compiles: whether to use ``torch.compile`` (about 1.8 times faster, equal up to rounding).
+        snapshot: file for the averaged weights so far, so that a stopped run is not lost.
 
     Returns:
-        The averaged weights, and the log: one entry per hundred steps.
+        The VAE with averaged weights, and the log: one entry per hundred steps.
     """
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -231,7 +231,7 @@ def train_vae(
         is_image = step < recipe.image_steps
         num_frames = 1 if is_image else recipe.num_frames
         batch_size = recipe.image_batch if is_image else recipe.clip_batch
-        # Any frame of a clip may be the single one; a clip is always taken whole.
+        # A single frame may be any frame of a clip; a clip is always used whole.
         first = int(torch.randint(pool_NCTHW.shape[2] - num_frames + 1, (1,), generator=generator))
         frames = cut_crops(
             pool_NCTHW[:, :, first : first + num_frames], batch_size, recipe.crop_size, generator
@@ -273,7 +273,7 @@ def _build_optimizers(weights: Mapping[str, nn.Parameter], rate: float) -> Optim
     """Build Muon for the kernels that are trained, AdamW for gains and biases."""
     trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
     kernels = {n: w for n, w in trained.items() if w.ndim > 1 and w[0].numel() > 1}
-    # Kernels first: in this order the norms of the shipped run were added up.
+    # Kernels first: the order determines the rounding of the norm, and this is the shipped run's.
     return Optimizers(
         {**kernels, **trained}, kernels, rate=rate, betas=(0.9, 0.99), weight_decay=0.0
     )
@@ -281,14 +281,14 @@ def _build_optimizers(weights: Mapping[str, nn.Parameter], rate: float) -> Optim
 
 @torch.no_grad()
 def score_vae(vae: WanVAE, clips: Sequence[SyntheticClip]) -> dict[str, float]:
-    """Score the reconstruction of whole clips: no model of latents can do better than its codec.
+    """Score the reconstruction of whole clips, which limits every model of the latents.
 
     Args:
-        vae: the codec.
+        vae: the VAE.
         clips: true renders of 4n + 1 frames.
 
     Returns:
-        ``psnr`` in dB; ``sync_correlation`` of the mouth read from the reconstruction; mean
+        ``psnr`` in dB; ``sync_correlation`` of the mouth measured in the reconstruction; mean
         ``edge_ratio`` and ``motion_ratio`` to the true clips; ``latent_mean`` and ``latent_std`` of
         the normalised latents.
     """

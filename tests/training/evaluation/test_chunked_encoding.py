@@ -1,4 +1,4 @@
-"""The comparison of two ways to hear, on a fake encoder that hears each frame alone."""
+"""The comparison of encoding whole and in sections, with a fake encoder of single frames."""
 
 from pathlib import Path
 from typing import cast
@@ -31,7 +31,7 @@ def test_the_voice_rests_in_the_middle() -> None:
     assert voice.samples_CS[0, :24_000].std() > 10 * PAUSE_LEVEL
 
 
-def test_who_hears_each_frame_alone_is_not_changed() -> None:
+def test_an_encoder_of_single_frames_returns_the_same_in_sections() -> None:
     voice, encoder = draw_voice(3, 4.0, 1.0), FakeEncoder()
     whole_TLD = encode_speech(voice, encoder, hearing="whole").features.rows()
     assert compare_rows(encode_sections(voice, encoder, 30, 10).features_TLD, whole_TLD) == (
@@ -49,7 +49,7 @@ def test_rows_are_compared_with_their_size() -> None:
     assert worst == pytest.approx(0.5)
 
 
-def test_an_unaware_encoder_is_told_nothing() -> None:
+def test_a_section_is_encoded_without_the_statistics_of_the_whole() -> None:
     received = []
 
     class Recording(FakeEncoder):

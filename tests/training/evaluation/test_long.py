@@ -1,4 +1,4 @@
-"""What a long video shows is measured rightly where it is known, and told."""
+"""Scores of long videos with known seams and drifts, and the reports of the command."""
 
 from __future__ import annotations
 

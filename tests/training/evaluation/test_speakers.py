@@ -1,4 +1,4 @@
-"""Whose mouth moves is told rightly, and with the shipped models it is the right one."""
+"""The moving mouth is attributed to the right speaker, also in clips of the shipped models."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_all_ranks_make_as_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_the_student_and_the_fake_score_say_of_given_latents_is_of_no_account() -> None:
-    """The last layer's bias hears of every place it writes to; with all but one frame given."""
+    """The bias of the last layer affects every place; here all frames but one are pinned."""
     batch = make_batch(num_pinned=(3,))
 
     def gradient(batch: Batch) -> list[Tensor]:

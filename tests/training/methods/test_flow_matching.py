@@ -118,6 +118,6 @@ def test_it_learns_a_chunk_by_heart() -> None:
     batch = replace(batch, latents_BCFHW=torch.ones_like(batch.latents_BCFHW))
     engines = make_engines(method, learning_rate=0.01)
     losses = [take_step(method, engines, batch, step)["teacher/loss"] for step in range(60)]
-    # Who knows the chunk and nothing of the noise loses 1, who knows nothing 2.
+    # Predicting the chunk without the noise has a loss of 1, predicting neither of 2.
     assert math.fsum(losses[:5]) / 5 > 1.2
     assert math.fsum(losses[-10:]) / 10 < 1

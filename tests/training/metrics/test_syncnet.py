@@ -154,7 +154,7 @@ class TestComparing:
         assert scores.sync_c == pytest.approx(expected, rel=1e-5)
 
     def test_what_never_fits_has_no_confidence(self) -> None:
-        # Nothing to hear is as far at every shift.
+        # Without sound the distance is equal at every shift.
         scores = measure_sync(torch.ones(40, 4), torch.zeros(40, 4))
         assert (scores.sync_c, scores.sync_d) == (0, 2)
 
