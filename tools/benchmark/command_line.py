@@ -8,6 +8,7 @@ import time
 import wave
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -97,7 +98,7 @@ def watch_talk(num_chunks: int, threads: int) -> dict[str, Any]:
     }
 
 
-def compare_talk(num_chunks: int, rounds: int) -> dict[str, Any]:
+def compare_talk(num_chunks: int, rounds: int, chunk_frames: int = CHUNK_FRAMES) -> dict[str, Any]:
     """Make the same video with ``talk`` and with the core in turns, in this process.
 
     Both are timed from the first chunk on the disk to the last, so what ``talk`` does once, such as
@@ -107,6 +108,7 @@ def compare_talk(num_chunks: int, rounds: int) -> dict[str, Any]:
     Args:
         num_chunks: chunks of the video, at least two.
         rounds: number of rounds; an untimed one before them pays for what is set up once.
+        chunk_frames: frames of a chunk, 4n + 1.
 
     Returns:
         For each of the two, seconds and CPU seconds of a steady chunk in each round; and the median
@@ -114,10 +116,10 @@ def compare_talk(num_chunks: int, rounds: int) -> dict[str, Any]:
     """
     with TemporaryDirectory() as name:
         folder = Path(name)
-        _write_speech(folder / "speech.wav", _count_frames(num_chunks) / FPS)
+        _write_speech(folder / "speech.wav", _count_frames(num_chunks, chunk_frames) / FPS)
         arms = {
-            "talk": _prepare_talk(folder),
-            "core": _prepare_core(folder / "speech.wav"),
+            "talk": _prepare_talk(folder, chunk_frames),
+            "core": _prepare_core(folder / "speech.wav", chunk_frames),
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
         for _ in range(1 + rounds):
@@ -145,9 +147,10 @@ def compare_talk(num_chunks: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def _prepare_talk(folder: Path) -> Callable[[], None]:
+def _prepare_talk(folder: Path, chunk_frames: int) -> Callable[[], None]:
     command = ["talk", "--image", str(_PORTRAIT), "--audio", str(folder / "speech.wav")]
     command += ["--device", "cpu", "--hearing", "sections", "--out", str(folder / "talk.mp4")]
+    command += ["--chunk-frames", str(chunk_frames)]
 
     def make() -> None:
         with redirect_stdout(StringIO()) as log, redirect_stderr(log):
@@ -158,10 +161,11 @@ def _prepare_talk(folder: Path) -> Callable[[], None]:
     return make
 
 
-def _prepare_core(speech: Path) -> Callable[[], None]:
+def _prepare_core(speech: Path, chunk_frames: int) -> Callable[[], None]:
     cpu = torch.device("cpu")
     files = find_model_files(EMBEDDED_MODELS)
-    request, models = read_request(files.inspect(files.dit)), load_models(files, cpu)
+    request = replace(read_request(files.inspect(files.dit)), chunk_frames=chunk_frames)
+    models = load_models(files, cpu)
     conversation = encode_conversation(
         [Speaker(name=LONE_SPEAKER, waveform=open_sound(speech))],
         load_audio_encoder(files.audio_encoder),
@@ -185,8 +189,8 @@ def _record_chunks() -> Iterator[list[tuple[float, float]]]:
         yield times
 
 
-def _count_frames(num_chunks: int) -> int:
-    return CHUNK_FRAMES + (num_chunks - 1) * (CHUNK_FRAMES - NUM_MOTION_FRAMES)
+def _count_frames(num_chunks: int, chunk_frames: int = CHUNK_FRAMES) -> int:
+    return chunk_frames + (num_chunks - 1) * (chunk_frames - NUM_MOTION_FRAMES)
 
 
 def _write_speech(path: Path, seconds: float) -> None:
