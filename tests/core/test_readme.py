@@ -18,6 +18,7 @@ def _example() -> str:
     return block
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 def test_the_example_makes_a_video(tmp_path: Path) -> None:
     (tmp_path / "assets").symlink_to(ROOT / "assets")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ FULL_SIZE = {"hidden": 768, "layers": 12, "heads": 12, "ffn": 3072, "conv_dim": 
 FULL_RATE = "hidden_50hz_layers_"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_equals_the_reference(golden: Golden) -> None:
     if "interp.in" in golden:

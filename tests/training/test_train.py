@@ -133,6 +133,7 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert message in error
 
 
+@pytest.mark.slow
 def test_files_of_other_sizes_are_refused(
     recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

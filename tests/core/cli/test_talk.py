@@ -546,6 +546,7 @@ def test_speakers_talk_at_once_or_in_turn(converse: Talk, inputs: Path, out: Pat
     assert not np.array_equal(in_turn[:NUM_FRAMES], at_once)
 
 
+@pytest.mark.slow
 def test_the_region_says_whose_voice_it_is(converse: Talk, inputs: Path, out: Path) -> None:
     def speak(*regions: str) -> np.ndarray:
         speakers = zip(("Anna", "Carl"), (str(inputs / "voice.wav"), "-"), regions, strict=True)
@@ -703,6 +704,7 @@ def reading(models: Path) -> None:
         save_text_encoder(folder, dim=8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reading")
 def test_a_prompt_changes_the_video(talk: Talk, out: Path) -> None:
     plain = _frames(talk, out)

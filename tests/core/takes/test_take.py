@@ -204,6 +204,7 @@ def write_and_die(folder, module, name, calls):
             writer.write(make_chunk(index))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kills by a signal")
 @pytest.mark.parametrize(
     ("module", "name", "call", "num_finished"),

@@ -82,6 +82,7 @@ def test_another_rate_gives_what_is_on_the_screen(
     assert len(VideoFrames(path, every_frame=True)) == num_frames
 
 
+@pytest.mark.slow
 @given(gaps=st.lists(st.integers(100, 3_000), min_size=1, max_size=30), delay=st.integers(0, 5_000))
 def test_a_variable_rate_is_followed(gaps: list[int], delay: int) -> None:
     file = BytesIO()

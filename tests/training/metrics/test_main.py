@@ -29,6 +29,7 @@ def folders(tmp_path: Path, make_video: MakeVideo) -> list[str]:
     return [*sides, "--out", str(tmp_path / "out"), "--device", "cpu"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_tiny")
 def test_every_metric_of_real_files(
     folders: list[str],
