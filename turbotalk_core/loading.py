@@ -168,7 +168,7 @@ def read_request(dit: ModelFile) -> TalkRequest:
     Raises:
         CheckpointError: if the file is missing or no model file, or settings are out of range.
     """
-    info = dit if isinstance(dit, CheckpointInfo) else inspect(dit)
+    info = inspect(dit)
     settings = info.settings
     # InfiniteTalk, generate_infinitetalk.py: the defaults of its command line, without a prompt.
     shipped = {

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tests.family import FakeEncoder, write_family
+from tests.training.evaluation.conftest import REQUIRED
 from tests.training.tiny_networks import SHIPPED, SIZE, make_networks
 from training import evaluate
 from training.avatars.synthetic import SyntheticClip
@@ -22,17 +23,6 @@ from turbotalk_core.loading import ADAPTER, TEACHER, read_request
 from turbotalk_core.request import TalkRequest
 
 NUM_FRAMES = 26
-REQUIRED = {
-    "sync_correlation",
-    "sync_lag_frames",
-    "identity_error",
-    "flicker",
-    "psnr",
-    "frechet",
-    "motion_ratio",
-    "edge_ratio",
-    "unlikeness_ratio",
-}
 
 
 @pytest.fixture

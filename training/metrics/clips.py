@@ -7,6 +7,7 @@ Axes: T video frames, C channels, H height, W width, N samples, D feature width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -151,7 +152,7 @@ def check_features(features: object, num_samples: int, width: int | None, what: 
     return features.float().cpu()
 
 
-class NetworkSpace:
+class NetworkSpace(ABC):
     """Feature space of a network that is called span by span.
 
     Args:
@@ -179,6 +180,7 @@ class NetworkSpace:
         """
         return torch.cat([self.embed(span_TCHW) for span_TCHW in iterate_spans(clip)])
 
+    @abstractmethod
     def embed(self, span_TCHW: Tensor) -> Tensor:
         """Compute the features of a span.
 
@@ -188,4 +190,3 @@ class NetworkSpace:
         Returns:
             Samples [N, D], on the CPU; none if the span is too short for a sample.
         """
-        raise NotImplementedError

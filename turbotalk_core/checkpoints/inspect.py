@@ -144,11 +144,12 @@ class CheckpointInfo:
 ModelFile = Path | CheckpointInfo  # a file's path, or its description if that was read before
 
 
-def inspect(path: Path) -> CheckpointInfo:
+def inspect(file: ModelFile) -> CheckpointInfo:
     """Return what a model file is, without loading its tensors.
 
     Args:
-        path: path of a file or of a set of shards, as for ``tensors.read_header``.
+        file: path of a file or of a set of shards, as for ``tensors.read_header``; or the
+            description of one, which is returned as it is.
 
     Returns:
         Its kind, sizes, dtypes and settings.
@@ -156,7 +157,7 @@ def inspect(path: Path) -> CheckpointInfo:
     Raises:
         CheckpointError: if the file is missing or cannot be read.
     """
-    return _describe(read_header(path))
+    return file if isinstance(file, CheckpointInfo) else _describe(read_header(file))
 
 
 def _describe(header: WeightHeader) -> CheckpointInfo:

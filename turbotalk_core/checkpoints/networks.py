@@ -264,7 +264,7 @@ def _locate(file: ModelFile) -> Path:
 
 
 def _read_kind(file: ModelFile, kind: str) -> CheckpointInfo:
-    info = file if isinstance(file, CheckpointInfo) else inspect(file)
+    info = inspect(file)
     if info.kind != kind:
         raise CheckpointError(
             f"{info.path.name} is: {info.kind}; needed here: {kind}. "

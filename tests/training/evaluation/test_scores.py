@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.family import FakeEncoder
+from tests.training.evaluation.conftest import REQUIRED
 from training.avatars.mouth import MouthCurve
 from training.avatars.synthetic import SyntheticClip
 from training.evaluation import scores
@@ -31,17 +32,6 @@ from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
 
 NUM_FRAMES = 26
-REQUIRED = {
-    "sync_correlation",
-    "sync_lag_frames",
-    "identity_error",
-    "flicker",
-    "psnr",
-    "frechet",
-    "motion_ratio",
-    "edge_ratio",
-    "unlikeness_ratio",
-}
 
 
 def test_features_are_one_row_per_five_frames_and_always_the_same(clip: SyntheticClip) -> None:
