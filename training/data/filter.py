@@ -19,14 +19,13 @@ from tqdm import tqdm
 from training.data.footage import cut_sound, open_video, read_sound
 from training.data.resumable_stage import (
     SKIPPED,
-    ItemLog,
     Record,
     Summary,
     Work,
     attempt,
     fingerprint_files,
+    hold_stage,
     list_missing,
-    open_stage,
     read_records,
     read_settings,
     summarize,
@@ -105,19 +104,18 @@ def run_filter(videos: Path, out: Path, settings: FilterSettings, work: Work) ->
         "sync_judge": _name(settings.sync_network),
         "limits": {name: asdict(limit) for name, limit in settings.limits.items()},
     }
-    open_stage(folder, described, work)
-    item_log = ItemLog(folder, work)
     num_made = 0
-    missing = list_missing(pieces, item_log.before, work)
-    for key in tqdm(missing, desc="pieces", mininterval=10, disable=None):
-        record = attempt(
-            key,
-            lambda key=key: _score_piece(
-                videos, pieces[key], settings.limits, detector, sync_network
-            ),
-        )
-        item_log.append([record])
-        num_made += SKIPPED not in record
+    with hold_stage(folder, described, work) as item_log:
+        missing = list_missing(pieces, item_log.before, work)
+        for key in tqdm(missing, desc="pieces", mininterval=10, disable=None):
+            record = attempt(
+                key,
+                lambda key=key: _score_piece(
+                    videos, pieces[key], settings.limits, detector, sync_network
+                ),
+            )
+            item_log.append([record])
+            num_made += SKIPPED not in record
     return summarize(folder, num_made)
 
 

@@ -8,6 +8,7 @@ Axes: C channels, T video frames, H height, W width, S audio samples.
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,11 +19,17 @@ from torch import Tensor
 from turbotalk_core.audio.io import read_audio, read_first_second
 from turbotalk_core.conditioning.reference import prepare_reference
 from turbotalk_core.geometry import count_samples
+from turbotalk_core.safe_io.paths import is_file
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.reader import VideoFrames
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm")
+# Of the containers that the reader opens (safe_io/media.py).
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts",
+    ".m2ts", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".ogv",
+)  # fmt: skip
 VIDEOS_KEPT = 2  # videos whose decoded sound is cached: pieces of one video follow each other
+_CAPTIONS = ".txt"  # texts beside videos are read with these
 
 
 def find_videos(folder: Path) -> list[str]:
@@ -32,10 +39,47 @@ def find_videos(folder: Path) -> list[str]:
         folder: folder to search.
 
     Returns:
-        Paths relative to it, with forward slashes, sorted.
+        Paths relative to it, with forward slashes, sorted. A name that is not UTF-8 has Python's
+        surrogates in the place of its bytes.
     """
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
-    return sorted(path.relative_to(folder).as_posix() for path in files if path.is_file())
+    return search(folder)[0]
+
+
+def search(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """List the videos of a folder and its sub-folders, and everything else.
+
+    Args:
+        folder: folder to search. Links to files are followed, links to folders are not: they may
+            lead in circles.
+
+    Returns:
+        The videos, as ``find_videos`` returns them; and by reason the paths that are none, sorted,
+        without the texts beside the videos.
+    """
+    videos: list[str] = []
+    others: dict[str, list[str]] = {}
+
+    def leave(path: Path, reason: str) -> None:
+        others.setdefault(reason, []).append(path.relative_to(folder).as_posix())
+
+    def on_error(error: OSError) -> None:
+        leave(Path(error.filename), f"folders that cannot be read ({error.strerror})")
+
+    for parent, folders, files in os.walk(folder, onerror=on_error):
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                leave(Path(parent, name), "links to folders")
+        for path in (Path(parent, name) for name in files):
+            is_video = path.suffix.lower() in VIDEO_SUFFIXES
+            if is_video and is_file(path):
+                videos.append(path.relative_to(folder).as_posix())
+            elif path.is_symlink() and not path.exists():
+                leave(path, "links to nothing")
+            elif not is_file(path):
+                leave(path, "no regular files")
+            elif path.suffix.lower() != _CAPTIONS:
+                leave(path, f"{path.suffix.lower() or 'no suffix'}, which is of no video")
+    return sorted(videos), {reason: sorted(paths) for reason, paths in sorted(others.items())}
 
 
 @lru_cache(maxsize=VIDEOS_KEPT)

@@ -34,8 +34,8 @@ from training.data.resumable_stage import (
     Work,
     attempt,
     fingerprint_files,
+    hold_stage,
     list_missing,
-    open_stage,
     summarize,
 )
 from training.data.shards import (
@@ -184,18 +184,32 @@ def run_precompute(
         "models": files.describe(),
         "negative_prompt": negative_prompt if files.text else None,
     }
-    open_stage(out, settings, work, products=(f"{SHARDS}/*.safetensors", NULL_TEXT))
-    encoders = load_encoders(files, device)
-    if encoders.text is not None and work.part == 0 and not (out / NULL_TEXT).exists():
-        write_tensors(out / NULL_TEXT, {"text_ND": encoders.text(negative_prompt).cpu()})
-    item_log = ItemLog(out, work)
-    # A sample whose shard is missing or truncated is encoded again.
-    done = {
-        key: record
-        for key, record in item_log.before.items()
-        if SKIPPED in record or is_whole(out, record)
-    }
-    missing = list_missing(keys, done, work)
+    products = (f"{SHARDS}/*.safetensors", NULL_TEXT)
+    with hold_stage(out, settings, work, products) as item_log:
+        encoders = load_encoders(files, device)
+        if encoders.text is not None and work.part == 0 and not (out / NULL_TEXT).exists():
+            write_tensors(out / NULL_TEXT, {"text_ND": encoders.text(negative_prompt).cpu()})
+        # A sample whose shard is missing or truncated is encoded again.
+        done = {
+            key: record
+            for key, record in item_log.before.items()
+            if SKIPPED in record or is_whole(out, record)
+        }
+        missing = list_missing(keys, done, work)
+        num_made = _write_all(source, missing, encoders, out, work, item_log, shard_samples)
+    return summarize(out, num_made)
+
+
+def _write_all(
+    source: Source,
+    missing: list[str],
+    encoders: Encoders,
+    out: Path,
+    work: Work,
+    item_log: ItemLog,
+    shard_samples: int,
+) -> int:
+    """Encode shots and write their shards; return the number of samples made."""
     encoded = _encode_all(source, missing, encoders)
     number, num_made = _count_shards(item_log.before, work), 0
     with tqdm(total=len(missing), desc="shots", mininterval=10, disable=None) as bar:
@@ -211,7 +225,7 @@ def run_precompute(
             number += bool(samples)
             num_made += len(samples)
             bar.update(len(group))
-    return summarize(out, num_made)
+    return num_made
 
 
 def _encode_all(

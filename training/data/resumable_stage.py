@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+from training.outputs import hold, is_held
 from turbotalk_core.checkpoints.tensors import read_header
 from turbotalk_core.errors import (
     CheckpointError,
@@ -27,12 +29,16 @@ from turbotalk_core.errors import (
     TurboTalkError,
 )
 from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file
+from turbotalk_core.safe_io.paths import show
 
 SETTINGS = "settings.json"
 ITEM_LOGS = "items-*.jsonl"
+ITEM_LOCKS = ".items-*.lock"
 KEY, SKIPPED, ATTEMPT = "key", "skipped", "attempt"
 
 _PLAIN = (".pt2", ".model")  # exported programs and tokenizers: single files, not sharded weights
+
+_OPENING_SECONDS = 60.0  # a process opens a stage in far less
 
 _log = getLogger(__name__)
 
@@ -80,11 +86,13 @@ class Summary:
         num_made: items made in this run.
         num_kept: items that existed before.
         skips: numbers of skipped items, of this run and earlier ones, by reason.
+        left_out: what was found and is no item, by reason.
     """
 
     num_made: int
     num_kept: int
     skips: Mapping[str, int]
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return the summary for display, one fact per line."""
@@ -92,7 +100,16 @@ class Summary:
         if self.skips:
             lines.append(f"{sum(self.skips.values())} skipped:")
             lines += [f"  {number} x {reason}" for reason, number in sorted(self.skips.items())]
+        if self.left_out:
+            lines += ["not taken:", *(f"  {line}" for line in describe_left_out(self.left_out))]
         return lines
+
+
+def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a line per reason, with the number of names and the first of them."""
+    return [
+        f"{len(names)} x {reason} (first: {show(names[0])})" for reason, names in left_out.items()
+    ]
 
 
 def fingerprint_files(path: Path) -> dict[str, Any]:
@@ -142,6 +159,52 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@contextmanager
+def hold_stage(
+    folder: Path, settings: Mapping[str, Any], work: Work, products: Iterable[str] = ()
+) -> Iterator[ItemLog]:
+    """Open a stage for this process's share of the work, which no other process can have then.
+
+    Args:
+        folder: folder of the stage; created if it does not exist.
+        settings: everything that decides the items; JSON values.
+        work: this process's share of the work.
+        products: patterns of the files that the stage makes besides its item logs.
+
+    Yields:
+        The item log of the share.
+
+    Raises:
+        RequestError: if the folder was made with other settings.
+        OutputError: if another process has the same share or another number of parts, or the folder
+            cannot be written.
+    """
+    make_folder(folder)
+    with ExitStack() as stack:
+        # One process opens at a time, so that two never wait for each other.
+        with hold(folder / ".opening.lock", f"opens {folder}", seconds=_OPENING_SECONDS):
+            own = folder / ITEM_LOCKS.replace("*", work.name)
+            what = f"works on part {work.part} of {work.parts} in {folder}"
+            stack.enter_context(hold(own, what))
+            _refuse_others(folder, work, allows_same_parts=True)
+            open_stage(folder, settings, work, products)
+            item_log = ItemLog(folder, work)
+        yield item_log
+
+
+def _refuse_others(folder: Path, work: Work, *, allows_same_parts: bool = False) -> None:
+    """Refuse to work beside other processes, or beside those of another number of parts."""
+    for path in sorted(folder.glob(ITEM_LOCKS)):
+        name = path.name.removeprefix(".items-").removesuffix(".lock")
+        is_fine = allows_same_parts and name.endswith(work.name.partition("-")[2])
+        if name != work.name and not is_fine and is_held(path):
+            advice = " or give both the same --parts" if allows_same_parts else " or stop it"
+            raise OutputError(
+                f"another process works on part {name} in {folder}, this one would on {work.name}; "
+                f"wait until it ends,{advice}"
+            )
+
+
 def open_stage(
     folder: Path, settings: Mapping[str, Any], work: Work, products: Iterable[str] = ()
 ) -> None:
@@ -172,6 +235,7 @@ def open_stage(
                 f"{folder} was made with other settings ({changes}), and of several processes only "
                 "part 0 throws it away; start that one first"
             )
+        _refuse_others(folder, work)
         with reports_disk_errors(folder):
             # Item logs first: after an interrupted deletion, all items are made again.
             for pattern in (ITEM_LOGS, *products):
@@ -200,7 +264,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-        return {"fingerprint": described["fingerprint"], "settings": described["settings"]}
+        return {
+            "fingerprint": str(described["fingerprint"]),
+            "settings": dict(described["settings"]),
+        }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(
             f"cannot read {path} ({type(error).__name__}), which each command of `python -m "
@@ -226,10 +293,8 @@ def read_records(folder: Path) -> dict[str, Record]:
     records: dict[str, Record] = {}
     for path in sorted(folder.glob(ITEM_LOGS)):
         with reports_disk_errors(path):
-            text = path.read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(keepends=True), 1):
-            if not line.endswith("\n"):
-                continue
+            data = path.read_bytes()
+        for number, line in enumerate(data.split(b"\n")[:-1], 1):
             try:
                 record = json.loads(line)
                 known = records.get(record[KEY], {})
@@ -311,7 +376,9 @@ def list_missing(keys: Iterable[str], done: Mapping[str, Record], work: Work) ->
 
 def draw_number(key: str, purpose: str) -> int:
     """Return an integer from 0 to 2**64 - 1, as a fixed hash of an item's key and a purpose."""
-    return int.from_bytes(hashlib.sha256(f"{purpose}/{key}".encode()).digest()[:8], "big")
+    # The name of a file may have bytes that are not UTF-8, which Python represents as surrogates.
+    text = f"{purpose}/{key}".encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
 def attempt(key: str, make: Callable[[], Record]) -> Record:
@@ -332,7 +399,7 @@ def attempt(key: str, make: Callable[[], Record]) -> Record:
     except (CheckpointError, MissingToolError, OutputError):
         raise
     except TurboTalkError as error:
-        _log.warning("%s is skipped: %s", key, error)
+        _log.warning("%s", show(f"{key} is skipped: {error}"))
         return {KEY: key, SKIPPED: str(error), "kind": type(error).__name__}
 
 

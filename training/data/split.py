@@ -2,9 +2,9 @@
 
     python -m training.data split --videos FOLDER --set SET
 
-Input: mp4, mkv and webm files, with captions beside them or in a table. Output: ``SET/scenes``, a
-line per video that lists its pieces. No video is re-encoded: a piece is a file and a range of its
-frames, 25 per second.
+Input: videos, with captions beside them or in a table. Output: ``SET/scenes``, a line per video
+that lists its pieces. No video is re-encoded: a piece is a file and a range of its frames, 25 per
+second.
 
 A cut is a frame that differs from the one before by more than ``CUT_DIFFERENCE``, and by more than
 ``CUT_RATIO`` times the median difference of its neighbours. The second condition prevents a moving
@@ -18,32 +18,31 @@ Axes: T video frames, H height, W width, C channels.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data.footage import find_videos, open_video, read_sound
+from training.data.captions import match_captions, read_caption_beside, read_captions
+from training.data.footage import VIDEO_SUFFIXES, open_video, read_sound, search
 from training.data.resumable_stage import (
-    ItemLog,
     Record,
     Summary,
     Work,
     attempt,
+    describe_left_out,
+    hold_stage,
     list_missing,
-    open_stage,
     summarize,
 )
 from turbotalk_core.errors import GeometryError, RequestError
+from turbotalk_core.safe_io.paths import is_folder
 
 SCENES = "scenes"  # folder of this stage
 CUT_DIFFERENCE = 0.08  # mean absolute difference of pixels in [0, 1]
@@ -94,32 +93,31 @@ def run_split(
         RequestError: if there are no videos, or the table of captions cannot be read or lists files
             that are not there.
     """
-    names = find_videos(videos) if videos.is_dir() else []
+    names, others = search(videos)
     if not names:
+        found = "; ".join(describe_left_out(others)) or "nothing"
         raise RequestError(
-            f"there is no mp4, mkv or webm file in {videos}; give the folder that holds the videos"
+            f"there is no mp4, mkv or webm file in {videos}, and no other of "
+            f"{', '.join(VIDEO_SUFFIXES)}; it has {found if is_folder(videos) else 'no content'}: "
+            "give the folder that holds the videos"
         )
-    texts = {} if captions is None else read_captions(captions)
-    unknown = sorted(set(texts) - set(names))
-    if unknown:
-        raise RequestError(
-            f"{captions} has captions for {len(unknown)} files that are not in {videos} (first: "
-            f"{unknown[0]}); name files by their path inside that folder"
-        )
+    texts = {} if captions is None else match_captions(read_captions(captions), names, captions)
     folder = out / SCENES
     # The folder of the videos may change between runs; these settings may not.
-    open_stage(folder, {**asdict(settings), "cuts": [CUT_DIFFERENCE, CUT_RATIO]}, work)
-    item_log = ItemLog(folder, work)
-    missing = list_missing(names, item_log.before, work)
+    described = {**asdict(settings), "cuts": [CUT_DIFFERENCE, CUT_RATIO]}
     num_made = 0
-    for name in tqdm(missing, desc="videos", mininterval=10, disable=None):
-        record = attempt(name, lambda name=name: _split(videos, name, settings, texts))
-        item_log.append([record])
-        num_made += "pieces" in record
-    return summarize(folder, num_made)
+    with hold_stage(folder, described, work) as item_log:
+        missing = list_missing(names, item_log.before, work)
+        for name in tqdm(missing, desc="videos", mininterval=10, disable=None):
+            record = attempt(name, lambda name=name: _split(videos, name, settings, texts))
+            item_log.append([record])
+            num_made += "pieces" in record
+    return replace(summarize(folder, num_made), left_out=others)
 
 
-def _split(videos: Path, name: str, settings: SplitSettings, captions: Mapping[str, str]) -> Record:
+def _split(
+    videos: Path, name: str, settings: SplitSettings, captions: Mapping[str, str | None]
+) -> Record:
     path = videos / name
     frames = open_video(path)
     read_sound(path)  # raises an error for a video without sound, which is useless here
@@ -137,7 +135,7 @@ def _split(videos: Path, name: str, settings: SplitSettings, captions: Mapping[s
         "num_frames": len(frames),
         "num_scenes": len(scenes),
         "pieces": pieces,
-        "caption": captions.get(name, _read_caption_beside(path)),
+        "caption": captions[name] if name in captions else read_caption_beside(path),
     }
 
 
@@ -198,40 +196,3 @@ def cut_pieces(start: int, stop: int, settings: SplitSettings) -> list[tuple[int
     edges = [start + num_frames * i // num_pieces for i in range(num_pieces + 1)]
     pieces = list(pairwise(edges))
     return [piece for piece in pieces if piece[1] - piece[0] >= settings.min_frames]
-
-
-def read_captions(path: Path) -> dict[str, str]:
-    """Read a table of captions.
-
-    Args:
-        path: CSV with a header line, or JSONL; columns ``file`` and ``caption``.
-
-    Returns:
-        Captions by file.
-
-    Raises:
-        RequestError: if the table cannot be read, or lacks a column.
-    """
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows: list[dict[str, Any]] = (
-                list(csv.DictReader(file))
-                if path.suffix.lower() == ".csv"
-                else [json.loads(line) for line in file if line.strip()]
-            )
-        return {Path(row["file"]).as_posix(): str(row["caption"]).strip() for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, csv.Error, RecursionError) as error:
-        raise RequestError(
-            f"cannot read captions from {path} ({type(error).__name__}: {error}); give a CSV with "
-            "a head line or a JSONL, each with the columns file and caption"
-        ) from error
-
-
-def _read_caption_beside(path: Path) -> str | None:
-    beside = path.with_suffix(".txt")
-    if not beside.is_file():
-        return None
-    try:
-        return beside.read_text(encoding="utf-8").strip() or None
-    except ValueError as error:
-        raise RequestError(f"{beside} is no UTF-8 text; save it as that") from error

@@ -1,0 +1,93 @@
+"""Places that a command writes to: checked and locked before the work begins.
+
+A lock belongs to one process and ends with it, however the process ends. Its file may stay, and
+means nothing by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from turbotalk_core.errors import OutputError
+from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors
+from turbotalk_core.safe_io.paths import is_folder
+
+
+@contextmanager
+def hold(path: Path, what: str, *, seconds: float = 0) -> Iterator[None]:
+    """Hold a lock that no other process can hold at the same time.
+
+    Args:
+        path: lock file; its folder must exist.
+        what: what the holder of the lock does, for the message.
+        seconds: how long to wait for another holder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: if another process holds the lock, or the file cannot be written.
+    """
+    lock = FileLock(path)
+    with reports_disk_errors(path):
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout as error:
+            raise OutputError(
+                f"another process {what}; wait until it ends, or stop it first"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Check whether another process holds a lock.
+
+    Args:
+        path: lock file; it must exist.
+
+    Returns:
+        True if it is held.
+
+    Raises:
+        OutputError: if the file cannot be opened.
+    """
+    lock = FileLock(path)
+    with reports_disk_errors(path):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+    lock.release()
+    return False
+
+
+@contextmanager
+def hold_files(*paths: Path | None) -> Iterator[None]:
+    """Hold the files that a command writes at its end, and check that it can.
+
+    Args:
+        *paths: files; their folders are created if they do not exist. None is passed over.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: if a path is a folder, its folder cannot be written, or another process holds
+            it.
+    """
+    with ExitStack() as stack:
+        for path in dict.fromkeys(path for path in paths if path is not None):
+            if is_folder(path):
+                raise OutputError(f"{path} is a folder; give the path of a file to write")
+            make_folder(path.parent)
+            lock = path.with_name(f".{path.name}.lock")
+            stack.enter_context(hold(lock, f"is making {path}"))
+            stack.callback(lock.unlink, missing_ok=True)
+        yield
