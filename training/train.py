@@ -13,7 +13,8 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
 from training.models.networks import TalkingModel
+from training.outputs import hold
 from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse
 from training.trainer.hooks import Hook
 from training.trainer.memory_estimate import describe_run
@@ -38,10 +40,18 @@ from training.trainer.sizes import resolve_recipe, resolve_source
 from training.trainer.trainer import Batches, Trainer
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
 from turbotalk_core.cli.arguments import refuse
-from turbotalk_core.errors import MismatchError, MissingToolError, RecipeError, TurboTalkError
+from turbotalk_core.errors import (
+    MismatchError,
+    MissingToolError,
+    OutputError,
+    RecipeError,
+    TurboTalkError,
+)
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.wan import WanConfig, WanModel
+from turbotalk_core.safe_io.atomic import make_folder
 
+LOCK = ".run.lock"  # in the folder of a run
 METHODS: Mapping[str, type[Any]] = {
     "flow_matching": FlowMatching,
     "dmd": Dmd,
@@ -169,7 +179,37 @@ def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
         device=device,
         hooks=[ExportHook()],
     )
-    trainer.run()
+    with hold_run(folder, device):
+        trainer.run()
+
+
+@contextmanager
+def hold_run(folder: Path, device: torch.device) -> Iterator[None]:
+    """Hold the folder of a run, on all ranks or on none.
+
+    Args:
+        folder: folder of the run; created if it does not exist.
+        device: device of this rank.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: if another process trains the run, or the folder cannot be written.
+    """
+    refused: OutputError | None = None
+    with ExitStack() as stack:
+        if ranks.rank() == 0:
+            try:
+                make_folder(folder)
+                stack.enter_context(hold(folder / LOCK, f"trains the run {folder}"))
+            except OutputError as error:
+                refused = error
+        # Every rank takes part, so that none waits for one that has left.
+        (share,) = ranks.mean_over_ranks(torch.tensor([float(refused is not None)], device=device))
+        if share:
+            raise refused or OutputError(f"rank 0 cannot hold {folder}; its message says why")
+        yield
 
 
 def start_engine(

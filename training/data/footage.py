@@ -76,9 +76,9 @@ def search(folder: Path) -> tuple[list[str], dict[str, list[str]]]:
             elif path.is_symlink() and not path.exists():
                 leave(path, "links to nothing")
             elif not is_file(path):
-                leave(path, "no regular files")
+                leave(path, "pipes or devices")
             elif path.suffix.lower() != _CAPTIONS:
-                leave(path, f"{path.suffix.lower() or 'no suffix'}, which is of no video")
+                leave(path, f"{path.suffix.lower() or 'no suffix'}, which is not read as a video")
     return sorted(videos), {reason: sorted(paths) for reason, paths in sorted(others.items())}
 
 

@@ -9,9 +9,11 @@ removed at the next start.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from training.engine import distributed as ranks
 from training.engine.engine import Engine
-from turbotalk_core.errors import CheckpointError
+from turbotalk_core.errors import CheckpointError, OutputError
 from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file, write_text
 
 COMPLETE, STATE = "COMPLETE", "state.json"
@@ -68,8 +70,29 @@ class Checkpoints:
 
         Returns:
             Folder of the checkpoint.
+
+        Raises:
+            OutputError: if it cannot be written; what was written of it is removed, and the earlier
+                checkpoints stay.
         """
         path = self.folder / f"{state.step:08d}"
+        try:
+            with _reports_disk_errors(path):
+                self._write(path, state, engines)
+        except OutputError:
+            # It would be passed over, and fill the disk until the next start.
+            with suppress(OSError):
+                remove(path)
+            raise
+        if ranks.rank() == 0:
+            for old in self.list_complete()[: -self.keep]:
+                with _reports_disk_errors(old):
+                    remove(old)
+        ranks.barrier()
+        return path
+
+    @staticmethod
+    def _write(path: Path, state: RunState, engines: Mapping[str, Engine]) -> None:
         if ranks.rank() == 0:
             remove(path)
             path.mkdir(parents=True)
@@ -80,31 +103,60 @@ class Checkpoints:
         if ranks.rank() == 0:
             (path / STATE).write_text(json.dumps(asdict(state)))
             mark_complete(path)
-            for old in self.list_complete()[: -self.keep]:
-                remove(old)
-        ranks.barrier()
-        return path
 
     def find_newest(self) -> tuple[RunState, Path] | None:
         """Find the newest checkpoint, and remove incomplete ones; all ranks must call it.
 
         Returns:
             State and folder of the newest complete checkpoint, or None if there is none.
+
+        Raises:
+            CheckpointError: if its state is damaged.
+            OutputError: if a file cannot be read, or an incomplete checkpoint not removed.
         """
         if ranks.rank() == 0 and self.folder.is_dir():
             whole = set(self.list_complete())
             for path in self.folder.glob(NAMES):
                 if path not in whole:
-                    remove(path)
+                    with _reports_disk_errors(path):
+                        remove(path)
         ranks.barrier()
         whole = self.list_complete()
         if not whole:
             return None
-        return RunState(**json.loads((whole[-1] / STATE).read_text())), whole[-1]
+        return _read_state(whole[-1]), whole[-1]
 
     def list_complete(self) -> list[Path]:
         """List the folders of complete checkpoints, oldest first."""
         return [path for path in sorted(self.folder.glob(NAMES)) if is_complete(path)]
+
+
+def _read_state(folder: Path) -> RunState:
+    try:
+        state = RunState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+        if not all(isinstance(n, int) for n in (state.step, state.phase, state.phase_step)):
+            raise TypeError("a number is none")
+        return replace(state, streaks=dict(state.streaks))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"cannot read {folder / STATE} ({type(error).__name__}); delete {folder}, and the run "
+            "goes on from the checkpoint before it"
+        ) from error
+
+
+@contextmanager
+def _reports_disk_errors(path: Path) -> Iterator[None]:
+    """Raise what torch, safetensors and the system raise for a full disk as an ``OutputError``."""
+    try:
+        with reports_disk_errors(path, SafetensorError):
+            yield
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # the source file of torch's writer
+            raise
+        raise OutputError(
+            f"cannot write {path}: the disk is full or damaged; free some space, and the same "
+            "command goes on from the checkpoint before it"
+        ) from error
 
 
 def is_complete(folder: Path) -> bool:
@@ -112,7 +164,10 @@ def is_complete(folder: Path) -> bool:
     marker = folder / COMPLETE
     if not marker.is_file():
         return False
-    sizes: dict[str, int] = json.loads(marker.read_text())
+    try:
+        sizes = dict(json.loads(marker.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        return False
     return all(
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, size in sizes.items()
@@ -122,6 +177,9 @@ def is_complete(folder: Path) -> bool:
 def mark_complete(folder: Path) -> None:
     """Write ``COMPLETE``, which makes a folder a checkpoint, atomically."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:  # some file systems report a full disk only now
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     write_text(folder / COMPLETE, json.dumps(sizes))
 

@@ -241,7 +241,8 @@ class PlainEngine:
             folder: folder passed to ``save``.
 
         Raises:
-            CheckpointError: if it contains no state of a plain engine, or that of another network.
+            CheckpointError: if it contains no state of a plain engine, a damaged one, or that of
+                another network.
         """
         path = folder / self.FILE
         if not path.is_file():
@@ -249,8 +250,20 @@ class PlainEngine:
                 f"there is no {path.name} in {folder}; a run goes on with the kind of engine that "
                 "wrote its checkpoints (engine.kind in the recipe)"
             )
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        check_same_network(self._masters, state["weights"], folder)
+        try:
+            state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            check_same_network(self._masters, state["weights"], folder)
+            self._fill(state)
+        except (CheckpointError, MemoryError, torch.OutOfMemoryError):
+            raise
+        # torch raises a different kind for each way to be damaged.
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is damaged ({type(error).__name__}); delete {folder.parent}, and the run "
+                "goes on from the checkpoint before it"
+            ) from error
+
+    def _fill(self, state: Mapping[str, Any]) -> None:
         for name, master in self._masters.items():
             master.copy_(state["weights"][name])
         self._round()

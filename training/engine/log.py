@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from turbotalk_core.safe_io.atomic import write_text
+from turbotalk_core.errors import OutputError
+from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, write_text
 
 LOG = "log.jsonl"
 
@@ -20,10 +21,24 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         A mapping per step; a last line that was cut off is left out.
+
+    Raises:
+        OutputError: if the log cannot be read, or a line is damaged.
     """
     path = folder / LOG
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    with reports_disk_errors(path):
+        data = path.read_bytes() if path.is_file() else b""
+    return [_parse(line, number, path) for number, line in enumerate(data.split(b"\n")[:-1], 1)]
+
+
+def _parse(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+        return {**values, "step": int(values["step"])}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OutputError(
+            f"line {number} of {path} is damaged ({type(error).__name__}); delete the line"
+        ) from error
 
 
 def append_log(folder: Path, line: Mapping[str, Any]) -> None:
@@ -32,8 +47,12 @@ def append_log(folder: Path, line: Mapping[str, Any]) -> None:
     Args:
         folder: folder of the run.
         line: values of the step, with its number under ``step``.
+
+    Raises:
+        OutputError: if the log cannot be written.
     """
-    with (folder / LOG).open("a", encoding="utf-8") as file:
+    path = folder / LOG
+    with reports_disk_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(dict(line)) + "\n")
 
 
@@ -43,7 +62,10 @@ def trim_log(folder: Path, step: int) -> None:
     Args:
         folder: folder of the run; created if it does not exist.
         step: the last step that stays.
+
+    Raises:
+        OutputError: if the log cannot be read or written, or a line is damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]
     write_text(folder / LOG, "".join(kept))
