@@ -31,6 +31,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from training.engine import distributed as ranks
 from training.engine.engine import (
@@ -42,7 +43,7 @@ from training.engine.engine import (
     set_checkpointing,
 )
 from training.engine.optimizers import Average
-from turbotalk_core.errors import CheckpointError, RecipeError
+from turbotalk_core.errors import CheckpointError, RecipeError, TrainingError
 
 STATE, UNIVERSAL, FACTS = "state", "universal", "engine.json"
 
@@ -71,6 +72,9 @@ def start_ranks(timeout_seconds: float) -> torch.device:
 
     Returns:
         The device of this rank.
+
+    Raises:
+        TrainingError: if the ranks cannot reach each other.
     """
     # DeepSpeed would compile this op at the first start, and no run here needs it.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -78,13 +82,22 @@ def start_ranks(timeout_seconds: float) -> torch.device:
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, alone)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    deepspeed.init_distributed(
-        "gloo" if accelerator.device_name() == "cpu" else accelerator.communication_backend_name(),
-        auto_mpi_discovery=False,
-        timeout=timedelta(seconds=timeout_seconds),
-        verbose=False,
-    )
+    # A rank alone is called by no other: any free port will do, as other runs may have theirs.
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    on_cpu = accelerator.device_name() == "cpu"
+    try:
+        deepspeed.init_distributed(
+            "gloo" if on_cpu else accelerator.communication_backend_name(),
+            auto_mpi_discovery=False,
+            timeout=timedelta(seconds=timeout_seconds),
+            verbose=False,
+        )
+    except DistError as error:
+        reason = str(error).split("\n")[0]
+        raise TrainingError(
+            f"the ranks do not find each other ({reason}); start all of them with one launcher, "
+            "and give another MASTER_PORT if the port is in use"
+        ) from error
     if accelerator.device_name() == "cpu":
         return torch.device("cpu")
     accelerator.set_device(int(os.environ["LOCAL_RANK"]))
