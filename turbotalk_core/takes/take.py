@@ -53,7 +53,9 @@ _SOUND = "sound.mka"
 _LOCK = "take.lock"
 _SOUND_CODEC = "pcm_f32le"  # floating point, uncompressed
 _OWN_FILES = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors")
-_PARTS = ".*.part.*"  # unfinished files, of the take or of its video; whoever has the lock uses them
+_PARTS = (
+    ".*.part.*"  # unfinished files, of the take or of its video; whoever has the lock uses them
+)
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
 _BLOCK = 2**20  # bytes read at a time for a checksum
@@ -657,9 +659,7 @@ def _read_chunk_state(folder: Path, records: list[dict[str, Any]]) -> ChunkState
 
 
 def _find_own_files(folder: Path) -> set[Path]:
-    return {
-        path for pattern in (*_OWN_FILES, _PARTS, _LOCK) for path in folder.glob(pattern)
-    }
+    return {path for pattern in (*_OWN_FILES, _PARTS, _LOCK) for path in folder.glob(pattern)}
 
 
 def _find_unknown_files(folder: Path) -> list[Path]:
