@@ -38,8 +38,9 @@ def say(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _discard(sys.stdout)
-    except OSError:
+    except OSError as error:
         _discard(sys.stdout)
+        error.filename = "standard output"
         raise
 
 

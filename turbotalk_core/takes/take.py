@@ -406,7 +406,7 @@ def open_take(
 
 @contextmanager
 def lock_take(folder: Path) -> Iterator[None]:
-    """Create the folder of a take, if it does not exist, and keep other programs from writing to it.
+    """Create the folder of a take, and keep other programs from writing to it.
 
     Unfinished files that a killed program left in it are deleted. At the end the folder is deleted
     if there is nothing in it.
