@@ -144,6 +144,7 @@ def render_video(
     *,
     weights: str = "",
     others: Mapping[str, str] | None = None,
+    is_locked: bool = False,
 ) -> Iterator[Rendering]:
     """Open the take of a video, to generate its missing chunks.
 
@@ -157,6 +158,7 @@ def render_video(
         weights: fingerprint of the networks' weights. Without it, an unfinished take that was made
             with other weights is continued.
         others: all else that determines the frames, by readable names.
+        is_locked: whether the caller is inside of ``takes.lock_take`` for the folder.
 
     Yields:
         The open take. All its files are complete when the block has ended.
@@ -183,6 +185,7 @@ def render_video(
         width=request.width,
         length=plan.num_frames,
         cache_key=key,
+        is_locked=is_locked,
     ) as writer:
         yield Rendering(
             request=request,

@@ -6,12 +6,17 @@ is whole. Every program of the repository writes its results with this module.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import OutputError, TurboTalkError
+
+# of an fsync of a folder, on file systems that have none
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -35,14 +40,22 @@ def reports_disk_errors(path: Path, *kinds: type[Exception]) -> Iterator[None]:
         raise
     except (OSError, *kinds) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"got '{reason}' at {path}; it needs an existing folder that may be written and "
-            "enough free space, so free some or choose another folder"
-        ) from error
+        raise OutputError(f"got '{reason}' at {path}; {_advise(path, error)}") from error
+
+
+def _advise(path: Path, error: Exception) -> str:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        with suppress(OSError):
+            free = shutil.disk_usage(path.parent).free
+            return f"{free / 1e6:.1f} MB are free there, so free more or choose another folder"
+    return (
+        "it needs an existing folder that may be written and enough free space, so free some or "
+        "choose another folder"
+    )
 
 
 @contextmanager
-def whole_file(path: Path, *, writer: str = "") -> Iterator[Path]:
+def whole_file(path: Path, *, writer: str = "", folder: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path; rename it when the block ends well, delete it when the block fails.
 
     Args:
@@ -50,16 +63,17 @@ def whole_file(path: Path, *, writer: str = "") -> Iterator[Path]:
         writer: name of this process, if several may write the same file at the same time; their
             temporary files then have different names. Without one, a temporary file that a killed
             process left is overwritten by the next attempt.
+        folder: folder of the temporary file, on the same file system; None is that of the path.
 
     Yields:
-        The temporary path to write to, in the same folder and with the same suffix.
+        The temporary path to write to, with the same suffix.
 
     Raises:
         OutputError: if the folder is missing, may not be written or has no free space, or the path
             is a folder.
     """
     infix = f".{writer}.part" if writer else ".part"
-    part = path.with_name(f".{path.stem}{infix}{path.suffix}")
+    part = (folder or path.parent) / f".{path.stem}{infix}{path.suffix}"
     with reports_disk_errors(path):
         part.touch()
     try:
@@ -70,7 +84,8 @@ def whole_file(path: Path, *, writer: str = "") -> Iterator[Path]:
             part.replace(path)
             sync_folder(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # the error of the block, if any, says more
+            part.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -117,15 +132,21 @@ def make_folder(folder: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Write the names in a folder to disk, so that they survive a power cut.
 
-    Does nothing on systems that cannot sync folders.
+    Does nothing on systems that cannot sync folders, or if the folder may not be read.
 
     Args:
         folder: folder in which files were created or renamed.
     """
     if os.name != "posix":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)

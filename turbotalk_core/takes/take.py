@@ -4,22 +4,25 @@ A take is a folder with these files: ``chunk_00000.mkv``, … (FFV1, the exact b
 ``sound.mka`` (the original recording, float32, unchanged); ``take.journal`` (the cache key and the
 finished chunks); and until the take is complete ``carry_00000.safetensors`` (the chunk state after
 the last finished chunk). Each file is written under a temporary name and renamed when complete. The
-journal is written last, so all files that it lists exist. However the program is stopped, the next
-run continues after the last finished chunk. At most two chunks are in memory, whatever the length
-of the video.
+journal is written last, so all files that it lists exist. It has their sizes and checksums, so that
+damage is noticed, and the take is then made again. However the program is stopped, the next run
+continues after the last finished chunk. At most two chunks are in memory, whatever the length of
+the video.
 
 Axes: T frames, H height, W width, C channels, S samples.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import av
 import numpy as np
@@ -27,7 +30,6 @@ import torch
 from av import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -36,7 +38,7 @@ from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
 from ..safe_io.atomic import reports_disk_errors, whole_file, write_bytes
 from ..safe_io.media import MAX_PIXELS, media_options
-from ..safe_io.paths import is_file
+from ..safe_io.paths import is_file, is_folder
 from ..sound import Sound, pieces
 from ..types import ChunkState, FrameChunk
 from ..video.background_worker import BackgroundWorker
@@ -50,9 +52,14 @@ _JOURNAL = "take.journal"
 _SOUND = "sound.mka"
 _LOCK = "take.lock"
 _SOUND_CODEC = "pcm_f32le"  # floating point, uncompressed
-_OWN_FILES = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors", ".*.part.*")
+_OWN_FILES = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors")
+_PARTS = (
+    ".*.part.*"  # unfinished files, of the take or of its video; whoever has the lock uses them
+)
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
+_BLOCK = 2**20  # bytes read at a time for a checksum
+_CONTENT = re.compile(r"(\d{1,18}) [0-9a-f]{8}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +70,13 @@ class TakeChunk:
         file: name of the file inside the folder.
         start: first frame in it, counted from the start of the take.
         stop: one past the last frame.
+        content: size and checksum of the file, see ``_measure_content``; empty if not known.
     """
 
     file: str
     start: int
     stop: int
+    content: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +90,7 @@ class Take:
         length: number of frames of the complete take.
         chunks: its finished files, in order.
         cache_key: the inputs that determine its frames.
+        sound_content: size and checksum of the file of the sound; empty if not known.
     """
 
     folder: Path
@@ -89,6 +99,7 @@ class Take:
     length: int
     chunks: tuple[TakeChunk, ...]
     cache_key: CacheKey
+    sound_content: str = ""
 
     @classmethod
     def open(cls, folder: Path) -> Take:
@@ -102,7 +113,7 @@ class Take:
 
         Raises:
             OutputError: if the folder contains no take with a finished chunk, its journal is
-                damaged, or one of its files is missing or a link.
+                damaged, or one of its files is missing, a link, or of another size.
         """
         path = folder / _JOURNAL
         if not _is_plain_file(path):
@@ -113,15 +124,28 @@ class Take:
         take.check_files()
         return take
 
-    def check_files(self) -> None:
-        """Check that the files of all finished chunks and of the sound exist.
+    def check_files(self, *, reads: bool = False) -> None:
+        """Check that the files of all finished chunks and of the sound are there, in full size.
+
+        Args:
+            reads: whether to read all files, and compare their checksums too.
 
         Raises:
-            OutputError: if one is missing or a link.
+            OutputError: if one is missing, a link, of another size, or has another checksum.
         """
-        for name in (_SOUND, *(chunk.file for chunk in self.chunks)):
-            if not _is_plain_file(self.folder / name):
-                raise OutputError(f"{self.folder / name} is missing; make the take again")
+        files = {_SOUND: self.sound_content, **{each.file: each.content for each in self.chunks}}
+        for name, content in files.items():
+            path = self.folder / name
+            if not _is_plain_file(path):
+                raise OutputError(f"{path} is missing; make the take again")
+            if not content:  # recorded by an earlier version
+                continue
+            with reports_disk_errors(path):
+                found = _measure_content(path) if reads else f"{path.stat().st_size} "
+            if not content.startswith(found):
+                raise OutputError(
+                    f"{path} is damaged (its content is not what was written); make the take again"
+                )
 
     @property
     def num_frames(self) -> int:
@@ -301,9 +325,18 @@ class TakeWriter:
         index = len(self.take.chunks)
         with open_video(folder / _name_chunk(index), LOSSLESS) as writer:
             writer.write(frames_THWC)
-        _write_chunk_state(folder, chunk_state)
-        chunk = TakeChunk(file=_name_chunk(index), start=start, stop=start + frames_THWC.shape[0])
-        self._journal.append({"start": chunk.start, "stop": chunk.stop})
+        state_content = _write_chunk_state(folder, chunk_state)
+        with reports_disk_errors(folder):
+            content = _measure_content(folder / _name_chunk(index))
+        chunk = TakeChunk(
+            file=_name_chunk(index),
+            start=start,
+            stop=start + frames_THWC.shape[0],
+            content=content,
+        )
+        self._journal.append(
+            {"start": chunk.start, "stop": chunk.stop, "video": content, "state": state_content}
+        )
         self.take = replace(self.take, chunks=(*self.take.chunks, chunk))
         self.chunk_state = chunk_state
         if index > 0:
@@ -320,11 +353,13 @@ def open_take(
     width: int,
     length: int,
     cache_key: CacheKey,
+    is_locked: bool = False,
 ) -> Iterator[TakeWriter]:
     """Create a take, or continue an unfinished one.
 
     Finished chunks are kept whatever the block raises. A take with another cache key in the same
-    folder is deleted first. If no chunk is finished, all files are deleted.
+    folder is deleted first, and so is one with a damaged file. If no chunk is finished, all files
+    are deleted.
 
     Args:
         folder: folder of the take; created if it does not exist.
@@ -333,6 +368,7 @@ def open_take(
         width: width of the frames, pixels.
         length: number of frames of the complete take.
         cache_key: cache key of the video.
+        is_locked: whether the caller is inside of ``lock_take`` for this folder.
 
     Yields:
         A writer for the missing chunks.
@@ -341,20 +377,6 @@ def open_take(
         OutputError: if the folder contains other files, another program is writing to it, or the
             disk cannot be written.
     """
-    with reports_disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if unknown := _find_unknown_files(folder):
-            raise OutputError(
-                f"{folder} holds {unknown[0].name}, which is of no take; choose another folder"
-            )
-    lock = FileLock(folder / _LOCK)
-    with reports_disk_errors(folder):
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise OutputError(
-                f"another program is making the take {folder}; wait for it or stop it"
-            ) from error
     header = {
         "version": _VERSION,
         "height": height,
@@ -362,36 +384,137 @@ def open_take(
         "length": length,
         "identity": cache_key.to_json(),
     }
-    journal = writer = None
+    with nullcontext() if is_locked else lock_take(folder):
+        journal = writer = None
+        try:
+            journal, take, chunk_state, changes = _resume(folder, header)
+            if take is None:
+                _write_sound(folder / _SOUND, waveform)
+                with reports_disk_errors(folder):
+                    journal.append({**header, "sound": _measure_content(folder / _SOUND)})
+                take = _read_take(folder, journal.records)
+            with BackgroundWorker() as background:
+                writer = TakeWriter(take, journal, background, chunk_state, changes)
+                yield writer
+        finally:
+            with suppress(OSError):  # the error of the block, if any, says more
+                if writer is not None and writer.take.is_whole:
+                    _clear(folder, "carry_*.safetensors")
+                if journal is not None and len(journal.records) < 2:
+                    _clear(folder)
+
+
+@contextmanager
+def lock_take(folder: Path) -> Iterator[None]:
+    """Create the folder of a take, and keep other programs from writing to it.
+
+    Unfinished files that a killed program left in it are deleted. At the end the folder is deleted
+    if there is nothing in it.
+
+    Args:
+        folder: folder of the take.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OutputError: if the folder contains files of no take, another program has the lock, or the
+            file system refuses.
+    """
+    with reports_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if unknown := _find_unknown_files(folder):
+            raise OutputError(
+                f"{folder} holds {unknown[0].name}, which is of no take; choose another folder"
+            )
+    with _hold_lock(folder):
+        with reports_disk_errors(folder):
+            _clear(folder, _PARTS)
+        yield
+
+
+@contextmanager
+def _hold_lock(folder: Path) -> Iterator[None]:
+    # Imported here, because most callers of this module only read takes.
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / _LOCK)
+    # NotImplementedError: of older versions of filelock, on file systems without locks
+    with reports_disk_errors(folder, NotImplementedError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise OutputError(
+                f"another program is making the take {folder}; wait for it or stop it"
+            ) from error
     try:
-        journal, take, chunk_state, changes = _resume(folder, header)
-        if take is None:
-            _write_sound(folder / _SOUND, waveform)
-            journal.append(header)
-            take = _read_take(folder, journal.records)
-        with BackgroundWorker() as background:
-            writer = TakeWriter(take, journal, background, chunk_state, changes)
-            yield writer
+        yield
     finally:
-        if writer is not None and writer.take.is_whole:
-            _clear(folder, "carry_*.safetensors")
-        is_empty = journal is not None and len(journal.records) < 2
-        if is_empty:
-            _clear(folder)
+        with suppress(OSError):
+            if _find_own_files(folder) == {folder / _LOCK}:
+                # Before the release, so that the file of no other program is deleted. Windows
+                # deletes no open file; there the lock itself deletes it.
+                (folder / _LOCK).unlink()
         lock.release()
-        if is_empty:
-            (folder / _LOCK).unlink(missing_ok=True)
-            _remove_if_empty(folder)
+        with suppress(OSError):  # other files in it
+            folder.rmdir()
 
 
 def delete_take(folder: Path) -> None:
-    """Delete a take that is not needed any more.
+    """Delete a take that is not needed any more; do nothing if there is none.
 
     Args:
         folder: folder of the take; other files in it are kept.
+
+    Raises:
+        OutputError: if another program is writing to the take, or a file cannot be deleted.
     """
-    _clear(folder, *_OWN_FILES, _LOCK)
-    _remove_if_empty(folder)
+    if not is_folder(folder):
+        return
+    if is_file(folder / _LOCK) or is_file(folder / _JOURNAL):
+        with _hold_lock(folder), reports_disk_errors(folder):
+            _clear(folder, *_OWN_FILES, _PARTS)
+    with suppress(OSError):  # other files in it
+        folder.rmdir()
+
+
+def is_in_use(folder: Path) -> bool:
+    """Check whether a program is writing to a take, so that it must not be deleted.
+
+    Args:
+        folder: folder of the take.
+
+    Returns:
+        True also if the lock cannot be examined; False if there is no such take.
+    """
+    if not is_file(folder / _LOCK):
+        return False
+    try:
+        with _hold_lock(folder):
+            return False
+    except OutputError:
+        return True
+
+
+def is_take(folder: Path) -> bool:
+    """Check whether a folder is that of a take, finished or being made."""
+    return is_file(folder / _JOURNAL) or is_file(folder / _LOCK)
+
+
+def measure_size(folder: Path) -> int:
+    """Return the size on disk of a take, without reading its files.
+
+    Args:
+        folder: folder of the take.
+
+    Returns:
+        Bytes of all its files, also the unfinished ones; 0 if there is no such take.
+    """
+    size = 0
+    for path in _find_own_files(folder):
+        with suppress(OSError):  # deleted in the meantime
+            size += path.lstat().st_size
+    return size
 
 
 def _resume(
@@ -399,21 +522,24 @@ def _resume(
 ) -> tuple[Journal, Take | None, ChunkState | None, tuple[str, ...]]:
     """Read the take if it may be continued; else delete it and return the reasons."""
     journal = Journal(folder / _JOURNAL)
-    if len(journal.records) < 2:  # no chunk was finished
-        _clear(folder)
-        return Journal(folder / _JOURNAL), None, None, ()
-    changes = _find_changes(journal.records[0], header)
     take = chunk_state = None
-    if not changes:
+    if len(journal.records) >= 2:
+        changes = _find_changes(journal.records[0], header)
+    elif not journal.records and any(folder.glob("chunk_*.mkv")):
+        changes = (f"{folder / _JOURNAL} is missing or damaged",)
+    else:  # no chunk was finished
+        changes = ()
+    if len(journal.records) >= 2 and not changes:
         try:
             take = _read_take(folder, journal.records)
-            take.check_files()
+            take.check_files(reads=True)
             if not take.is_whole:
-                chunk_state = _read_chunk_state(folder, len(take.chunks))
+                chunk_state = _read_chunk_state(folder, journal.records)
         except OutputError as error:
-            changes = (str(error),)
-    if changes:
-        _clear(folder)
+            take, changes = None, (str(error),)
+    if take is None:
+        with reports_disk_errors(folder):
+            _clear(folder)
         return Journal(folder / _JOURNAL), None, None, changes
     return journal, take, chunk_state, ()
 
@@ -442,15 +568,38 @@ def _read_take(folder: Path, records: list[dict[str, Any]]) -> Take:
             width=header["width"],
             length=header["length"],
             chunks=tuple(
-                TakeChunk(file=_name_chunk(index), start=span["start"], stop=span["stop"])
+                TakeChunk(
+                    file=_name_chunk(index),
+                    start=span["start"],
+                    stop=span["stop"],
+                    content=_read_content(span, "video"),
+                )
                 for index, span in enumerate(rest)
             ),
             cache_key=CacheKey.from_json(header["identity"]),
+            sound_content=_read_content(header, "sound"),
         )
         _check_numbers(take)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
     return take
+
+
+def _measure_content(path: Path) -> str:
+    """Return size and CRC-32 of a file, as journals contain them."""
+    size = checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            size, checksum = size + len(block), crc32(block, checksum)
+    return f"{size} {checksum:08x}"
+
+
+def _read_content(record: Mapping[str, Any], name: str) -> str:
+    """Return what a record contains about a file; records of earlier versions contain nothing."""
+    content = record.get(name, "")
+    if content and not _CONTENT.fullmatch(content):
+        raise ValueError(f"{name} is {str(content)[:40]!r}")
+    return content
 
 
 def _check_numbers(take: Take) -> None:
@@ -476,46 +625,52 @@ def _name_chunk_state(folder: Path, num_chunks: int) -> Path:
     return folder / f"carry_{num_chunks - 1:05}.safetensors"
 
 
-def _write_chunk_state(folder: Path, chunk_state: ChunkState) -> None:
+def _write_chunk_state(folder: Path, chunk_state: ChunkState) -> str:
+    """Write the chunk state; return size and checksum of its file."""
     path = _name_chunk_state(folder, chunk_state.num_chunks)
     tensors = {
         "motion_frames": chunk_state.motion_frames_BCTHW.contiguous(),
         "noise_state": chunk_state.noise_state_S.contiguous(),
     }
-    write_bytes(path, save(tensors))
+    data = save(tensors)
+    write_bytes(path, data)
+    return f"{len(data)} {crc32(data):08x}"
 
 
-def _read_chunk_state(folder: Path, num_chunks: int) -> ChunkState:
+def _read_chunk_state(folder: Path, records: list[dict[str, Any]]) -> ChunkState:
+    num_chunks = len(records) - 1  # the first record is the header
     path = _name_chunk_state(folder, num_chunks)
     if not _is_plain_file(path):
         raise OutputError(f"{path} is missing; make the take again")
     with reports_disk_errors(path):
-        content = path.read_bytes()
+        data = path.read_bytes()
     try:
-        tensors = load(content)
+        content = _read_content(records[-1], "state")
+        if content and content != f"{len(data)} {crc32(data):08x}":
+            raise ValueError("its content is not what was written")
+        tensors = load(data)
         return ChunkState(
             num_chunks=num_chunks,
             motion_frames_BCTHW=tensors["motion_frames"],
             noise_state_S=tensors["noise_state"],
         )
-    except (SafetensorError, KeyError, MismatchError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, MismatchError) as error:
         raise OutputError(f"{path} is damaged ({error}); make the take again") from error
 
 
+def _find_own_files(folder: Path) -> set[Path]:
+    return {path for pattern in (*_OWN_FILES, _PARTS, _LOCK) for path in folder.glob(pattern)}
+
+
 def _find_unknown_files(folder: Path) -> list[Path]:
-    own = {path for pattern in (*_OWN_FILES, _LOCK) for path in folder.glob(pattern)}
-    return sorted(set(folder.iterdir()) - own)
+    return sorted(set(folder.iterdir()) - _find_own_files(folder))
 
 
 def _clear(folder: Path, *patterns: str) -> None:
+    """Delete the files of a take, or those of other patterns; its unfinished files are kept."""
     for pattern in patterns or _OWN_FILES:
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _write_sound(path: Path, waveform: Sound) -> None:

@@ -83,6 +83,7 @@ def open_mp4(
     pixel_format: str = "yuv420p",
     metadata: Mapping[str, str] | None = None,
     fps: str = "25",
+    part_folder: Path | None = None,
 ) -> Iterator[Mp4Writer]:
     """Open an mp4 file for writing, and check its settings and folder before there is a frame.
 
@@ -99,6 +100,8 @@ def open_mp4(
         pixel_format: one of ``PIXEL_FORMATS``; yuv420p plays everywhere.
         metadata: container tags.
         fps: frames per second of the file, one of ``FRAME_RATES``.
+        part_folder: folder of the unfinished file, on the same file system; None is that of the
+            path.
 
     Yields:
         The writer of the frames.
@@ -132,7 +135,9 @@ def open_mp4(
         fps=FRAME_RATES[fps],
     )
     with (
-        open_video(path, encoding, waveform=waveform, metadata=metadata) as writer,
+        open_video(
+            path, encoding, waveform=waveform, metadata=metadata, part_folder=part_folder
+        ) as writer,
         BackgroundWorker() as background,
     ):
         yield Mp4Writer(writer, background, encoding.fps)

@@ -75,6 +75,7 @@ def open_video(
     *,
     waveform: Sound | None = None,
     metadata: Mapping[str, str] | None = None,
+    part_folder: Path | None = None,
 ) -> Iterator[VideoWriter]:
     """Create a video file; an exception in the ``with`` block deletes it.
 
@@ -83,6 +84,8 @@ def open_video(
         encoding: encoding of the frames.
         waveform: sound of the video, cut or padded with silence to the length of the frames.
         metadata: container tags.
+        part_folder: folder of the unfinished file, on the same file system; None is that of the
+            path.
 
     Yields:
         The writer of the frames.
@@ -91,7 +94,7 @@ def open_video(
         GeometryError: if the block wrote no frame.
         OutputError: if the encoder fails or the file cannot be written.
     """
-    with whole_file(path) as part:
+    with whole_file(path, folder=part_folder) as part:
         with reports_disk_errors(path, FFmpegError):
             # use_metadata_tags: without it mp4 drops every tag but a few known ones
             options = {"movflags": "use_metadata_tags+faststart"} if path.suffix == ".mp4" else {}
