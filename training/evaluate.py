@@ -18,14 +18,16 @@ from training.avatars.synthetic import make_sheet
 from training.evaluation.command import run_command
 from training.evaluation.generation import load_family
 from training.evaluation.scores import draw_pairs, evaluate, measure_pairs
+from training.outputs import write_picture
+from turbotalk_core.cli.arguments import Parser, parse_count, parse_number
 from turbotalk_core.request import SCHEDULES
 
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("--steps", type=int, help="network evaluations; default as shipped")
-    parser.add_argument("--audio-guidance", type=float, help="default as shipped; 1 is off")
+    parser = Parser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--steps", type=parse_count, help="network evaluations; default as shipped")
+    parser.add_argument("--audio-guidance", type=parse_number, help="default as shipped; 1 is off")
     parser.add_argument("--schedule", choices=SCHEDULES, help="default as shipped")
     parser.add_argument("--dit", type=Path, help="video transformer to take instead")
     parser.add_argument("--adapter", type=Path, help="audio adapter that learnt with --dit")
@@ -53,7 +55,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             for frames in (pair.clip.frames_CTHW, made)
         ]
         columns = 1 + (arguments.frames - 1) // 10
-        Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)
+        write_picture(arguments.sheet, Image.fromarray(make_sheet(rows, columns)))
     model = arguments.model if arguments.dit is None else str(arguments.dit)
     return {
         "settings": {"model": model, "frames": arguments.frames, **asdict(request)},

@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
-from turbotalk_core.errors import OutputError
-from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors
+from turbotalk_core.errors import OutputError, RequestError
+from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file
 from turbotalk_core.safe_io.paths import is_folder
 
 
@@ -69,21 +70,25 @@ def is_held(path: Path) -> bool:
 
 
 @contextmanager
-def hold_files(*paths: Path | None) -> Iterator[None]:
+def hold_files(*paths: Path | None, picture: Path | None = None) -> Iterator[None]:
     """Hold the files that a command writes at its end, and check that it can.
 
     Args:
         *paths: files; their folders are created if they do not exist. None is passed over.
+        picture: another file, whose suffix names a format of pictures.
 
     Yields:
         Nothing.
 
     Raises:
+        RequestError: if the suffix of the picture is of no format.
         OutputError: if a path is a folder, its folder cannot be written, or another process holds
             it.
     """
+    if picture is not None and picture.suffix.lower() not in _list_picture_suffixes():
+        raise RequestError(f"got the picture {picture}; its name must end in .png or .webp")
     with ExitStack() as stack:
-        for path in dict.fromkeys(path for path in paths if path is not None):
+        for path in dict.fromkeys(path for path in (*paths, picture) if path is not None):
             if is_folder(path):
                 raise OutputError(f"{path} is a folder; give the path of a file to write")
             make_folder(path.parent)
@@ -91,3 +96,23 @@ def hold_files(*paths: Path | None) -> Iterator[None]:
             stack.enter_context(hold(lock, f"is making {path}"))
             stack.callback(lock.unlink, missing_ok=True)
         yield
+
+
+def _list_picture_suffixes() -> set[str]:
+    formats = Image.registered_extensions()
+    return {suffix for suffix, name in formats.items() if name in Image.SAVE}
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture whole or not at all, in the format of its suffix.
+
+    Args:
+        path: file to write; its folder is created.
+        picture: picture to write.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    make_folder(path.parent)
+    with whole_file(path) as part, reports_disk_errors(path):
+        picture.save(part, optimize=True)

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from training.engine.divergence import GuardSettings
 from training.engine.engine import EngineSettings, Precision
+from training.texts import read_text
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
 from turbotalk_core.safe_io.atomic import make_folder, write_text
@@ -415,7 +416,12 @@ def _read_derived(name: str, seen: tuple[Path, ...]) -> dict[str, Any]:
         )
     if path in seen:
         raise RecipeError(f"recipe {name} derives from itself; take its base out")
-    data = parse_yaml(path.read_text(encoding="utf-8"), name)
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot read the recipe {path}: {reason}") from error
+    data = parse_yaml(text, name)
     if not isinstance(data, dict):
         raise RecipeError(f"recipe {name} is no mapping of keys to values; write key: value")
     base = data.pop("base", None)

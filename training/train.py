@@ -39,13 +39,13 @@ from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_recipe, resolve_source
 from training.trainer.trainer import Batches, Trainer
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
-from turbotalk_core.cli.arguments import refuse
+from turbotalk_core.cli.arguments import Parser, run
+from turbotalk_core.cli.console import say
 from turbotalk_core.errors import (
     MismatchError,
     MissingToolError,
     OutputError,
     RecipeError,
-    TurboTalkError,
 )
 from turbotalk_core.models.audio_adapter import AudioAdapterConfig, AudioProjection
 from turbotalk_core.models.wan import WanConfig, WanModel
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.train", description="Run a recipe of training/recipes."
     )
     parser.add_argument("recipe", help="name of a recipe, or path of a YAML file")
@@ -82,18 +82,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     folder = arguments.run or Path("runs") / Path(arguments.recipe).stem
     try:
-        recipe = resolve_recipe(load_recipe(arguments.recipe, arguments.changes))
-        methods = make_methods(recipe)
-        if arguments.dry_run:
-            builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
-            sys.stdout.writelines(f"{line}\n" for line in describe_run(recipe, methods, builder))
-        else:
-            train(recipe, folder, methods)
-    except TurboTalkError as error:
-        return refuse(error)
+        return run(lambda: _run(arguments, folder))
     finally:
         ranks.leave()
-    return 0
+
+
+def _run(arguments: argparse.Namespace, folder: Path) -> None:
+    recipe = resolve_recipe(load_recipe(arguments.recipe, arguments.changes))
+    methods = make_methods(recipe)
+    if arguments.dry_run:
+        builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
+        say("".join(f"{line}\n" for line in describe_run(recipe, methods, builder)))
+    else:
+        train(recipe, folder, methods)
 
 
 def make_methods(recipe: Recipe) -> list[Method]:

@@ -71,10 +71,10 @@ def test_the_command_reports_settings_summary_and_pairs(
 
 
 def test_the_command_explains_what_is_missing(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _run(monkeypatch, "--weights", str(weights), "--model", "student") == 2
-    assert "there is no turbotalk_tiny.safetensors" in caplog.text
+    assert "there is no turbotalk_tiny.safetensors" in capsys.readouterr().err
 
 
 def test_other_model_files_and_another_schedule_are_taken(

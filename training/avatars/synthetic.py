@@ -9,6 +9,7 @@ Axes: C channels, T video frames, H height, W width, S audio samples.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ from training.avatars.mouth import MouthCurve, mouth_curve
 from training.avatars.portrait import paint
 from training.avatars.seeds import open_stream
 from training.avatars.speech import draw_speech
+from training.outputs import hold_files, write_picture
+from turbotalk_core.cli.arguments import Parser, run
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE
+from turbotalk_core.safe_io.atomic import reports_disk_errors, whole_file
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.mux import assemble, quantize_frames
 
@@ -159,20 +163,20 @@ def _write_files(clip: SyntheticClip, reference_CHW: Tensor, folder: Path) -> No
     from PIL import Image
     from scipy.io import wavfile
 
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(to_pixels(reference_CHW[:, None])[0]).save(folder / "portrait.png")
-    Image.fromarray(make_sheet([clip.frames_CTHW], 10)).save(folder / "sheet.png")
+    write_picture(folder / "portrait.png", Image.fromarray(to_pixels(reference_CHW[:, None])[0]))
+    write_picture(folder / "sheet.png", Image.fromarray(make_sheet([clip.frames_CTHW], 10)))
     sound = (clip.waveform_S.clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
-    wavfile.write(folder / "speech.wav", clip.sample_rate, sound)
+    with whole_file(folder / "speech.wav") as part, reports_disk_errors(part):
+        wavfile.write(part, clip.sample_rate, sound)
     waveform = Waveform(samples_CS=clip.waveform_S.unsqueeze(0), sample_rate=clip.sample_rate)
     assemble(
         folder / "clip.mp4", [quantize_frames(clip.frames_CTHW.unsqueeze(0))], waveform, crf=12
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write one clip of the set to a folder."""
-    parser = argparse.ArgumentParser(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write one clip of the set to a folder; returns the exit code."""
+    parser = Parser(
         prog="python -m training.avatars.synthetic",
         description="Draw one clip of the synthetic talking-avatar set and write portrait.png, "
         "speech.wav, clip.mp4 (the true rendering, with sound) and sheet.png (ten of its frames).",
@@ -195,11 +199,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="frames between the portrait and the clip's start (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    clip, reference_CHW = draw_clip_with_reference(
-        options.split, options.seed, options.frames, options.gap
-    )
-    _write_files(clip, reference_CHW, options.out)
+    return run(lambda: _draw(options))
+
+
+def _draw(options: argparse.Namespace) -> None:
+    with hold_files(options.out / "clip.mp4"):
+        clip, reference_CHW = draw_clip_with_reference(
+            options.split, options.seed, options.frames, options.gap
+        )
+        _write_files(clip, reference_CHW, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

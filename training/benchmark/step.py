@@ -37,6 +37,7 @@ from training.engine import distributed as ranks
 from training.engine.engine import DTYPES, Precision, set_checkpointing
 from training.models.batch import CONTEXT_LATENTS, Batch
 from training.models.networks import TalkingModel
+from training.outputs import hold_files
 from training.recipe import (
     Activations,
     BatchShape,
@@ -53,7 +54,7 @@ from training.trainer.hooks import Hook
 from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_source
 from training.trainer.trainer import Trainer
-from turbotalk_core.cli.arguments import find_device, parse_count, parse_size, run
+from turbotalk_core.cli.arguments import Parser, find_device, parse_count, parse_size, run
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import (
     FIRST_WINDOW,
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.benchmark",
         description="Measure seconds and memory of a step.",
     )
@@ -156,7 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help="file for the page of the documentation")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return run(lambda: _measure_all(arguments))
+    return run(lambda: _measure_and_write(arguments))
+
+
+def _measure_and_write(arguments: argparse.Namespace) -> None:
+    with hold_files(arguments.json, arguments.markdown):
+        _measure_all(arguments)
 
 
 def _measure_all(arguments: argparse.Namespace) -> None:

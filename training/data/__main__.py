@@ -21,9 +21,18 @@ from training.data.resumable_stage import Summary, Work, read_records, read_sett
 from training.data.scores import LIMITS, Limit
 from training.data.shots import AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
-from turbotalk_core.cli.arguments import parse_sides, run
+from turbotalk_core.cli.arguments import (
+    Parser,
+    find_device,
+    parse_device,
+    parse_sides,
+    parse_threads,
+    run,
+)
+from turbotalk_core.cli.console import say
 from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import check_size, count_latent_frames
+from turbotalk_core.safe_io.paths import show
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _make_parser().parse_args(argv)
     if getattr(arguments, "threads", None) is not None:
         torch.set_num_threads(arguments.threads)
-    return run(lambda: sys.stdout.write("\n".join(arguments.command(arguments)) + "\n"))
+    return run(lambda: say("\n".join(map(show, arguments.command(arguments))) + "\n"))
 
 
 def _split(arguments: argparse.Namespace) -> list[str]:
@@ -115,7 +124,7 @@ def _find_source(arguments: argparse.Namespace) -> Source:
 
 def _inspect(arguments: argparse.Namespace) -> list[str]:
     record = choose_record(arguments.prepared, arguments.key)
-    lines = [describe(record)]
+    lines = describe(record).split("\n")
     if arguments.mp4 is not None:
         if arguments.vae is None:
             raise RequestError("got --mp4 without --vae; give the VAE that the set was made with")
@@ -146,7 +155,7 @@ def _work(arguments: argparse.Namespace) -> Work:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
+    parser = Parser(prog="python -m training.data", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_split(commands.add_parser("split", help="find the scenes of videos"))
     _add_filter(commands.add_parser("filter", help="judge the pieces of scenes"))
@@ -157,7 +166,9 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_split)
-    parser.add_argument("--videos", type=Path, required=True, help="folder of mp4, mkv, webm")
+    parser.add_argument(
+        "--videos", type=Path, required=True, help="folder of videos (docs/training.md)"
+    )
     parser.add_argument("--set", type=Path, required=True, help="folder to write scenes into")
     parser.add_argument(
         "--captions",
@@ -250,9 +261,8 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--device", type=torch.device, default=device, help="(%(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads of the networks")
+    parser.add_argument("--device", type=parse_device, default=find_device(), help="(%(default)s)")
+    parser.add_argument("--threads", type=parse_threads, help="CPU threads of the networks")
 
 
 def _add_work(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from training.engine.engine import (
     set_checkpointing,
 )
 from training.engine.optimizers import Average
+from turbotalk_core.cli.arguments import Parser, run
 from turbotalk_core.errors import CheckpointError, RecipeError, TrainingError
 
 STATE, UNIVERSAL, FACTS = "state", "universal", "engine.json"
@@ -444,12 +446,13 @@ def convert(checkpoint: Path) -> None:
         partial.rename(folder / UNIVERSAL)
 
 
-def main() -> None:
-    """Convert a checkpoint from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.engine.deepspeed_engine")
+def main() -> int:
+    """Convert a checkpoint from the command line; returns the exit code."""
+    parser = Parser(prog="python -m training.engine.deepspeed_engine")
     parser.add_argument("checkpoint", type=Path, help="folder of one checkpoint")
-    convert(parser.parse_args().checkpoint)
+    checkpoint = parser.parse_args().checkpoint
+    return run(lambda: convert(checkpoint))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

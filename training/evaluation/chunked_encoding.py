@@ -31,6 +31,8 @@ from turbotalk_core.audio.features import (
     SILENCE_TAIL_FRAMES,
     encode_in_sections,
 )
+from turbotalk_core.cli.arguments import Parser, parse_number, parse_threads, run
+from turbotalk_core.cli.console import say
 from turbotalk_core.geometry import FPS, SAMPLE_RATE
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.protocols import AudioEncoder
@@ -220,20 +222,19 @@ def _measure_mouths(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluation.chunked_encoding", description=__doc__
-    )
+    parser = Parser(prog="python -m training.evaluation.chunked_encoding", description=__doc__)
     parser.add_argument("--weights", type=Path, required=True, help="models folder")
     parser.add_argument("--model", choices=DITS, default="student")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of speech (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=parse_number, default=10.0, help="of speech (%(default)s)"
+    )
     parser.add_argument("--chunks", type=int, default=12, help="whose mouths are read; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of voice, avatar and noise")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=parse_threads, default=2, help="CPU threads")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     with torch.no_grad():
-        sys.stdout.write("\n".join(measure(arguments)) + "\n")
-    return 0
+        return run(lambda: say("\n".join(measure(arguments)) + "\n"))
 
 
 if __name__ == "__main__":

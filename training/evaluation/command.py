@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from training.evaluation.generation import DITS
-from turbotalk_core.errors import TurboTalkError
-from turbotalk_core.safe_io.atomic import make_folder, write_text
+from training.outputs import hold_files
+from turbotalk_core.cli.arguments import parse_count, parse_threads, run
+from turbotalk_core.safe_io.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +37,24 @@ def run_command(
     """
     parser.add_argument("--weights", type=Path, required=True, help="models folder")
     parser.add_argument("--model", choices=DITS, default="teacher")
-    parser.add_argument("--pairs", type=int, default=num_pairs)
-    parser.add_argument("--frames", type=int, default=81, help="length of each clip")
+    parser.add_argument("--pairs", type=parse_count, default=num_pairs)
+    parser.add_argument("--frames", type=parse_count, default=81, help="length of each clip")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs and of the noise")
     parser.add_argument("--json", type=Path, help="file for summary and pairs")
     parser.add_argument("--sheet", type=Path, help="PNG: each pair's true and generated frames")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=parse_threads, default=2, help="CPU threads")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
-    try:
+    return run(lambda: _evaluate(evaluate, arguments))
+
+
+def _evaluate(
+    evaluate: Callable[[argparse.Namespace], dict[str, Any]], arguments: argparse.Namespace
+) -> None:
+    with hold_files(arguments.json, picture=arguments.sheet):
         report = evaluate(arguments)
-    except TurboTalkError as error:
-        logger.error("%s", error)
-        return 2
-    for name, value in report["summary"].items():
-        logger.info("%-24s %8.4f", name, value)
-    if arguments.json:
-        make_folder(arguments.json.parent)
-        write_text(arguments.json, json.dumps(report, indent=1) + "\n")
-    return 0
+        for name, value in report["summary"].items():
+            logger.info("%-24s %8.4f", name, value)
+        if arguments.json:
+            write_text(arguments.json, json.dumps(report, indent=1) + "\n")

@@ -33,8 +33,10 @@ from training.avatars.synthetic import SAMPLES_PER_FRAME, film
 from training.evaluation.generation import DITS, SPLIT, load_family
 from training.evaluation.mouth import estimate_aperture, sync
 from training.markdown import table
+from training.outputs import hold_files, write_picture
 from turbotalk_core.audio.conversation import encode_speech
-from turbotalk_core.errors import RequestError, TurboTalkError
+from turbotalk_core.cli.arguments import Parser, parse_count, parse_number, parse_threads, run
+from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
 from turbotalk_core.pipeline import generate
 from turbotalk_core.safe_io.atomic import write_text
@@ -317,15 +319,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    parser = Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--chunks", type=int, default=100, help="(%(default)s)")
     parser.add_argument("--weights", type=Path, default=Path("models"), help="models folder")
     parser.add_argument("--model", choices=tuple(DITS), default="student")
     parser.add_argument("--dit", type=Path, help="video transformer to take instead")
     parser.add_argument("--adapter", type=Path, help="its audio adapter")
-    parser.add_argument("--steps", type=int, help="network calls per chunk; default: as shipped")
+    parser.add_argument(
+        "--steps", type=parse_count, help="network calls per chunk; default: as shipped"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of avatar, speech and noise")
-    parser.add_argument("--color-strength", type=float, default=0.0, help="of the colour match")
+    parser.add_argument(
+        "--color-strength", type=parse_number, default=0.0, help="of the colour match"
+    )
     parser.add_argument(
         "--anchor", action=argparse.BooleanOptionalAction, help="default: as shipped"
     )
@@ -334,7 +340,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="go on from chunk to chunk as the reference does",
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    parser.add_argument(
+        "--threads", type=parse_threads, default=1, help="CPU threads (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, required=True, help="report for programs")
     parser.add_argument("--markdown", type=Path, help="page for people")
     parser.add_argument(
@@ -350,22 +358,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    try:
+    command = (
+        "python -m training.evaluation.long",
+        *(sys.argv[1:] if argv is None else argv),
+    )
+    return run(lambda: _write(arguments, " ".join(command)))
+
+
+def _write(arguments: argparse.Namespace, command: str) -> None:
+    beside = [_read_report(path) for path in arguments.beside]
+    with hold_files(arguments.json, arguments.markdown, picture=arguments.pictures):
         report, pictures = _run(arguments)
-    except TurboTalkError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    text = json.dumps(report, indent=1) + "\n"
-    write_text(arguments.json, text)
-    if arguments.pictures is not None:
-        Image.fromarray(torch.cat(pictures, 1).numpy()).save(arguments.pictures)
-    if arguments.markdown is not None:
-        command = " ".join(
-            ("python -m training.evaluation.long", *(sys.argv[1:] if argv is None else argv))
-        )
-        reports = [json.loads(text), *(json.loads(path.read_text()) for path in arguments.beside)]
-        write_text(arguments.markdown, to_page(reports, command))
-    return 0
+        text = json.dumps(report, indent=1) + "\n"
+        write_text(arguments.json, text)
+        if arguments.pictures is not None:
+            write_picture(arguments.pictures, Image.fromarray(torch.cat(pictures, 1).numpy()))
+        if arguments.markdown is not None:
+            write_text(arguments.markdown, to_page([json.loads(text), *beside], command))
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RequestError(
+            f"cannot read {path} ({type(error).__name__}); give a report that this command wrote"
+        ) from error
 
 
 def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:

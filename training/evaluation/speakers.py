@@ -29,7 +29,9 @@ from training.evaluation.command import run_command
 from training.evaluation.generation import SPLIT, collect_frames, load_family
 from training.evaluation.mouth import estimate_aperture, sync
 from training.evaluation.scores import MIN_MOUTH_STD, SEED_STRIDE, check_draw
+from training.outputs import write_picture
 from turbotalk_core.audio.conversation import encode_speech
+from turbotalk_core.cli.arguments import Parser
 from turbotalk_core.conditioning.regions import fit_regions, halve_picture
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.protocols import AudioEncoder
@@ -152,9 +154,7 @@ def score_turn(
 
 def main() -> int:
     """Run from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluation.speakers", description=__doc__
-    )
+    parser = Parser(prog="python -m training.evaluation.speakers", description=__doc__)
     return run_command(parser, _evaluate, num_pairs=6)
 
 
@@ -170,7 +170,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         rows += [true_clip.frames_CTHW, frames]
     if arguments.sheet:
         columns = 1 + (arguments.frames - 1) // 16
-        Image.fromarray(make_sheet(rows, columns)).save(arguments.sheet)
+        write_picture(arguments.sheet, Image.fromarray(make_sheet(rows, columns)))
     names = ("speaker_sync", "other_sync", "other_opening")
     return {
         "settings": {"model": arguments.model, "frames": arguments.frames, **asdict(request)},

@@ -16,8 +16,17 @@ from pathlib import Path
 import torch
 
 from training.metrics.evaluation import METRICS, Settings, evaluate
-from training.metrics.report import format_report
-from turbotalk_core.cli.arguments import find_device, parse_count, run
+from training.metrics.report import REPORT, format_report
+from training.outputs import hold_files
+from turbotalk_core.cli.arguments import (
+    Parser,
+    find_device,
+    parse_count,
+    parse_device,
+    parse_threads,
+    run,
+)
+from turbotalk_core.cli.console import say
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _make_parser().parse_args(argv)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    return run(lambda: sys.stdout.write(_evaluate(arguments)))
+    return run(lambda: say(_evaluate(arguments)))
 
 
 def _evaluate(arguments: argparse.Namespace) -> str:
@@ -42,14 +51,15 @@ def _evaluate(arguments: argparse.Namespace) -> str:
         seed=arguments.seed,
         device=arguments.device,
     )
-    report = evaluate(
-        arguments.generated, arguments.real, arguments.weights, arguments.out, settings
-    )
+    with hold_files(arguments.out / REPORT):
+        report = evaluate(
+            arguments.generated, arguments.real, arguments.weights, arguments.out, settings
+        )
     return format_report(report)
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.metrics", description=__doc__)
+    parser = Parser(prog="python -m training.metrics", description=__doc__)
     parser.add_argument("--generated", type=Path, required=True, help="folder of videos")
     parser.add_argument(
         "--real", type=Path, required=True, help="folder of videos; pairs have one name"
@@ -72,9 +82,9 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the subsets of kid (%(default)s)")
     parser.add_argument(
-        "--device", type=torch.device, default=find_device(), help="of the networks (%(default)s)"
+        "--device", type=parse_device, default=find_device(), help="of the networks (%(default)s)"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads of the networks")
+    parser.add_argument("--threads", type=parse_threads, help="CPU threads of the networks")
     return parser
 
 

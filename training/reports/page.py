@@ -26,7 +26,7 @@ from PIL import Image
 
 from training.markdown import table
 from training.reports.plots import draw_sheet, plot_log, plot_steps
-from turbotalk_core.safe_io.atomic import write_text
+from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 Report = Mapping[str, Any]
 
@@ -130,7 +130,7 @@ def write_page(report: Report, out: Path) -> None:
         report: all content of the page.
         out: folder, created if it does not exist.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     steps = report["study"]["steps"]
     if steps is not None:
         panels = {
@@ -197,7 +197,7 @@ def write_sheets(report: Report, cache: Path, out: Path) -> dict[str, list[str]]
     Returns:
         For each table the names of its files, one per pair.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     study = report["study"]
     files: dict[str, list[str]] = {}
     for which, entry in study["tables"].items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from training.outputs import write_picture
 from turbotalk_core.errors import MissingToolError, OutputError
 from turbotalk_core.safe_io.atomic import write_bytes
 
@@ -148,4 +149,4 @@ def _save(figure: Figure, path: Path) -> None:
     memory = io.BytesIO()
     figure.savefig(memory, format="png")
     with Image.open(memory) as picture:  # lines need few colours
-        picture.convert("RGB").quantize(64).save(path, optimize=True)
+        write_picture(path, picture.convert("RGB").quantize(64))

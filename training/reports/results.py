@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,19 @@ from training.engine.log import read_log
 from training.evaluation.diversity import measure_spread, redraw
 from training.evaluation.generation import SPLIT, RememberingVAE, generate_clip, name_files
 from training.evaluation.scores import SEED_STRIDE, HeldoutPair, draw_pairs, evaluate, measure_pairs
+from training.outputs import hold, write_picture
 from training.recipe import to_plain
 from training.reports.page import check_claims, write_page, write_sheets
 from training.reports.plots import require_matplotlib
 from training.reports.study import ModelSource, Study, load_study
 from turbotalk_core import loading as library
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
-from turbotalk_core.cli.arguments import refuse
-from turbotalk_core.errors import CheckpointError, RecipeError, TurboTalkError
+from turbotalk_core.cli.arguments import Parser, parse_threads
+from turbotalk_core.cli.arguments import run as run_command
+from turbotalk_core.cli.console import say
+from turbotalk_core.errors import CheckpointError, OutputError, RecipeError
 from turbotalk_core.request import TalkRequest
-from turbotalk_core.safe_io.atomic import write_text
+from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -307,9 +311,25 @@ def measure_cells(
     Returns:
         The cached settings, summary, pairs and hardware, by key.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    make_folder(cache)
+    remaining = {cell.key: cell for cell in cells if not (cache / f"{cell.key}.json").is_file()}
+    with ExitStack() as stack:
+        # Commands with other rows may measure at the same time.
+        for key, cell in remaining.items():
+            path = cache / f".{key}.lock"
+            stack.enter_context(hold(path, f"measures {_name(cell)}"))
+            stack.callback(path.unlink, missing_ok=True)
+        return _measure_missing(cells, cache, measure, hardware, set(remaining))
+
+
+def _measure_missing(
+    cells: Sequence[Cell],
+    cache: Path,
+    measure: Callable[[Cell], Measured],
+    hardware: Mapping[str, Any],
+    remaining: set[str],
+) -> dict[str, dict[str, Any]]:
     kept: dict[str, dict[str, Any]] = {}
-    remaining = {cell.key for cell in cells if not (cache / f"{cell.key}.json").is_file()}
     # Sorted by seed and length, so that true renders are drawn once; the first seed comes first.
     seeds = list(dict.fromkeys(cell.request.seed for cell in cells))
     for cell in sorted(cells, key=lambda cell: (seeds.index(cell.request.seed), -cell.num_frames)):
@@ -319,7 +339,7 @@ def measure_cells(
             remaining.remove(cell.key)
             measured = measure(cell)
             if measured.strips is not None:
-                Image.fromarray(measured.strips).save(path.with_suffix(".png"))
+                write_picture(path.with_suffix(".png"), Image.fromarray(measured.strips))
             entry = {
                 "settings": dict(cell.settings),
                 "summary": dict(measured.summary),
@@ -328,8 +348,17 @@ def measure_cells(
             }
             write_text(path, json.dumps(entry, indent=1) + "\n")
         if cell.key not in kept:
-            kept[cell.key] = json.loads(path.read_text(encoding="utf-8"))
+            kept[cell.key] = _read_json(path)
     return kept
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise OutputError(
+            f"{path} is damaged ({type(error).__name__}); delete it and measure again"
+        ) from error
 
 
 def describe_hardware(num_threads: int) -> dict[str, Any]:
@@ -457,7 +486,7 @@ def main(
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.reports.results",
         description="Make the page of results of a study.",
     )
@@ -465,7 +494,7 @@ def main(
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="of the page")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
     parser.add_argument("--weights", type=Path, default=Path("models"), help="models folder")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=parse_threads, default=2, help="CPU threads")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TABLE.ROW", help="measure these, make no page"
     )
@@ -478,11 +507,7 @@ def main(
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(arguments.threads)
-    try:
-        _run(arguments, measure)
-    except TurboTalkError as error:
-        return refuse(error)
-    return 0
+    return run_command(lambda: _run(arguments, measure))
 
 
 def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | None) -> None:
@@ -493,7 +518,7 @@ def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | No
     if arguments.from_json:
         if not path.is_file():
             raise CheckpointError(f"there is no report {path}; make it without --from-json")
-        write_page(json.loads(path.read_text(encoding="utf-8")), arguments.out)
+        write_page(_read_json(path), arguments.out)
         return
     study = load_study(arguments.study)
     cells, missing = list_cells(study, arguments.runs, arguments.weights, arguments.only)
@@ -506,7 +531,7 @@ def _run(arguments: argparse.Namespace, measure: Callable[[Cell], Measured] | No
     kept = measure_cells(cells, cache, measure, hardware)
     if arguments.only:
         for cell in cells:
-            sys.stdout.write(f"{_describe(cell, kept[cell.key]['summary'])}\n")
+            say(f"{_describe(cell, kept[cell.key]['summary'])}\n")
         return
     report = make_report(name, study, cells, kept, missing, arguments.runs)
     report["sheets"] = write_sheets(report, cache, arguments.out)

@@ -22,9 +22,11 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from training.recipe import Count, Natural, parse, parse_yaml
+from training.texts import read_text
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
-from turbotalk_core.cli.arguments import refuse
-from turbotalk_core.errors import RecipeError, TurboTalkError
+from turbotalk_core.cli.arguments import Parser, run
+from turbotalk_core.cli.console import say
+from turbotalk_core.errors import RecipeError
 from turbotalk_core.request import Schedule, TalkRequest, Update
 
 Several = Annotated[int, Ge(2)]
@@ -297,9 +299,12 @@ def load_study(path: Path) -> Study:
             refers to nothing.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise RecipeError(f"there is no study {path}; give the path of a .yaml file") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError(f"cannot read the study {path}: {reason}") from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path} is no mapping of keys to values; write key: value")
@@ -335,8 +340,8 @@ def check_names(study: Study, where: str) -> None:
                 f"{where}: models.{name} must have runs and phase, or dit and adapter, and nothing "
                 "else"
             )
-        for run in model.runs:
-            check("run", f"models.{name}", run, study.runs)
+        for source in model.runs:
+            check("run", f"models.{name}", source, study.runs)
     for place, row in rows.items():
         check("model", f"tables.{place}", row.model, study.models)
         if (row.pairs or study.pairs) < max(study.diversity.pairs, study.sheets.pairs):
@@ -353,8 +358,8 @@ def check_names(study: Study, where: str) -> None:
         check("table", "steps", study.steps.table, study.tables)
         for row in (*sum(study.steps.series.values(), ()), *filter(None, (study.steps.level,))):
             check("row", "steps", row, rows)
-    for run in study.logs:
-        check("run", "logs", run, study.runs)
+    for source in study.logs:
+        check("run", "logs", source, study.runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -366,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; that of the first run that fails.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m training.reports.study",
         description="Print or run the commands of a study's runs.",
     )
@@ -374,21 +379,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train", action="store_true", help="run them, one after the other")
     parser.add_argument("--only", nargs="+", default=[], metavar="RUN", help="these runs alone")
     arguments = parser.parse_args(argv)
-    try:
-        study = load_study(arguments.study)
-        for name in arguments.only:
-            if name not in study.runs:
-                raise RecipeError(f"there is no run {name}; there are {', '.join(study.runs)}")
-    except TurboTalkError as error:
-        return refuse(error)
-    for name, run in study.runs.items():
+    codes: list[int] = []
+    return run(lambda: codes.append(_run(arguments))) or codes[0]
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    study = load_study(arguments.study)
+    for name in arguments.only:
+        if name not in study.runs:
+            raise RecipeError(f"there is no run {name}; there are {', '.join(study.runs)}")
+    for name, source in study.runs.items():
         if arguments.only and name not in arguments.only:
             continue
-        sys.stdout.write(f"{run.command(name)}\n")
-        sys.stdout.flush()
+        say(f"{source.command(name)}\n")
         if arguments.train:
             # One process per run: ranks can be joined only once in a process.
-            command = [sys.executable, "-m", "training.train", *run.arguments(name)]
+            command = [sys.executable, "-m", "training.train", *source.arguments(name)]
             code = subprocess.run(command, check=False).returncode
             if code:
                 return code

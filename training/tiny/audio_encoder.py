@@ -29,9 +29,11 @@ from torch import Tensor, nn
 from training.avatars.mouth import mouth_curve
 from training.avatars.speech import draw_speech
 from training.engine.optimizers import Optimizers, check_norm, rate_factor
+from training.outputs import hold_files
 from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
+from turbotalk_core.cli.arguments import Parser, parse_threads, run
 from turbotalk_core.geometry import SAMPLE_RATE, count_frames, count_samples
 from turbotalk_core.safe_io.atomic import write_text
 
@@ -267,19 +269,29 @@ def _log_mel(waveforms_BS: Tensor, num_frames: int) -> Tensor:
     return (power_BTD + 1e-3).log()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the training from the command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the training from the command line; returns the exit code."""
     default = Recipe()
-    parser = argparse.ArgumentParser(
-        prog="python -m training.tiny.audio_encoder", description=__doc__
-    )
+    parser = Parser(prog="python -m training.tiny.audio_encoder", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--num-clips", type=int, default=default.num_clips)
     parser.add_argument("--num-steps", type=int, default=default.num_steps)
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads; part of the recipe")
+    parser.add_argument(
+        "--threads", type=parse_threads, default=2, help="CPU threads; part of the recipe"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    return run(lambda: _train(options))
+
+
+def _train(options: argparse.Namespace) -> None:
+    log_file = options.out.with_suffix(".json")
+    with hold_files(options.out, log_file):
+        _train_and_write(options, log_file)
+
+
+def _train_and_write(options: argparse.Namespace, log_file: Path) -> None:
     recipe = Recipe(seed=options.seed, num_clips=options.num_clips, num_steps=options.num_steps)
     settings = {"kind": "audio_encoder", "threads": options.threads, "recipe": asdict(recipe)}
     reports: list[Report] = []
@@ -293,9 +305,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
         save_audio_encoder(encoder, options.out, {"turbotalk": json.dumps(settings)})
         log = {**settings, "reports": [entry._asdict() for entry in reports]}
-        write_text(options.out.with_suffix(".json"), json.dumps(log, indent=1) + "\n")
+        write_text(log_file, json.dumps(log, indent=1) + "\n")
 
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"drawing {recipe.num_clips} clips\n")
     sys.stdout.flush()
     clips = draw_clips("train", recipe.num_clips, recipe)
@@ -304,4 +315,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -27,6 +27,7 @@ import argparse
 import copy
 import json
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,7 +47,9 @@ from training.avatars.synthetic import SyntheticClip
 from training.engine.optimizers import Average, Optimizers, check_norm, rate_factor
 from training.evaluation.mouth import mouth_share
 from training.evaluation.scores import average_scores, draw_pairs, score_pair
+from training.outputs import hold_files
 from turbotalk_core.checkpoints.networks import load_vae, save_vae
+from turbotalk_core.cli.arguments import Parser, parse_threads, run
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.safe_io.atomic import write_text
@@ -309,9 +312,9 @@ def score_vae(vae: WanVAE, clips: Sequence[SyntheticClip]) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Run from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m training.tiny.vae", description=__doc__)
+def main() -> int:
+    """Run from the command line; returns the exit code."""
+    parser = Parser(prog="python -m training.tiny.vae", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     parser.add_argument("--seed", type=int, default=VaeRecipe.seed)
     parser.add_argument("--init", type=Path, help="VAE file to go on from")
@@ -330,11 +333,21 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=VaeRecipe.clip_steps)
     parser.add_argument("--clips", type=int, default=VaeRecipe.num_clips)
     parser.add_argument("--snapshot", type=Path, help="file for the weights of a run on its way")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=parse_threads, default=2, help="CPU threads")
     parser.add_argument("--compile", action="store_true", help="use torch.compile (needs g++)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(arguments.threads)
+    return run(lambda: _train(arguments))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    record = arguments.out.with_suffix(".json")
+    with hold_files(arguments.out, record, arguments.snapshot):
+        _train_and_write(arguments, record)
+
+
+def _train_and_write(arguments: argparse.Namespace, record_file: Path) -> None:
     recipe = VaeRecipe(
         seed=arguments.seed,
         num_clips=arguments.clips,
@@ -364,8 +377,8 @@ def main() -> None:
     if arguments.init and (before := arguments.init.with_suffix(".json")).is_file():
         record["before"] = json.loads(before.read_text())
     save_vae(arguments.out, vae, settings={"recipe": asdict(recipe), "scores": scores})
-    write_text(arguments.out.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(record_file, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
