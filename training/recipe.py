@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 
 from training.engine.divergence import GuardSettings
@@ -31,6 +31,7 @@ from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
 from turbotalk_core.safe_io.atomic import make_folder, write_text
 
+LARGEST_NUMBER = 2**63 - 1  # of 64 bits
 MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"  # in the folder of a run
@@ -161,7 +162,7 @@ class AverageChoice:
     """
 
     roles: tuple[str, ...] = ("student", "teacher")
-    decay: Annotated[float, Ge(0)] = 0.99
+    decay: Annotated[float, Ge(0), Le(1)] = 0.99
     start: Natural = 200
 
 
@@ -369,13 +370,35 @@ def parse(kind: type[T], data: Any, where: str) -> T:
     """
     _check_keys(kind, data, where, ())
     try:
-        return TypeAdapter(kind).validate_python(data)
+        value = TypeAdapter(kind).validate_python(data)
+        _check_numbers(value, where, ())
+        return value
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise RecipeError(
             f"{where}: {place or 'it'} is {first['input']!r}: {first['msg']}; change it there"
         ) from error
+
+
+def _check_numbers(value: Any, where: str, path: tuple[str, ...]) -> None:
+    """Check that all numbers are finite, and whole ones no larger than a tensor can hold."""
+    if dataclasses.is_dataclass(value):
+        parts: Any = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    elif isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    else:
+        parts = ()
+    for name, part in parts:
+        _check_numbers(part, where, (*path, str(name)))
+    # A float that is not finite compares as false, too.
+    if isinstance(value, int | float) and not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+        raise RecipeError(
+            f"{where}: {'.'.join(path) or 'it'} is {value}; give a finite number of at most "
+            f"{LARGEST_NUMBER}"
+        )
 
 
 def _check_keys(kind: Any, data: Any, where: str, path: tuple[str, ...]) -> None:

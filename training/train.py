@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +33,7 @@ from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, prepare_role
 from training.models.networks import TalkingModel
 from training.outputs import hold
-from training.recipe import ClipShape, Recipe, WeightSource, load_recipe, parse
+from training.recipe import ClipShape, Count, Natural, Recipe, WeightSource, load_recipe, parse
 from training.trainer.hooks import Hook
 from training.trainer.memory_estimate import describe_run
 from training.trainer.roles import NetworkKind, RoleBuilder
@@ -243,6 +244,21 @@ def start_engine(
     return partial(DeepSpeedEngine, zero=zero, device=device), device
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetOptions:
+    """Selection from a prepared set, by the options of its reader.
+
+    Attributes:
+        num_frames: frames of the chunks, 4n + 1; null uses the length of the shortest clip.
+        worst_tier: highest tier to select; null for all.
+        num_voices: number of voices to select; null for all.
+    """
+
+    num_frames: Count | None = None
+    worst_tier: Natural | None = None
+    num_voices: Count | None = None
+
+
 def open_data(recipe: Recipe) -> list[Batches]:
     """Open the prepared set of a recipe.
 
@@ -265,7 +281,8 @@ def open_data(recipe: Recipe) -> list[Batches]:
             "data.folder=FOLDER"
         )
     lengths = [phase.num_frames for phase in recipe.phases.values()]
-    options = dict(source.options)
+    chosen = parse(SetOptions, dict(source.options), "data.options")
+    options = {name: value for name, value in asdict(chosen).items() if value is not None}
     sets = {
         length: PreparedSet(source.folder, **options | ({"num_frames": length} if length else {}))
         for length in set(lengths)

@@ -27,7 +27,7 @@ from training.avatars.speech import draw_speech
 from training.outputs import hold_files, write_picture
 from turbotalk_core.cli.arguments import Parser, run
 from turbotalk_core.errors import RequestError
-from turbotalk_core.geometry import FPS, SAMPLE_RATE
+from turbotalk_core.geometry import FPS, MAX_FRAMES, SAMPLE_RATE
 from turbotalk_core.safe_io.atomic import reports_disk_errors, whole_file
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.mux import assemble, quantize_frames
@@ -203,6 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _draw(options: argparse.Namespace) -> None:
+    if max(options.frames, options.gap) > MAX_FRAMES:
+        raise RequestError(
+            f"got {options.frames} frames after a gap of {options.gap}; a clip has at most "
+            f"{MAX_FRAMES}"
+        )
     with hold_files(options.out / "clip.mp4"):
         clip, reference_CHW = draw_clip_with_reference(
             options.split, options.seed, options.frames, options.gap

@@ -54,7 +54,7 @@ from training.trainer.hooks import Hook
 from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_source
 from training.trainer.trainer import Trainer
-from turbotalk_core.cli.arguments import Parser, find_device, parse_count, parse_size, run
+from turbotalk_core.cli.arguments import Parser, find_device, parse_count, parse_sides, run
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import (
     FIRST_WINDOW,
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", choices=WIDTHS, default="tiny", help="of the networks")
     parser.add_argument("--layers", type=parse_count, help="of the transformer")
     parser.add_argument("--frames", type=parse_count, help="of a sample, 4n + 1")
-    parser.add_argument("--size", type=parse_size, help="of a sample, as in 832x480")
+    parser.add_argument("--size", type=parse_sides, help="of a sample, as in 832x480")
     parser.add_argument("--batch", type=parse_count, default=1, help="samples per process")
     parser.add_argument("--activations", choices=("keep", "recompute"), default="keep")
     parser.add_argument("--rounds", type=parse_count, default=3, help="of which medians are taken")

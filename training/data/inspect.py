@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.data.resumable_stage import Record
+from training.data.resumable_stage import Record, fingerprint_files, read_settings
 from training.data.shards import ShardReader, read_manifest
 from turbotalk_core.checkpoints.networks import load_vae
-from turbotalk_core.errors import RequestError
+from turbotalk_core.errors import MismatchError, RequestError
 from turbotalk_core.geometry import SAMPLE_RATE, count_decoded_frames, count_samples
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.types import Waveform
@@ -76,11 +76,13 @@ def decode_sample(
 
     Raises:
         RequestError: if the clip is unknown.
+        MismatchError: if the set was made with another VAE.
         CheckpointError: if the VAE cannot be used.
         OutputError: if the set is damaged, or the file cannot be written.
     """
     if clip not in CLIPS:
         raise RequestError(f"got the clip {clip!r}; choose one of {', '.join(CLIPS)}")
+    _check_vae(folder, vae)
     reader = ShardReader(folder)
     latents_CFHW = reader.read(record, f"{clip}_CFHW")
     start = record["later_start"] if clip == "later" else 0
@@ -95,6 +97,16 @@ def decode_sample(
         _decode(load_vae(vae).to(device), latents_CFHW.float().to(device)),
         Waveform(samples_CS=mixed_S.unsqueeze(0), sample_rate=SAMPLE_RATE),
     )
+
+
+def _check_vae(folder: Path, vae: Path) -> None:
+    models = read_settings(folder)["settings"].get("models")
+    made_with = models.get("vae") if isinstance(models, dict) else None
+    if isinstance(made_with, dict) and made_with.get("sha256") != fingerprint_files(vae)["sha256"]:
+        raise MismatchError(
+            f"{folder} was made with another VAE, {made_with.get('file')}, than {vae}, which would "
+            "decode it wrongly; give that one"
+        )
 
 
 def _decode(vae: WanVAE, latents_CFHW: Tensor) -> Iterator[Tensor]:

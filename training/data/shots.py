@@ -33,6 +33,7 @@ SECONDS = 8.0  # length of an avatar's utterance: 200 frames, enough for a later
 SILENT_SHARE = 0.04  # fraction of avatars that are silent, with the mouth closed
 FALLS_SILENT_SHARE = 0.25  # fraction of avatars whose voice ends before the shot does
 EARLIEST_LATER = 10  # video frames; earliest start of an avatar's later clip
+LONGEST_CLIP = 1 + 4 * ((round(SECONDS * FPS) - EARLIEST_LATER - 1) // 4)  # 4n + 1 video frames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +174,16 @@ class AvatarSource:
             short_frames: frames of most avatars' clips.
             long_frames: frames of the other clips.
             long_every: one avatar in this many has long clips; 0 for none.
+
+        Raises:
+            RequestError: if a number is negative, or the clips are longer than an utterance.
         """
+        if min(avatars, pairs, long_every) < 0 or long_frames > LONGEST_CLIP:
+            raise RequestError(
+                f"got {avatars} avatars, {pairs} pairs, clips of {long_frames} frames, and every "
+                f"{long_every}th of them long; numbers are 0 or more, and the utterance of an "
+                f"avatar has room for clips of up to {LONGEST_CLIP} frames"
+            )
         self._counts = {"avatar": avatars, "pair": pairs}
         self._split = split
         self._short, self._long, self._long_every = short_frames, long_frames, long_every

@@ -31,14 +31,16 @@ from turbotalk_core.audio.features import (
     SILENCE_TAIL_FRAMES,
     encode_in_sections,
 )
-from turbotalk_core.cli.arguments import Parser, parse_number, parse_threads, run
+from turbotalk_core.cli.arguments import Parser, parse_number, parse_threads, parse_whole, run
 from turbotalk_core.cli.console import say
+from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import FPS, SAMPLE_RATE
 from turbotalk_core.pipeline import Models, generate
 from turbotalk_core.protocols import AudioEncoder
 from turbotalk_core.request import TalkRequest
 from turbotalk_core.types import AudioFeatures, FeatureRows, SoundMoments, Speech, Waveform
 
+MOST_MINUTES = 600  # of speech
 SETTINGS = ((250, 125), (500, 250), (1000, 125), (1000, 250), (1000, 500), (2000, 250))
 PAUSE_LEVEL = 1e-3  # level of the noise in a pause: -60 dB, a quiet room
 
@@ -159,6 +161,11 @@ def measure(arguments: argparse.Namespace) -> list[str]:
     Returns:
         Lines of Markdown.
     """
+    if not 0 < arguments.minutes <= MOST_MINUTES or arguments.chunks < 0:
+        raise RequestError(
+            f"got {arguments.minutes:g} minutes and {arguments.chunks} chunks; give minutes up to "
+            f"{MOST_MINUTES}, and chunks from 0 on"
+        )
     request, models, encoder = load_family(arguments.weights, arguments.model)
     request = replace(request, seed=arguments.seed)
     seconds = 60 * arguments.minutes
@@ -228,7 +235,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--minutes", type=parse_number, default=10.0, help="of speech (%(default)s)"
     )
-    parser.add_argument("--chunks", type=int, default=12, help="whose mouths are read; 0: none")
+    parser.add_argument(
+        "--chunks", type=parse_whole, default=12, help="whose mouths are read; 0: no"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of voice, avatar and noise")
     parser.add_argument("--threads", type=parse_threads, default=2, help="CPU threads")
     arguments = parser.parse_args(argv)

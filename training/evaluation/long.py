@@ -37,7 +37,7 @@ from training.outputs import hold_files, write_picture
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.cli.arguments import Parser, parse_count, parse_number, parse_threads, run
 from turbotalk_core.errors import RequestError
-from turbotalk_core.geometry import FPS, SAMPLE_RATE, TEMPORAL_STRIDE
+from turbotalk_core.geometry import FPS, MAX_FRAMES, SAMPLE_RATE, TEMPORAL_STRIDE
 from turbotalk_core.pipeline import generate
 from turbotalk_core.safe_io.atomic import write_text
 from turbotalk_core.takes.host_memory import trim_host_memory
@@ -398,10 +398,13 @@ def _run(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[Tensor]]:
         num_inference_steps=arguments.steps or shipped.num_inference_steps,
         anchors_chunks=shipped.anchors_chunks if arguments.anchor is None else arguments.anchor,
     )
-    if arguments.chunks < 2:
-        raise RequestError(f"got {arguments.chunks} chunks; a long video has at least two")
     new_frames = request.chunk_frames - request.num_motion_frames
     num_frames = request.chunk_frames + (arguments.chunks - 1) * new_frames
+    if arguments.chunks < 2 or num_frames > MAX_FRAMES:
+        raise RequestError(
+            f"got {arguments.chunks} chunks; a long video has at least two, and at most "
+            f"{MAX_FRAMES} frames"
+        )
     speech_S = draw_speech(SPLIT, arguments.seed, num_frames / FPS)
     num_samples = min(CALIBRATION_FRAMES, num_frames) * SAMPLES_PER_FRAME
     avatar, reference_CHW = film(SPLIT, arguments.seed, speech_S[:num_samples])

@@ -34,6 +34,7 @@ from turbotalk_core.audio.loudness import normalize_loudness
 from turbotalk_core.audio.wav2vec2 import EncoderConfig, Wav2Vec2Encoder, build_audio_encoder
 from turbotalk_core.checkpoints.audio_encoder import save_audio_encoder
 from turbotalk_core.cli.arguments import Parser, parse_threads, run
+from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import SAMPLE_RATE, count_frames, count_samples
 from turbotalk_core.safe_io.atomic import write_text
 
@@ -68,6 +69,9 @@ class Recipe:
         learning_rate: peak, reached after a tenth of the steps; then a cosine down to 0.
         weight_decay: weight decay of AdamW.
         mel_weight: weight of the spectrum's error relative to the mouth's.
+
+    Raises:
+        RequestError: if a number is out of range.
     """
 
     seed: int = 0
@@ -81,6 +85,13 @@ class Recipe:
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     mel_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.num_clips, self.num_steps) < 1 or self.seed < 0:
+            raise RequestError(
+                f"got {self.num_clips} clips, {self.num_steps} steps and the seed {self.seed}; "
+                "clips and steps are 1 or more, the seed 0 or more"
+            )
 
 
 class Clips(NamedTuple):
@@ -287,6 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     log_file = options.out.with_suffix(".json")
+    if options.out.suffix != ".safetensors":
+        raise RequestError(f"got --out {options.out}; its name must end in .safetensors")
     with hold_files(options.out, log_file):
         _train_and_write(options, log_file)
 

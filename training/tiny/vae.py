@@ -49,7 +49,8 @@ from training.evaluation.mouth import mouth_share
 from training.evaluation.scores import average_scores, draw_pairs, score_pair
 from training.outputs import hold_files
 from turbotalk_core.checkpoints.networks import load_vae, save_vae
-from turbotalk_core.cli.arguments import Parser, parse_threads, run
+from turbotalk_core.cli.arguments import Parser, parse_number, parse_threads, run
+from turbotalk_core.errors import RequestError
 from turbotalk_core.geometry import FPS, LATENT_CHANNELS, SPATIAL_STRIDE, count_latent_frames
 from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.safe_io.atomic import write_text
@@ -81,6 +82,10 @@ class VaeRecipe:
         decoder_noise: trains only the decoder, on mean latents with noise whose standard deviation
             is drawn for each crop between 0 and this value. None trains the whole VAE on samples of
             the posterior.
+
+    Raises:
+        RequestError: if a number is out of range.
+        GeometryError: if ``num_frames`` is not 4n + 1.
     """
 
     seed: int = 0
@@ -98,6 +103,22 @@ class VaeRecipe:
     edge_weight: float = 0.5
     motion_weight: float = 2.0
     decoder_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        count_latent_frames(self.num_frames)
+        counts = (self.num_clips, self.image_batch, self.clip_batch)
+        if min(counts) < 1 or min(self.seed, self.image_steps, self.clip_steps) < 0:
+            raise RequestError(
+                f"got {self.num_clips} clips, batches of {self.image_batch} and {self.clip_batch}, "
+                f"{self.image_steps} and {self.clip_steps} steps and the seed {self.seed}; clips "
+                "and batches are 1 or more, steps and seed 0 or more"
+            )
+        if self.crop_size < SPATIAL_STRIDE or self.crop_size % SPATIAL_STRIDE:
+            raise RequestError(
+                f"got crops of {self.crop_size} pixels; give a multiple of {SPATIAL_STRIDE}"
+            )
+        if not self.learning_rate > 0:
+            raise RequestError(f"got the learning rate {self.learning_rate}; it must be above 0")
 
 
 def draw_frames(split: str, seed: int, num_frames: int, *, seconds: float = 2.0) -> Tensor:
@@ -321,12 +342,12 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=VaeRecipe.num_frames, help="of each clip")
     parser.add_argument("--clip-batch", type=int, default=VaeRecipe.clip_batch)
     parser.add_argument("--crop", type=int, default=VaeRecipe.crop_size, help="pixels")
-    parser.add_argument("--learning-rate", type=float, default=VaeRecipe.learning_rate)
-    parser.add_argument("--mouth-weight", type=float, default=VaeRecipe.mouth_weight)
-    parser.add_argument("--motion-weight", type=float, default=VaeRecipe.motion_weight)
+    parser.add_argument("--learning-rate", type=parse_number, default=VaeRecipe.learning_rate)
+    parser.add_argument("--mouth-weight", type=parse_number, default=VaeRecipe.mouth_weight)
+    parser.add_argument("--motion-weight", type=parse_number, default=VaeRecipe.motion_weight)
     parser.add_argument(
         "--decoder-noise",
-        type=float,
+        type=parse_number,
         help="train the decoder alone, on latents with noise up to it",
     )
     parser.add_argument("--image-steps", type=int, default=VaeRecipe.image_steps)
@@ -343,6 +364,8 @@ def main() -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     record = arguments.out.with_suffix(".json")
+    if arguments.out.suffix != ".safetensors":
+        raise RequestError(f"got --out {arguments.out}; its name must end in .safetensors")
     with hold_files(arguments.out, record, arguments.snapshot):
         _train_and_write(arguments, record)
 
@@ -361,13 +384,13 @@ def _train_and_write(arguments: argparse.Namespace, record_file: Path) -> None:
         motion_weight=arguments.motion_weight,
         decoder_noise=arguments.decoder_noise,
     )
+    initial = load_vae(arguments.init) if arguments.init else None
     pool = torch.stack(
         [
             draw_frames("train", seed, recipe.num_frames)
             for seed in tqdm(range(recipe.num_clips), desc="clips", mininterval=10)
         ]
     )
-    initial = load_vae(arguments.init) if arguments.init else None
     vae, log = train_vae(
         recipe, pool, initial=initial, compiles=arguments.compile, snapshot=arguments.snapshot
     )
