@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..audio.conversation import LONE_SPEAKER, encode_conversation, mix_voices
 from ..audio.io import open_sound
 from ..checkpoints.audio_encoder import load_audio_encoder
-from ..conditioning.reference import read_image
+from ..conditioning.reference import NoPictureError, read_image
 from ..conditioning.regions import parse_box
 from ..errors import ImageError, OutputError
 from ..geometry import FPS, count_frames, fit_size
@@ -203,7 +203,7 @@ def _open_pictures(path: Path) -> Sequence[Tensor]:
     """Open a file as a picture, or else as a video."""
     try:
         return [read_image(path)]
-    except ImageError as no_picture:
+    except NoPictureError as no_picture:
         try:
             return VideoFrames(path)
         except ImageError as no_video:

@@ -7,17 +7,23 @@ Axes: B batch, H height, W width, C channels.
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from ..errors import ImageError
 from ..geometry import MASK_CHANNELS, SIZE_MULTIPLE, check_size, cover_size
+from ..hdr import TRANSFERS, tone_map
 from ..safe_io.media import MAX_PIXELS
 from ..safe_io.paths import is_file
 
@@ -27,13 +33,38 @@ FORMATS = (
     "TGA", "TIFF", "WEBP",
 )  # fmt: skip
 MIN_SIDE = SIZE_MULTIPLE  # pixels; a smaller side is less than one token
+# How a picture becomes upright, by its EXIF orientation; CIPA DC-008, tag 0x0112. 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Statement of the colours, with the transfer characteristic as its second number. It precedes the
+# pixels: the chunk cICP of PNG, and the box colr of AVIF; both as in ISO/IEC 23091-2.
+_COLORS = {"PNG": rb"\0\0\0\x04cICP.(.)", "AVIF": rb"colrnclx..\0(.)"}
+_HEAD_BYTES = 2**16
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_WHITE_IS_ZERO = 0
+_SMALLER = "save it smaller, with 4096 pixels on the longer side at most"
+
+_log = getLogger(__name__)
+
+
+class NoPictureError(ImageError):
+    """The file is missing, damaged or no picture; it may be a video."""
 
 
 def read_image(path: str | Path) -> Tensor:
     """Read a picture file as an image viewer would show it.
 
-    EXIF rotation is applied. The first picture of an animation is read. Greyscale, palette, CMYK
-    and 16-bit pictures become RGB. Transparency is kept for ``prepare_reference``.
+    EXIF rotation is applied; metadata that are damaged are not used. The first picture of an
+    animation is read, with a note in the log. Greyscale, palette, CMYK and 16-bit pictures become
+    RGB, and those of high dynamic range (HLG, PQ) standard range. Transparency is kept for
+    ``prepare_reference``.
 
     Args:
         path: picture file of one of ``FORMATS``, with at most ``MAX_PIXELS`` pixels.
@@ -42,25 +73,46 @@ def read_image(path: str | Path) -> Tensor:
         [H, W, 3], or [H, W, 4] with alpha, float32 in [0, 1].
 
     Raises:
-        ImageError: if the file is missing, damaged, too large or no picture.
+        NoPictureError: if the file is missing, damaged or no picture.
+        ImageError: if the picture is too large, or its white is unknown.
     """
     try:
         if not is_file(Path(path)):
             raise FileNotFoundError("no such file")
         Image.init()
         known = [name for name in FORMATS if name in Image.OPEN]
-        with Image.open(path, formats=known) as opened:
-            # Checked before decoding: a file of a few bytes can declare any size.
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{opened.width}x{opened.height} are over {MAX_PIXELS} pixels")
-            image = ImageOps.exif_transpose(opened)
-        return torch.from_numpy(_to_pixels(image))
+        with warnings.catch_warnings():
+            # Pillow warns of damaged metadata, which are not used, and of sizes, checked here.
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=known) as opened:
+                return _read(path, opened)
     except ImageError:
         raise
-    except Exception as error:  # on damaged files Pillow's plugins raise errors of any class
+    except Image.DecompressionBombError as error:
         raise ImageError(
+            f"{path} is too large: it has over {2 * MAX_PIXELS} pixels; {_SMALLER}"
+        ) from error
+    except Exception as error:  # on damaged files Pillow's plugins raise errors of any class
+        raise NoPictureError(
             f"cannot read a picture from {path}: {error}; give a PNG, JPEG or WebP file"
         ) from error
+
+
+def _read(path: str | Path, opened: Image.Image) -> Tensor:
+    # Checked before decoding: a file of a few bytes can declare any size.
+    if opened.width * opened.height > MAX_PIXELS:
+        raise ImageError(
+            f"{path} is too large: {opened.width}x{opened.height} are over {MAX_PIXELS} pixels; "
+            f"{_SMALLER}"
+        )
+    # A phone's MPO file holds further views or a depth map, which no viewer shows.
+    if getattr(opened, "is_animated", False) and opened.format != "MPO":
+        _log.warning("%s holds several pictures; the first is used", path)
+    pixels_HWC = torch.from_numpy(_to_pixels(path, opened))
+    transfer = _find_transfer(path, opened.format)
+    if transfer in TRANSFERS:
+        pixels_HWC[..., :3] = tone_map(pixels_HWC[..., :3], transfer)
+    return pixels_HWC
 
 
 def prepare_reference(image: Tensor, height: int, width: int) -> Tensor:
@@ -177,15 +229,40 @@ def _check(image: Tensor) -> None:
         raise ImageError("the picture holds NaN or infinite pixels; export it again")
 
 
-def _to_pixels(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise ImageError(
-            "got a picture of floating-point pixels, whose white is unknown; save it as PNG"
-        )
+def _to_pixels(path: str | Path, image: Image.Image) -> np.ndarray:
+    is_tiff = image.format == "TIFF"
+    if image.mode == "F" or (image.mode == "I" and is_tiff):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ImageError(f"{path} has {kind} pixels, whose white is unknown; save it as PNG")
+    image.load()
+    # TIFF's tags, read before the picture is turned; loading turns it there.
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    image = _turn_upright(image)
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion to 8 bit clips it
-        grey = np.asarray(image).astype(np.float32) / 65535
+        num_bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+        grey = np.asarray(image).astype(np.float32) / (2**num_bits - 1)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            grey = 1 - grey
         return np.repeat(grey[..., None], 3, axis=2)
     mode = "RGBA" if image.has_transparency_data else "RGB"
     pixels = np.asarray(image.convert(mode)).astype(np.float32)
     pixels /= 255  # in place, to hold a large picture in memory only once
     return pixels
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Turn and mirror a picture as its metadata state, if they can be read."""
+    turn = None
+    with suppress(Exception):  # on damaged metadata Pillow raises errors of any class
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _find_transfer(path: str | Path, format_name: str | None) -> int | None:
+    """Return the transfer characteristic that a picture file states, ISO/IEC 23091-2 table 3."""
+    pattern = _COLORS.get(format_name or "")
+    if pattern is None:
+        return None
+    with Path(path).open("rb") as file:
+        stated = re.search(pattern, file.read(_HEAD_BYTES), re.DOTALL)
+    return stated[1][0] if stated else None

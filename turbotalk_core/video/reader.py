@@ -1,7 +1,7 @@
 """Reader of videos as sequences of pictures at 25 per second, decoded when they are accessed.
 
 The video is a file on disk or in memory, with any frame rate, constant or variable. Separate
-because it is the only module of this package that decodes files of other programs.
+because it is the only module of this package that opens files of other programs.
 
 Axes: H height, W width, C channels.
 """
@@ -14,12 +14,15 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from hashlib import blake2b
 from io import BytesIO
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import cast
 
 import av
-import torch
+from av import VideoStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 from torch import Tensor
 
 from ..errors import ImageError, TurboTalkError
@@ -27,18 +30,28 @@ from ..fingerprints import digest_file
 from ..geometry import FPS, MAX_FRAMES, count_frames
 from ..safe_io.media import MAX_PIXELS, check_tables, media_options
 from ..safe_io.paths import is_file
+from .pixels import BT601, Appearance, guess_matrix
 
 _ROUNDING = Fraction(1, 1000)  # seconds; Matroska rounds times to it, so durations may be short
-_QUARTER = 90  # degrees
+MAX_ASPECT = 8  # of a pixel, or its inverse; no camera or format exceeds 3
+_PROBED = 33  # frames; twice as many as H.264 and H.265 reorder, and one
+# Brands of pictures in a file like mp4: HEIF with HEVC or AV1, ISO/IEC 23008-12.
+_PHOTO_BRANDS = ("mif1", "mif2", "msf1", "miaf", "heic", "heix", "heim", "heis", "avif", "avis")
+_EXTRAS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore transparency
 
 
 class VideoFrames(Sequence[Tensor]):
     """Pictures of a video resampled to 25 frames per second, each [H, W, 3], float32 in [0, 1].
 
-    Picture i is the frame on the screen at i / 25 s, with the file's rotation applied. Their number
-    is that of whole frames in the video's duration, give or take a millisecond, and at least one.
-    Each picture is decoded when it is accessed, from the key frame before it. Memory holds the
+    Picture i is the frame on the screen at i / 25 s as a player shows it: turned, mirrored, with
+    square pixels, in the colours that the file states, on white where it is transparent. Their
+    number is that of whole frames in the video's duration, give or take a millisecond, and at least
+    one. Each picture is decoded when it is accessed, from the key frame before it. Memory holds the
     times of all frames and the last picture.
+
+    Of several video streams the one is read that players choose: the first that is marked as
+    default, or the first. Cover pictures and thumbnails are not video.
 
     Attributes:
         first_second: time of the file's first picture in seconds, which need not be 0.
@@ -60,16 +73,22 @@ class VideoFrames(Sequence[Tensor]):
         self._source = source
         self._name = "the video" if isinstance(source, BytesIO) else str(source)
         self._check_tables()
-        with self._open() as container:
-            stream = container.streams.video[0]
-            packets = sorted(
+        with self._open() as (container, stream):
+            demuxed = [
                 (packet.pts, packet.duration or 0)
                 for packet in container.demux(stream)
                 if packet.pts is not None and not packet.is_discard
-            )
+            ]
             time_base, rate = stream.time_base, stream.average_rate
+            may_reorder = bool(stream.codec_context.has_b_frames)
+            self._appearance = self._find_appearance(container, stream)
+        packets = sorted(demuxed)
         if not packets or not time_base:
             raise ImageError(f"{self._name} shows no picture; give a video of at least one frame")
+        # AVI stores no times. FFmpeg then gives the n-th packet the n-th time, and frames that are
+        # stored in another order than shown come out with times out of order.
+        self._lacks_times = False
+        self._lacks_times = may_reorder and demuxed == packets and self._are_times_mixed_up()
         self._times = [pts for pts, _ in packets]
         self.first_second = self._times[0] * time_base
         last_seconds = packets[-1][1] * time_base or 1 / (rate or Fraction(FPS))
@@ -106,7 +125,7 @@ class VideoFrames(Sequence[Tensor]):
         pts = self._find_time(range(len(self))[index])
         # The last picture is cached: size, regions and first chunk all need the same one.
         if self._last is None or self._last[0] != pts:
-            self._last = pts, self._decode(pts)
+            self._last = pts, next(self._show([pts]))
         return self._last[1]
 
     def digest(self) -> str:
@@ -144,27 +163,8 @@ class VideoFrames(Sequence[Tensor]):
             ImageError: if the file is damaged or missing.
         """
         wanted = [self._find_time(index) for index in range(start, stop)]
-        for seeks in (True, False) if wanted else ():
-            with self._open() as container:
-                stream = container.streams.video[0]
-                if seeks:
-                    with suppress(FFmpegError):
-                        container.seek(wanted[0], stream=stream)
-                frames = (frame for frame in container.decode(stream) if frame.pts is not None)
-                following = next(frames, None)
-                if following is None or (following.pts or 0) > wanted[0]:
-                    continue
-                pixels_HWC, pending = None, None
-                for pts in wanted:
-                    while following is not None and (following.pts or 0) <= pts:
-                        pending, following = following, next(frames, None)
-                    if pending is not None:
-                        pixels_HWC, pending = _to_pixels(pending), None
-                    assert pixels_HWC is not None  # the first frame came before the first picture
-                    yield pixels_HWC
-                return
         if wanted:
-            raise ImageError(f"{self._name} is damaged; export it again")
+            yield from self._show(wanted)
 
     def _find_time(self, index: int) -> int:
         """Return the time of the frame that a picture shows, in the stream's time base."""
@@ -173,24 +173,66 @@ class VideoFrames(Sequence[Tensor]):
         now = self._times[0] + index * self._ticks_per_frame
         return self._times[bisect_right(self._times, now) - 1]
 
-    def _decode(self, pts: int) -> Tensor:
-        """Decode the frame at a time, or the last before it if the file is damaged there."""
-        for seeks in (True, False):  # some formats cannot seek, or seek to a later frame
-            nearest = None
-            with self._open() as container:
-                stream = container.streams.video[0]
+    def _show(self, wanted: Sequence[int]) -> Iterator[Tensor]:
+        """Decode the frames at rising times, or the last before each if the file is damaged there.
+
+        Decoding starts at the key frame before the first time, or at the beginning if the frame of
+        that time is not found so: some formats cannot seek, or seek to a later frame.
+        """
+        for seeks in (False,) if self._lacks_times else (True, False):
+            with self._open() as (container, stream):
                 if seeks:
                     with suppress(FFmpegError):
-                        container.seek(pts, stream=stream)
-                for frame in container.decode(stream):
-                    if frame.pts is None or frame.pts > pts:
+                        container.seek(wanted[0], stream=stream)
+                frames = self._decode(container, stream)
+                current = following = pixels_HWC = None
+                for pts in wanted:
+                    while current is None or current[0] < pts:
+                        following = following or next(frames, None)
+                        if following is None or following[0] > pts:
+                            break
+                        current, following, pixels_HWC = following, None, None
+                    if current is None or (seeks and pts == wanted[0] and current[0] != pts):
                         break
-                    nearest = frame
-                    if frame.pts == pts:
-                        return _to_pixels(frame)
-        if nearest is None:
-            raise ImageError(f"{self._name} is damaged; export it again")
-        return _to_pixels(nearest)
+                    if pixels_HWC is None:
+                        pixels_HWC = self._appearance.to_pixels(current[1])
+                    yield pixels_HWC
+                else:
+                    return
+        raise ImageError(f"{self._name} is damaged; export it again")
+
+    def _decode(
+        self, container: InputContainer, stream: VideoStream
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode a stream from the current position on; yield frames with their times."""
+        frames = _decode_frames(container, stream)
+        if self._lacks_times:
+            return zip(self._times, frames, strict=False)
+        return ((frame.pts, frame) for frame in frames if frame.pts is not None)
+
+    def _are_times_mixed_up(self) -> bool:
+        """Check whether the first frames are decoded with falling times."""
+        with self._open() as (container, stream):
+            times = [pts for pts, _ in islice(self._decode(container, stream), _PROBED)]
+        return any(now > later for now, later in pairwise(times))
+
+    def _find_appearance(self, container: InputContainer, stream: VideoStream) -> Appearance:
+        """Find how frames of a stream are shown, and check that they can be."""
+        context = stream.codec_context
+        aspect = stream.sample_aspect_ratio or Fraction(1)  # 0 or none means unknown
+        width, height = context.width, context.height
+        if not Fraction(1, MAX_ASPECT) <= aspect <= MAX_ASPECT:
+            raise ImageError(
+                f"{self._name} claims that its pixels are {float(aspect):g} times as wide as high; "
+                f"at most {MAX_ASPECT} are allowed, so export it again with square pixels"
+            )
+        if width * height * max(aspect, 1 / aspect) > MAX_PIXELS:
+            raise ImageError(
+                f"{self._name} has {width}x{height} pixels, each {float(aspect):g} times as wide "
+                f"as high; at most {MAX_PIXELS} square ones are read, so make it smaller"
+            )
+        matrix = BT601 if _is_photo(container) else guess_matrix(width, height)
+        return Appearance(aspect=aspect, transfer=context.color_trc, matrix=matrix)
 
     def _check_tables(self) -> None:
         source = self._source
@@ -206,7 +248,7 @@ class VideoFrames(Sequence[Tensor]):
             ) from error
 
     @contextmanager
-    def _open(self) -> Iterator[InputContainer]:
+    def _open(self) -> Iterator[tuple[InputContainer, VideoStream]]:
         source = self._source
         if isinstance(source, Path) and not is_file(source):
             raise ImageError(f"there is no video at {source}; give the path of a local file")
@@ -221,13 +263,10 @@ class VideoFrames(Sequence[Tensor]):
             # Titles need not be UTF-8, and are not used.
             options = media_options(protocols)
             with av.open(file, "r", options=options, metadata_errors="replace") as container:
-                if not container.streams.video:
-                    raise ImageError(f"{self._name} has sound alone; give a video with a picture")
-                context = container.streams.video[0].codec_context
-                if context is None:
-                    raise ImageError(f"{self._name} is in a format that cannot be decoded")
-                context.options = {"max_pixels": options["max_pixels"]}  # for the decoder as well
-                yield container
+                stream = self._choose_stream(container)
+                # for the decoder as well
+                stream.codec_context.options = {"max_pixels": options["max_pixels"]}
+                yield container, stream
         except TurboTalkError:
             raise
         # FFmpeg's errors, and those that PyAV raises on damaged files.
@@ -238,7 +277,42 @@ class VideoFrames(Sequence[Tensor]):
                 f"file of at most {MAX_PIXELS} pixels a frame"
             ) from error
 
+    def _choose_stream(self, container: InputContainer) -> VideoStream:
+        """Return the video stream that a player shows."""
+        shown = [stream for stream in container.streams.video if not stream.disposition & _EXTRAS]
+        default = [stream for stream in shown if stream.disposition & Disposition.default]
+        if _is_photo(container) and not default:
+            # The streams are tiles, or parts of a picture that is made from several.
+            raise ImageError(
+                f"{self._name} is a photo in tiles (HEIC or AVIF), as phones save them, which "
+                "cannot be put together here; convert it to JPEG or PNG"
+            )
+        if not shown:
+            raise ImageError(f"{self._name} has sound alone; give a video with a picture")
+        for stream in (*default, *shown):
+            # PyAV opens no decoder for codecs that it does not know, and its methods then crash.
+            if stream.codec_context is not None:
+                return stream
+        raise ImageError(
+            f"{self._name} is in a format that cannot be decoded; export it as H.264, H.265, VP9 "
+            "or AV1"
+        )
 
-def _to_pixels(frame: av.VideoFrame) -> Tensor:
-    pixels_HWC = torch.from_numpy(frame.to_ndarray(format="rgb24")).float().div_(255)
-    return pixels_HWC.rot90(round(frame.rotation / _QUARTER))
+
+def _is_photo(container: InputContainer) -> bool:
+    brands = container.metadata.get("major_brand", "") + container.metadata.get(
+        "compatible_brands", ""
+    )
+    return any(brand in brands for brand in _PHOTO_BRANDS)
+
+
+def _decode_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Decode a stream from the current position on, with its transparency."""
+    name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        yield from container.decode(stream)
+        return
+    decoder = cast(av.VideoCodecContext, av.CodecContext.create(name, "r"))
+    decoder.options = stream.codec_context.options
+    for packet in container.demux(stream):
+        yield from decoder.decode(packet)

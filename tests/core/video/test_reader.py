@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -11,14 +12,18 @@ import av
 import numpy as np
 import pytest
 import torch
-from av import VideoStream
+from av import AudioStream, VideoStream
+from av.stream import Disposition
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turbotalk_core.errors import ImageError
 from turbotalk_core.geometry import FPS, MAX_FRAMES
+from turbotalk_core.hdr import HLG, PQ, tone_map
 from turbotalk_core.video.reader import VideoFrames
 from turbotalk_core.video.writer import Encoding, open_video
+
+from ...heif import box, make_photo, make_tiled_photo
 
 TICKS = 12_800  # per second, of the files made here: 512 at 25 frames per second
 
@@ -130,29 +135,170 @@ def test_a_file_that_cannot_seek_is_read_from_its_start() -> None:
     assert _number(frames[18]) == 18
 
 
-@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_it_is_turned_as_the_file_says(quarters: int) -> None:
+# The rows and columns of the stored picture in the one that is shown, by EXIF orientation:
+# (a, b, c, d) of the matrix of a track header, ISO/IEC 14496-12, 8.3.2.
+ORIENTATIONS = {
+    1: (1, 0, 0, 1),
+    2: (-1, 0, 0, 1),
+    3: (-1, 0, 0, -1),
+    4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0),
+    6: (0, 1, -1, 0),
+    7: (0, -1, -1, 0),
+    8: (0, -1, 1, 0),
+}
+# The same as operations on arrays: whether to transpose, then which axes to flip.
+UPRIGHT = {
+    1: (False, ()),
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+
+
+def _corners() -> np.ndarray:
+    """Return a picture with a white and a grey corner, which all orientations tell apart."""
+    pixels_HWC = np.zeros((32, 48, 3), dtype=np.uint8)
+    pixels_HWC[:16, :16] = 255
+    pixels_HWC[:16, 32:] = 128
+    return pixels_HWC
+
+
+def _write(
+    pixels_HWC: np.ndarray,
+    *,
+    container: str = "mp4",
+    codec: str = "mpeg4",
+    layout: str = "yuv420p",
+    num_frames: int = 3,
+    **context: object,
+) -> bytes:
+    """Return a video of frames that all show one picture.
+
+    Args:
+        pixels_HWC: RGB or RGBA picture.
+        container: FFmpeg's name of the container.
+        codec: FFmpeg's name of the encoder.
+        layout: FFmpeg's name of the pixel format.
+        num_frames: number of frames.
+        **context: attributes of the encoder, such as sample_aspect_ratio.
+    """
     file = BytesIO()
-    with av.open(file, "w", format="mp4") as opened:
-        stream = cast(VideoStream, opened.add_stream("mpeg4", rate=25))
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-        pixels = np.zeros((32, 48, 3), dtype=np.uint8)
-        pixels[:16, :16] = 255  # upper left
-        opened.mux(stream.encode(av.VideoFrame.from_ndarray(pixels)))
+    with av.open(file, "w", format=container) as opened:
+        stream = cast(VideoStream, opened.add_stream(codec, rate=25))
+        stream.height, stream.width = pixels_HWC.shape[:2]
+        stream.pix_fmt = layout
+        for name, value in context.items():
+            setattr(stream.codec_context, name, value)
+        for _ in range(num_frames):
+            channels = "rgba" if pixels_HWC.shape[2] == 4 else "rgb24"
+            frame = av.VideoFrame.from_ndarray(pixels_HWC, format=channels)
+            opened.mux(stream.encode(frame))
         opened.mux(stream.encode(None))
-    # The matrix of a track header, ISO/IEC 14496-12, 8.3.2: clockwise by quarters.
-    cos, sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]
-    matrix = (cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
-    data = bytearray(file.getvalue())
-    start = data.find(b"tkhd") + 4 + 40
-    data[start : start + 36] = struct.pack(">9i", *matrix)
-    picture_HWC = VideoFrames(BytesIO(bytes(data)))[0]
-    assert picture_HWC.shape == ((32, 48, 3) if quarters % 2 == 0 else (48, 32, 3))
-    corners = [picture_HWC[row, column].mean() > 0.5 for row, column in CLOCKWISE]
-    assert corners == [quarter == quarters for quarter in range(4)]
+    return file.getvalue()
 
 
-CLOCKWISE = ((3, 3), (3, -4), (-4, -4), (-4, 3))
+def _turn(video: bytes, numbers: tuple[float, ...]) -> BytesIO:
+    """Return a video with the entries (a, b, c, d) of its matrix replaced."""
+    a, b, c, d = (round(number * 65536) for number in numbers)
+    start = video.find(b"tkhd") + 4 + 40
+    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    return BytesIO(video[:start] + matrix + video[start + 36 :])
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_it_is_turned_and_mirrored_as_the_file_says(container: str, orientation: int) -> None:
+    stored = _corners()
+    transposes, flipped = UPRIGHT[orientation]
+    expected = np.flip(stored.transpose(1, 0, 2) if transposes else stored, flipped)
+    frames = VideoFrames(_turn(_write(stored, container=container), ORIENTATIONS[orientation]))
+    shown = frames[0].numpy() * 255
+    assert shown.shape == expected.shape
+    assert np.abs(shown - expected).mean() < 8
+    assert torch.equal(next(frames.play(0, 1)), frames[0])
+
+
+@pytest.mark.parametrize("numbers", [(0, 0, 0, 0), (1, 0, 0, 0), (0.5, 0, 0, 0.5)])
+def test_a_matrix_that_turns_nothing_is_harmless(numbers: tuple[float, ...]) -> None:
+    shown = VideoFrames(_turn(_write(_corners()), numbers))[0].numpy() * 255
+    expected = _corners()
+    assert shown[8, 8, 0] > 240
+    assert shown[24].max() < 20
+    assert shown.shape[0] * shown.shape[1] >= expected.shape[0] * expected.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mp4", "mpeg4"), ("mov", "libx264"), ("webm", "libvpx-vp9")]
+)
+@pytest.mark.parametrize(
+    ("aspect", "size"), [(Fraction(4, 3), (32, 64)), (Fraction(1, 2), (64, 48))]
+)
+def test_pixels_that_are_not_square_are_shown_in_shape(
+    container: str, codec: str, aspect: Fraction, size: tuple[int, int]
+) -> None:
+    video = _write(_corners(), container=container, codec=codec, sample_aspect_ratio=aspect)
+    frames = VideoFrames(BytesIO(video))
+    assert frames[0].shape == (*size, 3)
+    assert [picture_HWC.shape for picture_HWC in frames.play(0, 2)] == [(*size, 3)] * 2
+
+
+def test_a_turned_video_is_stretched_before_it_is_turned() -> None:
+    video = _write(_corners(), sample_aspect_ratio=Fraction(4, 3))
+    assert VideoFrames(_turn(video, ORIENTATIONS[6]))[0].shape == (64, 32, 3)
+
+
+def _with_aspect(wide: int, high: int) -> BytesIO:
+    """Return a video whose header states any shape of pixels, also one that no encoder writes."""
+    video = _write(_corners(), codec="mjpeg", layout="yuvj420p", sample_aspect_ratio=Fraction(4, 3))
+    start = video.find(b"pasp") + 4
+    return BytesIO(video[:start] + struct.pack(">II", wide, high) + video[start + 8 :])
+
+
+@pytest.mark.parametrize(("wide", "high"), [(0, 0), (1, 1), (7, 7)])
+def test_square_pixels_stay(wide: int, high: int) -> None:
+    assert VideoFrames(BytesIO(_write(_corners())))[0].shape == (32, 48, 3)
+    assert VideoFrames(_with_aspect(wide, high))[0].shape[0] == 32
+
+
+@pytest.mark.parametrize(("wide", "high"), [(1000, 1), (1, 1000), (2**30, 1), (9, 1)])
+def test_an_absurd_shape_of_pixels_is_refused(wide: int, high: int) -> None:
+    with pytest.raises(ImageError, match="times as wide as high; at most 8 are allowed"):
+        VideoFrames(_with_aspect(wide, high))
+
+
+def test_a_stretched_frame_counts_all_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turbotalk_core.video.reader.MAX_PIXELS", 32 * 96)
+    assert VideoFrames(_with_aspect(2, 1))[0].shape == (32, 96, 3)
+    with pytest.raises(ImageError, match=r"48x32 pixels, each 2\.5 times as wide"):
+        VideoFrames(_with_aspect(5, 2))
+
+
+@pytest.mark.parametrize(
+    ("layout", "height", "rate", "aspect"),
+    [
+        ("yuv420p", 576, Fraction(25), Fraction(64, 45)),
+        ("yuv411p", 480, Fraction(30_000, 1001), Fraction(32, 27)),
+    ],
+)
+def test_wide_dv_is_shown_in_shape(
+    layout: str, height: int, rate: Fraction, aspect: Fraction
+) -> None:
+    file = BytesIO()
+    with av.open(file, "w", format="avi") as opened:
+        stream = cast(VideoStream, opened.add_stream("dvvideo", rate=rate))
+        stream.width, stream.height, stream.pix_fmt = 720, height, layout
+        stream.codec_context.sample_aspect_ratio = aspect
+        pixels_HWC = np.full((height, 720, 3), 90, dtype=np.uint8)
+        opened.mux(stream.encode(av.VideoFrame.from_ndarray(pixels_HWC)))
+        opened.mux(stream.encode(None))
+    shown = VideoFrames(file)[0]
+    assert shown.shape[0] == height
+    assert shown.shape[1] / height == pytest.approx(16 / 9, rel=0.05)
 
 
 def test_colours_are_those_that_were_written(tmp_path: Path) -> None:
@@ -306,3 +452,250 @@ def test_the_first_picture_need_not_be_at_zero(tmp_path: Path) -> None:
     frames = VideoFrames(path)
     assert frames.first_second == Fraction(1, 2)
     assert [_number(picture) for picture in frames.play(0, 3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("mp4", "libx264"), ("matroska", "libx264"), ("webm", "libvpx-vp9"), ("mov", "libx265")],
+)
+@pytest.mark.parametrize("matrix", [1, 5, 9])  # ISO/IEC 23091-2 table 4
+@pytest.mark.parametrize("color_range", [1, 2])  # limited, full
+def test_colours_are_those_that_the_file_states(
+    container: str, codec: str, matrix: int, color_range: int
+) -> None:
+    color = (200, 30, 10)
+    of_red, of_blue = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}[matrix]
+    luma = (of_red * color[0] + (1 - of_red - of_blue) * color[1] + of_blue * color[2]) / 255
+    blue, red = (
+        (color[2] / 255 - luma) / (2 - 2 * of_blue),
+        (color[0] / 255 - luma) / (2 - 2 * of_red),
+    )
+    is_full = color_range == 2
+    levels = [255 * luma if is_full else 16 + 219 * luma]
+    levels += [128 + (255 if is_full else 224) * chroma for chroma in (blue, red)]
+    file = BytesIO()
+    with av.open(file, "w", format=container) as opened:
+        options = {
+            "libvpx-vp9": {"lossless": "1"},
+            "libx264": {"crf": "0"},
+            "libx265": {"crf": "0", "x265-params": "log-level=none"},
+        }[codec]
+        stream = cast(VideoStream, opened.add_stream(codec, rate=25, options=options))
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, color_range
+        frame = av.VideoFrame(48, 32, "yuv420p")
+        for plane, level in zip(frame.planes, levels, strict=True):
+            plane.update(bytes([round(level)]) * plane.buffer_size)
+        frame.colorspace, frame.color_range = matrix, color_range
+        opened.mux(stream.encode(frame))
+        opened.mux(stream.encode(None))
+    expected = (torch.tensor(color) / 255).expand(32, 48, 3)
+    torch.testing.assert_close(VideoFrames(file)[0], expected, rtol=0, atol=4 / 255)
+
+
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_hdr_is_shown_in_standard_range(transfer: int) -> None:
+    grey = np.full((32, 48, 3), 130, dtype=np.uint8)
+    colors = {"color_trc": transfer, "color_primaries": 9, "colorspace": 9, "color_range": 1}
+    video = _write(grey, codec="libx264", layout="yuv420p10le", **colors)
+    expected = tone_map(torch.full((32, 48, 3), 130 / 255), transfer)
+    torch.testing.assert_close(VideoFrames(BytesIO(video))[0], expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "layout"),
+    [
+        ("webm", "libvpx-vp9", "yuva420p"),
+        ("webm", "libvpx", "yuva420p"),
+        ("mov", "prores_ks", "yuva444p10le"),
+        ("mov", "qtrle", "argb"),
+        ("mov", "png", "rgba"),
+        ("matroska", "ffv1", "bgra"),
+    ],
+)
+def test_what_is_transparent_is_on_white(container: str, codec: str, layout: str) -> None:
+    pixels_HWC = np.zeros((32, 48, 4), dtype=np.uint8)
+    pixels_HWC[:, :24] = (200, 60, 30, 255)
+    video = _write(pixels_HWC, container=container, codec=codec, layout=layout)
+    frames = VideoFrames(BytesIO(video))
+    for picture_HWC in (*frames.play(0, 3), frames[1]):
+        assert picture_HWC.shape == (32, 48, 3)
+        assert picture_HWC[:, 32:].min() > 0.97
+        opaque = picture_HWC[16, 8] * 255
+        torch.testing.assert_close(opaque, torch.tensor([200.0, 60, 30]), rtol=0, atol=14)
+
+
+def _write_reordered(container: str, codec: str = "libx264", *, first: int = 0) -> bytes:
+    """Return a video of 50 frames that are stored in another order than shown.
+
+    The n-th has grey level 4 n in its lower part, and is shown n + first frames after the start.
+    """
+    file = BytesIO()
+    with av.open(file, "w", format=container) as opened:
+        options = {"x264-params": "bframes=3:b-adapt=0:b-pyramid=normal:keyint=20:scenecut=0"}
+        options = options if codec == "libx264" else {"bf": "2", "g": "12"}
+        stream = cast(VideoStream, opened.add_stream(codec, rate=25, options=options))
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for number in range(50):
+            pixels_HWC = np.full((32, 48, 3), 4 * number, dtype=np.uint8)
+            pixels_HWC[:4, number % 40 : number % 40 + 8] = 255
+            frame = av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")
+            frame.pts, frame.time_base = first + number, Fraction(1, 25)
+            opened.mux(stream.encode(frame))
+        opened.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _levels(pictures: Iterable[torch.Tensor]) -> list[int]:
+    return [round(picture_HWC[16:].mean().item() * 255 / 4) for picture_HWC in pictures]
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [
+        ("avi", "libx264"),
+        ("avi", "mpeg4"),
+        ("asf", "libx264"),
+        ("flv", "libx264"),
+        ("mov", "libx264"),
+        ("mpegts", "libx264"),
+        ("mpeg", "mpeg2video"),
+        ("matroska", "libx264"),
+    ],
+)
+def test_frames_are_in_the_order_in_which_they_are_shown(container: str, codec: str) -> None:
+    frames = VideoFrames(BytesIO(_write_reordered(container, codec)))
+    assert len(frames) == 50
+    assert _levels(frames.play(0, 50)) == list(range(50))
+    chosen = (0, 1, 7, 23, 24, 49)
+    assert _levels(frames[index] for index in chosen) == list(chosen)
+    assert _levels(frames.play(17, 33)) == list(range(17, 33))
+
+
+@pytest.mark.parametrize("first", [-7, 12])
+@pytest.mark.parametrize("container", ["mov", "matroska", "mpegts"])
+def test_times_may_begin_anywhere(container: str, first: int) -> None:
+    frames = VideoFrames(BytesIO(_write_reordered(container, first=first)))
+    played = _levels(frames.play(0, len(frames)))
+    assert played == [_levels([frames[index]])[0] for index in range(len(frames))]
+    assert played[-1] == 49
+    assert played == list(range(50 - len(frames), 50))
+
+
+def test_an_edit_list_that_skips_frames_is_followed() -> None:
+    video = _write_reordered("mp4")
+    # ISO/IEC 14496-12, 8.6.6: version, number of entries, and of each its length and its start.
+    start = video.find(b"elst") + 4
+    num_entries, _, begin = struct.unpack_from(">IIi", video, start + 4)
+    assert num_entries == 1
+    (ticks_per_second,) = struct.unpack_from(">I", video, video.find(b"mdhd") + 16)
+    later = struct.pack(">i", begin + 7 * ticks_per_second // 25)
+    frames = VideoFrames(BytesIO(video[: start + 12] + later + video[start + 16 :]))
+    played = _levels(frames.play(0, len(frames)))
+    assert played == _levels(frames[index] for index in range(len(frames)))
+    assert played[:5] == [7, 8, 9, 10, 11]
+
+
+def test_the_clock_of_a_transport_stream_may_wrap() -> None:
+    # Its times have 33 bits, at 90 kHz: they wrap after 26.5 hours, here after about a second.
+    first = 2**33 * 25 // 90_000 - 60
+    frames = VideoFrames(BytesIO(_write_reordered("mpegts", first=first)))
+    assert _levels(frames.play(0, 50)) == list(range(50))
+    assert _levels(frames[index] for index in range(0, 50, 7)) == list(range(0, 50, 7))
+
+
+def _write_streams(container: str, defaults: Sequence[bool]) -> BytesIO:
+    """Return a video of several streams, with grey levels 0, 60, 120; and which are default."""
+    file = BytesIO()
+    with av.open(file, "w", format=container) as opened:
+        for is_default in defaults:
+            stream = cast(VideoStream, opened.add_stream("mpeg4", rate=25))
+            stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+            stream.disposition = Disposition.default if is_default else Disposition(0)
+        for number, stream in enumerate(opened.streams.video):
+            pixels_HWC = np.full((32, 48, 3), 60 * number, dtype=np.uint8)
+            for _ in range(3):
+                opened.mux(stream.encode(av.VideoFrame.from_ndarray(pixels_HWC)))
+            opened.mux(stream.encode(None))
+    return file
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4"])
+@pytest.mark.parametrize(
+    ("defaults", "shown"),
+    [((True, False), 0), ((False, True), 1), ((True, True), 0), ((False, False, True), 2)],
+)
+def test_of_several_videos_the_default_is_shown(
+    container: str, defaults: Sequence[bool], shown: int
+) -> None:
+    frames = VideoFrames(_write_streams(container, defaults))
+    assert round(frames[1].mean().item() * 255 / 60) == shown
+    assert round(next(frames.play(1, 2)).mean().item() * 255 / 60) == shown
+
+
+def test_a_cover_is_no_video() -> None:
+    file = BytesIO()
+    with av.open(file, "w", format="ipod") as opened:
+        cover = cast(VideoStream, opened.add_stream("mjpeg", rate=1))
+        cover.width, cover.height, cover.pix_fmt = 48, 32, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        sound = cast(AudioStream, opened.add_stream("aac", rate=16_000, layout="mono"))
+        opened.mux(cover.encode(av.VideoFrame.from_ndarray(_corners())))
+        opened.mux(cover.encode(None))
+        silence = av.AudioFrame.from_ndarray(
+            np.zeros((1, 4096), dtype=np.float32), format="fltp", layout="mono"
+        )
+        silence.sample_rate, silence.pts = 16_000, 0
+        opened.mux(sound.encode(silence))
+        opened.mux(sound.encode(None))
+    with av.open(file) as opened:
+        assert opened.streams.video[0].disposition & Disposition.attached_pic
+    with pytest.raises(ImageError, match="has sound alone"):
+        VideoFrames(file)
+
+
+@pytest.mark.parametrize(("codec", "layout"), [("mjpeg", "yuvj420p"), ("png", "rgb24")])
+def test_a_still_picture_in_a_video_is_a_video(codec: str, layout: str) -> None:
+    video = _write(_corners(), codec=codec, layout=layout, num_frames=1)
+    frames = VideoFrames(BytesIO(video))
+    assert len(frames) == 1
+    assert np.abs(frames[0].numpy() * 255 - _corners()).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("container", "name"), [("matroska", b"V_MPEG4/ISO/ASP"), ("avi", b"FMP4")]
+)
+def test_a_codec_that_nobody_knows_is_refused(container: str, name: bytes) -> None:
+    video = _write(_corners(), container=container).replace(name, b"X" * len(name))
+    with pytest.raises(ImageError, match=r"cannot be decoded; export it as H\.264"):
+        VideoFrames(BytesIO(video))
+
+
+def test_of_two_videos_the_one_that_can_be_decoded_is_shown() -> None:
+    file = _write_streams("matroska", (True, True))
+    name = b"V_MPEG4/ISO/ASP"
+    video = file.getvalue().replace(name, b"X" * len(name), 1)
+    assert round(VideoFrames(BytesIO(video))[1].mean().item() * 255) == 60
+
+
+@pytest.mark.parametrize("has_thumbnail", [False, True])
+def test_a_photo_of_one_picture_is_read(has_thumbnail: bool) -> None:
+    photo = make_photo(_corners(), has_thumbnail=has_thumbnail)
+    shown = VideoFrames(BytesIO(photo))[0].numpy() * 255
+    assert shown.shape == (32, 48, 3)
+    assert np.abs(shown - _corners()).mean() < 4
+
+
+def test_a_photo_is_turned() -> None:
+    photo = make_photo(_corners(), box(b"irot", b"\1"))  # a quarter anticlockwise
+    shown = VideoFrames(BytesIO(photo))[0].numpy() * 255
+    assert np.abs(shown - np.rot90(_corners())).mean() < 4
+
+
+@pytest.mark.parametrize("name", ["photo.heic", "photo.jpg", "photo.mp4", "photo"])
+@pytest.mark.parametrize("num_tiles", [1, 6])
+def test_of_a_photo_in_tiles_none_is_shown(tmp_path: Path, name: str, num_tiles: int) -> None:
+    path = tmp_path / name
+    path.write_bytes(make_tiled_photo(num_tiles))
+    with pytest.raises(ImageError, match="photo in tiles .*convert it to JPEG or PNG"):
+        VideoFrames(path)
