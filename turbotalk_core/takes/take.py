@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..dependencies import required_for
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
 from ..safe_io.atomic import reports_disk_errors, whole_file, write_bytes
@@ -376,6 +377,7 @@ def open_take(
     Raises:
         OutputError: if the folder contains other files, another program is writing to it, or the
             disk cannot be written.
+        MissingToolError: if filelock is not installed.
     """
     header = {
         "version": _VERSION,
@@ -436,7 +438,8 @@ def lock_take(folder: Path) -> Iterator[None]:
 @contextmanager
 def _hold_lock(folder: Path) -> Iterator[None]:
     # Imported here, because most callers of this module only read takes.
-    from filelock import FileLock, Timeout
+    with required_for("a take on disk"):
+        from filelock import FileLock, Timeout
 
     lock = FileLock(folder / _LOCK)
     # NotImplementedError: of older versions of filelock, on file systems without locks
