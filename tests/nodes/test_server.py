@@ -196,12 +196,12 @@ def test_another_crf_does_not_sample_again(talk, prompt):
 @pytest.mark.parametrize(
     ("node", "changes", "message"),
     [
-        (SAMPLER, {"width": 130}, "width 130; the model takes multiples of 16"),
-        (SAMPLER, {"chunk_frames": 20}, "chunk_frames: got 20"),
+        (SAMPLER, {"width": 130}, "width 130; use 16, 32, 48 and so on"),
+        (SAMPLER, {"chunk_frames": 20}, "chunk_frames 20; use 5, 9, 13 and so on"),
         (SAMPLER, {"motion_frames": 21}, "21 motion frames in chunks of 21"),
         (SAMPLER, {"text_guidance": 4}, "without a prompt"),
         (SAMPLER, {"audio_guidance": 99}, "Value 99.0 bigger than max"),
-        (SCHEDULE, {"steps": 0}, "got 0 steps"),
+        (SCHEDULE, {"steps": 0}, "Value 0 smaller than min of 1"),
         (SCHEDULE, {"steps": 9, "kind": "distilled"}, "use 1 to 4 with the distilled schedule"),
         ("7", {"name": "nothing.safetensors"}, "Value not in list"),
         (ASSEMBLE, {"codec": "vp9"}, "Value not in list"),
