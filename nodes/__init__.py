@@ -11,7 +11,7 @@ from .apply_audio_adapter import ApplyAudioAdapter
 from .assemble_video import AssembleVideo
 from .encode_speakers import EncodeSpeakers
 from .encode_speech import EncodeSpeech
-from .host.door import publish_errors, refuse_faults
+from .host.checks import publish_errors, refuse_faults
 from .load_audio_adapter import LoadAudioAdapter
 from .load_audio_encoder import LoadAudioEncoder
 from .prompt_schedule import PromptSchedule

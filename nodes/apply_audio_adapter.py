@@ -4,7 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .host.audio_adapter import add_audio_adapter
-from .host.door import checks_values
+from .host.checks import checks_values
 from .sockets import CATEGORY
 
 

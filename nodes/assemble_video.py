@@ -13,8 +13,8 @@ from ..turbotalk_core.geometry import count_samples
 from ..turbotalk_core.sound import Sound, Span
 from ..turbotalk_core.takes.take import Take
 from ..turbotalk_core.video.mux import CODECS, FRAME_RATES, MAX_CRF, PIXEL_FORMATS, assemble
+from .host.checks import checks_values, is_connected
 from .host.convert import waveform_from_audio
-from .host.door import checks_values, is_connected
 from .host.folders import new_temporary_path
 from .host.progress import HostProgress, check_stop
 from .host.results import count_losses, remember

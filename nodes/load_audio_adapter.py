@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .host.audio_adapter import load_audio_adapter
-from .host.door import hides_folders
+from .host.checks import hides_folders
 from .host.folders import find_model, list_models
 from .sockets import CATEGORY
 

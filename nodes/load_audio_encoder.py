@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
-from .host.door import hides_folders
+from .host.checks import hides_folders
 from .host.encoders import HostAudioEncoder
 from .host.folders import find_model, list_models
 from .sockets import CATEGORY

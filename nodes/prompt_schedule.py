@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..turbotalk_core.conditioning.prompts import parse_prompts
 from ..turbotalk_core.errors import RequestError, TurboTalkError
-from .host.door import checks_values
+from .host.checks import checks_values
 from .host.encoders import PROMPT_START
 from .sockets import CATEGORY
 

@@ -28,9 +28,9 @@ from ..turbotalk_core.request import (
 from ..turbotalk_core.takes.take import Take
 from ..turbotalk_core.types import Conversation
 from .host.audio_adapter import HostAdapter, find_audio_adapter
+from .host.checks import checks_values
 from .host.convert import describe_pictures, open_pictures
 from .host.denoiser import HostDenoiser
-from .host.door import checks_values
 from .host.encoders import make_image_encoder, read_texts
 from .host.messages import read_shipped, show_quality_warnings
 from .host.progress import HostProgress, check_stop
@@ -259,7 +259,7 @@ class Sampler(io.ComfyNode):
 
     @staticmethod
     def find_conflicts(inputs: Mapping[str, Any]) -> dict[str, str]:
-        """Find what does not fit together; see ``door.find_faults``."""
+        """Find what does not fit together; see ``checks.find_faults``."""
         conflicts = {}
         steps, guidance = inputs.get("steps"), inputs.get("text_guidance")
         if isinstance(steps, int) and steps > MAX_DISTILLED_STEPS and inputs.get("sigmas") is None:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..turbotalk_core.request import MAX_DISTILLED_STEPS, MAX_STEPS, SCHEDULES
 from ..turbotalk_core.sampling.schedule import distilled_sigmas, reference_sigmas
-from .host.door import checks_values
+from .host.checks import checks_values
 from .sockets import CATEGORY
 
 
@@ -59,7 +59,7 @@ class Schedule(io.ComfyNode):
 
     @staticmethod
     def find_conflicts(inputs: Mapping[str, Any]) -> dict[str, str]:
-        """Find what does not fit together; see ``door.find_faults``."""
+        """Find what does not fit together; see ``checks.find_faults``."""
         steps, kind = inputs.get("steps"), inputs.get("kind")
         if isinstance(steps, int) and steps > MAX_DISTILLED_STEPS and kind == "distilled":
             return {

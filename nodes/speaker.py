@@ -10,8 +10,8 @@ from torch import Tensor
 from ..turbotalk_core.errors import AudioError, ImageError
 from ..turbotalk_core.geometry import MAX_SIDE
 from ..turbotalk_core.types import Speaker
+from .host.checks import checks_values, is_connected
 from .host.convert import region_from_mask, waveform_from_audio
-from .host.door import checks_values, is_connected
 from .sockets import CATEGORY, SpeakersSocket
 
 TOGETHER, AFTER = "together", "after previous"

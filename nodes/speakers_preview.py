@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..turbotalk_core.conditioning.regions import draw_regions
 from ..turbotalk_core.types import Speaker
+from .host.checks import checks_values
 from .host.convert import open_pictures
-from .host.door import checks_values
 from .sockets import CATEGORY, SpeakersSocket
 
 

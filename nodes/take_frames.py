@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..turbotalk_core.errors import RequestError
 from ..turbotalk_core.takes.take import Take
+from .host.checks import checks_values
 from .host.convert import image_from_bytes
-from .host.door import checks_values
 from .host.messages import show_text
 from .host.takes import read_take
 from .sockets import CATEGORY, TakeSocket

@@ -20,7 +20,10 @@ from ...turbotalk_core.errors import CheckpointError
 from ...turbotalk_core.safe_io.paths import show
 
 # An absolute path up to its last separator, of Windows or of other systems.
-_ABSOLUTE = re.compile(r"""(?<![\w./:\\])(?:[A-Za-z]:)?[\\/](?:[^\s\\/'":;,]+[\\/])*(?=[^\s\\/])""")
+_ABSOLUTE = re.compile(
+    r"(?<![\w./:\\])(?:file:)?(?:[A-Za-z]:)?[\\/]"
+    r"""(?:[^\s\\/'":;,]+[\\/])*(?=[^\s\\/])"""
+)
 
 
 def list_models(kind: str) -> list[str]:

@@ -1,8 +1,6 @@
 """What the nodes do with good and bad input, one node at a time."""
 
-import os
 import resource
-import time
 
 import av
 import pytest
@@ -21,11 +19,11 @@ def left_behind(host):
 @pytest.fixture
 def find_faults(host, part):
     """The reasons against a node's values, by the names of its widgets; ``...`` is a link."""
-    door = part("nodes.host.door")
+    checks = part("nodes.host.checks")
 
     def find(node, **values):
-        inputs = {name: door.LINKED if x is ... else x for name, x in values.items()}
-        return door.find_faults(host.nodes.NODE_CLASS_MAPPINGS[node], inputs)
+        inputs = {name: checks.LINKED if x is ... else x for name, x in values.items()}
+        return checks.find_faults(host.nodes.NODE_CLASS_MAPPINGS[node], inputs)
 
     return find
 
