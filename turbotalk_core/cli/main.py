@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,10 +31,26 @@ from ..loading import EMBEDDED_MODELS, find_model_files, read_request
 from ..request import CHUNK_FRAMES, NUM_MOTION_FRAMES
 from ..safe_io.paths import show
 from ..types import ChunkPlan
-from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
+from .arguments import (
+    DTYPES,
+    Parser,
+    find_device,
+    names_options,
+    parse_count,
+    parse_device,
+    parse_seconds,
+    parse_size,
+    parse_threads,
+    parse_whole,
+    run,
+)
+from .console import say
 from .talk import add_talk
 
 FULL, TINY = "14b", "tiny"
+# options by the settings that they set
+_PLAN_OPTIONS = {"chunk_frames": "--chunk-frames", "num_motion_frames": "--motion-frames"}
+_BENCH_OPTIONS = {"chunk_frames": "--frames", "num_inference_steps": "--steps"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,8 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 2 refused, 130 interrupted.
     """
+    return run(lambda: _run_command(argv))
+
+
+def _run_command(argv: Sequence[str] | None) -> None:
     arguments = _make_parser().parse_args(argv)
-    return run(lambda: arguments.command(arguments))
+    with names_options(arguments.options):
+        arguments.command(arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -57,7 +77,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     else:
         num_frames = count_frames(arguments.seconds.numerator, arguments.seconds.denominator)
     plan = plan_chunks(num_frames, arguments.chunk_frames, arguments.motion_frames)
-    sys.stdout.write(_plan_as_json(plan) if arguments.json else _plan_as_table(plan))
+    say(_plan_as_json(plan) if arguments.json else _plan_as_table(plan))
 
 
 def _plan_as_json(plan: ChunkPlan) -> str:
@@ -85,7 +105,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     # Metadata may contain any text, and terminals interpret some characters as commands.
     lines = (show(line) for line in info.lines())
     text = json.dumps(info.to_json(), indent=2) if arguments.json else "\n".join(lines)
-    sys.stdout.write(text + "\n")
+    say(text + "\n")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -114,11 +134,11 @@ def _bench(arguments: argparse.Namespace) -> None:
         num_chunks=arguments.chunks,
     )
     text = json.dumps(report.to_json(), indent=2) if arguments.json else "\n".join(report.lines())
-    sys.stdout.write(text + "\n")
+    say(text + "\n")
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m turbotalk_core", description=__doc__)
+    parser = Parser(prog="python -m turbotalk_core", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     add_talk(commands.add_parser("talk", help="make a talking video"))
     _add_plan(commands.add_parser("plan", help="show which frames each chunk makes and keeps"))
@@ -128,19 +148,21 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_plan)
+    parser.set_defaults(command=_plan, options=_PLAN_OPTIONS)
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--audio", type=Path, help="sound or video file")
     length.add_argument("--seconds", type=parse_seconds, help="length of the voice")
-    parser.add_argument("--chunk-frames", type=int, default=CHUNK_FRAMES, help="(%(default)s)")
     parser.add_argument(
-        "--motion-frames", type=int, default=NUM_MOTION_FRAMES, help="(%(default)s)"
+        "--chunk-frames", type=parse_whole, default=CHUNK_FRAMES, help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--motion-frames", type=parse_whole, default=NUM_MOTION_FRAMES, help="(%(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_inspect)
+    parser.set_defaults(command=_inspect, options={})
     parser.add_argument(
         "file", type=Path, help="safetensors, .pth, or an index or folder of shards"
     )
@@ -148,12 +170,12 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_bench)
+    parser.set_defaults(command=_bench, options=_BENCH_OPTIONS)
     parser.add_argument("--model", choices=(FULL, TINY), default=TINY, help="(%(default)s)")
     parser.add_argument("--random", action="store_true", help="random weights instead of files")
     parser.add_argument("--models", type=Path, default=EMBEDDED_MODELS, metavar="FOLDER")
-    parser.add_argument("--device", type=torch.device, default=find_device(), help="%(default)s")
-    parser.add_argument("--threads", type=parse_count, help="CPU threads of the networks")
+    parser.add_argument("--device", type=parse_device, default=find_device(), help="%(default)s")
+    parser.add_argument("--threads", type=parse_threads, help="CPU threads of the networks")
     parser.add_argument(
         "--dtype", choices=DTYPES, help=f"of the transformer; {FULL}: bfloat16, {TINY}: float32"
     )

@@ -6,10 +6,9 @@ Separate from the other commands because no other one reads files of every kind.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,8 +22,8 @@ from ..audio.io import open_sound
 from ..checkpoints.audio_encoder import load_audio_encoder
 from ..conditioning.reference import read_image
 from ..conditioning.regions import parse_box
-from ..errors import ImageError
-from ..geometry import count_frames, fit_size
+from ..errors import ImageError, OutputError
+from ..geometry import FPS, count_frames, fit_size
 from ..loading import (
     AUDIO_ENCODER,
     EMBEDDED_MODELS,
@@ -40,16 +39,53 @@ from ..loading import (
 from ..quality_warnings import find_quality_warnings
 from ..render import Rendering, find_regions, render_video
 from ..request import ENCODE_MODES, SCHEDULES, UPDATES, TalkRequest
+from ..safe_io.paths import show
 from ..sound import Sound, cut
-from ..takes.take import delete_take
+from ..takes.take import Take, delete_take, lock_take
 from ..types import Speaker
 from ..video.mux import FRAME_RATES, open_mp4
 from ..video.reader import VideoFrames
-from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
+from .arguments import (
+    DTYPES,
+    find_device,
+    parse_device,
+    parse_number,
+    parse_seconds,
+    parse_size,
+    parse_text,
+    parse_threads,
+    parse_whole,
+)
+from .console import MESSAGES, note, say
+from .output import check_output, take_folder
 
 TEACACHE = 0.2  # InfiniteTalk's threshold
 SILENT = "-"
 AUTO = "auto"
+# Arguments by the settings of the request that they set. Those without a value leave it as shipped.
+_SETTINGS = {
+    "num_inference_steps": "steps",
+    "schedule": "schedule",
+    "shift": "shift",
+    "update": "update",
+    "seed": "seed",
+    "guidance_scale": "text_guidance",
+    "audio_guidance_scale": "audio_guidance",
+    "audio_scale": "audio_scale",
+    "chunk_frames": "chunk_frames",
+    "num_motion_frames": "motion_frames",
+    "normalizes_loudness": "loudness",
+    "uses_apg": "apg",
+    "color_strength": "color_strength",
+    "max_frames": "max_seconds",
+    "teacache_threshold": "teacache",
+    "hearing": "hearing",
+    "anchors_chunks": "anchor",
+}
+_OPTIONS = {
+    **{setting: f"--{name.replace('_', '-')}" for setting, name in _SETTINGS.items()},
+    "crf": "--crf",
+}
 
 
 def talk(arguments: argparse.Namespace) -> None:
@@ -59,6 +95,25 @@ def talk(arguments: argparse.Namespace) -> None:
         arguments: parsed arguments of ``add_talk``.
     """
     started = time.monotonic()
+    out = check_output(arguments.out, _list_inputs(arguments))
+    folder = take_folder(out)
+    # Before all work, so that a second run of the same command touches nothing of the first.
+    with lock_take(folder):
+        num_frames = _make_video(arguments, out, folder)
+    # Not earlier: now the video is complete, and what fails here is no reason for an error.
+    with suppress(OSError):
+        delete_take(folder)
+    taken = time.monotonic() - started
+    seconds = float(num_frames / FRAME_RATES[arguments.fps])
+    with suppress(OSError):
+        say(
+            f"{show(str(arguments.out))}: {num_frames} frames, {seconds:.2f} s, made in "
+            f"{taken:.1f} s\n"
+        )
+
+
+def _make_video(arguments: argparse.Namespace, out: Path, folder: Path) -> int:
+    """Make a video and its take in a folder that is locked; return the number of frames."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     files = find_model_files(
@@ -78,14 +133,16 @@ def talk(arguments: argparse.Namespace) -> None:
     speakers = _list_speakers(arguments)
     _print_quality_warnings(request, files, len(speakers))
     waveform = mix_voices(speakers)
-    folder = arguments.out.with_name(f"{arguments.out.name}.take")
-    # Opened first, so that a folder without write access is refused before networks are loaded.
+    # Opened first, so that settings of the file are refused before networks are loaded.
     with open_mp4(
-        arguments.out,
+        out,
         waveform,
         crf=arguments.crf,
         fps=arguments.fps,
         metadata={"turbotalk": request.to_json()},
+        # In the take, so that a killed program leaves no other file. A take may be a link to
+        # another disk, from which no file can be moved at once.
+        part_folder=folder if folder.stat().st_dev == out.parent.stat().st_dev else None,
     ) as video:
         find_regions(request, pictures[0], speakers)  # impossible regions are refused early, too
         conversation = encode_conversation(
@@ -97,17 +154,39 @@ def talk(arguments: argparse.Namespace) -> None:
         )
         models, weights = _load_networks(request, files, arguments)
         with (
-            render_video(request, pictures, conversation, models, folder, weights=weights) as run,
+            _notes_kept_frames(folder),
+            render_video(
+                request, pictures, conversation, models, folder, weights=weights, is_locked=True
+            ) as run,
             _report_progress(run) as bar,
         ):
             video.write(run.frames(bar))
-    num_frames = video.num_frames
-    delete_take(folder)  # not earlier: now the video is complete
-    taken = time.monotonic() - started
-    seconds = num_frames / FRAME_RATES[arguments.fps]
-    sys.stdout.write(
-        f"{arguments.out}: {num_frames} frames, {float(seconds):.2f} s, made in {taken:.1f} s\n"
-    )
+    return video.num_frames
+
+
+def _list_inputs(arguments: argparse.Namespace) -> list[Path]:
+    """Return the pictures and sounds that the command reads, which the video must not replace."""
+    inputs = [arguments.image]
+    if arguments.audio is not None:
+        inputs.append(arguments.audio)
+    for _, audio, region in arguments.speaker or ():
+        inputs += [Path(audio), Path(region)]
+    return inputs
+
+
+@contextmanager
+def _notes_kept_frames(folder: Path) -> Iterator[None]:
+    """Print what is kept if the block fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OutputError):
+            take = Take.open(folder)
+            note(
+                f"{take.num_frames} of {take.length} frames are kept in {show(str(folder))}; the "
+                "same command goes on after them"
+            )
+        raise
 
 
 class _Bar:
@@ -138,30 +217,12 @@ def _make_request(
         height, width = fit_size(*picture_HWC.shape[:2], area=shipped.height * shipped.width)
     else:
         width, height = arguments.size
-    chosen = {
-        "num_inference_steps": arguments.steps,
-        "schedule": arguments.schedule,
-        "shift": arguments.shift,
-        "update": arguments.update,
-        "audio_guidance_scale": arguments.audio_guidance,
-        "chunk_frames": arguments.chunk_frames,
-        "num_motion_frames": arguments.motion_frames,
-        "anchors_chunks": arguments.anchor,
-    }
+    chosen = {setting: getattr(arguments, name) for setting, name in _SETTINGS.items()}
     return replace(
         shipped,
-        seed=arguments.seed,
         height=height,
         width=width,
-        guidance_scale=arguments.text_guidance,
-        audio_scale=arguments.audio_scale,
-        normalizes_loudness=arguments.loudness,
-        uses_apg=arguments.apg,
-        color_strength=arguments.color_strength,
-        max_frames=arguments.max_seconds,
-        teacache_threshold=arguments.teacache,
-        hearing=arguments.hearing,
-        **{name: value for name, value in chosen.items() if value is not None},
+        **{setting: value for setting, value in chosen.items() if value is not None},
     )
 
 
@@ -213,7 +274,7 @@ def _print_quality_warnings(request: TalkRequest, files: ModelFiles, num_speaker
     if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
         messages.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
     for message in messages:
-        sys.stderr.write(f"note: {message}\n")
+        note(show(message))
 
 
 def _load_networks(
@@ -240,14 +301,18 @@ def _load_networks(
 def _report_progress(run: Rendering) -> Iterator[_Bar]:
     """Report whether an earlier take is continued, and show the progress of this run."""
     for change in run.changes:
-        sys.stderr.write(f"note: {run.take.folder} is begun anew: {change}\n")
+        note(show(f"{run.take.folder} is begun anew: {change}"))
     if run.num_finished:
-        sys.stderr.write(
-            f"note: goes on with {run.take.folder}, of which {run.num_finished} of "
-            f"{run.num_chunks} chunks are finished\n"
+        note(
+            f"goes on with {show(str(run.take.folder))}, of which {run.num_finished} of "
+            f"{run.num_chunks} chunks are finished"
         )
     with tqdm(
-        total=run.num_units, unit="call", dynamic_ncols=True, disable=run.found.is_whole
+        total=run.num_units,
+        unit="call",
+        dynamic_ncols=True,
+        disable=run.found.is_whole,
+        file=MESSAGES,
     ) as bar:
         yield _Bar(bar)
 
@@ -258,7 +323,7 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: parser of this command.
     """
-    parser.set_defaults(command=talk)
+    parser.set_defaults(command=talk, options=_OPTIONS)
     parser.add_argument("--image", type=Path, required=True, help="the portrait; or a video to dub")
     voices = parser.add_mutually_exclusive_group(required=True)
     voices.add_argument("--audio", type=Path, help="the voice: sound or video file")
@@ -291,19 +356,22 @@ def add_talk(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompt",
+        type=parse_text,
         help='what the video shows, or "0-4s: he smiles | 4-9s: he frowns"; needs --text-encoder',
     )
-    parser.add_argument("--negative-prompt", help="what --text-guidance leads away from")
+    parser.add_argument(
+        "--negative-prompt", type=parse_text, help="what --text-guidance leads away from"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the .mp4 to make")
-    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51")
+    parser.add_argument("--crf", type=parse_whole, default=18, help="H.264 quality, 0 (best) to 51")
     parser.add_argument(
         "--fps",
         choices=FRAME_RATES,
         default="25",
         help="of the .mp4 (%(default)s); frames are left out or repeated, the sound stays",
     )
-    parser.add_argument("--device", type=torch.device, default=find_device(), help="%(default)s")
-    parser.add_argument("--threads", type=parse_count, help="CPU threads of the networks")
+    parser.add_argument("--device", type=parse_device, default=find_device(), help="%(default)s")
+    parser.add_argument("--threads", type=parse_threads, help="CPU threads of the networks")
     _add_models(parser.add_argument_group("models", "file names in the sub-folders of --models"))
     _add_settings(
         parser.add_argument_group(
@@ -352,18 +420,20 @@ def _add_models(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--seed", type=int, default=0, help="of all noise (0)")
+    group.add_argument("--seed", type=parse_whole, default=0, help="of all noise (0)")
     group.add_argument(
         "--size", type=parse_size, default="auto", metavar="WxH", help="default: from the image"
     )
-    group.add_argument("--steps", type=int, help="network evaluations per chunk")
+    group.add_argument("--steps", type=parse_whole, help="network evaluations per chunk")
     group.add_argument("--schedule", choices=SCHEDULES)
-    group.add_argument("--shift", type=float, help="of the schedule")
+    group.add_argument("--shift", type=parse_number, help="of the schedule")
     group.add_argument("--update", choices=UPDATES, help="from one noise level to the next")
-    group.add_argument("--audio-guidance", type=float, help="push towards the voice, 1 is off")
-    group.add_argument("--audio-scale", type=float, default=1.0, help="adapter strength (1)")
-    group.add_argument("--chunk-frames", type=int, help="4n + 1")
-    group.add_argument("--motion-frames", type=int, help="4m + 1")
+    group.add_argument(
+        "--audio-guidance", type=parse_number, help="push towards the voice, 1 is off"
+    )
+    group.add_argument("--audio-scale", type=parse_number, default=1.0, help="adapter strength (1)")
+    group.add_argument("--chunk-frames", type=parse_whole, help="4n + 1")
+    group.add_argument("--motion-frames", type=parse_whole, help="4m + 1")
     group.add_argument(
         "--anchor",
         action=argparse.BooleanOptionalAction,
@@ -384,21 +454,24 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "length, or in sections; auto: whole up to five minutes (%(default)s)",
     )
     group.add_argument(
-        "--text-guidance", type=float, default=1.0, help="push towards the prompt, 1 is off (1)"
+        "--text-guidance",
+        type=parse_number,
+        default=1.0,
+        help="push towards the prompt, 1 is off (1)",
     )
     group.add_argument(
         "--apg", action="store_true", help="adaptive projected guidance, for strong guidance"
     )
     group.add_argument(
         "--color-strength",
-        type=float,
+        type=parse_number,
         default=0.0,
         help="bring all frames to the colours of the image, 0 (off) to 1",
     )
     group.add_argument("--max-seconds", type=_parse_length, metavar="SECONDS", help="longest video")
     group.add_argument(
         "--teacache",
-        type=float,
+        type=parse_number,
         nargs="?",
         const=TEACACHE,
         metavar="THRESHOLD",
@@ -415,6 +488,9 @@ def _parse_lora(text: str) -> tuple[str, float]:
 
 
 def _parse_length(text: str) -> int:
-    """Convert seconds to whole frames."""
+    """Convert seconds to whole frames, at least one."""
     seconds = parse_seconds(text)
-    return count_frames(seconds.numerator, seconds.denominator)
+    num_frames = count_frames(seconds.numerator, seconds.denominator)
+    if num_frames < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}; the shortest video lasts {1 / FPS} s")
+    return num_frames

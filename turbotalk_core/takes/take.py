@@ -14,6 +14,7 @@ Axes: T frames, H height, W width, C channels, S samples.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -53,10 +54,13 @@ _SOUND = "sound.mka"
 _LOCK = "take.lock"
 _SOUND_CODEC = "pcm_f32le"  # floating point, uncompressed
 _OWN_FILES = (_JOURNAL, _SOUND, "chunk_*.mkv", "carry_*.safetensors")
-_PARTS = ".*.part.*"  # unfinished files, of the take or of its video; whoever has the lock uses them
+_PARTS = (
+    ".*.part.*"  # unfinished files, of the take or of its video; whoever has the lock uses them
+)
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
 _BLOCK = 2**20  # bytes read at a time for a checksum
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CONTENT = re.compile(r"(\d{1,18}) [0-9a-f]{8}", re.ASCII)
 
 
@@ -404,7 +408,7 @@ def open_take(
 
 @contextmanager
 def lock_take(folder: Path) -> Iterator[None]:
-    """Create the folder of a take, if it does not exist, and keep other programs from writing to it.
+    """Create the folder of a take, and keep other programs from writing to it.
 
     Unfinished files that a killed program left in it are deleted. At the end the folder is deleted
     if there is nothing in it.
@@ -437,13 +441,19 @@ def _hold_lock(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / _LOCK)
-    # NotImplementedError: of older versions of filelock, on file systems without locks
-    with reports_disk_errors(folder, NotImplementedError):
+    with reports_disk_errors(folder):
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise OutputError(
                 f"another program is making the take {folder}; wait for it or stop it"
+            ) from error
+        except (OSError, NotImplementedError) as error:  # the latter by versions of filelock
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise OutputError(
+                f"the file system of {folder} cannot lock files ({error}), which keeps two programs "
+                "apart; choose a folder on another disk"
             ) from error
     try:
         yield
@@ -657,9 +667,7 @@ def _read_chunk_state(folder: Path, records: list[dict[str, Any]]) -> ChunkState
 
 
 def _find_own_files(folder: Path) -> set[Path]:
-    return {
-        path for pattern in (*_OWN_FILES, _PARTS, _LOCK) for path in folder.glob(pattern)
-    }
+    return {path for pattern in (*_OWN_FILES, _PARTS, _LOCK) for path in folder.glob(pattern)}
 
 
 def _find_unknown_files(folder: Path) -> list[Path]:
