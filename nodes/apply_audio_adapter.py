@@ -4,6 +4,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from .host.audio_adapter import add_audio_adapter
+from .host.checks import checks_values
 from .sockets import CATEGORY
 
 
@@ -46,6 +47,7 @@ class ApplyAudioAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @checks_values
     def execute(
         cls, model: ModelPatcher, model_patch: ModelPatcher, strength: float
     ) -> io.NodeOutput:

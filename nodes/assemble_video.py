@@ -13,9 +13,12 @@ from ..turbotalk_core.geometry import count_samples
 from ..turbotalk_core.sound import Sound, Span
 from ..turbotalk_core.takes.take import Take
 from ..turbotalk_core.video.mux import CODECS, FRAME_RATES, MAX_CRF, PIXEL_FORMATS, assemble
+from .host.checks import checks_values, is_connected
 from .host.convert import waveform_from_audio
 from .host.folders import new_temporary_path
 from .host.progress import HostProgress, check_stop
+from .host.results import count_losses, remember
+from .host.takes import read_take
 from .sockets import CATEGORY, TakeSocket
 from .widgets import find_stop, make_trim_inputs
 
@@ -74,9 +77,16 @@ class AssembleVideo(io.ComfyNode):
                 ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="For Save Video.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Return a number that changes when a video of this node was deleted."""
+        return count_losses(cls, inputs)
+
+    @classmethod
+    @checks_values
     def execute(
         cls,
         take: Take,
@@ -90,17 +100,19 @@ class AssembleVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         """Encode the take."""
         stop = find_stop(take, start_frame, num_frames)
-        sound = open_sound(take.sound_file) if audio is None else waveform_from_audio(audio)
+        takes_own = audio is None and not is_connected(cls, "audio")
+        sound = open_sound(take.sound_file) if takes_own else waveform_from_audio(audio)
         path = new_temporary_path(".mp4")
         assemble(
             path,
-            _watch(take.iterate(start_frame, stop), HostProgress(stop - start_frame)),
+            _watch(read_take(take, start_frame, stop), HostProgress(stop - start_frame)),
             _skip(sound, start_frame),
             codec=codec,
             crf=crf,
             pixel_format=pixel_format,
             fps=fps,
         )
+        remember(cls, path.is_file)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))
 
 

@@ -11,6 +11,7 @@ from ..turbotalk_core.audio.conversation import encode_conversation
 from ..turbotalk_core.request import EncodeMode
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
+from .host.checks import checks_values
 from .host.encoders import make_audio_encoder
 from .sockets import CATEGORY, SpeakersSocket, SpeechSocket
 from .widgets import find_span, make_encode_inputs
@@ -53,6 +54,7 @@ class EncodeSpeakers(io.ComfyNode):
         )
 
     @classmethod
+    @checks_values
     def execute(
         cls,
         audio_encoder: Any,

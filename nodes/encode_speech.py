@@ -8,6 +8,7 @@ from ..turbotalk_core.audio.conversation import LONE_SPEAKER, encode_conversatio
 from ..turbotalk_core.request import EncodeMode
 from ..turbotalk_core.sound import cut
 from ..turbotalk_core.types import Speaker
+from .host.checks import checks_values
 from .host.convert import waveform_from_audio
 from .host.encoders import make_audio_encoder
 from .sockets import CATEGORY, SpeechSocket
@@ -54,6 +55,7 @@ class EncodeSpeech(io.ComfyNode):
         )
 
     @classmethod
+    @checks_values
     def execute(
         cls,
         audio_encoder: Any,

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .host.audio_adapter import load_audio_adapter
+from .host.checks import hides_folders
 from .host.folders import find_model, list_models
 from .sockets import CATEGORY
 
@@ -35,6 +36,7 @@ class LoadAudioAdapter(io.ComfyNode):
         )
 
     @classmethod
+    @hides_folders
     def execute(cls, name: str) -> io.NodeOutput:
         """Load the file."""
         path = find_model("model_patches", name)

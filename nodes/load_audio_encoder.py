@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
+from .host.checks import hides_folders
 from .host.encoders import HostAudioEncoder
 from .host.folders import find_model, list_models
 from .sockets import CATEGORY
@@ -37,6 +38,7 @@ class LoadAudioEncoder(io.ComfyNode):
         )
 
     @classmethod
+    @hides_folders
     def execute(cls, audio_encoder_name: str) -> io.NodeOutput:
         """Load the file."""
         path = find_model("audio_encoders", audio_encoder_name)

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..turbotalk_core.conditioning.prompts import parse_prompts
 from ..turbotalk_core.errors import RequestError, TurboTalkError
+from .host.checks import checks_values
 from .host.encoders import PROMPT_START
 from .sockets import CATEGORY
 
@@ -45,8 +46,8 @@ class PromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text: str | None) -> bool | str:
-        """Check the prompts before running; linked text is None here."""
+    def validate_inputs(cls, text: str | None = None) -> bool | str:
+        """Check the prompts before running; linked or missing text is None here."""
         if text is None:
             return True
         try:
@@ -56,6 +57,7 @@ class PromptSchedule(io.ComfyNode):
         return True
 
     @classmethod
+    @checks_values
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
         """Encode the prompts."""
         if clip is None:

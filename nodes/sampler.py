@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -12,7 +12,7 @@ from comfy.sd import VAE
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..turbotalk_core.errors import TurboTalkError
+from ..turbotalk_core.errors import ScheduleError
 from ..turbotalk_core.geometry import FPS, SIZE_MULTIPLE, TEMPORAL_STRIDE, fit_size
 from ..turbotalk_core.pipeline import Models
 from ..turbotalk_core.render import render_video
@@ -28,12 +28,22 @@ from ..turbotalk_core.request import (
 from ..turbotalk_core.takes.take import Take
 from ..turbotalk_core.types import Conversation
 from .host.audio_adapter import HostAdapter, find_audio_adapter
-from .host.convert import check_finite, pictures_from_host
+from .host.checks import checks_values
+from .host.convert import describe_pictures, open_pictures
 from .host.denoiser import HostDenoiser
 from .host.encoders import make_image_encoder, read_texts
 from .host.messages import read_shipped, show_quality_warnings
 from .host.progress import HostProgress, check_stop
-from .host.takes import choose_folder, describe_graph, fingerprint_networks
+from .host.results import count_losses, remember
+from .host.takes import (
+    GRAPH_FIELD,
+    SAMPLER_ID,
+    choose_folder,
+    describe_graph,
+    describe_samplers,
+    fingerprint_networks,
+    is_unchanged,
+)
 from .host.vae import HostVAE
 from .sockets import CATEGORY, SpeechSocket, TakeSocket
 
@@ -41,7 +51,6 @@ _log = getLogger(__name__)
 
 SIZES_FROM = ("image", "custom")
 ANCHORS = ("auto", "on", "off")
-NOT_CONNECTED = object()  # at validation time a connected input is None
 
 
 class Sampler(io.ComfyNode):
@@ -51,7 +60,7 @@ class Sampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """Return the schema of the node."""
         return io.Schema(
-            node_id="TurboTalkSampler",
+            node_id=SAMPLER_ID,
             display_name="TurboTalk · Sampler (1-4 steps)",
             category=CATEGORY,
             description="Makes the portrait say the speech. The clip grows chunk by chunk in a "
@@ -248,56 +257,40 @@ class Sampler(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
-    @classmethod
-    def validate_inputs(
-        cls,
-        steps: int | None,
-        width: int | None,
-        height: int | None,
-        chunk_frames: int | None,
-        motion_frames: int | None,
-        text_guidance: float | None,
-        sigmas: object = NOT_CONNECTED,
-        positive: object = NOT_CONNECTED,
-    ) -> bool | str:
-        """Check the values before the run as the core does; a linked value is None here."""
-        if (
-            steps is None
-            or width is None
-            or height is None
-            or chunk_frames is None
-            or motion_frames is None
-            or text_guidance is None
-        ):
-            return True
-        if text_guidance != 1 and positive is NOT_CONNECTED:
-            return (
-                f"got text_guidance {text_guidance} without a prompt; connect positive, or use "
-                "1 (off)"
+    @staticmethod
+    def find_conflicts(inputs: Mapping[str, Any]) -> dict[str, str]:
+        """Find what does not fit together; see ``checks.find_faults``."""
+        conflicts = {}
+        steps, guidance = inputs.get("steps"), inputs.get("text_guidance")
+        if isinstance(steps, int) and steps > MAX_DISTILLED_STEPS and inputs.get("sigmas") is None:
+            conflicts["steps"] = (
+                f"got {steps} steps; use 1 to {MAX_DISTILLED_STEPS}, or connect sigmas from "
+                "Schedule, kind reference"
             )
-        try:
-            TalkRequest(
-                num_inference_steps=steps if sigmas is NOT_CONNECTED else 1,
-                schedule="distilled",
-                shift=1.0,
-                update="euler",
-                seed=0,
-                height=height,
-                width=width,
-                guidance_scale=text_guidance,
-                chunk_frames=chunk_frames,
-                num_motion_frames=motion_frames,
+        if isinstance(guidance, int | float) and guidance != 1 and inputs.get("positive") is None:
+            conflicts["text_guidance"] = (
+                f"got text_guidance {guidance} without a prompt; connect positive, or use 1 (off)"
             )
-        except TurboTalkError as error:
-            return str(error)
-        return True
+        chunk, motion = inputs.get("chunk_frames"), inputs.get("motion_frames")
+        if isinstance(chunk, int) and isinstance(motion, int) and motion >= chunk:
+            conflicts["motion_frames"] = (
+                f"got {motion} motion frames in chunks of {chunk}; a chunk must make new frames "
+                "too, so use fewer motion_frames or more chunk_frames"
+            )
+        return conflicts
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        """Return a number that changes when a take of this node was deleted or damaged."""
+        return count_losses(cls, inputs)
+
+    @classmethod
+    @checks_values
     def execute(
         cls,
         model: ModelPatcher,
         vae: VAE,
-        reference_image: Tensor | io.Video.Type,
+        reference_image: Tensor | io.Video.Type | None,
         speech: Conversation,
         steps: int,
         seed: int,
@@ -321,56 +314,69 @@ class Sampler(io.ComfyNode):
         anchor: str = "auto",
     ) -> io.NodeOutput:
         """Sample the take."""
-        pictures = pictures_from_host(reference_image)
         model_patch = find_audio_adapter(model)
         shipped = read_shipped(model, model_patch)
-        if size_from == "image":
-            height, width = fit_size(*pictures[0].shape[:2], area=height * width)
-        request = TalkRequest(
-            num_inference_steps=steps if sigmas is None else len(sigmas) - 1,
-            schedule="distilled",
-            shift=shift,
-            update=update,
-            seed=seed,
-            height=height,
-            width=width,
-            guidance_scale=text_guidance,
-            audio_guidance_scale=audio_guidance,
-            chunk_frames=chunk_frames,
-            num_motion_frames=motion_frames,
-            sigmas=None if sigmas is None else tuple(sigmas.tolist()),
-            uses_apg=apg,
-            color_strength=color_strength,
-            max_frames=_count_frames(max_seconds),
-            anchors_chunks=shipped.anchors_chunks if anchor == "auto" else anchor == "on",
+        graph = describe_graph(cls.hidden.dynprompt, cls.hidden.unique_id)
+        levels = None if sigmas is None else _list_levels(sigmas)
+        with open_pictures(reference_image) as pictures:
+            if size_from == "image":
+                height, width = fit_size(*pictures[0].shape[:2], area=height * width)
+            request = TalkRequest(
+                num_inference_steps=steps if levels is None else len(levels) - 1,
+                schedule="distilled",
+                shift=shift,
+                update=update,
+                seed=seed,
+                height=height,
+                width=width,
+                guidance_scale=text_guidance,
+                audio_guidance_scale=audio_guidance,
+                chunk_frames=chunk_frames,
+                num_motion_frames=motion_frames,
+                sigmas=levels,
+                uses_apg=apg,
+                color_strength=color_strength,
+                max_frames=max(1, round(FPS * max_seconds)) if max_seconds else None,
+                anchors_chunks=shipped.anchors_chunks if anchor == "auto" else anchor == "on",
+            )
+            show_quality_warnings(
+                shipped, request, cls.hidden.unique_id, note=describe_pictures(reference_image)
+            )
+            image_embeds_BND, image_encoder = make_image_encoder(
+                model, clip_vision_output, clip_vision
+            )
+            with HostDenoiser.of_request(model, request) as denoiser:
+                text_BND, later_texts = read_texts(positive)
+                models = Models(
+                    vae=HostVAE(vae),
+                    denoiser=denoiser,
+                    adapter=HostAdapter(model_patch),
+                    text_BND=text_BND,
+                    null_text_BND=read_texts(negative)[0],
+                    image_embeds_BND=image_embeds_BND,
+                    image_encoder=image_encoder,
+                    later_texts=later_texts,
+                )
+                networks = (
+                    model.model.diffusion_model,
+                    model_patch.model,
+                    vae.first_stage_model,
+                )
+                weights = fingerprint_networks(networks)
+                in_use = describe_samplers(cls.hidden.dynprompt)
+                take = _record(request, pictures, speech, models, weights, graph, in_use)
+        remember(cls, partial(is_unchanged, take))
+        return io.NodeOutput(take)
+
+
+def _list_levels(sigmas: Tensor) -> tuple[float, ...]:
+    """Return the values of SIGMAS; the core checks them."""
+    if sigmas.ndim != 1 or not 2 <= len(sigmas) <= MAX_STEPS + 1:
+        raise ScheduleError(
+            f"got sigmas of shape {tuple(sigmas.shape)}; connect a list of 2 to {MAX_STEPS + 1} "
+            "noise levels, from 1 down to 0, such as that of Schedule"
         )
-        show_quality_warnings(shipped, request, cls.hidden.unique_id)
-        image_embeds_BND, image_encoder = make_image_encoder(model, clip_vision_output, clip_vision)
-        with HostDenoiser.of_request(model, request) as denoiser:
-            text_BND, later_texts = read_texts(positive)
-            models = Models(
-                vae=HostVAE(vae),
-                denoiser=denoiser,
-                adapter=HostAdapter(model_patch),
-                text_BND=text_BND,
-                null_text_BND=read_texts(negative)[0],
-                image_embeds_BND=image_embeds_BND,
-                image_encoder=image_encoder,
-                later_texts=later_texts,
-            )
-            networks = (
-                model.model.diffusion_model,
-                model_patch.model,
-                vae.first_stage_model,
-            )
-            weights = fingerprint_networks(networks)
-            graph = describe_graph(cls.hidden.dynprompt, cls.hidden.unique_id)
-            return io.NodeOutput(_record(request, pictures, speech, models, weights, graph))
-
-
-def _count_frames(max_seconds: float) -> int | None:
-    check_finite("max_seconds", max_seconds, ", 0 for no end")
-    return max(1, round(FPS * max_seconds)) if max_seconds else None
+    return tuple(sigmas.tolist())
 
 
 def _record(
@@ -380,6 +386,7 @@ def _record(
     models: Models,
     weights: str,
     graph: str,
+    in_use: Collection[str],
 ) -> Take:
     """Generate a take, or continue an unfinished one with the same cache key."""
     with render_video(
@@ -387,9 +394,9 @@ def _record(
         pictures,
         speech,
         models,
-        partial(choose_folder, graph=graph),
+        partial(choose_folder, graph=graph, in_use=in_use),
         weights=weights,
-        others={"nodes before it": graph},
+        others={GRAPH_FIELD: graph},
     ) as run:
         name = run.take.folder.name
         for change in run.changes:

@@ -1,9 +1,15 @@
 """Node: number of steps to SIGMAS."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..turbotalk_core.request import MAX_DISTILLED_STEPS, MAX_STEPS, SCHEDULES
 from ..turbotalk_core.sampling.schedule import distilled_sigmas, reference_sigmas
+from .host.checks import checks_values
 from .sockets import CATEGORY
 
 
@@ -51,17 +57,19 @@ class Schedule(io.ComfyNode):
             ],
         )
 
-    @classmethod
-    def validate_inputs(cls, steps: int | None, kind: str | None) -> bool | str:
-        """Check kind and steps before running; a linked value is None here."""
-        if kind is not None and kind not in SCHEDULES:
-            return f"got kind {kind!r}; choose one of {', '.join(SCHEDULES)}"
-        most = MAX_DISTILLED_STEPS if kind == "distilled" else MAX_STEPS
-        if steps is not None and not 1 <= steps <= most:
-            return f"got {steps} steps; use 1 to {most} with the {kind} schedule"
-        return True
+    @staticmethod
+    def find_conflicts(inputs: Mapping[str, Any]) -> dict[str, str]:
+        """Find what does not fit together; see ``checks.find_faults``."""
+        steps, kind = inputs.get("steps"), inputs.get("kind")
+        if isinstance(steps, int) and steps > MAX_DISTILLED_STEPS and kind == "distilled":
+            return {
+                "steps": f"got {steps} steps; use 1 to {MAX_DISTILLED_STEPS} with the distilled "
+                "schedule"
+            }
+        return {}
 
     @classmethod
+    @checks_values
     def execute(cls, steps: int, shift: float, kind: str) -> io.NodeOutput:
         """Compute the levels."""
         space = distilled_sigmas if kind == "distilled" else reference_sigmas

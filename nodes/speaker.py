@@ -7,9 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..turbotalk_core.errors import ImageError
+from ..turbotalk_core.errors import AudioError, ImageError
 from ..turbotalk_core.geometry import MAX_SIDE
 from ..turbotalk_core.types import Speaker
+from .host.checks import checks_values, is_connected
 from .host.convert import region_from_mask, waveform_from_audio
 from .sockets import CATEGORY, SpeakersSocket
 
@@ -74,9 +75,11 @@ class DescribeSpeaker(io.ComfyNode):
                     "speakers.",
                 )
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
+    @checks_values
     def execute(
         cls,
         name: str,
@@ -95,6 +98,11 @@ class DescribeSpeaker(io.ComfyNode):
             raise ImageError(
                 f"{name} got a box and a mask; disconnect the mask, or set x, y, width and height "
                 "to 0"
+            )
+        if audio is None and is_connected(cls, "audio"):
+            raise AudioError(
+                f"{name} got no sound, as from a video that has none; connect a recording, or "
+                f"disconnect audio, so that {name} listens"
             )
         speaker = Speaker(
             name=name,

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..turbotalk_core.conditioning.regions import draw_regions
 from ..turbotalk_core.types import Speaker
-from .host.convert import pictures_from_host
+from .host.checks import checks_values
+from .host.convert import open_pictures
 from .sockets import CATEGORY, SpeakersSocket
 
 
@@ -39,10 +40,11 @@ class SpeakersPreview(io.ComfyNode):
         )
 
     @classmethod
+    @checks_values
     def execute(
         cls, reference_image: Tensor | io.Video.Type, speakers: tuple[Speaker, ...]
     ) -> io.NodeOutput:
         """Draw the regions."""
-        image_HWC = pictures_from_host(reference_image)[0]
-        drawn_THWC = draw_regions(image_HWC, speakers).unsqueeze(0)
+        with open_pictures(reference_image) as pictures:
+            drawn_THWC = draw_regions(pictures[0], speakers).unsqueeze(0)
         return io.NodeOutput(drawn_THWC, ui=ui.PreviewImage(drawn_THWC, cls=cls))

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ..turbotalk_core.errors import RequestError
 from ..turbotalk_core.takes.take import Take
+from .host.checks import checks_values
 from .host.convert import image_from_bytes
 from .host.messages import show_text
+from .host.takes import read_take
 from .sockets import CATEGORY, TakeSocket
 from .widgets import find_stop, make_trim_inputs
 
@@ -40,10 +42,11 @@ class TakeFrames(io.ComfyNode):
         )
 
     @classmethod
+    @checks_values
     def execute(cls, take: Take, start_frame: int, num_frames: int) -> io.NodeOutput:
         """Read the frames."""
         stop = find_stop(take, start_frame, num_frames)
-        if start_frame < stop:  # otherwise take.iterate raises
+        if start_frame < stop:  # otherwise read_take raises
             show_text(_check_memory(take, stop - start_frame), cls.hidden.unique_id)
         return io.NodeOutput(_read(take, start_frame, stop))
 
@@ -80,7 +83,7 @@ def _read(take: Take, start: int, stop: int) -> Tensor:
     """Read frames batch by batch, so that little more memory is used than was reported."""
     images_THWC = torch.empty(max(0, stop - start), take.height, take.width, 3)
     first = 0
-    for frames_THWC in take.iterate(start, stop):
+    for frames_THWC in read_take(take, start, stop):
         images_THWC[first : first + len(frames_THWC)] = image_from_bytes(frames_THWC)
         first += len(frames_THWC)
     return images_THWC

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 from ..turbotalk_core.geometry import FPS, MAX_FRAMES
 from ..turbotalk_core.request import ENCODE_MODES
 from ..turbotalk_core.takes.take import Take
-from .host.convert import check_finite
 
 MAX_SECONDS = MAX_FRAMES / FPS
 
@@ -59,12 +58,7 @@ def find_span(start_seconds: float, end_seconds: float) -> tuple[Fraction, Fract
 
     Returns:
         Start and end for ``sound.cut``; an end of None is the end of the sound.
-
-    Raises:
-        RequestError: A number is not finite.
     """
-    for name, seconds in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
-        check_finite(name, seconds, " of seconds")
     return Fraction(start_seconds), Fraction(end_seconds) if end_seconds else None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -28,6 +29,21 @@ def run_in_child(target: Callable[..., object], *arguments: object) -> int:
     child.join()
     assert child.exitcode is not None
     return child.exitcode
+
+
+def start_in_child(target: Callable[..., object], *arguments: object) -> BaseProcess:
+    """Call a function in a process of its own, and do not wait for its end.
+
+    Args:
+        target: a function at the top of a module.
+        *arguments: its arguments; they must pickle.
+
+    Returns:
+        The process; its ``exitcode`` is that of ``run_in_child`` after ``join``.
+    """
+    child = _CONTEXT.Process(target=target, args=arguments)
+    child.start()
+    return child
 
 
 def call_in_child(target: Callable[..., Any], *arguments: object) -> Any:

@@ -34,7 +34,6 @@ from ...turbotalk_core.geometry import FIRST_WINDOW, LATER_WINDOW
 from ...turbotalk_core.models.rotary import rotate
 from ...turbotalk_core.models.speaker_embedding import measure_likeness, speaker_tables
 from ...turbotalk_core.types import AudioTokens, AudioWindows
-from .convert import check_finite
 
 # In the host's transformer_options:
 TOKENS_KEY = "turbotalk_audio_tokens"  # [1, F, N, D]
@@ -284,11 +283,9 @@ def add_audio_adapter(
     Raises:
         MismatchError: The model or the patch is of another kind, the adapter has another size, or
             the model already has an adapter.
-        RequestError: The strength is not finite.
     """
-    check_finite("strength", strength, ", 1 is as trained")
     wan = get_wan(model)
-    module = model_patch.model
+    module: Any = getattr(model_patch, "model", None)
     if not (hasattr(module, "audio_proj") and hasattr(module, "blocks")):
         raise MismatchError(
             f"got a model patch of type {type(module).__name__}; an InfiniteTalk audio adapter is "
@@ -324,7 +321,7 @@ def find_audio_adapter(model: ModelPatcher) -> ModelPatcher:
     Raises:
         MismatchError: The model has no adapter.
     """
-    patches = _find_patches(model)
+    patches = _find_patches(model) if isinstance(model, ModelPatcher) else []
     if not patches:
         raise MismatchError(
             "this MODEL has no audio adapter, so it cannot hear; put TurboTalk · Apply audio "
@@ -345,9 +342,10 @@ def get_wan(model: ModelPatcher) -> Any:
     Raises:
         MismatchError: The architecture is another one, or the input does not have 36 channels.
     """
-    if not isinstance(model.model, comfy.model_base.WAN21):
+    network = getattr(model, "model", None)
+    if not isinstance(network, comfy.model_base.WAN21):
         raise MismatchError(
-            f"got a {type(model.model).__name__} model; TurboTalk drives Wan 2.1 image-to-video"
+            f"got a {type(network).__name__} model; TurboTalk drives Wan 2.1 image-to-video"
         )
     wan = model.get_model_object("diffusion_model")
     if wan.in_dim != 36:  # 16 noisy latents, 4 of mask, 16 of reference

@@ -154,7 +154,7 @@ def read_texts(
         The first embedding [1, N, D], or None without a prompt; and the later ones, each with the
         video frame at which it starts.
     """
-    if conditioning is None:
+    if not conditioning:  # None, or the empty list of a text encoder that found no text
         return None, ()
     (first_BND, first_options), *others = conditioning
     later = tuple(

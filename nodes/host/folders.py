@@ -9,6 +9,8 @@ and of a new file in the host's temporary folder.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,6 +18,12 @@ import folder_paths  # noqa: TID251
 
 from ...turbotalk_core.errors import CheckpointError
 from ...turbotalk_core.safe_io.paths import show
+
+# An absolute path up to its last separator, of Windows or of other systems.
+_ABSOLUTE = re.compile(
+    r"(?<![\w./:\\])(?:file:)?(?:[A-Za-z]:)?[\\/]"
+    r"""(?:[^\s\\/'":;,]+[\\/])*(?=[^\s\\/])"""
+)
 
 
 def list_models(kind: str) -> list[str]:
@@ -62,3 +70,37 @@ def new_temporary_path(suffix: str) -> Path:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"turbotalk_{uuid4().hex}{suffix}"
+
+
+def hide_folders(text: str) -> str:
+    """Shorten the paths in a text, which may go to people who must not know the server's folders.
+
+    Args:
+        text: an error or a note.
+
+    Returns:
+        The text. A path in one of the host's folders begins with the name of that folder, as in
+        ``output/turbotalk_takes``; of any other absolute path the name of the file is left.
+    """
+    for folder, name in sorted(_list_folders(), key=lambda pair: -len(str(pair[0]))):
+        if folder != Path(folder.anchor):  # a root would match every separator
+            text = re.sub(rf"{re.escape(str(folder))}(?![\w.-])", lambda _: name, text)  # noqa: B023
+    return _ABSOLUTE.sub("", text)
+
+
+def _list_folders() -> Iterator[tuple[Path, str]]:
+    """Yield the host's folders, each with the name that a message has for it."""
+    folders = {
+        "output": folder_paths.get_output_directory(),
+        "input": folder_paths.get_input_directory(),
+        "temp": folder_paths.get_temp_directory(),
+        "user": folder_paths.get_user_directory(),
+        "models": folder_paths.models_dir,
+        "ComfyUI": folder_paths.base_path,
+    }
+    for name, folder in folders.items():
+        yield Path(folder), name
+        yield Path(folder).resolve(), name
+    for kind, (places, _) in folder_paths.folder_names_and_paths.items():
+        for place in places:
+            yield Path(place), kind

@@ -19,6 +19,7 @@ from ...turbotalk_core.errors import CheckpointError
 from ...turbotalk_core.quality_warnings import find_quality_warnings
 from ...turbotalk_core.request import TalkRequest
 from ...turbotalk_core.safe_io.paths import show
+from .folders import hide_folders
 
 _log = getLogger(__name__)
 
@@ -58,7 +59,9 @@ def read_shipped(model: ModelPatcher, model_patch: ModelPatcher) -> Shipped:
     )
 
 
-def show_quality_warnings(shipped: Shipped, request: TalkRequest, node_id: str | None) -> list[str]:
+def show_quality_warnings(
+    shipped: Shipped, request: TalkRequest, node_id: str | None, *, note: str = ""
+) -> list[str]:
     """Compare settings with those stored in the model's file, and show warnings on the node.
 
     A node keeps its text after a run, until the next one. So a text is shown in every case, which
@@ -68,6 +71,7 @@ def show_quality_warnings(shipped: Shipped, request: TalkRequest, node_id: str |
         shipped: of ``read_shipped``.
         request: as it will be sampled.
         node_id: of the node that shows the text; None without a node.
+        note: what else the node shows, before the warnings; empty for nothing.
 
     Returns:
         The warnings; empty if all settings fit, or if the file is unknown.
@@ -79,19 +83,20 @@ def show_quality_warnings(shipped: Shipped, request: TalkRequest, node_id: str |
         adapter_settings = None if shipped.adapter is None else shipped.adapter.settings
         warnings = find_quality_warnings(request, info.settings, shipped.has_lora, adapter_settings)
         text = "\n".join(warnings) or f"the settings fit {info.path.name}"
-    for warning in warnings:
+    for warning in [note, *warnings] if note else warnings:
         _log.warning("%s", warning)
-    show_text(text, node_id)
+    show_text(f"{note}\n{text}" if note else text, node_id)
     return warnings
 
 
 def show_text(text: str, node_id: str | None) -> None:
-    """Show a text on a node of the page, until the node's next run.
+    """Show a text on a node of the page, without paths of the server, until the node's next run.
 
     Args:
         text: any text, possibly untrusted.
         node_id: of the node; None without a node.
     """
+    text = hide_folders(text)
     # The page interprets the text as HTML, and file names are untrusted.
     text = "\n".join(escape(show(line), quote=False) for line in text.split("\n"))
     server = getattr(PromptServer, "instance", None)  # none in a program that imports ComfyUI

@@ -47,6 +47,10 @@ class HostVAE:
         Raises:
             MismatchError: The VAE is any other one.
         """
+        if not isinstance(vae, VAE):
+            raise MismatchError(
+                f"got a {type(vae).__name__} as VAE; connect the Wan 2.1 VAE, from Load VAE"
+            )
         # Wan 2.2's has 48 channels, image VAEs have no time axis
         if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != 3:
             kind = "video" if vae.latent_dim == 3 else "image"

@@ -3,6 +3,7 @@
 import importlib
 import io
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import pytest
@@ -151,3 +152,136 @@ def test_the_bar_counts_each_picture_that_is_shown(
     sample(reference_image=torch.rand(num_pictures, SIDE, SIDE, 3))
     (bar,) = bars
     assert bar.done == bar.total == num_shown + 2 * 3  # two chunks: encode, one step, decode
+
+
+class TestPendingEdits:
+    """Hosts since 0.35 crop and resize a VIDEO when it is saved; until then its source is whole."""
+
+    @pytest.fixture
+    def edit(self, open_video, tmp_path):
+        """A VIDEO of 40 frames, of which a newer host shall keep the right lower part."""
+        frames = write_video(str(tmp_path / "film.mp4"), 40, 25)
+
+        class Older(type(open_video(""))):
+            """As in 0.30."""
+
+        class Newer(Older):
+            saved: list[dict[str, object]] = []  # noqa: RUF012
+            has_edits = True
+
+            def has_pending_frame_edits(self):
+                return self.has_edits
+
+            def save_to(
+                self, path, format="auto", codec="auto", metadata=None, bit_depth=None, crf=None,
+                color_space=None, preset=None,
+            ):  # fmt: skip
+                self.saved.append({"path": path, "crf": crf, "preset": preset})
+                start, seconds = self.get_active_trim_window()
+                kept = frames[round(start * 25) :][: round(seconds * 25) or None, 16:, 16:]
+                with av.open(path, "w", format="mp4") as container:
+                    stream = container.add_stream("libx264rgb", rate=25, options={"crf": "0"})
+                    stream.width = stream.height = 16
+                    stream.pix_fmt = "rgb24"
+                    for picture in (kept * 255).round().byte().numpy():
+                        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                        container.mux(stream.encode(frame))
+                    container.mux(stream.encode(None))
+
+        Newer.saved = []
+        return Older, Newer, frames, str(tmp_path / "film.mp4")
+
+    @pytest.fixture
+    def left_behind(self, host):
+        before = set((host.base / "temp").iterdir())
+
+        def find():
+            # takes without a graph lie there, too
+            return {x.name for x in set((host.base / "temp").iterdir()) - before if x.is_file()}
+
+        return find
+
+    @pytest.mark.parametrize("window", [(0.0, 0.0), (0.2, 0.0), (0.2, 0.4)])
+    def test_are_made_by_the_host(self, sample, edit, left_behind, window):
+        _, newer, frames, path = edit
+        start, seconds = window
+        dubbed = sample(reference_image=newer(path, start_time=start, duration=seconds)).read()
+        kept = frames[round(start * 25) :][: round(seconds * 25) or None, 16:, 16:]
+        assert torch.equal(dubbed, sample(reference_image=kept).read())
+        (saved,) = newer.saved
+        assert (saved["crf"], saved["preset"]) == (0, "ultrafast")
+        assert left_behind() == set()
+
+    def test_none_pending(self, sample, edit):
+        older, newer, _, path = edit
+        newer.has_edits = False
+        assert torch.equal(
+            sample(reference_image=newer(path)).read(), sample(reference_image=older(path)).read()
+        )
+        assert newer.saved == []
+
+    def test_of_a_host_whose_save_to_takes_less(self, sample, edit, left_behind):
+        _, newer, frames, path = edit
+        save = newer.save_to
+
+        class Between(newer):
+            def save_to(self, path, format="auto", codec="auto", metadata=None):
+                save(self, path)
+
+        dubbed = sample(reference_image=Between(path)).read()
+        assert torch.equal(dubbed, sample(reference_image=frames[:, 16:, 16:]).read())
+        assert left_behind() == set()
+
+    def test_in_the_preview(self, run_node, edit, part, left_behind):
+        _, newer, frames, path = edit
+        speakers = tuple(part("turbotalk_core.types").Speaker(name=name) for name in "AB")
+        shown, wanted = (
+            run_node("TurboTalkSpeakersPreview", reference_image=picture, speakers=speakers)
+            for picture in (newer(path), frames[:1, 16:, 16:])
+        )
+        assert torch.equal(shown, wanted)
+        assert left_behind() == set()
+
+    def test_the_same_edits_are_the_same_work(self, edit, part):
+        _, newer, _, path = edit
+        convert, digests = part("nodes.host.convert"), []
+        for _ in range(2):
+            with convert.open_pictures(newer(path)) as pictures:
+                digests.append(pictures.digest())
+        assert digests[0] == digests[1]
+
+    @pytest.mark.parametrize("way", ["fails", "fails in the middle", "saves nothing", "damaged"])
+    def test_that_fail(self, sample, edit, errors, left_behind, host, way):
+        _, newer, _, path = edit
+
+        class Failing(newer):
+            def save_to(self, path, **_options):
+                if way != "saves nothing" and way != "fails":
+                    Path(path).write_bytes(bytes(100))
+                if way.startswith("fails"):
+                    raise ValueError(f"even dimensions are needed, in {path}")
+
+        with pytest.raises(errors.ImageError, match=r"ComfyUI cannot|cannot read") as failed:
+            sample(reference_image=Failing(path))
+        assert str(host.base) not in str(failed.value)
+        assert left_behind() == set()
+
+    def test_stopped(self, sample, edit, left_behind, host):
+        _, newer, _, path = edit
+        save = newer.save_to
+        interrupted = host.model_management.InterruptProcessingException
+
+        class Stopped(newer):
+            def save_to(self, path, crf=None):
+                save(self, path)
+                raise interrupted
+
+        with pytest.raises(interrupted):
+            sample(reference_image=Stopped(path))
+        assert left_behind() == set()
+
+    def test_a_missing_file(self, sample, edit, errors, host):
+        older, _, _, _ = edit
+        with pytest.raises(errors.ImageError, match=r"gone\.mp4") as failed:
+            sample(reference_image=older(str(host.base / "input" / "gone.mp4")))
+        assert str(host.base) not in str(failed.value)

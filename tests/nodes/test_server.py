@@ -4,7 +4,11 @@ import asyncio
 import io
 import json
 import math
+import os
+import shutil
+import signal
 import wave
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -196,12 +200,12 @@ def test_another_crf_does_not_sample_again(talk, prompt):
 @pytest.mark.parametrize(
     ("node", "changes", "message"),
     [
-        (SAMPLER, {"width": 130}, "width 130; the model takes multiples of 16"),
-        (SAMPLER, {"chunk_frames": 20}, "chunk_frames: got 20"),
+        (SAMPLER, {"width": 130}, "width 130; use 16, 32, 48 and so on"),
+        (SAMPLER, {"chunk_frames": 20}, "chunk_frames 20; use 5, 9, 13 and so on"),
         (SAMPLER, {"motion_frames": 21}, "21 motion frames in chunks of 21"),
         (SAMPLER, {"text_guidance": 4}, "without a prompt"),
         (SAMPLER, {"audio_guidance": 99}, "Value 99.0 bigger than max"),
-        (SCHEDULE, {"steps": 0}, "got 0 steps"),
+        (SCHEDULE, {"steps": 0}, "Value 0 smaller than min of 1"),
         (SCHEDULE, {"steps": 9, "kind": "distilled"}, "use 1 to 4 with the distilled schedule"),
         ("7", {"name": "nothing.safetensors"}, "Value not in list"),
         (ASSEMBLE, {"codec": "vp9"}, "Value not in list"),
@@ -212,6 +216,172 @@ def test_what_can_be_known_is_refused_before_running(talk, prompt, node, changes
     with pytest.raises(PromptRefused, match=message) as refused:
         talk(lambda client: client.run(prompt))
     assert set(refused.value.node_errors) == {node}
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "values"),
+    [
+        (SAMPLER, "steps", (0, -1, 1001, NAN, "many", None)),
+        (SAMPLER, "seed", (-1, 2**64)),
+        (SAMPLER, "size_from", ("portrait",)),
+        (SAMPLER, "width", (0, 8, 130, 4112)),
+        (SAMPLER, "height", (0, 17, 5000)),
+        (SAMPLER, "audio_guidance", (-0.1, 21, NAN, INFINITE)),
+        (SAMPLER, "text_guidance", (-1, 99, NAN, 2.0)),
+        (SAMPLER, "shift", (0, 101, NAN, -INFINITE)),
+        (SAMPLER, "update", ("jump",)),
+        (SAMPLER, "chunk_frames", (0, 1, 20, 1005)),
+        (SAMPLER, "motion_frames", (0, 2, 21, 25, 1001)),
+        (SAMPLER, "color_strength", (-0.1, 1.1, NAN)),
+        (SAMPLER, "max_seconds", (-1, NAN, INFINITE)),
+        (SAMPLER, "anchor", ("sometimes",)),
+        (SCHEDULE, "steps", (0, 5, 1001)),
+        (SCHEDULE, "shift", (0, NAN)),
+        (SCHEDULE, "kind", ("cosine",)),
+        ("6", "start_seconds", (-1, NAN)),
+        ("6", "end_seconds", (-1, NAN)),
+        ("6", "hearing", ("twice",)),
+        ("8", "strength", (-1, 5, NAN)),
+        (ASSEMBLE, "crf", (-1, 99)),
+        (ASSEMBLE, "start_frame", (-1,)),
+        (ASSEMBLE, "num_frames", (-1,)),
+        (ASSEMBLE, "fps", ("26",)),
+    ],
+)
+def test_a_wrong_value_is_one_error_on_its_own_widget(talk, prompt, node, name, values):
+    core_names = ("num_inference_steps", "guidance_scale", "num_motion_frames")
+
+    async def post(client):
+        for value in values:
+            wrong = json.loads(json.dumps(prompt))
+            wrong[node]["inputs"][name] = value
+            with pytest.raises(PromptRefused) as refused:
+                await client.run(wrong)
+            errors = refused.value.node_errors
+            assert set(errors) == {node}, value
+            (error,) = errors[node]["errors"]
+            assert error["extra_info"]["input_name"] == name, value
+            assert not any(word in error["details"] for word in core_names)
+
+    talk(post)
+
+
+def test_a_sampler_of_its_own_schedule_takes_few_steps(talk, prompt):
+    del prompt[SAMPLER]["inputs"]["sigmas"]
+    prompt[SAMPLER]["inputs"]["steps"] = 9
+    with pytest.raises(PromptRefused, match="got 9 steps; use 1 to 4, or connect") as refused:
+        talk(lambda client: client.run(prompt))
+    (error,) = refused.value.node_errors[SAMPLER]["errors"]
+    assert error["extra_info"]["input_name"] == "steps"
+
+
+def test_a_value_that_another_node_computes_is_checked_before_the_run(talk, prompt):
+    prompt["30"] = {"class_type": "PrimitiveInt", "inputs": {"value": 20}}
+    prompt[SAMPLER]["inputs"]["chunk_frames"] = ["30", 0]
+    with pytest.raises(PromptFailed, match="got chunk_frames 20; use 5, 9, 13") as failed:
+        talk(lambda client: client.run(prompt))
+    assert failed.value.event["data"]["exception_type"] == "turbotalk.errors.RequestError"
+
+
+def fail(talk, prompt):
+    """Run a prompt that fails; gives the data of its error in the history."""
+    with pytest.raises(PromptFailed) as failed:
+        talk(lambda client: client.run(prompt))
+    return failed.value.event["data"]
+
+
+def test_a_video_without_sound(talk, prompt, server):
+    prompt["20"] = {"class_type": "LoadVideo", "inputs": {"file": "actor.mp4"}}
+    prompt["21"] = {"class_type": "GetVideoComponents", "inputs": {"video": ["20", 0]}}
+    prompt["6"]["inputs"]["audio"] = ["21", 1]
+    error = fail(talk, prompt)
+    assert error["node_id"] == "6"
+    assert error["exception_type"] == "turbotalk.errors.AudioError"
+    assert "a video without sound has none" in error["exception_message"]
+
+
+def test_an_output_folder_that_is_emptied_meanwhile(talk, prompt, server):
+    short = {"seed": 21, "max_seconds": 0.4, "chunk_frames": 5, "motion_frames": 1}
+    prompt[SAMPLER]["inputs"] |= short
+    prompt["13"] = {
+        "class_type": "TurboTalkTakeFrames",
+        "inputs": {"take": [SAMPLER, 0], "start_frame": 0, "num_frames": 1},
+    }
+    prompt["14"] = {"class_type": "PreviewImage", "inputs": {"images": ["13", 0]}}
+    videos = [fetch_video(talk, talk(lambda client: client.run(prompt)))]
+    folder = server.base / "output" / "turbotalk_takes"
+    for crf, lose in enumerate(
+        (
+            lambda: shutil.rmtree(folder),
+            lambda: [path.unlink() for path in folder.glob("*/chunk_00001.mkv")],
+            lambda: folder.rename(folder.with_name("renamed")),
+            lambda: [path.unlink() for path in (server.base / "temp").glob("turbotalk_*.mp4")],
+        )
+    ):
+        lose()
+        if crf % 2:
+            prompt[ASSEMBLE]["inputs"]["crf"] = 30 + crf
+        run = talk(lambda client: client.run(prompt))
+        videos.append(fetch_video(talk, run))
+    assert [len(probe(video).pictures) for video in videos] == 5 * [10]
+    run = talk(lambda client: client.run(prompt))
+    assert {SAMPLER, ASSEMBLE} <= run.cached  # nothing is lost, so nothing is made again
+
+
+def test_no_error_has_a_folder_of_the_server(talk, prompt, server):
+    (server.base / "input" / "broken.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(200))
+    takes = server.base / "output" / "turbotalk_takes"
+    takes.mkdir(exist_ok=True)
+    shown = []
+
+    def change(**changes):
+        changed = json.loads(json.dumps(prompt))
+        changed[SAMPLER]["inputs"] |= changes
+        return changed
+
+    dubbing = change(reference_image=["20", 0], size_from="custom")
+    dubbing["20"] = {"class_type": "LoadVideo", "inputs": {"file": "broken.mp4"}}
+    shown.append(fail(talk, dubbing))
+    with blocked(takes):
+        shown.append(fail(talk, change(seed=31)))
+    prompt["4"]["inputs"]["vae_name"] = "pixel_space"
+    shown.append(fail(talk, prompt))
+    for error in shown:
+        assert error["exception_type"].startswith("turbotalk.errors."), error
+        for text in (str(server.base), str(ROOT), "/tmp/"):
+            assert text not in error["exception_message"], error["exception_message"]
+
+
+@contextmanager
+def blocked(folder):
+    """Put a file where a folder is expected."""
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    folder.touch()
+    try:
+        yield
+    finally:
+        folder.unlink()
+        aside.rename(folder)
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.webp"])
+def test_an_animation_is_said_to_be_a_film(talk, prompt, server, name):
+    pictures = [Image.new("RGB", (64, 64), (40 * level, 90, 60)) for level in range(4)]
+    pictures[0].save(server.base / "input" / name, save_all=True, append_images=pictures[1:])
+    prompt["1"]["inputs"]["image"] = name
+    prompt[SAMPLER]["inputs"] |= {"max_seconds": 0.2, "chunk_frames": 5, "motion_frames": 1}
+    events = []
+    talk(lambda client: client.run(prompt, events.append))
+    (text,) = (
+        event["data"]["text"]
+        for event in events
+        if event["type"] == "text" and event["data"]["node"] == SAMPLER
+    )
+    assert text.startswith("4 pictures are taken as the frames of a film, 25 a second")
 
 
 def test_a_conversation_dubs_a_video(talk, conversation):
@@ -244,7 +414,7 @@ def test_what_only_the_data_can_tell_is_a_node_error(talk, prompt, server):
     with pytest.raises(PromptFailed, match=r"latent channels; the Wan 2.1 VAE") as failed:
         talk(lambda client: client.run(prompt))
     assert failed.value.event["data"]["node_id"] == SAMPLER
-    assert failed.value.event["data"]["exception_type"].endswith("MismatchError")
+    assert failed.value.event["data"]["exception_type"] == "turbotalk.errors.MismatchError"
 
 
 def when_a_chunk_is_shown(do):
@@ -324,4 +494,52 @@ def test_a_killed_server_goes_on_when_it_is_back(talk, prompt, host, tmp_path):
         assert "of which 1 of 2 chunks are finished" in back.log.read_text()
     assert len(video.pictures) == len(whole.pictures)
     for made, expected in zip(video.pictures, whole.pictures, strict=True):
+        assert (made == expected).all()
+
+
+@pytest.mark.slow
+def test_two_servers_that_make_the_same_take(talk, prompt, server, host, tmp_path):
+    """The second is refused while the first works, and afterwards has the first's take."""
+    prompt[SAMPLER]["inputs"]["seed"] = 41
+    (tmp_path / "input").mkdir()
+    write_inputs(tmp_path / "input")
+    (tmp_path / "output").symlink_to(server.base / "output", target_is_directory=True)
+    refused = []
+
+    async def run(address, on_event=lambda _event: None):
+        async with ComfyClient(address) as client:
+            finished = await client.run(prompt, on_event)
+            (file,) = finished.outputs[SAVE]["images"]
+            return await client.view(file)
+
+    async def queue_twice(other):
+        """The first server is paused after its first chunk, until the second has answered."""
+        pending = []
+
+        async def try_meanwhile():
+            with pytest.raises(PromptFailed) as failed:
+                await run(other)
+            refused.append(failed.value.event["data"])
+            os.kill(server._process.pid, signal.SIGCONT)
+
+        def pause():
+            os.kill(server._process.pid, signal.SIGSTOP)
+            pending.append(asyncio.ensure_future(try_meanwhile()))
+
+        video = await run(server.address, when_a_chunk_is_shown(pause))
+        await asyncio.gather(*pending)
+        return video
+
+    with ComfyServer(Path(host.nodes.__file__).parent, tmp_path) as second:
+        try:
+            video = asyncio.run(queue_twice(second.address))
+        finally:
+            os.kill(server._process.pid, signal.SIGCONT)
+        again = asyncio.run(run(second.address))
+    (error,) = refused
+    assert error["exception_type"] == "turbotalk.errors.OutputError"
+    assert (
+        "another program is making the take output/turbotalk_takes/" in (error["exception_message"])
+    )
+    for made, expected in zip(probe(again).pictures, probe(video).pictures, strict=True):
         assert (made == expected).all()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tests.family import write_host_family
 from tests.nodes.workflows import probe, to_prompt
-from tools.comfy.server import ComfyServer
+from tools.comfy.server import ComfyServer, PromptRefused
 from turbotalk_core.types import Waveform
 from turbotalk_core.video.mux import assemble
 
@@ -200,3 +200,31 @@ def test_the_lora_changes_the_picture(talk):
         video, _ = run_video(talk, prompt)
         last.append(video.pictures[-1])
     assert not np.array_equal(*last)
+
+
+def test_each_required_input_that_is_left_out_is_named(talk):
+    """Once for each input of our nodes in the shipped workflows."""
+    definitions = talk(lambda client: client.get("/object_info"))
+    cases = {}
+    for path in sorted((WORKFLOWS / "api").glob("*.json")):
+        for node, content in read(f"api/{path.name}").items():
+            kind = content["class_type"]
+            if kind.startswith("TurboTalk"):
+                for name in definitions[kind]["input"]["required"]:
+                    cases.setdefault((kind, name), (path.name, node))
+    assert len(cases) >= 40
+    found = {}
+
+    async def leave_out(client):
+        for (kind, name), (file, node) in cases.items():
+            prompt = read(f"api/{file}")
+            del prompt[node]["inputs"][name]
+            with pytest.raises(PromptRefused) as refused:
+                await client.run(prompt)
+            errors = refused.value.node_errors.get(node, {}).get("errors", [])
+            found[kind, name] = [
+                (error["type"], error["extra_info"].get("input_name")) for error in errors
+            ]
+
+    talk(leave_out)
+    assert found == {case: [("required_input_missing", case[1])] for case in cases}

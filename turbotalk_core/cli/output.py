@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,14 +29,19 @@ def check_output(path: Path, inputs: Iterable[Path], *, suffix: str = ".mp4") ->
         OutputError: if the path is a folder or a device, lies inside a take, or its folder is
             missing or may not be written.
     """
-    if "\0" in str(path):
-        raise OutputError(f"got the output {str(path)!r}; no file has a name with NUL")
+    try:
+        is_name = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise OutputError(f"got the output {str(path)!r}; no file can have this name")
     with reports_disk_errors(path, RuntimeError):  # RuntimeError: a link to itself
         real = path.resolve()
     for name in (path.name, real.name):
         if Path(name).suffix != suffix:
             raise RequestError(
-                f"got the output name {name!r}; it must end in {suffix}, as in talk{suffix}"
+                f"got the output name {name!r}; it must be one that ends in {suffix}, as in "
+                f"talk{suffix}"
             )
     if is_folder(real):
         raise OutputError(f"{path} is a folder; name a file in it, as in {path / f'talk{suffix}'}")

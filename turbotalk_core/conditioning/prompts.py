@@ -39,7 +39,8 @@ def parse_prompts(text: str) -> tuple[PromptSegment, ...]:
     Args:
         text: one prompt for the whole video; or segments, separated by line breaks or ``|``, each
             ``START-STOPs: text`` in seconds. The first must start at 0, and every other where the
-            one before stops. The last applies to the end of the video and may omit STOP.
+            one before stops. The last applies to the end of the video and may omit STOP. A byte
+            order mark, which some editors write into files, is ignored.
 
     Returns:
         Segments in order, at least one.
@@ -48,6 +49,7 @@ def parse_prompts(text: str) -> tuple[PromptSegment, ...]:
         RequestError: if some segments have times and others not, a segment has no text, or a
             segment does not start where the one before stops.
     """
+    text = text.removeprefix("\ufeff")
     pieces = [piece for piece in _SEGMENTS.split(text) if piece.strip()]
     matches = [_TIMED.fullmatch(piece) for piece in pieces]
     if not any(matches):

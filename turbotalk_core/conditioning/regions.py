@@ -44,7 +44,7 @@ def parse_box(text: str) -> tuple[int, int, int, int] | None:
     Returns:
         The four numbers; None if the text is no box.
     """
-    numbers = text.split(",", 4)
+    numbers = text.removeprefix("\ufeff").split(",", 4)  # some editors write a byte order mark
     if len(numbers) != 4 or not all(_NUMBER.fullmatch(number) for number in numbers):
         return None
     x, y, width, height = (int(number) for number in numbers)
@@ -71,7 +71,8 @@ def box_mask(size: tuple[int, int], top: int, left: int, bottom: int, right: int
     if not (0 <= top < bottom <= height and 0 <= left < right <= width):
         raise ImageError(
             f"got a box from row {top}, column {left} to row {bottom}, column {right} in a "
-            f"{width}x{height} picture; it must lie inside and hold at least one pixel"
+            f"{width}x{height} picture; it must lie inside and hold at least one pixel (a box is "
+            "x, y, width, height, not two corners)"
         )
     mask_HW = torch.zeros(size)
     mask_HW[top:bottom, left:right] = 1
@@ -114,6 +115,10 @@ def find_masks(speakers: Sequence[Speaker], size: tuple[int, int]) -> list[Tenso
             or more have none, a mask differs in size from the picture, a region is empty or not
             inside the picture, or regions overlap.
     """
+    # The regions that are given come first: what is wrong with one is no matter of the others.
+    given = [
+        (speaker, _find_mask(speaker, size)) for speaker in speakers if speaker.region is not None
+    ]
     lacking = [speaker.name for speaker in speakers if speaker.region is None]
     if len(speakers) == 1:
         if lacking:
@@ -129,13 +134,12 @@ def find_masks(speakers: Sequence[Speaker], size: tuple[int, int]) -> list[Tenso
             f"got {len(speakers)} speakers and no region for {', '.join(lacking)}; give each a "
             "mask or a box (two speakers side by side need none)"
         )
-    masks = [_find_mask(speaker, size) for speaker in speakers]
-    for (one, one_HW), (other, other_HW) in combinations(zip(speakers, masks, strict=True), 2):
+    for (one, one_HW), (other, other_HW) in combinations(given, 2):
         if shared := int((one_HW * other_HW).sum()):
             raise ImageError(
                 f"the regions of {one.name} and {other.name} share {shared} pixels; draw them apart"
             )
-    return masks
+    return [mask_HW for _, mask_HW in given]
 
 
 def _find_mask(speaker: Speaker, size: tuple[int, int]) -> Tensor:
@@ -143,6 +147,12 @@ def _find_mask(speaker: Speaker, size: tuple[int, int]) -> Tensor:
     if not isinstance(speaker.region, Tensor):
         assert speaker.region is not None  # find_masks has checked it
         x, y, columns, rows = speaker.region
+        for side, length in (("width", columns), ("height", rows)):
+            if length < 1:
+                raise ImageError(
+                    f"the region of {speaker.name}: got a box of {side} {length}; a box is x, y, "
+                    "width, height in pixels, and the last two are at least 1"
+                )
         try:
             return box_mask(size, y, x, y + rows, x + columns)
         except ImageError as error:
@@ -155,7 +165,10 @@ def _find_mask(speaker: Speaker, size: tuple[int, int]) -> Tensor:
         )
     mask_HW = (speaker.region > 0.5).to("cpu", torch.float32)
     if not mask_HW.any():
-        raise ImageError(f"the mask of {speaker.name} is empty; paint over where {speaker.name} is")
+        raise ImageError(
+            f"the mask of {speaker.name} is empty: white marks the region, and no pixel is nearly "
+            f"white; paint {speaker.name} white, and all else black"
+        )
     return mask_HW
 
 

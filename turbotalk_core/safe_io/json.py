@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 from typing import Any
 
 from .paths import is_file
 
 MAX_TEXT = 16 * 2**20  # bytes of a JSON file, or of the header of a safetensors file
+_UTF_16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 MAX_DIGITS = 20  # of a whole number in JSON: those of 2**64
 
 
@@ -45,7 +47,8 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     """Parse JSON with exactly one meaning.
 
     Args:
-        text: one JSON value, at most ``MAX_TEXT`` long; bytes are UTF-8.
+        text: one JSON value, at most ``MAX_TEXT`` long; bytes are UTF-8, with a byte order mark or
+            without, as some editors write one into files.
 
     Returns:
         The value.
@@ -57,7 +60,9 @@ def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     if len(text) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT} characters")
     if isinstance(text, bytes):
-        text = text.decode("utf-8")
+        if text.startswith(_UTF_16):
+            raise ValueError("it is UTF-16; save it as UTF-8")
+        text = text.decode("utf-8-sig")
     try:
         return json.loads(
             text,

@@ -14,6 +14,7 @@ Axes: T frames, H height, W width, C channels, S samples.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
@@ -60,6 +61,7 @@ _PARTS = (
 _VERSION = 2
 _BATCH = 16  # frames decoded at a time: 19 MB at 832x480
 _BLOCK = 2**20  # bytes read at a time for a checksum
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _CONTENT = re.compile(r"(\d{1,18}) [0-9a-f]{8}", re.ASCII)
 
 
@@ -442,13 +444,19 @@ def _hold_lock(folder: Path) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
     lock = FileLock(folder / _LOCK)
-    # NotImplementedError: of older versions of filelock, on file systems without locks
-    with reports_disk_errors(folder, NotImplementedError):
+    with reports_disk_errors(folder):
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise OutputError(
                 f"another program is making the take {folder}; wait for it or stop it"
+            ) from error
+        except (OSError, NotImplementedError) as error:  # the latter by versions of filelock
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise OutputError(
+                f"the file system of {folder} cannot lock files ({error}), which keeps two programs "
+                "apart; choose a folder on another disk"
             ) from error
     try:
         yield

@@ -20,6 +20,8 @@ from turbotalk_core.errors import RequestError, TurboTalkError
         ("0-4s: he smiles | 4-9s: he frowns", [(0, "he smiles"), (100, "he frowns")]),
         ("0-4:a\n\n4 s - 9.5 s : b: c\n9.5-:d", [(0, "a"), (100, "b: c"), (237, "d")]),
         ("0-0.04s: a | 0.04-s: b", [(0, "a"), (1, "b")]),
+        ("\ufeff0-4s: a\r\n4-9s: b\r\n\r\n", [(0, "a"), (100, "b")]),
+        ("\ufeffa man talks\r\n\r\n", [(0, "a man talks")]),
     ],
 )
 def test_what_is_written_is_read(text, expected):

@@ -43,6 +43,8 @@ def test_json_of_one_meaning_is_read(value: object) -> None:
         ("", "Expecting value"),
         ("\ufeff{}", "BOM"),
         (b"\xff", "utf-8"),
+        ('{"a": 1}'.encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (b"\xfe\xff\0{\0}", "UTF-16; save it as UTF-8"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "names 'c' twice"),
         ("[NaN]", "NaN"),
         ("-Infinity", "-Infinity"),
@@ -89,3 +91,7 @@ def test_a_small_file_is_read_and_a_large_one_is_not(tmp_path: Path) -> None:
     assert read_small(path, 5) == b"12345"
     with pytest.raises(ValueError, match="more than 4 bytes"):
         read_small(path, 4)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}\r\n\r\n') == {"a": 1}

@@ -1,13 +1,16 @@
 """Takes: exact bytes, exact samples, and resumption after any interruption."""
 
+import errno
 import os
 import re
 import shutil
 import signal
+import time
 from contextlib import suppress
 from dataclasses import replace
 
 import av
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.test_sound import Chopped
-from tests.forks import run_in_child
+from tests.forks import run_in_child, start_in_child
 from turbotalk_core.audio.io import read_audio
 from turbotalk_core.errors import ChunkError, MismatchError, OutputError
 from turbotalk_core.sound import Sound
@@ -23,7 +26,14 @@ from turbotalk_core.takes import journal as journal_module
 from turbotalk_core.takes import take as take_module
 from turbotalk_core.takes.cache_key import CacheKey, describe_changes
 from turbotalk_core.takes.journal import Journal
-from turbotalk_core.takes.take import Take, delete_take, open_take
+from turbotalk_core.takes.take import (
+    Take,
+    delete_take,
+    is_in_use,
+    lock_take,
+    measure_size,
+    open_take,
+)
 from turbotalk_core.types import Chunk, ChunkState, FrameChunk, Waveform
 from turbotalk_core.video.writer import LOSSLESS, Encoding, open_video
 
@@ -65,9 +75,11 @@ def small_chunk(index):
     )
 
 
-def opened(folder, sound: Sound = SOUND, cache_key=IDENTITY, length=33):
+def opened(folder, sound: Sound = SOUND, cache_key=IDENTITY, length=33, *, is_locked=False):
     key = CacheKey(fields=cache_key)
-    return open_take(folder, sound, height=34, width=50, length=length, cache_key=key)
+    return open_take(
+        folder, sound, height=34, width=50, length=length, cache_key=key, is_locked=is_locked
+    )
 
 
 def all_frames(spans=SPANS):
@@ -234,6 +246,13 @@ def cut(path, num_bytes):
     path.write_bytes(path.read_bytes()[:num_bytes])
 
 
+def flip(path):
+    """Change one byte in the middle; the size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 @pytest.fixture
 def begun(tmp_path):
     """Take in which two of three chunks are finished."""
@@ -326,6 +345,14 @@ def test_the_journal_is_read_once(begun, monkeypatch):
         (lambda folder: (folder / "chunk_00000.mkv").unlink(), r"chunk_00000\.mkv is missing"),
         (lambda folder: (folder / "carry_00001.safetensors").unlink(), "is missing"),
         (lambda folder: cut(folder / "carry_00001.safetensors", 50), "is damaged"),
+        (lambda folder: flip(folder / "carry_00001.safetensors"), r"carry_00001.* is damaged"),
+        (lambda folder: cut(folder / "chunk_00001.mkv", 3_000), r"chunk_00001\.mkv is damaged"),
+        (lambda folder: cut(folder / "chunk_00000.mkv", 0), r"chunk_00000\.mkv is damaged"),
+        (lambda folder: flip(folder / "chunk_00000.mkv"), r"chunk_00000\.mkv is damaged"),
+        (lambda folder: flip(folder / "sound.mka"), r"sound\.mka is damaged"),
+        (lambda folder: (folder / "sound.mka").unlink(), r"sound\.mka is missing"),
+        (lambda folder: (folder / "take.journal").unlink(), r"take\.journal is missing or damaged"),
+        (lambda folder: cut(folder / "take.journal", 20), r"take\.journal is missing or damaged"),
     ],
 )
 def test_what_cannot_be_gone_on_with_begins_anew(begun, damage, told):
@@ -347,6 +374,100 @@ def test_two_at_a_time_are_refused(begun):
         pass
     with opened(begun) as writer:
         assert len(writer.take.chunks) == 2
+
+
+def test_a_take_that_vanished_is_made_again(begun):
+    shutil.rmtree(begun)
+    with opened(begun) as writer:
+        assert writer.changes == ()
+        for index in range(3):
+            writer.write(make_chunk(index))
+    assert torch.equal(Take.open(begun).read(), all_frames())
+
+
+def test_a_file_of_another_size_is_noticed_without_reading_it(copy):
+    for name in ("sound.mka", "chunk_00001.mkv"):
+        whole = (copy / name).read_bytes()
+        cut(copy / name, 3_000)
+        with pytest.raises(OutputError, match=f"{re.escape(name)} is damaged"):
+            Take.open(copy)
+        (copy / name).write_bytes(whole)
+    assert Take.open(copy).num_frames == 33
+
+
+def test_a_take_without_sizes_is_continued(begun):
+    forget_contents(begun)
+    with opened(begun) as writer:
+        assert writer.changes == ()
+        writer.write(make_chunk(2))
+    assert torch.equal(Take.open(begun).read(), all_frames())
+
+
+def hold(folder, is_held, is_done):
+    with lock_take(folder):
+        (folder / "take.journal").touch()
+        (folder / ".video.part.mp4").touch()
+        is_held.touch()
+        while not is_done.exists():
+            time.sleep(0.01)
+
+
+def test_a_take_of_another_process_is_not_touched(tmp_path):
+    folder, is_held, is_done = tmp_path / "take", tmp_path / "held", tmp_path / "done"
+    child = start_in_child(hold, folder, is_held, is_done)
+    while not is_held.exists():
+        assert child.is_alive()
+        time.sleep(0.01)
+    names = names_in(folder)
+    assert is_in_use(folder)
+    for use in (lambda: delete_take(folder), lambda: opened(folder).__enter__()):
+        with pytest.raises(OutputError, match="another program is making the take"):
+            use()
+    assert names_in(folder) == names
+    assert ".video.part.mp4" in names
+    child.kill()
+    child.join()
+    assert not is_in_use(folder)  # the system has released the lock
+    with lock_take(folder):
+        assert ".video.part.mp4" not in names_in(folder)
+    delete_take(folder)
+    assert not folder.exists()
+
+
+def test_a_lock_leaves_nothing(tmp_path):
+    folder = tmp_path / "take"
+    with lock_take(folder), opened(folder, is_locked=True), suppress(OutputError):
+        assert is_in_use(folder)
+    assert not folder.exists()
+    assert not is_in_use(folder)
+    delete_take(folder)
+    assert not folder.exists()
+
+
+def test_the_size_of_a_take_is_that_of_its_files(begun, tmp_path):
+    assert measure_size(tmp_path / "nothing") == 0
+    (begun / "mine").write_bytes(bytes(1000))
+    assert measure_size(begun) == sum(path.stat().st_size for path in begun.iterdir()) - 1000
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")]
+)
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with pytest.raises(OutputError, match=r"cannot lock files .*choose a folder on another disk"):
+        opened(tmp_path / "take").__enter__()
+
+
+@pytest.mark.parametrize("name", ["take.journal", "chunk_00000.mkv", "take.lock"])
+def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, name):
+    (tmp_path / "take" / name).mkdir(parents=True)
+    with pytest.raises(OutputError), opened(tmp_path / "take"):
+        pass
+    assert (tmp_path / "take" / name).is_dir()
 
 
 def test_a_chunk_that_does_not_follow(begun):
