@@ -13,7 +13,7 @@ import struct
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from turbotalk_core.checkpoints import tensors
 from turbotalk_core.models.rotary import rotary_table
@@ -160,20 +159,21 @@ class FakeCuda(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is torch.ops.prim.device.default:  # for each access to a device; the most frequent
+            return args[0].fake_device
         kwargs = kwargs or {}
-        flat, _ = tree_flatten((args, kwargs))
-        inputs = [value for value in flat if isinstance(value, Tensor)]
-        on_device = [t for t in inputs if t.device.type == "cuda"]
+        devices = {_place(value) for value in _iterate((*args, *kwargs.values()))}
         wanted = kwargs.get("device")
         to_device = wanted is not None and torch.device(wanted).type == "cuda"
-        if not on_device and not to_device and not any(isinstance(t, FakeTensor) for t in inputs):
+        on_device = "cuda" in devices
+        if not on_device and not to_device and "fake" not in devices:
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default:
             return self._answer(args[0])
         if func is aten.equal.default:
             self._note("equal", args[0])
             return False
-        self._check_generator(flat, to_device or bool(on_device))
+        self._check_generator(kwargs, to_device or on_device)
         self._note_wait(func, args, kwargs)
         if func is aten._to_copy.default and on_device and wanted is not None and not to_device:
             if torch.device(wanted).type == "meta":
@@ -184,7 +184,7 @@ class FakeCuda(TorchDispatchMode):
             return args[0] if isinstance(args[0], FakeTensor) else args[0].zero_()
         with self.mode:
             result = func(*args, **kwargs)
-        for made in tree_flatten(result)[0]:
+        for made in _iterate((result,)):
             if isinstance(made, FakeTensor) and made.fake_device.type == "cuda":
                 self._count(made.untyped_storage())
         return result
@@ -233,12 +233,12 @@ class FakeCuda(TorchDispatchMode):
         self.syncs.append(Sync(kind=kind, shape=tuple(tensor.shape), place=place, line=line))
 
     @staticmethod
-    def _check_generator(flat: list[Any], on_device: bool) -> None:
-        for value in flat:
-            if isinstance(value, torch.Generator) and on_device and value.device.type != "cuda":
-                raise RuntimeError(
-                    f"Expected a 'cuda' device type for generator but found '{value.device.type}'"
-                )
+    def _check_generator(kwargs: Mapping[str, Any], on_device: bool) -> None:
+        generator = kwargs.get("generator")
+        if generator is not None and on_device and generator.device.type != "cuda":
+            raise RuntimeError(
+                f"Expected a 'cuda' device type for generator but found '{generator.device.type}'"
+            )
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -252,6 +252,20 @@ class FakeCuda(TorchDispatchMode):
     def _release(self, key: int, num_bytes: int) -> None:
         self._known.discard(key)
         self.live -= num_bytes
+
+
+def _iterate(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _iterate(value)
+        else:
+            yield value
+
+
+def _place(value: Any) -> str | None:
+    if isinstance(value, FakeTensor):
+        return "cuda" if value.fake_device.type == "cuda" else "fake"
+    return None
 
 
 def write_unread(

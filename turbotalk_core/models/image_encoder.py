@@ -109,10 +109,9 @@ class ImageEncoder(nn.Module):
         """
         size = (self.side, self.side)
         squashed = F.interpolate(image_BCHW, size, mode="bicubic", align_corners=False)
-        mean, std = (
-            torch.tensor(values, dtype=squashed.dtype, device=squashed.device).view(3, 1, 1)
-            for values in (PIXEL_MEAN, PIXEL_STD)
-        )
+        # One copy, which waits for the device, per picture.
+        statistics_2C = torch.tensor((PIXEL_MEAN, PIXEL_STD)).to(squashed)
+        mean, std = statistics_2C.view(2, 3, 1, 1)
         return ((squashed + 1) / 2 - mean) / std
 
     @torch.no_grad()
