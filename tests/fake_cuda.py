@@ -82,6 +82,7 @@ class FakeCuda(TorchDispatchMode):
         peak: largest value of ``live`` so far; ``reset_peak`` sets it back.
         syncs: synchronisations, in order. A copy from pageable memory is one, as torch waits for
             it.
+        limit: memory of the device in bytes; beyond it torch's error is raised. None for no limit.
         answer: function of a tensor on the device that returns what ``item`` gives, as it has no
             value; 0 by default.
     """
@@ -90,6 +91,7 @@ class FakeCuda(TorchDispatchMode):
         super().__init__()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.live = self.peak = 0
+        self.limit: int | None = None
         self.syncs: list[Sync] = []
         self.answer: Callable[[Tensor], float] = lambda tensor: 0
         self._known: set[int] = set()
@@ -246,8 +248,10 @@ class FakeCuda(TorchDispatchMode):
             return
         self._known.add(key)
         self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._release, key, storage.nbytes())
+        if self.limit is not None and self.live > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate a fake tensor.")
+        self.peak = max(self.peak, self.live)
 
     def _release(self, key: int, num_bytes: int) -> None:
         self._known.discard(key)

@@ -26,6 +26,14 @@ HEAD_WIDTH = 80  # ViT-H: 1280 / 16
 MAX_SIDE = 2048  # pixels of the square picture; ViT-H takes 224
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+VIT_H = {  # sizes of Wan 2.1's own encoder; the last of its 32 blocks is not used
+    "dim": 1280,
+    "mlp_dim": 5120,
+    "num_heads": 16,
+    "num_layers": 31,
+    "patch": 14,
+    "num_patches": 256,
+}
 _UNUSED = ("post_norm.", "head")
 _BLOCK = r"transformer.\1"
 _NAMES = {  # Hugging Face's names to Wan 2.1's own
