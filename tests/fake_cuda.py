@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +35,7 @@ from turbotalk_core.safe_io.tensor_header import read_tensor_header
 _DTYPES = {name: dtype for dtype, name in tensors._DTYPES.items()}
 CUDA = torch.device("cuda")
 ROOT = Path(__file__).parents[1]
-_ROOMS = tuple(str(ROOT / room) + "/" for room in ("turbotalk_core", "nodes", "training"))
+_ROOMS = ("turbotalk_core", "nodes", "training")
 
 aten: Any = torch.ops.aten
 # Those with an output whose shape or value a real device must report before the program goes on.
@@ -225,13 +226,12 @@ class FakeCuda(TorchDispatchMode):
 
     def _note(self, kind: str, tensor: Tensor) -> None:
         frame = sys._getframe(1)
-        while frame is not None and not frame.f_code.co_filename.startswith(_ROOMS):
+        while frame is not None and _find_file(frame.f_code.co_filename) is None:
             frame = frame.f_back
         place, line = "elsewhere", 0
         if frame is not None:
-            path = Path(frame.f_code.co_filename).relative_to(ROOT)
-            shown = path.relative_to(path.parts[0]) if path.parts[0] == "turbotalk_core" else path
-            place, line = f"{shown.as_posix()} {frame.f_code.co_name}", frame.f_lineno
+            file = _find_file(frame.f_code.co_filename)
+            place, line = f"{file} {frame.f_code.co_name}", frame.f_lineno
         self.syncs.append(Sync(kind=kind, shape=tuple(tensor.shape), place=place, line=line))
 
     @staticmethod
@@ -256,6 +256,15 @@ class FakeCuda(TorchDispatchMode):
     def _release(self, key: int, num_bytes: int) -> None:
         self._known.discard(key)
         self.live -= num_bytes
+
+
+@cache
+def _find_file(name: str) -> str | None:
+    """Return a file of this project by its path, shortened; None for any other file."""
+    path = Path(name).resolve()  # a host reads the pack through a link
+    if not path.is_relative_to(ROOT) or path.relative_to(ROOT).parts[0] not in _ROOMS:
+        return None
+    return path.relative_to(ROOT).as_posix().removeprefix("turbotalk_core/")
 
 
 def _iterate(values: Iterable[Any]) -> Iterator[Any]:

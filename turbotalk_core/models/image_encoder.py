@@ -132,6 +132,7 @@ class ImageEncoder(nn.Module):
         Returns:
             Image tokens, [B, 1 + patches, D], float32 on the CPU; the class token is the first.
         """
+        # The picture to the device and its tokens back: two waits per picture.
         prepared = self.prepare(image_BCHW.to(self.cls_embedding))
         patches_BND = self.patch_embedding(prepared).flatten(2).transpose(1, 2)
         start_BND = self.cls_embedding.expand(image_BCHW.shape[0], -1, -1)

@@ -432,7 +432,8 @@ class WanModel(nn.Module):
         if audio is not None and regions_PHW is not None:
             assert self.config.audio_heads is not None  # checked above
             _check_regions(regions_PHW, latents_BCFHW, audio)
-            regions = token_regions(regions_PHW.to(hidden.device))  # a copy per call
+            # Copies that wait for the device, of some numbers, per call and not per block.
+            regions = token_regions(regions_PHW.to(hidden.device))
             head_dim = self.config.dim // self.config.audio_heads
             line = draw_line(len(regions) - 1, audio.shape[2], head_dim, hidden.device)
         num_pieces = grid[0] if self.saves_memory else 1
