@@ -30,6 +30,7 @@ from turbotalk_core.errors import RecipeError
 from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
 from turbotalk_core.safe_io.atomic import make_folder, write_text
 
+LEARNING = ("learning_rate", "betas", "weight_decay")  # of a role; they may change in a run
 MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"  # in the folder of a run
@@ -143,10 +144,13 @@ class RateSchedule:
     Attributes:
         kind: constant, or cosine down to one fiftieth.
         num_warmup_steps: steps of linear growth at the start.
+        without_warmup: roles that begin with the peak rate. A discriminator starts with an output
+            of zero and must be ahead of the student.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
     num_warmup_steps: Natural = 0
+    without_warmup: tuple[str, ...] = ("discriminator",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +160,7 @@ class AverageChoice:
     Attributes:
         roles: roles that keep an average.
         decay: fraction of the average that remains per update.
-        start: number of updates of a role before its average begins.
+        start: steps of a phase before the averages begin, whatever the number of updates in them.
     """
 
     roles: tuple[str, ...] = ("student", "teacher")
@@ -178,6 +182,30 @@ class CheckpointChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GapSeenAndClosed:
+    """End of an adversarial phase: the discriminator has found a difference, the student closed it.
+
+    The logit gap, real minus student, is averaged over the last ``window`` steps.
+
+    Attributes:
+        seen: the average must have been above this value,
+        closed: and be at most this value afterwards.
+        window: number of steps of the average.
+    """
+
+    seen: Annotated[float, Gt(0)] = 0.05
+    closed: float = 0.02
+    window: Count = 20
+
+    def __post_init__(self) -> None:
+        if self.closed >= self.seen:
+            raise RecipeError(
+                f"got a phase that ends at a logit gap of {self.closed:g} after one above "
+                f"{self.seen:g}; closed must be smaller than seen"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """Part of a run; its networks continue from the end of the phase before.
 
@@ -194,6 +222,7 @@ class Phase:
             update its direction is good, but its distance from the start too short.
             Source: ExPO, arXiv 2404.16792 [inferred: there between two stages of alignment].
         ships_with: settings for the metadata of these files, named as in a request.
+        ends: condition that ends the phase before its last step; null for none.
     """
 
     method: str
@@ -204,6 +233,7 @@ class Phase:
     exports: str | None = None
     extrapolation: Annotated[float, Ge(1)] = 1.0
     ships_with: Mapping[str, Any] = field(default_factory=dict)
+    ends: GapSeenAndClosed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +252,9 @@ class Recipe:
         checkpoints: when checkpoints are written.
         guard: limits of the divergence check.
         phases: phases by name, in order.
+        salt: change it in a run that meets a term that is not finite again and again: noise, noise
+            levels and random decisions are other ones from the resumed step on. The order of the
+            samples stays.
     """
 
     seed: Natural = 0
@@ -235,6 +268,7 @@ class Recipe:
     checkpoints: CheckpointChoice = field(default_factory=CheckpointChoice)
     guard: GuardSettings = field(default_factory=GuardSettings)
     phases: Mapping[str, Phase] = field(default_factory=dict)
+    salt: Natural = 0
 
     @property
     def num_steps(self) -> int:
@@ -244,9 +278,10 @@ class Recipe:
     def fingerprint(self, phase: int) -> str:
         """Compute a digest of the settings that decided the weights so far.
 
-        A run can resume from a checkpoint only if the digests are equal. The digest leaves out the
-        data source, the distribution over ranks, the numbers of steps, checkpoint and divergence
-        settings, later phases, and settings that take effect when the current phase ends.
+        A run can resume from a checkpoint only if the digests are equal. The digest leaves out
+        files, whose content is compared instead, the distribution over ranks, the numbers of
+        steps, checkpoint and divergence settings, later phases, settings that take effect when the
+        current phase ends, and those of ``list_changeable``.
 
         Args:
             phase: number of the run's current phase.
@@ -256,19 +291,42 @@ class Recipe:
         """
         plain = to_plain(self)
         plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
-        for key in ("checkpoints", "guard", "data"):
+        for key in ("checkpoints", "guard", "data", "rate", "salt"):
             del plain[key]
         for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
             del plain["engine"][key]
+        del plain["engine"]["clip_norm"]
+        plain["average"] = {"roles": plain["average"]["roles"]}
         for number, settings in enumerate(plain["phases"].values()):
-            for key in ("exports", "ships_with", "steps"):
+            for key in ("exports", "ships_with", "steps", "ends"):
                 del settings[key]
+            settings["settings"] = _without_learning(settings["settings"])
             # In the current phase it has no effect before the end; 1 never has one.
             if number == phase or settings["extrapolation"] == 1:
                 del settings["extrapolation"]
         for name, source in plain["weights"].items():
             plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+    def list_changeable(self, phase: int) -> dict[str, Any]:
+        """List the settings that act on the weights and may change when a run resumes.
+
+        Args:
+            phase: number of the run's current phase.
+
+        Returns:
+            Plain values by the path of their key.
+        """
+        plain = to_plain(self)
+        name, current = list(plain["phases"].items())[phase]
+        found = {"salt": plain["salt"], "engine.clip_norm": plain["engine"]["clip_norm"]}
+        for section, keys in (("average", ("decay", "start")), ("rate", plain["rate"])):
+            found |= {f"{section}.{key}": plain[section][key] for key in keys}
+        for role, settings in current["settings"].items():
+            if isinstance(settings, Mapping):
+                place = f"phases.{name}.settings.{role}"
+                found |= {f"{place}.{k}": v for k, v in settings.items() if k in LEARNING}
+        return found
 
     def clip_of(self, phase: Phase) -> ClipShape:
         """Return the shape of one sample of a phase."""
@@ -279,12 +337,16 @@ class Recipe:
         """Return the batch shape of a phase's updates."""
         return phase.batch or self.batch
 
-    def settings_of(self, role: str, learning: Any) -> EngineSettings:
+    def settings_of(
+        self, role: str, learning: Any, *, starts_at: int = 0, every: int = 1
+    ) -> EngineSettings:
         """Return the engine's settings for a role.
 
         Args:
             role: name of the role.
             learning: ``Learning`` of its ``RoleSpec``.
+            starts_at: steps of the phase before the role's first update.
+            every: steps per update from there on.
 
         Returns:
             Settings with learning rates from the method and everything else from the recipe.
@@ -298,7 +360,7 @@ class Recipe:
             optimizer=self.engine.optimizer,
             precision=self.engine.precision,
             ema_decay=self.average.decay if averages else None,
-            ema_start=self.average.start,
+            ema_start=max(0, self.average.start - starts_at) // every,
             uses_checkpointing=self.engine.activations != "keep",
         )
 
@@ -375,6 +437,18 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         raise RecipeError(
             f"{where}: {place or 'it'} is {first['input']!r}: {first['msg']}; change it there"
         ) from error
+
+
+def _without_learning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the learning settings out of a method's settings, and roles that have no other."""
+    kept = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            value = {key: inner for key, inner in value.items() if key not in LEARNING}
+            if not value:
+                continue
+        kept[name] = value
+    return kept
 
 
 def _check_keys(kind: Any, data: Any, where: str, path: tuple[str, ...]) -> None:

@@ -264,9 +264,25 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Continue from the states of ``state_dict``."""
+        """Continue from the states of ``state_dict``, with this object's own rates and betas."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+            load_moments(optimizer, state)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimiser except its settings, which the recipe decides.
+
+    Args:
+        optimizer: optimiser of the same weights.
+        state: result of its ``state_dict``.
+    """
+    settings = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(dict(state))
+    for group, kept in zip(optimizer.param_groups, settings, strict=True):
+        group.update(kept)
 
 
 def check_norm(norm: float) -> None:
