@@ -182,6 +182,25 @@ class CheckpointChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationChoice:
+    """Validation while the run trains; see ``training.trainer.validation``.
+
+    Attributes:
+        folder: prepared set of clips that are not trained on.
+        every: steps between two validations; the end of a phase is one, too.
+        clips: number of clips, the same ones each time.
+        vae: the VAE of the set, to write samples as videos; null measures the loss alone.
+        steps: steps of a teacher's samples; a student has its own number.
+    """
+
+    folder: Path
+    every: Count = 100
+    clips: Count = 2
+    vae: Path | None = None
+    steps: Count = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GapSeenAndClosed:
     """End of an adversarial phase: the discriminator has found a difference, the student closed it.
 
@@ -255,6 +274,7 @@ class Recipe:
         salt: change it in a run that meets a term that is not finite again and again: noise, noise
             levels and random decisions are other ones from the resumed step on. The order of the
             samples stays.
+        validate: validation on held-out clips; null for none.
     """
 
     seed: Natural = 0
@@ -269,6 +289,7 @@ class Recipe:
     guard: GuardSettings = field(default_factory=GuardSettings)
     phases: Mapping[str, Phase] = field(default_factory=dict)
     salt: Natural = 0
+    validate: ValidationChoice | None = None
 
     @property
     def num_steps(self) -> int:
@@ -291,7 +312,7 @@ class Recipe:
         """
         plain = to_plain(self)
         plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
-        for key in ("checkpoints", "guard", "data", "rate", "salt"):
+        for key in ("checkpoints", "guard", "data", "rate", "salt", "validate"):
             del plain[key]
         for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
             del plain["engine"][key]

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from turbotalk_core.errors import TrainingError
 
-
 SKIPS = "skipped steps"
 
 

@@ -276,13 +276,9 @@ def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
         optimizer: optimiser of the same weights.
         state: result of its ``state_dict``.
     """
-    settings = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
-    optimizer.load_state_dict(dict(state))
-    for group, kept in zip(optimizer.param_groups, settings, strict=True):
-        group.update(kept)
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    own = [saved | {k: v for k, v in group.items() if k != "params"} for saved, group in groups]
+    optimizer.load_state_dict({**state, "param_groups": own})
 
 
 def check_norm(norm: float) -> None:

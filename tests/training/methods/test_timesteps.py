@@ -107,6 +107,8 @@ def test_levels_are_spread_over_all_micro_batches_of_an_update() -> None:
 
 
 def test_each_sample_alone_is_uniform_in_spite_of_the_spread() -> None:
-    first = torch.stack([draw_sigmas(4, 1.0, Draws(seed, 0, 0), "level")[0] for seed in range(2000)])
+    first = torch.stack(
+        [draw_sigmas(4, 1.0, Draws(seed, 0, 0), "level")[0] for seed in range(2000)]
+    )
     for place in (0.2, 0.5, 0.8):
         assert (first <= place).float().mean().item() == pytest.approx(place, abs=0.04)

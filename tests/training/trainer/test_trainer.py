@@ -333,9 +333,7 @@ class TestGuard:
 
     def test_after_a_repair_it_goes_on(self, whole: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainingError):
-            make_trainer(
-                tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=3)
-            ).run()
+            make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=3)).run()
         make_trainer(tmp_path).run()
         _check_same(tmp_path, whole)
 
@@ -483,9 +481,7 @@ class TestResume:
 
     def test_a_cut_line_of_the_log_is_written_again(self, whole: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainingError):
-            make_trainer(
-                tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=4)
-            ).run()
+            make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=4)).run()
         with (tmp_path / "log.jsonl").open("a") as file:
             file.write('{"step": 5, "pha')
         make_trainer(tmp_path).run()
