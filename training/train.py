@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         recipe = resolve_recipe(load_recipe(arguments.recipe, arguments.changes))
         methods = make_methods(recipe)
+        check_base(recipe)
         if arguments.dry_run:
             builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
             sys.stdout.writelines(f"{line}\n" for line in describe_run(recipe, methods, builder))
@@ -191,7 +192,6 @@ def train(
         methods: method of each phase.
         accepts_files: whether a run goes on with other data or initial weights than it began with.
     """
-    check_base(recipe)
     make_engine, device = start_engine(recipe)
     batches = open_data(recipe)
     check_text(recipe, methods, batches)
@@ -282,7 +282,6 @@ def check_teacher(
             "--check-teacher needs --vae FILE, the VAE of the prepared set, and a recipe with "
             f"weights.teacher; got the VAE {vae} and {', '.join(recipe.weights) or 'no weights'}"
         )
-    check_base(recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = open_data(recipe)[0]
     assert isinstance(samples, PreparedSet)
@@ -305,9 +304,10 @@ def check_teacher(
     write_clip(mp4, frames_THWC, samples.read_sound(draw))
     motions = [describe_latents("x", x)["x_motion"] for x in (made, batch.latents_BCFHW)]
     return (
-        f"{mp4}: {len(frames_THWC)} frames of {draw.record['key']} by the teacher in {steps} steps; "
-        f"it moves {float(motions[0] / motions[1]):.2f} times as much as the real clip. Lips that "
-        "do not follow the voice, or blur, mean a base and an adapter that do not belong together"
+        f"{mp4}: {len(frames_THWC)} frames of {draw.record['key']} by the teacher in {steps} "
+        f"steps; it moves {float(motions[0] / motions[1]):.2f} times as much as the real clip. "
+        "Lips that do not follow the voice, or blur, mean that base and adapter do not belong "
+        "together"
     )
 
 

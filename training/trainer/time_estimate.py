@@ -129,8 +129,8 @@ def describe_time(
         if isinstance(method, Adversarial):
             for change, other in _list_savings(method):
                 yield f"    {change} would save {1 - seconds(other) / step:.0%}"
-    gpu_hours = hours * recipe.engine.num_ranks
-    yield f"  all phases: {hours:.3g} h on {recipe.engine.num_ranks} GPUs, {gpu_hours:.3g} GPU hours"
+    num_ranks = recipe.engine.num_ranks
+    yield f"  all phases: {hours:.3g} h on {num_ranks} GPUs, {hours * num_ranks:.3g} GPU hours"
 
 
 def _list_savings(method: Adversarial) -> Iterator[tuple[str, Adversarial]]:

@@ -454,7 +454,8 @@ class TestResume:
     def test_a_salt_changes_the_draws_from_there_on(self, whole: Path, tmp_path: Path) -> None:
         make_trainer(tmp_path, replace(make_recipe(), salt=3)).run()
         mine, plain = _read_terms(tmp_path), _read_terms(whole)
-        assert all(one["critic/loss"] != other["critic/loss"] for one, other in zip(mine, plain))
+        for one, other in zip(mine, plain, strict=True):
+            assert one["critic/loss"] != other["critic/loss"]
 
     def test_other_data_and_weights_are_refused(self, tmp_path: Path) -> None:
         shorter = {**make_recipe().phases}
