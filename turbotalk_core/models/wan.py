@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import MismatchError
@@ -537,7 +538,7 @@ def _check_regions(regions_PHW: Tensor, latents_BCFHW: Tensor, audio_BFND: Tenso
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which autocast rounds nothing: float32 operations stay in float32."""
-    if not torch.amp.is_autocast_available(device.type):
+    if not is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -189,7 +189,11 @@ def test_hidden_states_are_those_between_the_blocks() -> None:
 def test_under_autocast_time_and_velocity_are_float32() -> None:
     model, batch = make_model(), make_batch()
     seen: list[Tensor] = []
-    model.dit.head.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
+
+    def keep(_: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.extend((*inputs, output))
+
+    model.dit.head.register_forward_hook(keep)
     with torch.no_grad():
         model(batch.latents_BCFHW, SIGMA_B, batch)
         _, exact, _ = seen
@@ -210,8 +214,8 @@ def test_only_tapped_tokens_are_kept_and_the_last_tap_ends_the_call() -> None:
     alive: list[int] = []
     outputs: list[weakref.ref[Tensor]] = []
 
-    def follow(*call: Tensor) -> None:
-        outputs.append(weakref.ref(call[-1]))
+    def follow(_: object, __: object, output: Tensor) -> None:
+        outputs.append(weakref.ref(output))
         alive.append(sum(output() is not None for output in outputs))
 
     for block in model.dit.blocks:
