@@ -314,20 +314,20 @@ class Recipe:
         plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
         for key in ("checkpoints", "guard", "data", "rate", "salt", "validate"):
             del plain[key]
-        for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
-            del plain["engine"][key]
         del plain["engine"]["clip_norm"]
         plain["average"] = {"roles": plain["average"]["roles"]}
-        for number, settings in enumerate(plain["phases"].values()):
-            for key in ("exports", "ships_with", "steps", "ends"):
-                del settings[key]
+        for settings in plain["phases"].values():
             settings["settings"] = _without_learning(settings["settings"])
-            # In the current phase it has no effect before the end; 1 never has one.
-            if number == phase or settings["extrapolation"] == 1:
-                del settings["extrapolation"]
-        for name, source in plain["weights"].items():
-            plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(plain, phase)
+
+    def list_fingerprints(self, phase: int) -> set[str]:
+        """Return ``fingerprint`` and the one of checkpoints from before rates could change."""
+        plain = to_plain(self)
+        plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
+        for key in ("checkpoints", "guard", "data", "salt", "validate"):
+            del plain[key]
+        del plain["rate"]["without_warmup"]
+        return {self.fingerprint(phase), _digest(plain, phase)}
 
     def list_changeable(self, phase: int) -> dict[str, Any]:
         """List the settings that act on the weights and may change when a run resumes.
@@ -458,6 +458,21 @@ def parse(kind: type[T], data: Any, where: str) -> T:
         raise RecipeError(
             f"{where}: {place or 'it'} is {first['input']!r}: {first['msg']}; change it there"
         ) from error
+
+
+def _digest(plain: dict[str, Any], phase: int) -> str:
+    """Compute the digest of a plain recipe without what never decides the weights."""
+    for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
+        del plain["engine"][key]
+    for number, settings in enumerate(plain["phases"].values()):
+        for key in ("exports", "ships_with", "steps", "ends"):
+            del settings[key]
+        # In the current phase it has no effect before the end; 1 never has one.
+        if number == phase or settings["extrapolation"] == 1:
+            del settings["extrapolation"]
+    for name, source in plain["weights"].items():
+        plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _without_learning(settings: Mapping[str, Any]) -> dict[str, Any]:

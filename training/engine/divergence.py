@@ -64,11 +64,12 @@ class Guard:
             TrainingError: if one or more are not, and so it was in the last ``most_skips`` steps.
         """
         bad = [f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value)]
-        if bad and self.streaks.get(SKIPS, 0) >= self.settings.most_skips:
+        skipped = self.streaks.get(SKIPS, 0)
+        if bad and skipped >= self.settings.most_skips:
+            before = f", after {skipped} steps in a row that were left out" if skipped else ""
             raise TrainingError(
-                f"step {step}: {', '.join(bad)}, after {self.streaks.get(SKIPS, 0)} steps in a row "
-                "that were left out for the same reason; the last checkpoint is sound. Lower the "
-                "learning rate of that role or its clip_norm, or change salt for other draws, and "
+                f"step {step}: {', '.join(bad)}{before}; the last checkpoint is sound. Lower the "
+                "learning rate of that role or the clip_norm, or change salt for other draws, and "
                 "run the same command again: it goes on from there"
             )
         return not bad

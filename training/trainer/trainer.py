@@ -151,10 +151,12 @@ class Trainer:
                 logger.info("goes on at step %d", self.state.step)
                 found = None
             else:
-                recipe = self.recipe.fingerprint(number)
-                self._move(phase=number, phase_step=0, recipe=recipe, watch={})
-            settings = self.recipe.list_changeable(number)
-            self._move(settings=settings, files=self.files)
+                self._move(phase=number, phase_step=0, watch={})
+            self._move(
+                recipe=self.recipe.fingerprint(number),
+                settings=self.recipe.list_changeable(number),
+                files=self.files,
+            )
             self._gap = GapWatch(self._phase.ends, self.state.watch)
             self._streams = self._open_streams()
             for hook in self.hooks:
@@ -210,7 +212,7 @@ class Trainer:
             return None
         self.state, path = found
         self._guard.streaks = dict(self.state.streaks)
-        if self.state.recipe != self.recipe.fingerprint(self.state.phase):
+        if self.state.recipe not in self.recipe.list_fingerprints(self.state.phase):
             raise CheckpointError(
                 f"{path} belongs to a run of another recipe; go on with the one that is stored in "
                 f"{self.folder / RECIPE}, or give another folder"

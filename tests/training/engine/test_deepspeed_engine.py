@@ -40,6 +40,7 @@ from tests.training.toy import (
 )
 from training.engine import distributed as ranks
 from training.engine.checkpoint import read_weights
+from training.engine.divergence import GuardSettings
 from training.engine.engine import Engine, EngineSettings, PlainEngine
 from training.engine.log import read_log
 from training.models.networks import Discriminator
@@ -100,9 +101,12 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
         make_engine = functools.partial(_make_engine, device=device, stage=3)
         batches = KillingBatches() if kills else ToyBatches()
         make_trainer(folder / "two", make_engine=make_engine, batches=[batches] * 2).run()
+        nan = {"make_engine": make_engine, "batches": [NanBatches()] * 2}
         with pytest.raises(TrainingError) as caught:
-            make_trainer(folder / "nan", make_engine=make_engine, batches=[NanBatches()] * 2).run()
+            strict = make_recipe(guard=GuardSettings(most_skips=0))
+            make_trainer(folder / "nan", strict, **nan).run()
         (folder / f"nan{rank}").write_text(str(caught.value))
+        make_trainer(folder / "skips", **nan).run()
 
 
 def _run_methods(rank: int, port: int, folder: Path) -> None:
@@ -120,6 +124,8 @@ def _run_one(rank: int, port: int, folder: Path) -> None:
         for stage in (1, 2, 3):
             make_engine = functools.partial(_make_engine, device=device, stage=stage)
             make_trainer(folder / f"one{stage}", make_engine=make_engine).run()
+            nan = [NanBatches()] * 2
+            make_trainer(folder / f"skips{stage}", make_engine=make_engine, batches=nan).run()
         facts["move"] = _move_to_one(device, folder / "two")
         facts["bfloat16"] = _compare_bfloat16(device)
         facts["transformer"] = _compare_discriminator(device)
@@ -314,6 +320,23 @@ def _check_same(folder: Path, other: Path, num_steps: int) -> None:
         assert line.pop("phase") == expected.pop("phase")
         expected.pop("seconds")
         assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_what_is_no_number_on_one_rank_is_left_out_on_both(
+    two_runs: Path, facts: dict[str, Any], tmp_path: Path
+) -> None:
+    """The weights and the average of the other steps are those of the plain engine."""
+    make_trainer(tmp_path / "plain", batches=[NanBatches()] * 2).run()
+    assert read_log(tmp_path / "plain")[1]["critic/skipped"] == 1
+    assert facts
+    for name in ("skips", "skips1", "skips2", "skips3"):
+        _check_same(two_runs / name, tmp_path / "plain", 8)
+        for role in ROLES:
+            mine, theirs = (
+                read_weights(folder / "phases" / "second" / f"{role}.safetensors")
+                for folder in (two_runs / name, tmp_path / "plain")
+            )
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_no_number_on_one_rank_stops_both(two_runs: Path) -> None:

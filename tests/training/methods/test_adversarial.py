@@ -199,12 +199,14 @@ def test_the_student_s_gradient_is_that_of_its_last_step() -> None:
     noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
     noisy = denoise_no_grad(student, sigmas, batch, noise, draws.own("renoise"))
     sample = last_step(student, noisy, sigmas[-1], batch)
-    scored, sigma_B = METHOD._present({"student": sample}, batch, draws, "student")
+    samples = {
+        "student": sample,
+        "four_step": METHOD._make_four_step(batch, noise, engines, draws),
+    }
+    scored, sigma_B = METHOD._present(samples, batch, draws, "student")
     with torch.no_grad():
         real = discriminator(batch.latents_BCFHW, sigma_B, batch)
-        four_step = discriminator(
-            METHOD._make_four_step(batch, noise, engines, draws), sigma_B, batch
-        )
+        four_step = discriminator(scored["four_step"], sigma_B, batch)
     logit = discriminator(scored["student"], sigma_B, batch)
     loss = softplus(real - logit).mean() + 50 * softplus(four_step - logit).mean()
     names = [name for name, _ in student.named_parameters()]
