@@ -102,8 +102,8 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
         batches = KillingBatches() if kills else ToyBatches()
         make_trainer(folder / "two", make_engine=make_engine, batches=[batches] * 2).run()
         nan = {"make_engine": make_engine, "batches": [NanBatches()] * 2}
+        strict = make_recipe(guard=GuardSettings(most_skips=0))
         with pytest.raises(TrainingError) as caught:
-            strict = make_recipe(guard=GuardSettings(most_skips=0))
             make_trainer(folder / "nan", strict, **nan).run()
         (folder / f"nan{rank}").write_text(str(caught.value))
         make_trainer(folder / "skips", **nan).run()
