@@ -163,11 +163,14 @@ class ValidationHook(Hook):
 
     def on_step_end(self, trainer: Trainer, terms: Mapping[str, float]) -> None:
         """Validate if it is time."""
-        choice, state = trainer.recipe.validate, trainer.state
-        if choice is None:
-            return
-        phase = list(trainer.recipe.phases.values())[state.phase]
-        if state.step % choice.every == 0 or state.phase_step == phase.steps:
+        choice = trainer.recipe.validate
+        if choice is not None and trainer.state.step % choice.every == 0:
+            _validate(trainer)
+
+    def on_phase_end(self, trainer: Trainer) -> None:
+        """Validate after the last step, unless that was done."""
+        choice = trainer.recipe.validate
+        if choice is not None and trainer.state.step % choice.every != 0:
             _validate(trainer)
 
 
