@@ -13,6 +13,7 @@ from tests.training.data.sets import make_sample, write_set
 from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG, make_networks
 from tests.training.tiny_run import TinyBatches, make_recipe
 from training import train
+from training.data.footage import open_video
 from training.engine.checkpoint import read_weights
 from training.engine.log import read_log
 from training.recipe import load_recipe, store_recipe
@@ -20,7 +21,6 @@ from training.train import main
 from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.checkpoints.networks import load_dit, save_vae
 from turbotalk_core.loading import read_request
-from turbotalk_core.video.reader import open_video
 
 SIZES = {"video": asdict(VIDEO_CONFIG), "audio": asdict(AUDIO_CONFIG)}
 ROOT = Path(__file__).parents[2]
@@ -227,7 +227,7 @@ def test_a_teacher_is_checked_before_days_are_spent(
     samples = {f"s{n}": make_sample(n, rows=4, columns=6) for n in range(2)}
     prepared = write_set(tmp_path / "prepared", samples)
     vae = tmp_path / "vae.safetensors"
-    save_vae(vae, make_networks()[2])
+    save_vae(vae, make_networks()[2], {})
     mp4 = tmp_path / "check.mp4"
     sizes = [f"weights.teacher.{part}={json.dumps(SIZES[part])}" for part in SIZES]
     changes = [*sizes, f"data.folder={prepared}", "phases.one.method=dmd"]

@@ -361,7 +361,8 @@ class TestEndOfAPhase:
         run = make_trainer(folder, replace(recipe, phases=phases))
         advance = run.advance
 
-        def with_gap(_: int | None = None) -> dict[str, float]:
+        def with_gap(phase_step: int | None = None) -> dict[str, float]:
+            del phase_step
             if run.state.step == until:
                 run.stop()
             return {**advance(), "discriminator/logit_gap": self.GAPS[run.state.phase_step]}

@@ -15,12 +15,12 @@ from torch import Tensor
 from tests.training.data.sets import make_sample, write_set
 from tests.training.tiny_networks import make_batch, make_networks
 from tests.training.tiny_run import make_recipe, make_tiny_trainer
+from training.data.footage import open_video
 from training.methods.flow_matching import FlowMatching
 from training.models.batch import Batch
 from training.recipe import ValidationChoice
 from training.trainer.validation import ValidationHook, sample_teacher
 from turbotalk_core.checkpoints.networks import save_vae
-from turbotalk_core.video.reader import open_video
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_samples_become_videos_and_a_sheet(heldout: Path, tmp_path: Path) -> None:
     vae = tmp_path / "vae.safetensors"
-    save_vae(vae, make_networks()[2])
+    save_vae(vae, make_networks()[2], {})
     choice = ValidationChoice(folder=heldout, every=2, clips=2, vae=vae, steps=2)
     lines = _run(tmp_path / "run", choice)
     assert [line["step"] for line in lines] == [2, 4]
