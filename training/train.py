@@ -40,9 +40,10 @@ from training.trainer.memory_estimate import describe_run
 from training.trainer.progress import ProgressHook, TensorBoardHook
 from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_recipe, resolve_source
-from training.trainer.time_estimate import describe_time
+from training.trainer.time_estimate import TFLOPS, describe_time
 from training.trainer.trainer import Batches, Trainer
 from training.trainer.validation import ValidationHook, decode_clip, sample_teacher, write_clip
+from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
 from turbotalk_core.cli.arguments import refuse
 from turbotalk_core.errors import MismatchError, MissingToolError, RecipeError, TurboTalkError
@@ -74,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, help="folder of the run; default: runs/RECIPE")
     parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
     parser.add_argument(
+        "--tflops",
+        type=float,
+        default=TFLOPS,
+        help="speed of one device in 10^12 operations per second (--dry-run, %(default)s)",
+    )
+    parser.add_argument(
         "--accept-changes",
         action="store_true",
         help="go on although the prepared set or the initial weights have changed",
@@ -97,10 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = resolve_recipe(load_recipe(arguments.recipe, arguments.changes))
         methods = make_methods(recipe)
         check_base(recipe)
+        if not (arguments.tflops > 0 and arguments.steps > 0):
+            raise RecipeError(
+                f"got --tflops {arguments.tflops:g} and --steps {arguments.steps}; both must be "
+                "above 0"
+            )
         if arguments.dry_run:
             builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
             sys.stdout.writelines(f"{line}\n" for line in describe_run(recipe, methods, builder))
-            sys.stdout.writelines(f"{line}\n" for line in describe_time(recipe, methods, builder))
+            times = describe_time(recipe, methods, builder, arguments.tflops)
+            sys.stdout.writelines(f"{line}\n" for line in times)
         elif arguments.check_teacher is not None:
             mp4, vae = arguments.check_teacher, arguments.vae
             sys.stdout.write(f"{check_teacher(recipe, methods, mp4, vae, arguments.steps)}\n")
@@ -277,11 +290,13 @@ def check_teacher(
     Raises:
         RecipeError: if the recipe has no teacher or no data, or there is no VAE.
     """
-    if vae is None or "teacher" not in recipe.weights:
+    if vae is None or "teacher" not in recipe.weights or mp4.suffix != ".mp4":
         raise RecipeError(
-            "--check-teacher needs --vae FILE, the VAE of the prepared set, and a recipe with "
-            f"weights.teacher; got the VAE {vae} and {', '.join(recipe.weights) or 'no weights'}"
+            "--check-teacher needs a file that ends in .mp4, --vae FILE, the VAE of the prepared "
+            f"set, and a recipe with weights.teacher; got {mp4}, the VAE {vae} and "
+            f"{', '.join(recipe.weights) or 'no weights'}"
         )
+    decoder = load_vae(vae)  # before any work, as it may be refused
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     samples = open_data(recipe)[0]
     assert isinstance(samples, PreparedSet)
@@ -300,7 +315,7 @@ def check_teacher(
             guidance_scale=getattr(method, "guidance_scale", 1.0),
             audio_guidance_scale=getattr(method, "audio_guidance_scale", shipped),
         )
-    frames_THWC = decode_clip(vae, made)
+    frames_THWC = decode_clip(decoder.to(device), made)
     write_clip(mp4, frames_THWC, samples.read_sound(draw))
     motions = [describe_latents("x", x)["x_motion"] for x in (made, batch.latents_BCFHW)]
     return (

@@ -233,7 +233,7 @@ def test_a_teacher_is_checked_before_days_are_spent(
     changes = [*sizes, f"data.folder={prepared}", "phases.one.method=dmd"]
     changes += ["phases.one.settings=null", "--steps", "2", "--check-teacher", str(mp4)]
     assert _run(recipe_path, *changes) == train.REFUSED
-    assert "--check-teacher needs --vae" in capsys.readouterr().err
+    assert "--check-teacher needs a file that ends in .mp4, --vae" in capsys.readouterr().err
     assert _run(recipe_path, *changes, "--vae", str(vae)) == 0
     told = capsys.readouterr().out
     assert "17 frames of s" in told

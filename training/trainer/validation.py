@@ -35,8 +35,10 @@ from training.methods.method import Method, draw_noise
 from training.methods.rollout import denoise_no_grad, last_step
 from training.methods.timesteps import draw_sigmas
 from training.models.batch import Batch
+from training.recipe import ValidationChoice
 from training.trainer.hooks import Hook
 from turbotalk_core.checkpoints.networks import load_vae
+from turbotalk_core.models.vae import WanVAE
 from turbotalk_core.safe_io.atomic import (
     make_folder,
     reports_disk_errors,
@@ -161,65 +163,72 @@ class ValidationHook(Hook):
     writes.
     """
 
+    def __init__(self) -> None:
+        """Prepare; files are opened at the start of a phase."""
+        self._heldout: PreparedSet | None = None
+        self._vae: WanVAE | None = None
+
+    def on_phase_start(self, trainer: Trainer) -> None:
+        """Open the held-out set and the VAE, so that what is wrong with them is known at once."""
+        choice = trainer.recipe.validate
+        if choice is None:
+            return
+        phase = list(trainer.recipe.phases.values())[trainer.state.phase]
+        num_frames = trainer.recipe.clip_of(phase).num_frames
+        self._heldout = PreparedSet(choice.folder, num_frames=num_frames)
+        if choice.vae is not None and self._vae is None and ranks.rank() == 0:
+            self._vae = load_vae(choice.vae)
+
     def on_step_end(self, trainer: Trainer, terms: Mapping[str, float]) -> None:
         """Validate if it is time."""
         choice = trainer.recipe.validate
         if choice is not None and trainer.state.step % choice.every == 0:
-            _validate(trainer)
+            self._validate(trainer, choice)
 
     def on_phase_end(self, trainer: Trainer) -> None:
         """Validate after the last step, unless that was done."""
         choice = trainer.recipe.validate
         if choice is not None and trainer.state.step % choice.every != 0:
-            _validate(trainer)
+            self._validate(trainer, choice)
 
-
-def _validate(trainer: Trainer) -> None:
-    choice, step, number = trainer.recipe.validate, trainer.state.step, trainer.state.phase
-    assert choice is not None
-    method = trainer.methods[number]
-    role = "teacher" if isinstance(method, FlowMatching) else "student"
-    model = trainer.engines[role].module
-    name, phase = list(trainer.recipe.phases.items())[number]
-    heldout = PreparedSet(choice.folder, num_frames=trainer.recipe.clip_of(phase).num_frames)
-    losses, motions, videos = [], [], []
-    folder = trainer.folder / FOLDER / f"{step:08d}"
-    vae = None
-    if choice.vae is not None and ranks.rank() == 0:
-        vae = load_vae(choice.vae).to(trainer.device)
-    for clip in range(choice.clips):
-        (draw,) = heldout.draw(0, clip, rank=0, world_size=1, size=1)
-        batch = heldout.batch(0, clip, rank=0, world_size=1, size=1).to(trainer.device)
-        draws = Draws(0, clip, 0)
-        with autocast(trainer.device, trainer.recipe.engine.precision):
-            losses.append(float(measure_loss(model, method, batch, draws)))
-            if choice.vae is None:
+    def _validate(self, trainer: Trainer, choice: ValidationChoice) -> None:
+        assert self._heldout is not None
+        step, number = trainer.state.step, trainer.state.phase
+        method, name = trainer.methods[number], list(trainer.recipe.phases)[number]
+        role = "teacher" if isinstance(method, FlowMatching) else "student"
+        model = trainer.engines[role].module
+        folder = trainer.folder / FOLDER / f"{step:08d}"
+        losses, motions, videos = [], [], []
+        for clip in range(choice.clips):
+            (draw,) = self._heldout.draw(0, clip, rank=0, world_size=1, size=1)
+            batch = self._heldout.batch(0, clip, rank=0, world_size=1, size=1).to(trainer.device)
+            draws, made = Draws(0, clip, 0), None
+            with autocast(trainer.device, trainer.recipe.engine.precision):
+                losses.append(float(measure_loss(model, method, batch, draws)))
+                if choice.vae is not None:
+                    made = sample_method(model, method, batch, draws, choice.steps)
+            if made is None:
                 continue
-            made = sample_method(model, method, batch, draws, choice.steps)
-        motions.append(float(_motion(made) / _motion(batch.latents_BCFHW)))
-        if vae is not None:
-            sides = [_decode(vae, latents) for latents in (batch.latents_BCFHW, made)]
-            write_clip(folder / f"clip_{clip}.mp4", sides[1], heldout.read_sound(draw))
-            videos.append(sides)
-    if ranks.rank() != 0:
-        return
-    terms: dict[str, Any] = {"heldout_loss": sum(losses) / len(losses)}
-    if motions:
-        terms["motion_ratio"] = sum(motions) / len(motions)
-        _write_sheet(folder / "sheet.png", videos)
-    _append(trainer.folder / LOG, {"step": step, "phase": name, **terms})
-    told = ", ".join(f"{key} {value:.4f}" for key, value in terms.items())
-    logger.info("step %d, %s of phase %s: %s", step, role, name, told)
+            motions.append(float(_motion(made) / _motion(batch.latents_BCFHW)))
+            if self._vae is not None:
+                vae = self._vae.to(trainer.device)
+                sides = [decode_clip(vae, latents) for latents in (batch.latents_BCFHW, made)]
+                self._vae = vae.to("cpu")
+                write_clip(folder / f"clip_{clip}.mp4", sides[1], self._heldout.read_sound(draw))
+                videos.append(sides)
+        if ranks.rank() != 0:
+            return
+        terms: dict[str, Any] = {"heldout_loss": sum(losses) / len(losses)}
+        if motions:
+            terms["motion_ratio"] = sum(motions) / len(motions)
+            _write_sheet(folder / "sheet.png", videos)
+        _append(trainer.folder / LOG, {"step": step, "phase": name, **terms})
+        told = ", ".join(f"{key} {value:.4f}" for key, value in terms.items())
+        logger.info("step %d, %s of phase %s: %s", step, role, name, told)
 
 
 def _motion(latents_BCFHW: Tensor) -> Tensor:
     return latents_BCFHW.float().diff(dim=2).abs().mean()
-
-
-def _decode(vae: Any, latents_BCFHW: Tensor) -> Tensor:
-    with torch.no_grad():
-        parts = [quantize_frames(part) for part in vae.iter_decode(latents_BCFHW.float())]
-    return torch.cat(parts)
 
 
 def write_clip(path: Path, frames_THWC: Tensor, sound: Waveform) -> None:
@@ -234,17 +243,18 @@ def write_clip(path: Path, frames_THWC: Tensor, sound: Waveform) -> None:
     assemble(path, [frames_THWC], sound)
 
 
-def decode_clip(vae: Path, latents_BCFHW: Tensor) -> Tensor:
+@torch.no_grad()
+def decode_clip(vae: WanVAE, latents_BCFHW: Tensor) -> Tensor:
     """Decode latents to frames of 8 bits.
 
     Args:
-        vae: file of the VAE.
+        vae: VAE on the device of the latents.
         latents_BCFHW: latents of one clip.
 
     Returns:
         uint8 [T, H, W, 3], on the CPU.
     """
-    return _decode(load_vae(vae).to(latents_BCFHW.device), latents_BCFHW)
+    return torch.cat([quantize_frames(part) for part in vae.iter_decode(latents_BCFHW.float())])
 
 
 def _write_sheet(path: Path, videos: Sequence[Sequence[Tensor]]) -> None:

@@ -21,6 +21,7 @@ from training.models.batch import Batch
 from training.recipe import ValidationChoice
 from training.trainer.validation import ValidationHook, sample_teacher
 from turbotalk_core.checkpoints.networks import save_vae
+from turbotalk_core.errors import TurboTalkError
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,17 @@ def test_samples_become_videos_and_a_sheet(heldout: Path, tmp_path: Path) -> Non
         with Image.open(folder / "sheet.png") as sheet:
             assert sheet.size == (8 * 48, 2 * 2 * 32)
         assert len(open_video(folder / "clip_0.mp4")) == 17
+
+
+def test_what_cannot_be_validated_is_known_before_the_first_step(
+    heldout: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TurboTalkError, match="settings"):
+        _run(tmp_path / "a", ValidationChoice(folder=tmp_path))
+    with pytest.raises(TurboTalkError, match="no_vae"):
+        _run(tmp_path / "b", ValidationChoice(folder=heldout, vae=tmp_path / "no_vae.safetensors"))
+    for name in ("a", "b"):
+        assert not (tmp_path / name / "log.jsonl").read_text()
 
 
 def test_a_teacher_is_sampled_as_its_schedule_says() -> None:
