@@ -239,9 +239,10 @@ def check_base(recipe: Recipe) -> None:
     for name, source in recipe.weights.items():
         if source.dit is None or source.adapter is None:
             continue
-        base, adapter = str(source.dit).lower(), source.adapter.as_posix().lower()
+        adapter = source.adapter.as_posix().lower()
+        names = [part.lower() for part in source.dit.parts[-2:]]  # of the file and its folder
         is_theirs = "infinitetalk" in adapter or "multitalk" in adapter
-        if "720p" in Path(base).name and "i2v" in Path(base).name and is_theirs:
+        if is_theirs and any("720p" in part and "i2v" in part for part in names):
             raise RecipeError(
                 f"weights.{name} has {source.dit.name} with {source.adapter.name}; InfiniteTalk's "
                 "and MultiTalk's weights belong to Wan2.1-I2V-14B-480P, which makes videos of 720 "

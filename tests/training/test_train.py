@@ -166,6 +166,7 @@ def test_the_embedded_files_are_what_their_recipe_says(monkeypatch: pytest.Monke
     [
         ("wan2.1_i2v_720p_14B_bf16.safetensors", "infinitetalk_single.safetensors", True),
         ("Wan2.1-I2V-14B-720P", "InfiniteTalk/single/infinitetalk.safetensors", True),
+        ("Wan2.1-I2V-14B-720P/model.safetensors", "infinitetalk.safetensors", True),
         ("Wan2_1-I2V-14B-720p_fp8_e4m3fn_scaled_KJ.safetensors", "multitalk.safetensors", True),
         ("wan2.1_i2v_480p_14B_bf16.safetensors", "infinitetalk_single.safetensors", False),
         ("my_720p_videos/Wan2.1-I2V-14B-480P", "infinitetalk.safetensors", False),

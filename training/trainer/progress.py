@@ -40,7 +40,7 @@ class ProgressHook(Hook):
             total, done = trainer.recipe.num_steps, trainer.state.step
             is_quiet = not sys.stderr.isatty()
             self._bar = tqdm(total=total, initial=done, unit="step", disable=is_quiet)
-        self._bar.set_description(list(trainer.recipe.phases)[trainer.state.phase])
+        self._bar.set_description(_name_phase(trainer))
 
     def on_step_end(self, trainer: Trainer, terms: Mapping[str, float]) -> None:
         """Show a step."""
@@ -53,12 +53,16 @@ class ProgressHook(Hook):
         if self._bar.disable and now - self._told >= EVERY_SECONDS:
             self._told = now
             step, total = trainer.state.step, trainer.recipe.num_steps
-            logger.info("%s: step %d of %d, %s", self._bar.desc, step, total, shown)
+            logger.info("%s: step %d of %d, %s", _name_phase(trainer), step, total, shown)
 
     def on_phase_end(self, trainer: Trainer) -> None:
         """End the display after the last phase."""
         if self._bar is not None and trainer.state.phase == len(trainer.recipe.phases) - 1:
             self._bar.close()
+
+
+def _name_phase(trainer: Trainer) -> str:
+    return list(trainer.recipe.phases)[trainer.state.phase]
 
 
 def describe_terms(terms: Mapping[str, float], device: torch.device) -> str:
