@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -128,6 +129,7 @@ def _run_one(rank: int, port: int, folder: Path) -> None:
             make_trainer(folder / f"skips{stage}", make_engine=make_engine, batches=nan).run()
         facts["move"] = _move_to_one(device, folder / "two")
         facts["bfloat16"] = _compare_bfloat16(device)
+        facts["skips"] = [_skip_in_bfloat16(device, stage) for stage in (1, 2, 3)]
         facts["transformer"] = _compare_discriminator(device)
         facts["offload"] = _compare_offloading(device)
         facts["left"] = {stage: _count_left(device, stage) for stage in (1, 2, 3)}
@@ -220,6 +222,29 @@ def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]
                 rows.append(_step_both(critic, model, batch, sigma_B))
             results[f"{precision} {recomputes}"] = rows
     return results
+
+
+def _skip_in_bfloat16(device: torch.device, stage: int) -> list[bool]:
+    """Return whether a gradient that is not finite is told, changes nothing, and the next one does.
+
+    The last value is whether the average has been kept from it.
+    """
+    settings = EngineSettings(precision="bfloat16", learning_rate=0.1, ema_decay=0.5)
+    engine = _make_engine(nn.Linear(30, 40), settings, device=device, stage=stage)
+    exports, norms = [engine.export()["weight"]], []
+    for factor in (float("nan"), 1.0):
+        loss = factor * engine(torch.ones(2, 30, dtype=torch.bfloat16)).float().sum()
+        engine.backward(loss)
+        norms.append(engine.step(1.0).gradient_norm)
+        exports.append(engine.export()["weight"])
+    before, skipped, moved = exports
+    engine.close()
+    return [
+        not math.isfinite(norms[0]),
+        torch.equal(skipped, before),
+        math.isfinite(norms[1]) and not torch.equal(moved, before),
+        bool(moved.isfinite().all()),
+    ]
 
 
 def _count_left(device: torch.device, stage: int) -> int:
@@ -337,6 +362,10 @@ def test_what_is_no_number_on_one_rank_is_left_out_on_both(
                 for folder in (two_runs / name, tmp_path / "plain")
             )
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_too(facts: dict[str, Any]) -> None:
+    assert facts["skips"] == 3 * [4 * [True]]
 
 
 def test_what_is_no_number_on_one_rank_stops_both(two_runs: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_stored_recipe_is_read_without_files(source: WeightSource, tmp_path: P
     assert stored.fingerprint(0) == recipe.fingerprint(0)
 
 
-# Settings of the recipes as they were, where they have changed: a run goes on with its stored recipe.
+# Settings as they were, where they have changed: a run goes on with the recipe stored with it.
 STAGE_2 = """{num_steps: 3, shift: 11.0, student: {learning_rate: 4e-7}, warmup_steps: 500,
   discriminator: {trains: lora, learning_rate: 2e-5}}"""
 BEFORE = {

@@ -377,6 +377,7 @@ class TestEndOfAPhase:
         shares = [line["discriminator/gap_share"] for line in lines]
         assert shares == pytest.approx([0, 1 / 2, 2 / 3, 2 / 4, 2 / 5, 0])
 
+    @pytest.mark.slow
     def test_a_stopped_run_ends_there_too(self, tmp_path: Path) -> None:
         self._run(tmp_path / "whole")
         for until in (2, 4):

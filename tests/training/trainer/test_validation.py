@@ -45,6 +45,7 @@ def _phase(name: str) -> dict[str, Any]:
     return {"method": phase.method, "steps": 2, "settings": dict(phase.settings)}
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_same_clips_is_measured_every_few_steps(
     heldout: Path, tmp_path: Path
 ) -> None:
