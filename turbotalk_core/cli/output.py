@@ -69,7 +69,7 @@ def take_folder(path: Path) -> Path:
 
 def _check_input(path: Path, real: Path, source: Path) -> None:
     try:
-        is_same = real.samefile(source)
+        is_same = real.exists() and real.samefile(source)
         is_inside = take_folder(real) in source.resolve().parents
     except (OSError, ValueError, RuntimeError):  # it does not exist: refused when it is opened
         return

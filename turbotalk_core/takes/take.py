@@ -455,8 +455,8 @@ def _hold_lock(folder: Path) -> Iterator[None]:
             if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
             raise OutputError(
-                f"the file system of {folder} cannot lock files ({error}), which keeps two programs "
-                "apart; choose a folder on another disk"
+                f"the file system of {folder} cannot lock files ({error}), so two programs could "
+                "write to one take; choose a folder on another disk"
             ) from error
     try:
         yield

@@ -166,6 +166,9 @@ def test_bench_of_the_full_size_says_what_it_would_need(
         (["--frames", "10"], "got 10 frames"),
         (["--chunks", "1"], "got 1 chunks; how they follow each other takes two"),
         (["--size", "40x48"], "got width 40; the model takes multiples of 16"),
+        (["--size", "40x48"], "--size: got width 40"),
+        (["--frames", "10"], "--frames: got 10 frames"),
+        (["--steps", "5000"], "got --steps 5000; use a whole number from 1 to 1000"),
     ],
 )
 def test_bench_refuses_what_cannot_be_run(
@@ -173,6 +176,41 @@ def test_bench_refuses_what_cannot_be_run(
 ) -> None:
     assert _bench("--models", str(models), *arguments) == 2
     assert message in refusal(capsys)
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "mps:9", "cpu:1", "-1", ""])
+def test_bench_names_the_devices_there_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", f"--device={name}"])
+    assert caught.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"error: argument --device: got '{name}', which is not available; ")
+    assert "available: cpu" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--chunk-frames", "12"], "--chunk-frames: got 12 frames"),
+        (["--motion-frames", "0"], "got --motion-frames 0; use"),
+    ],
+)
+def test_plan_names_its_options(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--seconds", "1", *arguments]) == 2
+    assert message in refusal(capsys)
+
+
+def test_inspect_shows_a_name_that_is_not_utf_8(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m\udcc4.safetensors"
+    path.write_bytes((models / "diffusion_models" / TEACHER).read_bytes())
+    assert main(["inspect", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(r"m\udcc4.safetensors: video transformer")
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == "m\udcc4.safetensors"
 
 
 def test_the_package_runs_as_a_program(

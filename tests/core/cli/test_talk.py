@@ -1,10 +1,14 @@
 """The talk command on a complete family of very small networks with random weights."""
 
 import argparse
+import errno
 import json
 import re
-from collections.abc import Callable, Iterable
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +30,7 @@ from tests.family import (
     save_image_encoder,
     save_text_encoder,
 )
+from tests.forks import start_in_child
 from turbotalk_core.audio import conversation
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
 from turbotalk_core.checkpoints import inspect as inspect_module
@@ -39,6 +44,7 @@ from turbotalk_core.models.denoiser import WanDenoiser
 from turbotalk_core.models.wan import WanModel
 from turbotalk_core.pipeline import Models
 from turbotalk_core.request import TalkRequest
+from turbotalk_core.takes.journal import Journal
 from turbotalk_core.video.mux import Mp4Writer
 from turbotalk_core.video.writer import VideoWriter
 
@@ -220,6 +226,248 @@ def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing(
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seed=-1"], "got --seed -1; use a whole number from 0"),
+        (["--seed=1e3"], "--seed: got '1e3'; give a whole number"),
+        (["--seed=" + "9" * 400], "--seed: got '999"),
+        (["--crf=-1"], "got --crf -1"),
+        (["--steps=x"], "--steps: got 'x'; give a whole number"),
+        (["--chunk-frames=0"], "got --chunk-frames 0; use a whole number from 1 to"),
+        (["--motion-frames=2"], "--motion-frames: got 2 frames"),
+        (["--shift=0"], "got --shift 0.0; it must be above 0"),
+        (["--shift=nan"], "--shift: got 'nan'; give a number"),
+        (["--audio-guidance=-1"], "got --audio-guidance -1.0"),
+        (["--audio-scale=inf"], "--audio-scale: got 'inf'"),
+        (["--text-guidance=-1"], "got --text-guidance -1.0"),
+        (["--color-strength=2"], "got --color-strength 2.0; use 0"),
+        (["--teacache=-1"], "got --teacache -1.0"),
+        (["--size=0x0"], "--size: got height 0"),
+        (["--size=20x32"], "--size: got width 20"),
+        (["--size=16"], "--size: got '16'; give width x height"),
+        (["--max-seconds=0.01"], r"--max-seconds: got '0.01'; the shortest video lasts 0.04 s"),
+        (["--max-seconds=0"], "--max-seconds: got '0'"),
+        (["--threads=0"], "--threads: got '0'; give a whole number from 1 to"),
+        (["--threads=-1"], "--threads: got '-1'; give a whole number from 1 to"),
+        (["--threads=100000"], "--threads: got '100000'; give a whole number from 1 to"),
+        *(
+            ([f"--device={name}"], f"--device: got '{name}', which is not available; .*: cpu")
+            for name in ("gpu", "meta", "cuda:99", "cpu:3", "CPU", "")
+        ),
+        (["--prompt", "a\udcc4"], "--prompt: .* is not UTF-8"),
+        (["--negative-prompt", "a\0"], "--negative-prompt: .* has NUL"),
+        (["--image", ""], "cannot read a picture"),
+        (["--image", "a\0b"], "cannot read a picture"),
+        (["--audio", "\udcc4\x1b[2J"], r"no audio file at \\udcc4\\x1b\[2J"),
+        (["--dit", "a\0"], "there is no a"),
+        (["--out", "."], "must be one that ends in .mp4"),
+        (["--fps", "26"], "--fps: invalid choice"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_errors_name_the_option_and_leave_nothing(
+    talk: Talk,
+    out: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    try:
+        code = talk(*arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    *hints, line = captured.err.splitlines()
+    assert len(hints) <= 1
+    assert re.match(f"error: .*{message}", line), line
+    names = ("num_inference_steps", "max_frames", "chunk_frames", "guidance_scale", "_strength")
+    assert not any(name in line for name in names)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_the_image_is_not_replaced(talk: Talk, inputs: Path, out: Path) -> None:
+    """The second is refused before it is read: a film would be dubbed onto itself."""
+    film = inputs / "film.mp4"
+    film.write_bytes((inputs / "face.png").read_bytes())
+    before = film.read_bytes()
+    (inputs / "link.mp4").symlink_to(film)
+    for name in ("film.mp4", "link.mp4"):
+        assert talk("--image", film, "--out", inputs / name) == 2
+        assert talk("--audio", film, "--out", inputs / name) == 2
+    assert film.read_bytes() == before
+
+
+def _talk_slowly(arguments: list[str], begun: Path, done: Path) -> None:
+    """Run the command; in the second chunk, tell so and wait."""
+    torch.set_num_threads(1)
+    call, calls = WanDenoiser.__call__, []
+
+    def wait(self: WanDenoiser, *given: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            begun.touch()
+            while not done.exists():
+                time.sleep(0.01)
+        return call(self, *given)
+
+    setattr(WanDenoiser, "__call__", wait)  # noqa: B010 (of another signature)
+    sys.exit(main(arguments))
+
+
+@pytest.fixture
+def start_slowly(
+    models: Path, inputs: Path, out: Path, tmp_path: Path
+) -> Iterator[tuple[BaseProcess, Path]]:
+    """Start the command in a process of its own, up to its second chunk; with a file to end it."""
+    command = ["talk", "--image", inputs / "face.png", "--audio", inputs / "voice.wav"]
+    command += ["--out", out, "--models", models, "--size", "32x32", "--device", "cpu"]
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    child = start_in_child(_talk_slowly, [str(word) for word in command], begun, done)
+    journal = out.parent / "talk.mp4.take" / "take.journal"
+    while not begun.exists() or len(Journal(journal).records) < 2:  # the first chunk is on disk
+        assert child.is_alive()
+        time.sleep(0.01)
+    yield child, done
+    child.kill()
+    child.join()
+
+
+def _list(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_second_start_is_refused_and_touches_nothing(
+    talk: Talk,
+    out: Path,
+    start_slowly: tuple[BaseProcess, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child, done = start_slowly
+    folder = out.parent
+    (folder.parent / "link").symlink_to("made")
+    (folder.parent / "link.mp4").symlink_to("made/talk.mp4")
+    monkeypatch.chdir(folder)
+    before = _list(folder)
+    assert "talk.mp4.take/.talk.part.mp4" in before
+    spellings = ["talk.mp4", "./talk.mp4", "../made/talk.mp4", "../link/talk.mp4", "../link.mp4"]
+    for path in spellings:
+        # a missing picture: the lock comes before all other work
+        assert talk("--out", path, "--image", "missing.png") == 2
+        assert "another program is making the take" in refusal(capsys)
+    assert talk("--out", "talk.mp4.take/talk.mp4") == 2
+    assert "lies inside of" in refusal(capsys)
+    assert main(["plan", "--seconds", "1"]) == 0
+    assert _list(folder) == before
+    assert talk("--out", "other.mp4") == 0  # beside it
+    done.touch()
+    child.join()
+    assert child.exitcode == 0
+    assert _list(folder) == ["other.mp4", "talk.mp4"]
+    assert np.array_equal(_read(out)[0], _read(folder / "other.mp4")[0])
+
+
+@pytest.mark.slow
+def test_after_a_kill_nothing_half_made_lies_about_and_the_same_command_goes_on(
+    talk: Talk,
+    out: Path,
+    start_slowly: tuple[BaseProcess, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    child, _ = start_slowly
+    child.kill()
+    child.join()
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    assert talk("--out", out.with_name("other.mp4")) == 0
+    assert talk() == 0
+    assert "goes on with" in capsys.readouterr().err
+    assert _list(out.parent) == ["other.mp4", "talk.mp4"]
+    assert np.array_equal(_read(out)[0], _read(out.with_name("other.mp4"))[0])
+
+
+@pytest.mark.parametrize("name", ["g\udcc4\udce3.mp4", "模型.mp4"])
+def test_a_name_that_cannot_be_printed_is_escaped(
+    talk: Talk, out: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    face, voice = inputs / f"face {name}.png", inputs / f"voice {name}.wav"
+    (inputs / "face.png").rename(face)
+    (inputs / "voice.wav").rename(voice)
+    with (tmp_path / "printed").open("w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert talk("--out", out.with_name(name), "--image", face, "--audio", voice) == 0
+        assert main(["plan", "--audio", str(voice)]) == 0
+    monkeypatch.undo()
+    assert _list(out.parent) == [name]
+    escaped = name.encode("ascii", "backslashreplace").decode()
+    assert f"{escaped}: 20 frames" in (tmp_path / "printed").read_text()
+
+
+def test_a_full_disk_says_how_much_is_free_and_what_is_kept(
+    talk: Talk,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write = Path.write_bytes
+
+    def fail(path: Path, data: bytes) -> int:
+        if path.name.startswith(".carry_00001"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", fail)
+        assert talk() == 2
+    captured = capsys.readouterr().err
+    assert re.search(r"note: 13 of 20 frames are kept in .*talk.mp4.take; the same comm", captured)
+    assert re.search(r"'No space left.*carry_00001.*; [0-9.]+ MB are free there", captured)
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
+    assert talk() == 0
+    assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_a_disk_that_is_full_at_the_start_leaves_nothing(
+    talk: Talk, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert talk() == 2
+    assert "'File too large' at" in refusal(capsys)
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", ["chunk_00000.mkv", "sound.mka", "take.journal"])
+def test_a_damaged_take_is_made_again(
+    talk: Talk,
+    out: Path,
+    stop_in_chunk: Callable[[int], list[int]],
+    capsys: pytest.CaptureFixture[str],
+    damaged: str,
+) -> None:
+    stop_in_chunk(1)
+    assert talk() == 130
+    path = out.parent / "talk.mp4.take" / damaged
+    path.write_bytes(path.read_bytes()[:30])
+    stop_in_chunk(9)
+    assert talk() == 0
+    assert re.search(f"begun anew: .*{damaged} is .*damaged", capsys.readouterr().err)
+    assert len(_read(out)[0]) == NUM_FRAMES
+
+
+def test_a_take_that_cannot_be_deleted_is_no_error(
+    talk: Talk, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise OutputError("got 'Permission denied'")
+
+    monkeypatch.setattr(cli_talk, "delete_take", refuse)
+    assert talk() == 0
+    assert out.exists()
+
+
 def test_an_interrupt_leaves_no_half_file(
     talk: Talk,
     out: Path,
@@ -237,7 +485,9 @@ def test_an_interrupt_leaves_no_half_file(
 
     monkeypatch.setattr(WanDenoiser, "__call__", interrupt)
     assert talk() == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    kept, interrupted = capsys.readouterr().err.splitlines()[-2:]
+    assert re.match(r"note: 13 of 20 frames are kept in .*talk.mp4.take; the same command", kept)
+    assert interrupted == "interrupted"
     assert [path.name for path in out.parent.iterdir()] == ["talk.mp4.take"]
     assert not list(out.parent.glob("*/.*"))
 
