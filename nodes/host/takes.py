@@ -205,12 +205,13 @@ def read_setting(name: str, default: float) -> float:
 
 def _examine(folder: Path) -> _Found | None:
     """Describe the take in a folder; None if there is none."""
-    if folder.is_symlink() or not folder.is_dir():
-        return None
-    if not is_take(folder):
+    if folder.is_symlink() or not is_take(folder):
         return None
     journal = folder / _JOURNAL
-    last_use = (journal if journal.exists() else folder).stat().st_mtime
+    try:
+        last_use = (journal if journal.exists() else folder).stat().st_mtime
+    except OSError:  # deleted in the meantime
+        return None
     try:
         is_whole = Take.open(folder).is_whole
     except OSError:  # damaged, so it is as useless as one that is not needed any more

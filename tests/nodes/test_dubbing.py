@@ -196,8 +196,8 @@ class TestPendingEdits:
         before = set((host.base / "temp").iterdir())
 
         def find():
-            # takes without a graph lie there, too
-            return {x.name for x in set((host.base / "temp").iterdir()) - before if x.is_file()}
+            # besides takes without a graph, which are folders, and previews
+            return {x.name for x in set((host.base / "temp").glob("*.mp4")) - before}
 
         return find
 
