@@ -8,7 +8,7 @@ from typing import Any
 from training.recipe import GapSeenAndClosed
 
 GAP = "discriminator/logit_gap"
-SEEN = 0.05  # a smaller gap of the logits moves the student by noise alone
+SEEN = 0.05  # a discriminator whose logits differ by less has hardly learnt a difference
 
 
 class GapWatch:
@@ -85,7 +85,8 @@ class GapWatch:
         text = f"the logit gap was above {SEEN} in {share:.0%} of {self.num_steps} steps"
         if share < 0.5:
             text += (
-                ", so the student moved by noise in the others: give the phase more steps, a "
-                "discriminator_warmup, or a higher rate of the discriminator"
+                "; in the others the student may have moved by noise. Give the phase more steps or "
+                "discriminator_warmup, the discriminator a higher rate, or the penalties a smaller "
+                "weight"
             )
         return text
