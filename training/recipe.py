@@ -120,7 +120,7 @@ class EngineChoice:
         zero_stage: what DeepSpeed divides: 1 optimiser states, 2 also gradients, 3 also weights.
         offload: what DeepSpeed keeps in the CPU's memory: none, optimizer, weights (and optimizer).
         precision: precision of weights and gradients; mixed is float32 with network calls in
-            bfloat16 (plain only).
+            bfloat16, except those of a discriminator (plain only).
         activations: what is kept for the backward pass: keep (everything), recompute (the inputs of
             blocks, whose insides are recomputed), or offload (those inputs, in the CPU's memory).
         optimizer: adamw, or muon for the matrices of blocks (plain only).

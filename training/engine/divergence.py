@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Ge, Gt
 
 from turbotalk_core.errors import TrainingError
 
@@ -32,8 +35,8 @@ class GuardSettings:
     largest: float = 1e6
     limits: Mapping[str, float] = field(default_factory=dict)
     patience: int = 10
-    most_skips: int = 5
-    most_rounding: float = 0.1
+    most_skips: Annotated[int, Ge(0)] = 5
+    most_rounding: Annotated[float, Gt(0)] = 0.1
 
 
 class Guard:

@@ -8,7 +8,7 @@ from typing import Any
 from training.recipe import GapSeenAndClosed
 
 GAP = "discriminator/logit_gap"
-SEEN = 0.05  # a smaller gap of the logits moves the student by noise alone
+SEEN = 0.05  # a discriminator whose logits differ by less has hardly learnt a difference
 
 
 class GapWatch:
@@ -17,13 +17,19 @@ class GapWatch:
     Args:
         ends: condition that ends the phase; None for none.
         state: result of ``to_plain``, to continue from a checkpoint.
+        num_alone: first steps of the phase, in which the discriminator is updated alone. They do
+            not count for the condition, because only a student can close a gap.
     """
 
     def __init__(
-        self, ends: GapSeenAndClosed | None = None, state: Mapping[str, Any] | None = None
+        self,
+        ends: GapSeenAndClosed | None = None,
+        state: Mapping[str, Any] | None = None,
+        num_alone: int = 0,
     ) -> None:
         state = state or {}
         self._ends = ends
+        self._num_alone = num_alone
         self.num_steps: int = state.get("num_steps", 0)
         self.num_seen: int = state.get("num_seen", 0)
         self._recent: list[float] = list(state.get("recent", ()))
@@ -52,7 +58,7 @@ class GapWatch:
             return {}
         self.num_steps += 1
         self.num_seen += terms[GAP] > SEEN
-        if self._ends is not None:
+        if self._ends is not None and self.num_steps > self._num_alone:
             self._recent = [*self._recent, terms[GAP]][-self._ends.window :]
             self._was_seen |= self._is_full and self._mean > self._ends.seen
         return {"discriminator/gap_share": self.num_seen / self.num_steps}
@@ -79,7 +85,8 @@ class GapWatch:
         text = f"the logit gap was above {SEEN} in {share:.0%} of {self.num_steps} steps"
         if share < 0.5:
             text += (
-                ", so the student moved by noise in the others: give the phase more steps, a "
-                "discriminator_warmup, or a higher rate of the discriminator"
+                "; in the others the student may have moved by noise. Give the phase more steps or "
+                "discriminator_warmup, the discriminator a higher rate, or the penalties a smaller "
+                "weight"
             )
         return text

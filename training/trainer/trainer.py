@@ -157,7 +157,8 @@ class Trainer:
                 settings=self.recipe.list_changeable(number),
                 files=self.files,
             )
-            self._gap = GapWatch(self._phase.ends, self.state.watch)
+            num_alone = max(spec.starts_at for spec in self.methods[number].roles().values())
+            self._gap = GapWatch(self._phase.ends, self.state.watch, num_alone)
             self._streams = self._open_streams()
             for hook in self.hooks:
                 hook.on_phase_start(self)
