@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.engine.engine import Engine
 from training.engine.rng import Draws
 from training.methods.timesteps import choose_timesteps, to_sigmas
-from training.models.batch import Batch
+from training.models.batch import Batch, to_device
 from training.models.lora import add_adapters, list_adapters, merge_adapters
 from training.models.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import MismatchError
@@ -64,11 +64,13 @@ class RoleSpec:
             instead, with LoRA layers and heads.
         learning: training settings.
         is_discriminator: whether it is a ``Discriminator`` around those weights.
+        num_graphs: graphs of the network that exist at one time in its own update, for the dry run.
     """
 
     begins_with: str
     learning: Learning = FROZEN
     is_discriminator: bool = False
+    num_graphs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,4 +221,4 @@ def draw_noise(latents_BCFHW: Tensor, generator: torch.Generator) -> Tensor:
         Noise, float32, on the device of the latents.
     """
     noise = torch.randn(latents_BCFHW.shape, generator=generator, device=generator.device)
-    return noise.to(latents_BCFHW.device)
+    return to_device(noise, latents_BCFHW.device)

@@ -1,0 +1,82 @@
+"""Encoding of a shot with the networks of Wan 2.1 in full size, on a fake CUDA device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.fake_cuda import CUDA, FakeCuda, write_unread
+from tests.family import make_encoder_config, train_tokenizer
+from training.data.precompute import EncoderFiles, encode_shot, load_encoders
+from training.data.shots import Shot
+from turbotalk_core.audio.wav2vec2 import build_audio_encoder
+from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder, save_audio_encoder
+from turbotalk_core.models.image_encoder import ImageEncoder
+from turbotalk_core.models.vae import WanVAE
+from turbotalk_core.types import Waveform
+
+pytestmark = pytest.mark.slow
+
+HEIGHT, WIDTH, NUM_FRAMES = 480, 832, 9
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
+    """Files of the public sizes without weights; the audio encoder, which stays on the CPU, is real."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    folder = tmp_path_factory.mktemp("files")
+    sizes = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240}
+    sizes |= {"num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
+    with torch.device("meta"):
+        vae = WanVAE(96)
+        image = ImageEncoder(
+            dim=1280, mlp_dim=5120, num_heads=16, num_layers=32, patch=14, num_patches=256
+        )
+        text = UMT5EncoderModel(UMT5Config(**sizes))
+    save_audio_encoder(build_audio_encoder(make_encoder_config(), seed=0), folder / "audio.safetensors")
+    (folder / "spiece.model").write_bytes(train_tokenizer())
+    visual = {f"visual.{name}": weight for name, weight in image.half().state_dict().items()}
+    words = text.bfloat16().state_dict()
+    del words["encoder.embed_tokens.weight"]
+    return EncoderFiles(
+        vae=write_unread(folder / "vae.safetensors", vae.state_dict()),
+        audio=folder / "audio.safetensors",
+        image=write_unread(folder / "clip.safetensors", visual),
+        text=write_unread(folder / "umt5.safetensors", words),
+        tokenizer=folder / "spiece.model",
+    )
+
+
+def _make_shot() -> Shot:
+    def show(start: int, stop: int) -> Tensor:
+        return torch.zeros(3, stop - start, HEIGHT, WIDTH)
+
+    voice = Waveform(samples_CS=torch.zeros(1, 640 * 20), sample_rate=16_000)
+    return Shot(
+        show=show,
+        voices=(voice, voice),
+        num_frames=20,
+        clip_frames=NUM_FRAMES,
+        later_start=7,
+        caption="a man speaks",
+    )
+
+
+def test_a_shot_is_encoded_on_the_device_and_ends_on_the_cpu(files: EncoderFiles) -> None:
+    with FakeCuda() as cuda:
+        with cuda.unread():
+            encoders = load_encoders(files, CUDA)
+        encoders = replace(encoders, audio=load_audio_encoder(files.audio))
+        held = cuda.live
+        cuda.syncs.clear()
+        sample = encode_shot(_make_shot(), encoders)
+        waits = cuda.places()
+    print(waits, held / GIB, cuda.peak / GIB)
+    assert all(tensor.device.type == "cpu" for tensor in sample.tensors().values())
