@@ -61,9 +61,7 @@ class TrainingCuda(FakeCuda):
             common = torch.cuda.amp.common  # autocast turns itself off without a GPU
             absent = patch.object(common, "amp_definitely_not_available", lambda: False)
             self._patches.enter_context(absent)
-            self._patches.enter_context(
-                patch.object(torch.cuda, "is_bf16_supported", lambda: True)
-            )
+            self._patches.enter_context(patch.object(torch.cuda, "is_bf16_supported", lambda: True))
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -9,7 +9,9 @@ Source: ZeRO (1910.02054), section 3: bytes per parameter of mixed-precision Ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from training.engine.engine import BUCKET_SIZE, DTYPES, Precision
 from training.engine.optimizers import list_block_matrices
@@ -96,12 +100,17 @@ class GraphBytes:
         inside: of all tensors of one block.
         rest: of everything outside the blocks.
         num_layers: number of blocks.
+        head: of ``rest``, what the backward pass frees before it reaches the blocks.
+        workspace: of tensors that exist for a moment besides those inside a block, while it is
+            computed and differentiated.
     """
 
     inputs: int
     inside: int
     rest: int
     num_layers: int
+    head: int = 0
+    workspace: int = 0
 
     def kept(self, activations: Activations) -> int:
         """Return the bytes kept between the forward pass and the backward pass.
@@ -129,25 +138,36 @@ class GraphNeed:
     cpu: int
 
 
-def estimate_graphs(graphs: Sequence[GraphBytes], activations: Activations) -> GraphNeed:
-    """Estimate the memory of graphs that exist at one time.
+def estimate_graphs(
+    graphs: Sequence[GraphBytes], activations: Activations, gradients: float = 0.0
+) -> GraphNeed:
+    """Estimate the memory of graphs that exist at one time, while they are differentiated.
 
-    Recomputation holds the inside of one block at a time, so it counts once for all graphs.
+    The last graph is differentiated and freed first. The fullest moment is the start, or the first
+    pass through a block of one of the graphs, or the end, when all other blocks of the first graph
+    have their gradients.
 
     Args:
-        graphs: graphs of networks in a chain.
+        graphs: graphs of networks in a chain; the first one is that of the trained network.
         activations: setting of the recipe.
+        gradients: bytes of the gradients that the pass creates; 0 if they exist before.
 
     Returns:
         Bytes on the GPU and in the CPU's memory.
     """
-    kept = sum(graph.kept(activations) for graph in graphs)
-    inside = max((graph.inside for graph in graphs), default=0)
-    if activations == "keep":
-        return GraphNeed(device=kept, cpu=0)
-    if activations == "recompute":
-        return GraphNeed(device=kept + inside, cpu=0)
-    return GraphNeed(device=inside, cpu=kept)
+    kept = [graph.kept(activations) for graph in graphs]
+    passes = [graph.workspace + (0 if activations == "keep" else graph.inside) for graph in graphs]
+    trained = graphs[0]
+    share = (trained.num_layers - 1) / trained.num_layers
+    if activations == "offload":
+        device = max(*passes, passes[0] + gradients * share)
+        return GraphNeed(device=int(device), cpu=sum(kept))
+    moments: list[float] = [sum(kept)]
+    for number, graph in enumerate(graphs):
+        moments.append(sum(kept[: number + 1]) - graph.head + passes[number])
+    others = share * (kept[0] - trained.rest)  # of the blocks that are done at the end
+    moments.append(kept[0] - trained.head - others + passes[0] + gradients * share)
+    return GraphNeed(device=int(max(moments)), cpu=0)
 
 
 def count_parameters(network: nn.Module) -> Counts:
@@ -207,32 +227,39 @@ def estimate_states(counts: Counts, engine: EngineChoice, *, averages: bool) -> 
     )
 
 
-def estimate_need(
-    states: Mapping[str, StateBytes], graphs: Mapping[str, GraphNeed], engine: EngineChoice
-) -> tuple[float, float]:
-    """Estimate the bytes on one GPU at the fullest moment of a step.
+def estimate_update(
+    states: StateBytes, graphs: Sequence[GraphBytes], recipe: Recipe, *, accumulates: bool
+) -> GraphNeed:
+    """Estimate the most memory that the update of a role adds to what exists all the time.
 
-    ZeRO keeps its buffers and its parts of the gradients all the time. The plain engine has the
-    gradients of one role at a time, first in the precision of the weights beside the graph, then
-    in float32 without it.
+    The plain engine has the gradients of one role at a time: first in the precision of the weights
+    beside the graph, then in float32 without it. ZeRO's parts of the gradients exist all the time.
 
     Args:
-        states: states of each role.
-        graphs: need of the graphs in the update of each trained role.
-        engine: engine of all roles.
+        states: states of the role.
+        graphs: graphs of the update, the role's own first.
+        recipe: gives engine and activations.
+        accumulates: whether gradients of earlier passes exist while a graph is differentiated.
 
     Returns:
-        Bytes at all times, and the most that an update adds to them.
+        Bytes on the GPU and in the CPU's memory.
     """
+    activations = recipe.engine.activations
+    if recipe.engine.kind == "deepspeed":
+        return estimate_graphs(graphs, activations)
+    if accumulates:
+        need = estimate_graphs(graphs, activations)
+        need = replace(need, device=need.device + int(states.gradients))
+    else:
+        need = estimate_graphs(graphs, activations, states.gradients)
+    return replace(need, device=max(need.device, int(states.buffers)))
+
+
+def sum_states(states: Iterable[StateBytes], engine: EngineChoice) -> float:
+    """Return the bytes on one GPU that all roles take all the time; see ``estimate_update``."""
     if engine.kind == "deepspeed":
-        graph = max((graph.device for graph in graphs.values()), default=0)
-        return sum(state.total for state in states.values()), graph
-    always = sum(state.weights + state.optimizer + state.average for state in states.values())
-    updates = [
-        max(states[role].gradients + graph.device, states[role].buffers)
-        for role, graph in graphs.items()
-    ]
-    return always, max(updates, default=0)
+        return sum(state.total for state in states)
+    return sum(state.weights + state.optimizer + state.average for state in states)
 
 
 def count_graph(
@@ -262,8 +289,8 @@ def count_graph(
     """
     (dit,) = (part for part in network.modules() if isinstance(part, WanModel))
     (audio,) = (part for part in network.modules() if isinstance(part, AudioProjection))
+    is_mixed = precision == "mixed"
     kept: list[int] = []
-    inputs: list[int] = []
     for num_layers in (1, 2):
         with torch.device("meta"):
             backbone = WanModel(replace(dit.config, num_layers=num_layers))
@@ -274,15 +301,87 @@ def count_graph(
             if not trains:
                 small.requires_grad_(False)
                 latents = latents.clone().requires_grad_()
-            backbone.blocks[0].register_forward_pre_hook(
-                lambda _, given: inputs.append(given[0].nbytes)
-            )
             call = partial(small, latents, torch.zeros(size), batch)
-            kept.append(count_saved(small, call, is_mixed=precision == "mixed"))
+            kept.append(count_saved(small, call, is_mixed=is_mixed))
+            block = backbone.blocks[0]
+            inputs: list[Any] = []
+            before = count_saved(small, lambda: _run_up_to(block, call, inputs), is_mixed=is_mixed)
+    with torch.device("meta"):
+        peak = _measure_pass(block, inputs, is_mixed=is_mixed)
     inside = kept[1] - kept[0]
+    rest = kept[0] - inside
     return GraphBytes(
-        inputs=inputs[0], inside=inside, rest=kept[0] - inside, num_layers=dit.config.num_layers
+        inputs=inputs[0].nbytes,
+        inside=inside,
+        rest=rest,
+        num_layers=dit.config.num_layers,
+        head=rest - before,
+        workspace=max(0, peak - inside),
     )
+
+
+class _Reached(Exception):
+    """Signal that a forward pass has reached the blocks."""
+
+
+def _run_up_to(block: nn.Module, call: Callable[[], object], inputs: list[Any]) -> None:
+    """Run a forward pass up to a block, and add the inputs of the block to the list."""
+
+    def stop(_: nn.Module, given: tuple[Any, ...]) -> None:
+        inputs[:] = given
+        raise _Reached
+
+    handle = block.register_forward_pre_hook(stop)
+    with contextlib.suppress(_Reached):
+        call()
+    handle.remove()
+
+
+def _measure_pass(block: nn.Module, inputs: Sequence[Any], *, is_mixed: bool) -> int:
+    """Measure the peak of the tensors that a pass through a block makes, forward and backward."""
+
+    def cut(value: Any) -> Any:
+        is_part = isinstance(value, Tensor) and value.requires_grad
+        return value.detach().requires_grad_() if is_part else value
+
+    meter = _Meter(block, inputs)
+    with meter:
+        with _Kernels(is_mixed):
+            made = block(*map(cut, inputs))
+        made.backward(torch.empty_like(made))
+    return meter.peak
+
+
+class _Meter(TorchDispatchMode):
+    """Mode that counts the bytes of the tensors that operations make, and their largest sum."""
+
+    def __init__(self, module: nn.Module, inputs: Sequence[Any]) -> None:
+        super().__init__()
+        self.peak = self._live = 0
+        known = (*module.parameters(), *tree_leaves(inputs))
+        self._known = {x.untyped_storage()._cdata for x in known if isinstance(x, Tensor)}
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self._count(made.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known:  # a view, or written in place
+            return
+        self._known.add(key)
+        self._live += storage.nbytes()
+        self.peak = max(self.peak, self._live)
+        weakref.finalize(storage, self._release, key, storage.nbytes())
+
+    def _release(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self._live -= num_bytes
 
 
 def _make_batch(model: WanModel, audio: AudioProjection, clip: ClipShape, size: int) -> Batch:
@@ -369,6 +468,10 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, attended, sums)
         return attended
 
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
 
 def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder) -> Iterator[str]:
     """Describe a run: parameters, memory per GPU, and the schedule of its phases.
@@ -425,14 +528,17 @@ def describe_run(recipe: Recipe, methods: Sequence[Method], builder: RoleBuilder
                 yield f"    graph {_explain(graphs[role], engine.activations)}"
                 if spec.is_discriminator:
                     scorer = count(trains=False)
-        needs = {}
+        needs = []
         for role, graph in graphs.items():
+            is_discriminator = roles[role].is_discriminator
             chain = [graph] * roles[role].num_graphs
-            if scorer is not None and not roles[role].is_discriminator:
+            if scorer is not None and not is_discriminator:
                 chain.append(scorer)  # a student's graph continues through the discriminator
-            needs[role] = estimate_graphs(chain, engine.activations)
-        always, update = estimate_need(states, needs, engine)
-        cpu = max((need.cpu for need in needs.values()), default=0)
+            accumulates = accumulated > 1 or is_discriminator
+            needs.append(estimate_update(states[role], chain, recipe, accumulates=accumulates))
+        always = sum_states(states.values(), engine)
+        update = max((need.device for need in needs), default=0)
+        cpu = max((need.cpu for need in needs), default=0)
         yield (
             f"  per GPU: states {always / GIB:.2f} + largest update {update / GIB:.2f} = "
             f"{(always + update) / GIB:.2f} GiB, and {cpu / GIB:.2f} GiB in the CPU's memory; what "

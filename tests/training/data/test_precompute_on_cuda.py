@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
             dim=1280, mlp_dim=5120, num_heads=16, num_layers=32, patch=14, num_patches=256
         )
         text = UMT5EncoderModel(UMT5Config(**sizes))
-    save_audio_encoder(build_audio_encoder(make_encoder_config(), seed=0), folder / "audio.safetensors")
+    save_audio_encoder(
+        build_audio_encoder(make_encoder_config(), seed=0), folder / "audio.safetensors"
+    )
     (folder / "spiece.model").write_bytes(train_tokenizer())
     visual = {f"visual.{name}": weight for name, weight in image.half().state_dict().items()}
     words = text.bfloat16().state_dict()

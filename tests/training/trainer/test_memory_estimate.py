@@ -21,15 +21,15 @@ from training.trainer.memory_estimate import (
     GIB,
     Counts,
     GraphBytes,
-    GraphNeed,
     StateBytes,
     count_graph,
     count_parameters,
     count_saved,
     describe_run,
     estimate_graphs,
-    estimate_need,
     estimate_states,
+    estimate_update,
+    sum_states,
 )
 from training.trainer.roles import RoleBuilder
 
@@ -156,15 +156,20 @@ def test_autocast_keeps_its_copies_of_the_weights() -> None:
 
 
 def test_the_plain_engine_has_one_gradient_at_a_time_and_zero_has_all() -> None:
-    states = {
-        role: StateBytes(weights=1, gradients=10, optimizer=2, average=3, buffers=buffers)
-        for role, buffers in (("student", 90), ("fake_score", 20))
-    }
-    graphs = {role: GraphNeed(device=40, cpu=0) for role in states}
-    assert estimate_need(states, graphs, EngineChoice()) == (12, 90)
-    graphs = {role: GraphNeed(device=100, cpu=0) for role in states}
-    assert estimate_need(states, graphs, EngineChoice()) == (12, 110)
-    assert estimate_need(states, graphs, ZERO) == (142, 100)
+    states = StateBytes(weights=1, gradients=12, optimizer=2, average=3, buffers=20)
+    graph = GraphBytes(inputs=1, inside=4, rest=2, num_layers=3)
+    plain = Recipe(engine=EngineChoice(activations="recompute"))
+    zero = Recipe(engine=replace(ZERO, activations="recompute"))
+    assert (sum_states([states] * 2, plain.engine), sum_states([states] * 2, ZERO)) == (12, 76)
+
+    def estimate(recipe: Recipe, states: StateBytes = states, *, accumulates: bool = False) -> int:
+        return estimate_update(states, [graph], recipe, accumulates=accumulates).device
+
+    started, ended = 2 + 3 * 1 + 4, 2 + 1 + 4 + 12 * 2 / 3
+    assert estimate(zero) == started
+    assert estimate(plain, replace(states, buffers=0)) == ended
+    assert estimate(plain, replace(states, buffers=0), accumulates=True) == started + 12
+    assert estimate(plain) == 20  # float32 gradients, after the graph
 
 
 def test_graphs_that_are_alive_together_add_up() -> None:
@@ -174,7 +179,8 @@ def test_graphs_that_are_alive_together_add_up() -> None:
         estimate_graphs([one, other], kind) for kind in ("keep", "recompute", "offload")
     )
     assert (keep.device, keep.cpu) == (5 + 4 * 30 + 3 + 2 * 20, 0)
-    assert (recompute.device, recompute.cpu) == (5 + 4 * 2 + 3 + 2 * 1 + 30, 0)
+    # The second graph is freed before the first one's blocks are computed again.
+    assert (recompute.device, recompute.cpu) == (max(5 + 4 * 2 + 3 + 2 * 1 + 20, 5 + 4 * 2 + 30), 0)
     assert (offload.device, offload.cpu) == (30, 5 + 4 * 2 + 3 + 2 * 1)
 
 
