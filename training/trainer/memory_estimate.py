@@ -305,7 +305,8 @@ def count_graph(
             kept.append(count_saved(small, call, is_mixed=is_mixed))
             block = backbone.blocks[0]
             inputs: list[Any] = []
-            before = count_saved(small, lambda: _run_up_to(block, call, inputs), is_mixed=is_mixed)
+            begin = partial(_run_up_to, block, call, inputs)
+            before = count_saved(small, begin, is_mixed=is_mixed)
     with torch.device("meta"):
         peak = _measure_pass(block, inputs, is_mixed=is_mixed)
     inside = kept[1] - kept[0]

@@ -26,7 +26,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
-    """Files of the public sizes without weights; the audio encoder, which stays on the CPU, is real."""
+    """Files of the public sizes without weights; only the audio encoder, on the CPU, is real."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     folder = tmp_path_factory.mktemp("files")
