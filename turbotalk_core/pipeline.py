@@ -283,6 +283,7 @@ def _generate(
             check_stop=check_stop,
         )
         check_stop()
+        # Waits for the device, per chunk: frames are joined and written on the CPU.
         frames_BCTHW = models.vae.decode(latents_BCFHW).to("cpu", torch.float32)
         # Before joining and before the motion frames are taken, so that the next chunk continues
         # corrected colours and errors do not accumulate. The target is the first picture, also in a
@@ -368,6 +369,7 @@ def _condition(
     """Encode a picture as the first frame of an otherwise grey chunk."""
     _check_picture(request, picture_BCHW)
     latents_BCFHW = models.vae.encode_reference(picture_BCHW, request.chunk_frames)
+    # Waits for the device, per picture: the conditioning is kept where sampling is done.
     latents_BCFHW = latents_BCFHW.to("cpu", torch.float32)
     image_embeds_BND = models.image_embeds_BND
     if models.image_encoder is not None:
@@ -384,6 +386,7 @@ def _anchor(motion_latents_BCFHW: Tensor, conditioning: Conditioning) -> Tensor:
 
     The other motion latents depend on the frames before them, as without an anchor.
     """
+    # One latent frame to the device and back: two waits per chunk, with the one in ``sample``.
     image_BCFHW = conditioning.reference_BCFHW[:, MASK_CHANNELS:, :1].to(motion_latents_BCFHW)
     return torch.cat((image_BCFHW, motion_latents_BCFHW[:, :, 1:]), 2)
 

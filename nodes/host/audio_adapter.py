@@ -32,7 +32,11 @@ from ...turbotalk_core.checkpoints.inspect import ADAPTER, inspect
 from ...turbotalk_core.errors import CheckpointError, MismatchError
 from ...turbotalk_core.geometry import FIRST_WINDOW, LATER_WINDOW
 from ...turbotalk_core.models.rotary import rotate
-from ...turbotalk_core.models.speaker_embedding import measure_likeness, speaker_tables
+from ...turbotalk_core.models.speaker_embedding import (
+    draw_line,
+    measure_likeness,
+    speaker_tables,
+)
 from ...turbotalk_core.types import AudioTokens, AudioWindows
 from .convert import check_finite
 
@@ -40,6 +44,7 @@ from .convert import check_finite
 TOKENS_KEY = "turbotalk_audio_tokens"  # [1, F, N, D]
 REGIONS_KEY = "turbotalk_regions"  # of several speakers, [P, N]
 _LIKENESS_KEY = "turbotalk_likeness"  # within a block, from its first patch to its second
+_LINE_KEY = "turbotalk_line"  # within a call, from its first block on
 
 # Where the host calls patches in every block:
 _SELF_ATTENTION = "attn1_patch"  # inside of it, with queries and keys
@@ -154,14 +159,20 @@ def _attend_audio(
     q = attention.q_linear(normed_BND).unflatten(2, heads)
     k, v = attention.kv_linear(tokens_BFND.flatten(0, 1)).chunk(2, -1)
     k, v = (x.unflatten(2, heads) for x in (k, v))
-    if options.get(REGIONS_KEY) is not None:
+    regions_PN = options.get(REGIONS_KEY)
+    if regions_PN is not None:
         likeness_BPN = options.pop(_LIKENESS_KEY, None)
         if likeness_BPN is None:
             raise MismatchError(
                 "something replaced this MODEL's self-attention, in which several speakers are "
                 "told apart; take the node out that did, or use one speaker"
             )
-        places = speaker_tables(likeness_BPN, tokens_BFND.shape[2], attention.head_dim)
+        line = options.get(_LINE_KEY)
+        if line is None or line.frequencies_D.device != q.device:
+            line = options[_LINE_KEY] = draw_line(
+                len(regions_PN) - 1, tokens_BFND.shape[2], attention.head_dim, q.device
+            )
+        places = speaker_tables(likeness_BPN, line)
         q, k = rotate(q, places[0]), rotate(k, places[1])
     q = q.unflatten(1, (tokens_BFND.shape[1], -1)).flatten(0, 1)
     attended = optimized_attention(

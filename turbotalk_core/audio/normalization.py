@@ -106,6 +106,7 @@ def normalized_by(layer: Any, moments: SoundMoments | None) -> Iterator[None]:  
         yield
         return
     norm: nn.GroupNorm = layer.layer_norm
+    # The weights to the CPU and the factors back: some waits for the device per section of a sound.
     weight_CK = layer.conv.weight.detach().cpu().double()[:, 0]
     mean_C = weight_CK @ moments.mean_K
     if layer.conv.bias is not None:

@@ -29,6 +29,7 @@ from ..geometry import (
 from ..loading import ModelFiles, load_models
 from ..models.audio_adapter import AudioAdapterConfig, AudioProjection
 from ..models.denoiser import ProjectionAdapter, WanDenoiser
+from ..models.image_encoder import VIT_H, ImageEncoder
 from ..models.vae import WanVAE
 from ..models.wan import WanConfig, WanModel
 from ..pipeline import Models
@@ -80,6 +81,7 @@ class Need:
         transformer: weights of the transformer, without those of the audio attention.
         audio: weights of audio attention and projection.
         vae: weights of the VAE.
+        image: weights of the CLIP image encoder; 0 for a transformer that does not use CLIP's.
         encode: memory besides all weights while the reference is encoded.
         forward: memory besides all weights during one call of the transformer.
         decode: memory besides all weights while the chunk is decoded.
@@ -88,6 +90,7 @@ class Need:
     transformer: int
     audio: int
     vae: int
+    image: int
     encode: int
     forward: int
     decode: int
@@ -95,7 +98,7 @@ class Need:
     @property
     def weights(self) -> int:
         """Memory of all weights, bytes."""
-        return self.transformer + self.audio + self.vae
+        return self.transformer + self.audio + self.vae + self.image
 
     @property
     def peak(self) -> int:
@@ -149,6 +152,7 @@ class Report:
             "transformer weights": need.transformer,
             "audio weights": need.audio,
             "VAE weights": need.vae,
+            "CLIP weights": need.image,
             "on top, encode": need.encode,
             "on top, forward": need.forward,
             "on top, decode": need.decode,
@@ -322,7 +326,7 @@ def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
     Args:
         sizes: sizes of the networks.
         request: request with height, width and chunk_frames.
-        dtype: dtype of the weights of transformer and adapter; the VAE is in float32.
+        dtype: dtype of the weights of transformer and adapter; VAE and CLIP are in float32.
 
     Returns:
         Bytes by part.
@@ -333,6 +337,7 @@ def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
     with torch.device("meta"):
         model, vae = WanModel(config).to(dtype), WanVAE(sizes.vae_width)
         projection = AudioProjection(sizes.projection).to(dtype)
+        encoder = _build_image_encoder(sizes)
         rest, block = _count_weights(model), _count_weights(model.blocks)
         audio = sum(
             parameter.nbytes
@@ -344,6 +349,7 @@ def count_need(sizes: Sizes, request: TalkRequest, dtype: torch.dtype) -> Need:
             transformer=rest - block + sizes.transformer.num_layers * (block - audio),
             audio=sizes.transformer.num_layers * audio + _count_weights(projection),
             vae=_count_weights(vae),
+            image=0 if encoder is None else _count_weights(encoder),
             encode=count_memory(
                 vae, lambda: vae.encode_reference(inputs.picture(), request.chunk_frames)
             ),
@@ -357,7 +363,7 @@ def build_random_models(sizes: Sizes, dtype: torch.dtype, device: torch.device) 
 
     Args:
         sizes: sizes of the networks.
-        dtype: dtype of transformer and adapter; the VAE is in float32.
+        dtype: dtype of transformer and adapter; VAE and CLIP are in float32.
         device: device of the networks, on which their weights are drawn too.
 
     Returns:
@@ -366,13 +372,21 @@ def build_random_models(sizes: Sizes, dtype: torch.dtype, device: torch.device) 
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
         model, projection = WanModel(sizes.transformer), AudioProjection(sizes.projection)
+        encoder = _build_image_encoder(sizes)
     for module in (model, projection):
         module.to(dtype).to_empty(device=device)
     with torch.random.fork_rng(devices=[]):  # its constructor draws weights, replaced below
         vae = WanVAE(sizes.vae_width).to(device)
     for module in (model, projection, vae):
         _draw(module.requires_grad_(False).eval(), generator)
-    return Models(vae=vae, denoiser=WanDenoiser(model), adapter=ProjectionAdapter(projection))
+    if encoder is not None:
+        _draw(encoder.to_empty(device=device).requires_grad_(False).eval(), generator)
+    return Models(
+        vae=vae,
+        denoiser=WanDenoiser(model),
+        adapter=ProjectionAdapter(projection),
+        image_encoder=encoder,
+    )
 
 
 def run_chunks(
@@ -525,6 +539,11 @@ def _make_conversation(sizes: Sizes, num_frames: int, generator: torch.Generator
         speeches=(Speech(features=features, waveform=waveform),),
         waveform=waveform,
     )
+
+
+def _build_image_encoder(sizes: Sizes) -> ImageEncoder | None:
+    """Build CLIP on the default device if its tokens fit the transformer's image branch."""
+    return ImageEncoder(**VIT_H) if sizes.transformer.image_dim == VIT_H["dim"] else None
 
 
 def _count_weights(module: nn.Module) -> int:

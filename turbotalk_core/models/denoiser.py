@@ -52,6 +52,8 @@ class WanDenoiser:
 
         def call() -> Tensor:
             cache = copy(self._caches.get(kind))  # a call that fails must not change the cache
+            # Sampling is done on the CPU, so that noise and rounding are those of every device: a
+            # call waits for its result, and the copies to the device come when it is idle anyway.
             velocity = self.model(
                 latents_BCFHW.to(device),
                 torch.full((latents_BCFHW.shape[0],), 1000.0 * sigma, device=device),
@@ -113,6 +115,7 @@ class ProjectionAdapter:
     def __call__(self, windows: AudioWindows) -> AudioTokens:
         """Compute the audio tokens of one chunk; see ``protocols.AudioAdapter``."""
         weight = self.projection.proj1.weight
+        # Features are on the CPU: two copies, which wait for the device, per voice and chunk.
         tokens = self.projection(
             windows.first_KLD.to(weight).unsqueeze(0), windows.later_FKLD.to(weight).unsqueeze(0)
         )

@@ -26,6 +26,14 @@ HEAD_WIDTH = 80  # ViT-H: 1280 / 16
 MAX_SIDE = 2048  # pixels of the square picture; ViT-H takes 224
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, in [0, 1]
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+VIT_H = {  # sizes of Wan 2.1's own encoder; the last of its 32 blocks is not used
+    "dim": 1280,
+    "mlp_dim": 5120,
+    "num_heads": 16,
+    "num_layers": 31,
+    "patch": 14,
+    "num_patches": 256,
+}
 _UNUSED = ("post_norm.", "head")
 _BLOCK = r"transformer.\1"
 _NAMES = {  # Hugging Face's names to Wan 2.1's own
@@ -109,10 +117,9 @@ class ImageEncoder(nn.Module):
         """
         size = (self.side, self.side)
         squashed = F.interpolate(image_BCHW, size, mode="bicubic", align_corners=False)
-        mean, std = (
-            torch.tensor(values, dtype=squashed.dtype, device=squashed.device).view(3, 1, 1)
-            for values in (PIXEL_MEAN, PIXEL_STD)
-        )
+        # One copy, which waits for the device, per picture.
+        statistics_2C = torch.tensor((PIXEL_MEAN, PIXEL_STD)).to(squashed)
+        mean, std = statistics_2C.view(2, 3, 1, 1)
         return ((squashed + 1) / 2 - mean) / std
 
     @torch.no_grad()
@@ -125,6 +132,7 @@ class ImageEncoder(nn.Module):
         Returns:
             Image tokens, [B, 1 + patches, D], float32 on the CPU; the class token is the first.
         """
+        # The picture to the device and its tokens back: two waits per picture.
         prepared = self.prepare(image_BCHW.to(self.cls_embedding))
         patches_BND = self.patch_embedding(prepared).flatten(2).transpose(1, 2)
         start_BND = self.cls_embedding.expand(image_BCHW.shape[0], -1, -1)

@@ -48,23 +48,36 @@ def rotary_table(grid: tuple[int, int, int], head_dim: int, device: torch.device
         shape[axis] = grid[axis]
         angles.append(table.view(shape).expand(*grid, -1))
     angle = torch.cat(angles, -1).flatten(0, 2)
+    # Two copies, which wait for the device, only in the first call at this size.
     return angle.cos().float().to(device), angle.sin().float().to(device)
 
 
-def line_table(positions: Tensor, head_dim: int) -> RotaryTable:
+def line_frequencies(head_dim: int, device: torch.device) -> Tensor:
+    """Compute the frequencies of ``line_table``.
+
+    Args:
+        head_dim: width of a head, even.
+        device: device of the positions.
+
+    Returns:
+        One per channel pair, float32, [head_dim / 2].
+    """
+    return _frequencies(head_dim).to(device, torch.float32)
+
+
+def line_table(positions: Tensor, frequencies_D: Tensor) -> RotaryTable:
     """Compute the 1-D rotary table of positions on a line.
 
     Args:
         positions: position of each token, any real number, [N] or [B, N].
-        head_dim: width of a head, even.
+        frequencies_D: result of ``line_frequencies``.
 
     Returns:
         Cosine and sine, float32, [..., N, head_dim / 2], for adjacent pairs of channels.
 
     Source: InfiniteTalk, wan/modules/attention.py (RotaryPositionalEmbedding1D).
     """
-    frequencies = _frequencies(head_dim).to(positions.device, torch.float32)
-    angle = positions.float().unsqueeze(-1) * frequencies
+    angle = positions.float().unsqueeze(-1) * frequencies_D
     return angle.cos(), angle.sin()
 
 

@@ -14,12 +14,14 @@ wan/utils/multitalk_utils.py (get_attn_map_with_target).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..geometry import PATCH
-from .rotary import RotaryTable, line_table
+from .rotary import RotaryTable, line_frequencies, line_table
 
 STRETCH = 4.0  # length of a speaker's part of the line; InfiniteTalk, class_interval
 SPACING = 10.0  # between their starts: two speakers and the background fill class_range, 24
@@ -114,23 +116,52 @@ def line_up(num_speakers: int) -> list[float]:
     return starts
 
 
-def speaker_tables(
-    likeness_BPN: Tensor, num_tokens: int, head_dim: int
-) -> tuple[RotaryTable, RotaryTable]:
+class SpeakerLine(NamedTuple):
+    """The line of speakers, as the audio attention of all blocks uses it.
+
+    Attributes:
+        frequencies_D: frequencies of the rotary table, [head_dim / 2].
+        keys: rotary table of the audio tokens, [num_tokens, head_dim / 2].
+    """
+
+    frequencies_D: Tensor
+    keys: RotaryTable
+
+
+def draw_line(
+    num_speakers: int, num_tokens: int, head_dim: int, device: torch.device
+) -> SpeakerLine:
+    """Compute the parts of the rotary tables that are the same in all blocks.
+
+    To be called once per network call: its copies wait for the device, which in every block would
+    keep it idle.
+
+    Args:
+        num_speakers: number of speakers, at least 2.
+        num_tokens: audio tokens per latent frame, all of the first speaker before those of the
+            next.
+        head_dim: head width of the audio attention.
+        device: device of the network.
+
+    Returns:
+        The line.
+    """
+    *starts, _ = line_up(num_speakers)
+    middles = torch.tensor(starts) + STRETCH / 2
+    keys_N = middles.repeat_interleave(num_tokens // num_speakers).to(device)
+    frequencies_D = line_frequencies(head_dim, device)
+    return SpeakerLine(frequencies_D=frequencies_D, keys=line_table(keys_N, frequencies_D))
+
+
+def speaker_tables(likeness_BPN: Tensor, line: SpeakerLine) -> tuple[RotaryTable, RotaryTable]:
     """Compute the rotary tables of video tokens and audio tokens on the line of speakers.
 
     Args:
         likeness_BPN: result of ``measure_likeness``.
-        num_tokens: audio tokens per latent frame, all of the first speaker before those of the
-            next.
-        head_dim: head width of the audio attention.
+        line: result of ``draw_line``.
 
     Returns:
         Rotary tables of the queries (video tokens), [B, N, head_dim / 2], and of the keys (audio
         tokens), [num_tokens, head_dim / 2].
     """
-    positions_BN = place_tokens(likeness_BPN)
-    *starts, _ = line_up(likeness_BPN.shape[1] - 1)
-    middles = torch.tensor(starts, device=positions_BN.device) + STRETCH / 2
-    keys_N = middles.repeat_interleave(num_tokens // len(starts))
-    return line_table(positions_BN, head_dim), line_table(keys_N, head_dim)
+    return line_table(place_tokens(likeness_BPN), line.frequencies_D), line.keys

@@ -62,6 +62,7 @@ class TeaCache:
         self._num_steps += 1
         if last is None or self._num_steps <= NUM_FIRST_STEPS:
             return True
+        # A wait for the device: whether the blocks run is the program's decision.
         change = ((modulation - last).abs().mean() / last.abs().mean()).item()
         fitted = 0.0  # the polynomial by Horner's rule
         for coefficient in self._fit:

@@ -183,6 +183,7 @@ class WanVAE(nn.Module):
         def call() -> Tensor:
             stream: Stream = {}
             stops = range(1, frames_BCTHW.shape[2], 1 if self.saves_memory else ENCODED_FRAMES)
+            # One copy of a whole clip, which waits for the device.
             pieces = frames_BCTHW.to(self._placement).tensor_split(tuple(stops), 2)
             return torch.cat([self.encode_stream(piece, stream) for piece in pieces], 2)
 
@@ -207,7 +208,7 @@ class WanVAE(nn.Module):
             GeometryError: if the frame count is not 4n + 1 or a side is no multiple of 8.
             MismatchError: if there are not three channels.
         """
-        picture_BCTHW = picture_BCHW.unsqueeze(2).to(self._placement)
+        picture_BCTHW = picture_BCHW.unsqueeze(2).to(self._placement)  # waits for the device
         self._check(picture_BCTHW, num_frames)
 
         def call() -> Tensor:
@@ -235,6 +236,7 @@ class WanVAE(nn.Module):
             Frames [B, 3, t, H, W] in [-1, 1], in order; 4F - 3 in all.
         """
         stream: Stream = {}
+        # One copy of a whole clip, which waits for the device.
         for piece in latents_BCFHW.to(self._placement.device).split(DECODED_LATENTS, 2):
             yield self.decode_stream(piece, stream)
 

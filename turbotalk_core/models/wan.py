@@ -23,7 +23,13 @@ from ..errors import MismatchError
 from ..geometry import LATENT_CHANNELS, PATCH, TEXT_LENGTH
 from .audio_adapter import AudioCrossAttention, layer_norm
 from .rotary import ROPE_BASE, RotaryTable, rotary_table, rotate
-from .speaker_embedding import measure_likeness, speaker_tables, token_regions
+from .speaker_embedding import (
+    SpeakerLine,
+    draw_line,
+    measure_likeness,
+    speaker_tables,
+    token_regions,
+)
 from .teacache import TeaCache
 
 
@@ -242,6 +248,7 @@ class Block(nn.Module):
         audio_BFND: Tensor | None,
         audio_scale: float,
         regions_PN: Tensor | None,
+        line: SpeakerLine | None,
         num_pieces: int = 1,
     ) -> Tensor:
         dtype = hidden_BND.dtype
@@ -270,9 +277,8 @@ class Block(nn.Module):
         hidden_BND = _in_pieces(cross_attend, num_pieces, hidden_BND, attended)
         if audio_BFND is not None:
             angles, keys = (), None
-            if likeness_BPN is not None:
-                head_dim = self.audio_cross_attn.head_dim
-                angles, keys = speaker_tables(likeness_BPN, audio_BFND.shape[2], head_dim)
+            if likeness_BPN is not None and line is not None:
+                angles, keys = speaker_tables(likeness_BPN, line)
             hidden_BND = _in_pieces(audio_attend, num_pieces, hidden_BND, audio_BFND, *angles)
         return _in_pieces(feed_forward, num_pieces, hidden_BND)
 
@@ -422,10 +428,14 @@ class WanModel(nn.Module):
             image = self.img_emb(image_embeds_BND.to(dtype))
         audio = None if audio_BFND is None else audio_BFND.to(dtype)
         table = rotary_table(grid, self.config.dim // self.config.num_heads, hidden.device)
-        regions = None
+        regions, line = None, None
         if audio is not None and regions_PHW is not None:
+            assert self.config.audio_heads is not None  # checked above
             _check_regions(regions_PHW, latents_BCFHW, audio)
+            # Copies that wait for the device, of some numbers, per call and not per block.
             regions = token_regions(regions_PHW.to(hidden.device))
+            head_dim = self.config.dim // self.config.audio_heads
+            line = draw_line(len(regions) - 1, audio.shape[2], head_dim, hidden.device)
         num_pieces = grid[0] if self.saves_memory else 1
 
         def finish(hidden: Tensor) -> Tensor:
@@ -437,7 +447,8 @@ class WanModel(nn.Module):
             return finish(hidden + cache.added)
         before = None if cache is None else hidden  # without a cache its memory is not held
         for number, block in enumerate(self.blocks):
-            inputs = (modulation, table, text, image, audio, audio_scale, regions, num_pieces)
+            speakers = (regions, line)
+            inputs = (modulation, table, text, image, audio, audio_scale, *speakers, num_pieces)
             if self.uses_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(block, hidden, *inputs, use_reentrant=False)
             else:

@@ -59,7 +59,7 @@ def sample(
 
     Source: InfiniteTalk, wan/multitalk.py, the denoising loop of generate_infinitetalk.
     """
-    motion_latents_BCFHW = motion_latents_BCFHW.to(noise_BCFHW)
+    motion_latents_BCFHW = motion_latents_BCFHW.to(noise_BCFHW)  # waits for the VAE, per chunk
     _check_fit(motion_latents_BCFHW, noise_BCFHW)
     watched = _watch(denoiser, progress, check_stop)
     pushes = begin_pushes(guidance)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turbotalk_core.models.speaker_embedding import (
     STRETCH,
+    draw_line,
     line_up,
     measure_likeness,
     place_tokens,
@@ -78,7 +79,8 @@ def test_a_token_stands_beside_whom_it_resembles_most() -> None:
 
 
 def test_audio_tokens_stand_in_the_middle_of_their_speaker() -> None:
-    queries, keys = speaker_tables(torch.rand(2, 3, 5), 6, 8)
+    line = draw_line(2, 6, 8, torch.device("cpu"))
+    queries, keys = speaker_tables(torch.rand(2, 3, 5), line)
     assert queries[0].shape == (2, 5, 4)
     assert keys[0].shape == (6, 4)
     angles = torch.atan2(keys[1], keys[0])[:, 0]  # the first pair turns by the position itself

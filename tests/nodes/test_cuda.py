@@ -1,0 +1,54 @@
+"""The host's model, with our patches, on a fake CUDA device."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.fake_cuda import CUDA, FakeCuda
+
+
+@pytest.fixture
+def cuda(host, monkeypatch):
+    """A fake device with memory for all that the host loads, as a GPU has it for small models."""
+
+    def get_free_memory(dev=None, torch_free_too=False):
+        return (10**12, 10**12) if torch_free_too else 10**12
+
+    monkeypatch.setattr(host.model_management, "get_free_memory", get_free_memory)
+    monkeypatch.setattr(host.model_management, "get_total_memory", get_free_memory)
+    with FakeCuda() as device:
+        yield device
+        host.model_management.unload_all_models()
+
+
+def move(model):
+    """Let the host load a MODEL and its adapter to the device."""
+    model = model.clone()
+    model.load_device = CUDA
+    for patcher in model.get_nested_additional_models():
+        patcher.load_device = CUDA
+    return model
+
+
+@pytest.mark.parametrize("num_speakers", [1, 2])
+def test_a_call_waits_for_the_device_once_per_input(cuda, models, part, num_speakers):
+    types = part("turbotalk_core.types")
+    regions_PHW = torch.zeros(3, 8, 12)
+    regions_PHW[0, :, :6] = regions_PHW[1, :, 6:] = 1
+    conditioning = types.Conditioning(
+        reference_BCFHW=torch.zeros(1, 20, 2, 8, 12), regions_PHW=regions_PHW
+    )
+    tokens = types.AudioTokens(
+        tokens_FND=torch.zeros(2, 4 * num_speakers, 24), num_speakers=num_speakers
+    )
+    denoiser = part("nodes.host.denoiser").HostDenoiser(
+        move(models.model), torch.tensor([0.5, 0.0])
+    )
+    with torch.inference_mode(), denoiser:
+        denoiser(torch.zeros(1, 16, 2, 8, 12), 0.5, conditioning, tokens)  # loads the weights
+        cuda.syncs.clear()
+        velocity = denoiser(torch.zeros(1, 16, 2, 8, 12), 0.5, conditioning, tokens)
+    assert (velocity.device.type, velocity.dtype) == ("cpu", torch.float32)
+    print(cuda.places(), Counter((s.kind, s.place, s.line) for s in cuda.syncs))
