@@ -6,7 +6,7 @@ import ctypes
 import gc
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,12 +18,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tests import fake_cuda
 from tests.fake_cuda import CUDA, FakeCuda
 from training.benchmark.report import Case
 from training.benchmark.step import draw_batch, find_width, make_recipe
-from training.engine.engine import DTYPES, PlainEngine, Precision
+from training.engine.engine import DTYPES, PlainEngine, Precision, StepReport
 from training.methods.method import RoleSpec
 from training.models.batch import Batch
 from training.recipe import Activations, AverageChoice, Phase, Recipe, WeightSource
@@ -43,10 +44,14 @@ class TrainingCuda(FakeCuda):
     """Fake CUDA device on which backward passes run, and pinned memory exists.
 
     A copy from pinned memory that the program does not wait for is no synchronisation.
+
+    Attributes:
+        widest_float64: values of the largest float64 tensor that was made on the device.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.widest_float64 = 0
         self._pinned: dict[int, Tensor] = {}
         self._patches = ExitStack()
 
@@ -67,6 +72,18 @@ class TrainingCuda(FakeCuda):
     def __exit__(self, *error: Any) -> None:
         self._patches.close()
         super().__exit__(*error)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        if isinstance(made, FakeTensor) and made.dtype == torch.float64:
+            self.widest_float64 = max(self.widest_float64, made.numel())
+        return made
 
     def _pin(self, tensor: Tensor) -> Tensor:
         pinned = tensor.clone()
@@ -130,13 +147,13 @@ class Step:
     Attributes:
         waits: number of synchronisations by place.
         held: bytes that exist before the step, and after it.
-        peak: most bytes that exist during the step.
+        peaks: most bytes that exist, by role: up to its optimiser step, and (``ROLE step``) in it.
         terms: its log.
     """
 
     waits: Counter[str]
     held: int
-    peak: int
+    peaks: dict[str, int]
     terms: dict[str, float]
 
 
@@ -204,8 +221,32 @@ class Run:
         held = self.cuda.live
         self.cuda.syncs.clear()
         self.cuda.reset_peak()
-        terms = self.trainer.advance(number)
-        return Step(waits=self.cuda.places(), held=held, peak=self.cuda.peak, terms=terms)
+        peaks: dict[str, int] = {}
+        with ExitStack() as patches:
+            for role, engine in self.trainer.engines.items():
+                step = partial(self._step, peaks, role, engine.step)
+                patches.enter_context(patch.object(engine, "step", step))
+            terms = self.trainer.advance(number)
+        return Step(waits=self.cuda.places(), held=held, peaks=peaks, terms=terms)
+
+    def _step(
+        self, peaks: dict[str, int], role: str, step: Callable[[float], StepReport], factor: float
+    ) -> StepReport:
+        peaks[role] = self.cuda.peak
+        self.cuda.reset_peak()
+        report = step(factor)
+        peaks[f"{role} step"] = self.cuda.peak
+        self.cuda.reset_peak()
+        return report
+
+    def fill_states(self) -> None:
+        """Make the states that optimisers create in their first step."""
+        for engine in self.trainer.engines.values():
+            for weight in engine.module.parameters():
+                if weight.requires_grad:
+                    weight.grad = torch.zeros_like(weight)
+            if any(weight.grad is not None for weight in engine.module.parameters()):
+                engine.step(1.0)
 
 
 class _Repeated:

@@ -75,8 +75,25 @@ def test_a_shot_is_encoded_on_the_device_and_ends_on_the_cpu(files: EncoderFiles
             encoders = load_encoders(files, CUDA)
         encoders = replace(encoders, audio=load_audio_encoder(files.audio))
         held = cuda.live
+        cuda.reset_peak()
         cuda.syncs.clear()
         sample = encode_shot(_make_shot(), encoders)
         waits = cuda.places()
-    print(waits, held / GIB, cuda.peak / GIB)
     assert all(tensor.device.type == "cpu" for tensor in sample.tensors().values())
+    assert all(tensor.dtype == torch.float16 for tensor in (sample.opening_CFHW, sample.text_ND))
+    by_file: Counter[str] = Counter()
+    for place, count in waits.items():
+        by_file[place.split()[0]] += count
+    # Frames go to the device and latents and tokens come back, once each; nothing is needed again.
+    assert by_file == {
+        "models/vae.py": 3,  # two clips and the reference
+        "models/image_encoder.py": 4,  # the picture, its mean and deviation, and the tokens
+        "models/text_encoder.py": 3,
+        "training/data/precompute.py": 5,  # four tensors of latents, and the length of one
+    }
+    assert files.image is not None
+    assert files.text is not None
+    halved = files.image.stat().st_size  # read as float32
+    weights = files.vae.stat().st_size + 2 * halved + files.text.stat().st_size
+    assert held == pytest.approx(weights, rel=0.01)
+    assert cuda.peak < held + 6 * GIB  # of frames of 480x832
