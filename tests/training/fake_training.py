@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import pytest
@@ -164,8 +164,8 @@ def make_case(
     num_layers: int = 2,
     precision: Precision = "bfloat16",
     activations: Activations = "recompute",
-    optimizer: str = "adamw",
-    **clip: int,
+    optimizer: Literal["adamw", "muon"] = "adamw",
+    clip: Mapping[str, int] | None = None,
 ) -> Recipe:
     """Make a recipe of one phase at 14B widths, 81 frames of 832x480, on one device.
 
@@ -176,14 +176,14 @@ def make_case(
         precision: precision of the engine.
         activations: activations kept for the backward pass.
         optimizer: optimiser of the engine.
-        **clip: fields of the clip that differ.
+        clip: fields of the clip that differ.
     """
     width = find_width("14b")
     source = replace(width.source, video={**width.source.video, "num_layers": num_layers})
-    width = replace(width, source=source, clip=replace(width.clip, **clip))
+    width = replace(width, source=source, clip=replace(width.clip, **(clip or {})))
     case = Case(method="dmd", engine="plain", precision=precision, num_ranks=1)
     recipe = make_recipe(case, width, 1, activations)
-    engine = replace(recipe.engine, optimizer=optimizer)  # pyright: ignore[reportArgumentType]
+    engine = replace(recipe.engine, optimizer=optimizer)
     phase = Phase(method=method, steps=10, settings=settings or {})
     average = AverageChoice(roles=("student", "teacher"), start=0)
     return replace(recipe, engine=engine, average=average, phases={"only": phase})

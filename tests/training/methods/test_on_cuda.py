@@ -91,7 +91,7 @@ def _waits(num_updates: int = 1, *, num_renoised: int = 0) -> Counter[str]:
 def test_a_step_waits_only_where_it_must(
     method: str, settings: Mapping[str, Any], expected: Counter[str]
 ) -> None:
-    recipe = make_case(method, settings, num_layers=1, **CLIP)
+    recipe = make_case(method, settings, num_layers=1, clip=CLIP)
     with TrainingCuda() as cuda:
         run = Run(cuda, recipe, **_condition())
         step = run.step(0)
@@ -127,9 +127,9 @@ def _check_states(engine: PlainEngine) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
-def test_every_precision_steps_with_every_optimizer(precision: Any, optimizer: str) -> None:
+def test_every_precision_steps_with_every_optimizer(precision: Any, optimizer: Any) -> None:
     recipe = make_case(
-        "flow_matching", num_layers=1, precision=precision, optimizer=optimizer, **CLIP
+        "flow_matching", num_layers=1, precision=precision, optimizer=optimizer, clip=CLIP
     )
     with TrainingCuda() as cuda:
         run = Run(cuda, recipe)
@@ -142,7 +142,7 @@ def test_every_precision_steps_with_every_optimizer(precision: Any, optimizer: s
 
 @pytest.mark.parametrize("activations", ["keep", "offload"])
 def test_activations_may_also_be_kept_or_moved(activations: Any) -> None:
-    recipe = make_case("flow_matching", num_layers=1, activations=activations, **CLIP)
+    recipe = make_case("flow_matching", num_layers=1, activations=activations, clip=CLIP)
     with TrainingCuda() as cuda:
         waits = Run(cuda, recipe).step(0).waits - FIRST_CALL
     moved = waits - _waits()
@@ -151,7 +151,7 @@ def test_activations_may_also_be_kept_or_moved(activations: Any) -> None:
 
 
 def test_two_speakers_in_one_picture_share_a_step() -> None:
-    recipe = make_case("flow_matching", num_layers=2, **CLIP)
+    recipe = make_case("flow_matching", num_layers=2, clip=CLIP)
     regions_PHW = torch.zeros(3, ROWS, COLUMNS)
     regions_PHW[0, :, :5] = regions_PHW[1, :, 7:] = regions_PHW[2, :, 5:7] = 1
     with TrainingCuda() as cuda:

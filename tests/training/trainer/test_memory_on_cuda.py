@@ -73,7 +73,7 @@ def _extrapolate(shallow: float, deep: float) -> float:
     ],
 )
 def test_the_dry_run_is_right_within_a_twentieth(
-    method: str, settings: Mapping[str, Any], engine: Mapping[str, Any]
+    method: str, settings: Mapping[str, Any], engine: dict[str, Any]
 ) -> None:
     shallow, deep = (
         _take(make_case(method, settings, num_layers=num_layers, **engine)) for num_layers in (2, 3)
@@ -101,7 +101,9 @@ def test_without_float32_gradients_the_graph_decides_and_is_right_too() -> None:
 
 
 def test_nothing_large_is_float64() -> None:
-    recipe = make_case("flow_matching", num_layers=1, num_frames=5, height=64, width=96)
+    recipe = make_case(
+        "flow_matching", num_layers=1, clip={"num_frames": 5, "height": 64, "width": 96}
+    )
     with TrainingCuda() as cuda:
         Run(cuda, recipe).step(0)
     assert cuda.widest_float64 <= recipe.batch.size * 256  # the sinusoid of the timestep
