@@ -107,7 +107,7 @@ _ATTEND = F.scaled_dot_product_attention
 def _attend(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if query.device.type != "cuda":
         return _ATTEND(query, *args, **kwargs)
-    tensors = (query, *args)
+    tensors: tuple[Any, ...] = (query, *args)
     if torch.is_autocast_enabled("cuda"):
         tensors = tuple(tensor.to(torch.get_autocast_dtype("cuda")) for tensor in tensors)
     return fake_cuda._attend(*tensors, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> EncoderFiles:
     from transformers import UMT5Config, UMT5EncoderModel
 
     folder = tmp_path_factory.mktemp("files")
-    sizes = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240}
+    sizes: dict[str, Any] = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240}
     sizes |= {"num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
     with torch.device("meta"):
         vae = WanVAE(96)
@@ -81,7 +82,8 @@ def test_a_shot_is_encoded_on_the_device_and_ends_on_the_cpu(files: EncoderFiles
         sample = encode_shot(_make_shot(), encoders)
         waits = cuda.places()
     assert all(tensor.device.type == "cpu" for tensor in sample.tensors().values())
-    assert all(tensor.dtype == torch.float16 for tensor in (sample.opening_CFHW, sample.text_ND))
+    assert sample.text_ND is not None
+    assert sample.opening_CFHW.dtype == sample.text_ND.dtype == torch.float16
     by_file: Counter[str] = Counter()
     for place, count in waits.items():
         by_file[place.split()[0]] += count

@@ -116,7 +116,7 @@ def _check_states(engine: PlainEngine) -> None:
     """Check that everything the engine keeps between steps is on the device, in float32."""
     weights = list(engine.module.parameters())
     assert all(weight.device.type == "cuda" and weight.grad is None for weight in weights)
-    kept = [*engine._masters.values()]
+    kept: list[Tensor] = [*engine._masters.values()]
     for optimizer in engine._optimizers.optimizers:
         kept += [value for state in optimizer.state.values() for value in state.values()]
     if engine._average is not None:
