@@ -264,6 +264,7 @@ class Optimizers:
         Returns:
             The norm before clipping. If it is not finite, no weight has changed.
         """
+        # Waits for the device, because a norm that is not finite must not reach the weights.
         norm = float(nn.utils.clip_grad_norm_(self._weights, limit))
         if math.isfinite(norm):
             for view, weight in zip(self._views, self._matrices, strict=True):

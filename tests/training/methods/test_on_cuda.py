@@ -63,7 +63,13 @@ def _waits(num_updates: int = 1, *, num_renoised: int = 0) -> Counter[str]:
         ),
         pytest.param(
             "adversarial",
-            {**ONE_STEP, "loss": "hinge", "scores_noisy": True, "four_step_weight": 0.5},
+            {
+                **ONE_STEP,
+                "loss": "hinge",
+                "scores_noisy": True,
+                "four_step_weight": 0.5,
+                "penalty_weight": 0.0,
+            },
             _waits(2, num_renoised=3),
             id="hinge-noisy",
         ),
@@ -76,13 +82,19 @@ def _waits(num_updates: int = 1, *, num_renoised: int = 0) -> Counter[str]:
         # the drawn last timestep becomes a second step
         pytest.param(
             "adversarial",
-            {"num_steps": 1, "warmup_steps": 10, "self_compare_weight": 0.0, "loss": "hinge"},
+            {"num_steps": 1, "warmup_steps": 10, "self_compare_weight": 0, "penalty_weight": 0},
             _waits(2, num_renoised=1),
             id="dynamic-timesteps",
         ),
         pytest.param(
             "adversarial",
-            {"num_steps": 3, "warmup": "curriculum", "warmup_steps": 10, "self_compare_weight": 0},
+            {
+                "num_steps": 3,
+                "warmup": "curriculum",
+                "warmup_steps": 10,
+                "self_compare_weight": 0,
+                "penalty_weight": 0,
+            },
             _waits(2, num_renoised=2),
             id="curriculum",
         ),
