@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from training.engine import optimizers
+import training.engine.optimizers
 from training.engine.optimizers import Average, Muon, Optimizers, check_norm, rate_factor
 
 
@@ -233,7 +233,7 @@ def test_muon_steps_equal_matrices_together_or_apart(
         Muon([copied], 0.1, 0.01).step()
         alone.append(copied)
     compute = Muon.orthogonalize
-    monkeypatch.setattr(optimizers, "STACK_SIZE", largest)
+    monkeypatch.setattr(training.engine.optimizers, "STACK_SIZE", largest)
     monkeypatch.setattr(Muon, "orthogonalize", lambda x: calls.append(len(x)) or compute(x))
     Muon(matrices, 0.1, 0.01).step()
     assert calls == {1: [1] * 5, 24: [2, 2, 1], 10**9: [5]}[largest]

@@ -57,7 +57,12 @@ def _extrapolate(shallow: float, deep: float) -> float:
         pytest.param("flow_matching", {"teacher": LORA}, {}, id="flow_matching-lora"),
         pytest.param("continuation", {}, {}, id="continuation"),
         pytest.param("dmd", {"num_steps": 1, "student_every": 1}, {}, id="dmd"),
-        pytest.param("adversarial", {**ONE_STEP, "self_compare_weight": 0.0}, {}, id="adversarial"),
+        pytest.param(
+            "adversarial",
+            {**ONE_STEP, "self_compare_weight": 0, "penalty_weight": 0},
+            {},
+            id="adversarial",
+        ),
         pytest.param(
             "adversarial",
             {**ONE_STEP, "self_compare_weight": 0.0, "memory_light": False},
