@@ -321,7 +321,8 @@ def trim_tail(reference_CFHW: Tensor) -> Tensor:
     Returns:
         The first latent frames, up to the first one that all later ones equal.
     """
-    differences_F = (reference_CFHW - reference_CFHW[:, -1:]).abs().amax((0, 2, 3))
+    # On the CPU, because what follows depends on the values: one wait for a GPU instead of three.
+    differences_F = (reference_CFHW - reference_CFHW[:, -1:]).abs().amax((0, 2, 3)).cpu()
     other = (differences_F > SAME_LATENT).nonzero()
     return reference_CFHW[:, : int(other[-1]) + 2 if len(other) else 1]
 

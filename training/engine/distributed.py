@@ -50,7 +50,7 @@ def mean_over_ranks(values_N: Tensor) -> list[float]:
         values_N = values_N.clone()
         dist.all_reduce(values_N)
         values_N = values_N / world_size()
-    return values_N.tolist()
+    return values_N.cpu().tolist()  # one copy; on a GPU the only wait
 
 
 def mean_scalars(named: dict[str, Tensor]) -> dict[str, float]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+STACK_SIZE = 2**26
+"""Most values that Muon orthogonalises at a time; it needs about six times their memory."""
 
 
 def rate_factor(
@@ -114,7 +117,8 @@ class Muon(torch.optim.Optimizer):
     about 0.7 and 1.2 instead of at 1, which does not matter for a direction.
 
     Equivalent to ``torch.optim.Muon`` with ``adjust_lr_fn="match_rms_adamw"``, but in float32 and
-    with equal shapes batched. Torch's Muon computes in bfloat16, which many CPUs only emulate.
+    with small matrices of equal shapes batched. Torch's Muon computes in bfloat16, which many CPUs
+    only emulate.
 
     Args:
         matrices: weights with two axes.
@@ -152,7 +156,7 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     by_shape.setdefault(weight.shape, []).append(weight)
-            for shape, weights in by_shape.items():
+            for shape, weights in _split(by_shape):
                 direction = self.orthogonalize(
                     torch.stack([self._follow(weight, group["momentum"]) for weight in weights])
                 )
@@ -194,6 +198,16 @@ class Muon(torch.optim.Optimizer):
         return x.transpose(1, 2) if is_tall else x
 
 
+def _split(
+    by_shape: Mapping[torch.Size, list[nn.Parameter]],
+) -> Iterator[tuple[torch.Size, list[nn.Parameter]]]:
+    """Yield weights of equal shapes, of at most ``STACK_SIZE`` values or one alone."""
+    for shape, weights in by_shape.items():
+        count = max(1, STACK_SIZE // shape.numel())
+        for start in range(0, len(weights), count):
+            yield shape, weights[start : start + count]
+
+
 class Optimizers:
     """Muon for chosen matrices and convolution kernels, AdamW for all other weights.
 
@@ -233,7 +247,11 @@ class Optimizers:
         if self._views:
             self.optimizers.append(Muon(self._views, rate, weight_decay))
         if others:
-            adam = torch.optim.AdamW(others, rate, betas=betas, weight_decay=weight_decay)
+            # On a GPU, torch's own choice computes with temporary copies of all moments.
+            is_fused = all(weight.device.type == "cuda" for weight in others)
+            adam = torch.optim.AdamW(
+                others, rate, betas=betas, weight_decay=weight_decay, fused=is_fused or None
+            )
             self.optimizers.append(adam)
 
     def step(self, factor: float, limit: float) -> float:
@@ -246,6 +264,7 @@ class Optimizers:
         Returns:
             The norm before clipping. If it is not finite, no weight has changed.
         """
+        # Waits for the device, because a norm that is not finite must not reach the weights.
         norm = float(nn.utils.clip_grad_norm_(self._weights, limit))
         if math.isfinite(norm):
             for view, weight in zip(self._views, self._matrices, strict=True):
@@ -270,7 +289,9 @@ class Optimizers:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load the state of an optimiser except its settings, which the recipe decides.
+    """Load the state of an optimiser except its settings.
+
+    The recipe decides the settings, and this device the kernels (``fused``).
 
     Args:
         optimizer: optimiser of the same weights.

@@ -50,7 +50,7 @@ from training.methods.timesteps import (
     place_last_timestep,
     to_sigmas,
 )
-from training.models.batch import Batch
+from training.models.batch import Batch, to_device
 from training.models.lora import adapters_off
 from training.models.networks import Discriminator
 from turbotalk_core.errors import RecipeError, ScheduleError
@@ -182,6 +182,8 @@ class Adversarial:
             Student and discriminator, which both start from stage 1's student, and for ``frozen``
             the four-step model. In later phases all continue.
         """
+        num_samples = 3 if self._compares else 2
+        num_scored = num_samples * (2 if self.penalty_weight > 0 else 1)
         roles = {
             "student": RoleSpec(
                 begins_with="student",
@@ -190,7 +192,10 @@ class Adversarial:
                 every=self.student_every,
             ),
             "discriminator": RoleSpec(
-                begins_with="student", learning=self.discriminator, is_discriminator=True
+                begins_with="student",
+                learning=self.discriminator,
+                is_discriminator=True,
+                num_graphs=1 if self.memory_light else num_scored,
             ),
         }
         if self._compares and self.four_step == "frozen":
@@ -225,7 +230,7 @@ class Adversarial:
         samples = {"real": batch.latents_BCFHW, "student": sample}
         if self._compares:
             samples["four_step"] = self._make_four_step(batch, noise, roles, draws)
-        log = {"last_sigma": torch.tensor(sigmas[-1], device=sample.device)}
+        log = {"last_sigma": torch.full((), sigmas[-1], device=sample.device)}
         for name, latents in samples.items():
             log |= describe_latents(name, latents)
         discriminator = roles["discriminator"]
@@ -284,7 +289,7 @@ class Adversarial:
         """Return samples as they are scored, and the noise level for the discriminator."""
         purposed = f"{purpose} noise level"
         sigma_B = draw_sigmas(batch.size, self.discriminator_shift, draws, purposed)
-        sigma_B = sigma_B.to(batch.latents_BCFHW.device)
+        sigma_B = to_device(sigma_B, batch.latents_BCFHW.device)
         # Real samples are stored in float16. Rounding alone would reveal them to a discriminator
         # that computes in float32.
         samples = {name: round_as_stored(latents) for name, latents in samples.items()}

@@ -35,7 +35,7 @@ from training.methods.method import (
     draw_noise,
 )
 from training.methods.rollout import denoise_no_grad, last_step
-from training.models.batch import Batch
+from training.models.batch import Batch, to_device
 from turbotalk_core.geometry import MASK_CHANNELS
 
 
@@ -86,7 +86,8 @@ class Continuation(FewSteps):
         noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
         anchored_B = torch.rand(batch.size, generator=draws.own("anchor")) < self.anchored
         drift_B = self.drift * torch.rand(batch.size, generator=draws.own("drift"))
-        batch = anchor(batch, anchored_B.to(batch.pinned_BF.device))
+        drift_B = to_device(drift_B, batch.latents_BCFHW.device)
+        batch = anchor(batch, to_device(anchored_B, batch.pinned_BF.device))
         border_B1F11 = weigh_border(batch, self.border)
         log: dict[str, Tensor] = {}
 
@@ -97,7 +98,7 @@ class Continuation(FewSteps):
         def loss() -> Tensor:
             with torch.no_grad():
                 before = make(roles["before"], batch)
-                error = (before - batch.latents_BCFHW) * drift_B.to(before).view(-1, 1, 1, 1, 1)
+                error = (before - batch.latents_BCFHW) * drift_B.view(-1, 1, 1, 1, 1)
                 shown = drift(batch, error)
                 goal = batch.latents_BCFHW + error[:, :, -1:]
                 target = before + border_B1F11 * (goal - before)
@@ -161,11 +162,17 @@ def drift(batch: Batch, error_BCFHW: Tensor) -> Batch:
     Returns:
         Chunks with perturbed given frames; those that begin a video do not change.
     """
-    latents = batch.latents_BCFHW.clone()
-    for row in torch.nonzero(_goes_on(batch)).flatten().tolist():
-        num_given = int(batch.pinned_BF[row].sum())
-        latents[row, :, 1:num_given] += error_BCFHW[row, :, 1 - num_given :]
-    return replace(batch, latents_BCFHW=latents)
+    # Frame f of n given frames gets the error of frame F - n + f, so that the last gets the last.
+    num_frames = batch.pinned_BF.shape[1]
+    frames_F = torch.arange(num_frames, device=batch.pinned_BF.device)
+    source_BF = (frames_F + num_frames - batch.pinned_BF.sum(1, keepdim=True)).clamp(
+        max=num_frames - 1
+    )
+    moved = error_BCFHW.gather(2, source_BF[:, None, :, None, None].expand_as(error_BCFHW))
+    given_BF = batch.pinned_BF & (frames_F > 0)
+    latents = batch.latents_BCFHW
+    drifted = torch.where(given_BF[:, None, :, None, None], latents + moved, latents)
+    return replace(batch, latents_BCFHW=drifted)
 
 
 def _goes_on(batch: Batch) -> Tensor:

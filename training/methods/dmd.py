@@ -34,7 +34,7 @@ from training.methods.method import (
 )
 from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.methods.timesteps import draw_sigmas
-from training.models.batch import Batch
+from training.models.batch import Batch, to_device
 from training.models.networks import predict_denoised
 from turbotalk_core.errors import RecipeError
 from turbotalk_core.sampling.guidance import guide
@@ -193,4 +193,4 @@ class Dmd(FewSteps):
             low=self.lowest_score_sigma,
             high=self.highest_score_sigma,
         )
-        return sigma_B.to(batch.latents_BCFHW.device)
+        return to_device(sigma_B, batch.latents_BCFHW.device)

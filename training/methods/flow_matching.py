@@ -27,7 +27,7 @@ from training.methods.method import (
     draw_noise,
 )
 from training.methods.timesteps import draw_sigmas
-from training.models.batch import Batch
+from training.models.batch import Batch, to_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,8 @@ class FlowMatching:
         def loss() -> Tensor:
             clean = batch.latents_BCFHW
             noise = draw_noise(clean, draws.own("noise"))
-            sigma_B = draw_sigmas(batch.size, self.shift, draws, "noise level").to(clean.device)
+            sigma_B = draw_sigmas(batch.size, self.shift, draws, "noise level")
+            sigma_B = to_device(sigma_B, clean.device)
             velocity = roles["teacher"](
                 batch.add_noise(clean, noise, sigma_B),
                 sigma_B,
@@ -87,4 +88,4 @@ class FlowMatching:
 
 def _keep(batch: Batch, dropout: float, generator: torch.Generator) -> Tensor:
     kept_B = torch.rand(batch.size, generator=generator) >= dropout
-    return kept_B.to(batch.latents_BCFHW.device)
+    return to_device(kept_B, batch.latents_BCFHW.device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from training.engine.engine import Engine
 from training.engine.rng import Draws
 from training.methods.timesteps import choose_timesteps, to_sigmas
-from training.models.batch import Batch
+from training.models.batch import Batch, to_device
 from training.models.lora import add_adapters, list_adapters, merge_adapters
 from training.models.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import MismatchError
@@ -67,6 +67,7 @@ class RoleSpec:
         starts_at: steps of the phase before its first update; its learning rate warms up from
             there.
         every: number of steps per update from there on.
+        num_graphs: graphs of the network that exist at one time in its own update, for the dry run.
     """
 
     begins_with: str
@@ -74,6 +75,7 @@ class RoleSpec:
     is_discriminator: bool = False
     starts_at: int = 0
     every: int = 1
+    num_graphs: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,4 +240,4 @@ def draw_noise(latents_BCFHW: Tensor, generator: torch.Generator) -> Tensor:
         Noise, float32, on the device of the latents.
     """
     noise = torch.randn(latents_BCFHW.shape, generator=generator, device=generator.device)
-    return noise.to(latents_BCFHW.device)
+    return to_device(noise, latents_BCFHW.device)

@@ -66,7 +66,8 @@ def denoise_no_grad(
         velocity = model(latents, _fill(sigma, batch), batch)
         # To the clean estimate and back to the next level with fresh noise, not along the ODE: a
         # few-step student is trained to predict clean samples at each level from such inputs, and
-        # fresh noise overwrites the errors of the step before instead of carrying them on.
+        # fresh noise overwrites the errors of the step before instead of carrying them on. The step
+        # is the sampler's own; it waits for the device once, when it copies the noise.
         latents = batch.pin(renoise_step(latents, velocity, sigma, next_sigma, generator))
     return latents
 

@@ -21,6 +21,24 @@ from turbotalk_core.sampling.steps import add_noise
 CONTEXT_LATENTS = 3  # InfiniteTalk: latent frames of 9 context frames
 
 
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to a device without waiting for the device.
+
+    A GPU copies from ordinary memory only after all earlier work, and the program waits for that.
+    A copy from pinned memory takes its turn in the GPU's queue.
+
+    Args:
+        tensor: tensor on any device.
+        device: target device.
+
+    Returns:
+        The tensor on the device.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Chunks of one length and size, with their conditions.
@@ -101,7 +119,7 @@ class Batch:
             tensor = getattr(self, field.name)
             keeps = field.name in ("latents_BCFHW", "pinned_BF")
             if tensor is not None:
-                tensor = tensor.to(device, None if keeps else dtype, non_blocking=True)
+                tensor = to_device(tensor if keeps or dtype is None else tensor.to(dtype), device)
             moved[field.name] = tensor
         return Batch(**moved)
 

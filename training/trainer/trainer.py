@@ -347,6 +347,8 @@ class Trainer:
                 sums[key] = sums.get(key, 0) + value.detach().float() / len(running)
         if role is None:
             return None
+        # An update waits for the device twice: for its terms, which must be finite before any
+        # weight changes, and for the norm of the gradient inside the optimiser's step.
         terms = ranks.mean_scalars(sums)
         self._guard.check(step, terms)
         # If the loss is not finite, the gradient is neither, and the engine keeps the weights.
@@ -374,6 +376,7 @@ class Trainer:
         if self.recipe.engine.activations != "offload":
             return nullcontext()
         # Of a recomputed block only the inputs are stored and so moved; of all else, every tensor.
+        # The copy to the CPU waits for the device, because the GPU's memory is freed at once.
         return torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
 
     @contextmanager

@@ -181,6 +181,8 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
         with torch.device("meta"):
             model = UMT5EncoderModel(config)
         model.load_state_dict(renamed, assign=True)
+        # One parameter again: two that share memory would each be copied to a GPU.
+        model.set_input_embeddings(model.shared)
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
             f"this is no complete umT5 text encoder ({error}); get Wan 2.1's own, "

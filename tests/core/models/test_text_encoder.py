@@ -49,6 +49,13 @@ def test_both_spellings_are_one_network(
     assert torch.equal(build_text_encoder(respelt)(*told), encoder(*told))
 
 
+def test_the_embedding_is_one_parameter_and_moves_once(weights: dict[str, Tensor]) -> None:
+    model = build_text_encoder(weights).model
+    torch.nn.Module.to(model, torch.float64)
+    embeddings = [w for w in model.parameters() if w.shape == weights["shared.weight"].shape]
+    assert len({weight.data_ptr() for weight in embeddings}) == 1
+
+
 def test_padding_is_not_attended_to(figures: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     encoder = build_text_encoder(weights)
     ids, mask = figures["ids"], figures["mask"]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from training.engine.optimizers import Average, Optimizers, check_norm, rate_factor
+import training.engine.optimizers
+from training.engine.optimizers import Average, Muon, Optimizers, check_norm, rate_factor
 
 
 def _layer(value: float) -> nn.Linear:
@@ -214,3 +215,35 @@ def test_a_run_stops_at_a_gradient_that_is_no_number(value: float) -> None:
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         check_norm(optimizers.step(1.0, 1.0))
     check_norm(1.0)
+
+
+@pytest.mark.parametrize("largest", [1, 24, 10**9])
+def test_muon_steps_equal_matrices_together_or_apart(
+    largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = [nn.Parameter(torch.randn(3, 4, generator=generator)) for _ in range(5)]
+    for matrix in matrices:
+        matrix.grad = torch.randn(3, 4, generator=generator)
+    calls: list[int] = []
+    alone = []
+    for matrix in matrices:
+        (copied,) = copy.deepcopy([matrix])
+        copied.grad = matrix.grad
+        Muon([copied], 0.1, 0.01).step()
+        alone.append(copied)
+    compute = Muon.orthogonalize
+    monkeypatch.setattr(training.engine.optimizers, "STACK_SIZE", largest)
+    monkeypatch.setattr(Muon, "orthogonalize", lambda x: calls.append(len(x)) or compute(x))
+    Muon(matrices, 0.1, 0.01).step()
+    assert calls == {1: [1] * 5, 24: [2, 2, 1], 10**9: [5]}[largest]
+    torch.testing.assert_close(matrices, alone)
+
+
+def test_a_state_from_another_device_keeps_the_kernels_of_this_one() -> None:
+    settings = {"rate": 0.1, "betas": (0.0, 0.9), "weight_decay": 0.0}
+    ours, theirs = (Optimizers(dict(_layer(1.0).named_parameters()), **settings) for _ in range(2))
+    state = copy.deepcopy(theirs.state_dict())
+    state[0]["param_groups"][0]["fused"] = True  # as a GPU wrote it
+    ours.load_state_dict(state)
+    assert not ours.optimizers[0].param_groups[0]["fused"]

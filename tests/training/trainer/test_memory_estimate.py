@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.tiny_networks import TEXT_WIDTH, make_model
+from tests.training.tiny_networks import make_batch, make_model
 from tests.training.toy import Net
-from training.engine.engine import EngineSettings, PlainEngine
+from training.engine.engine import EngineSettings, PlainEngine, Precision
 from training.recipe import ClipShape, EngineChoice, Recipe, load_recipe
 from training.train import make_methods, network_kind
 from training.trainer.memory_estimate import (
     GIB,
     Counts,
     GraphBytes,
+    StateBytes,
     count_graph,
     count_parameters,
     count_saved,
     describe_run,
     estimate_graphs,
     estimate_states,
+    estimate_update,
+    sum_states,
 )
 from training.trainer.roles import RoleBuilder
 
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+OPTIMIZERS: tuple[Literal["adamw", "muon"], ...] = ("adamw", "muon")
 ZERO = EngineChoice(kind="deepspeed", precision="bfloat16", num_ranks=8)
 
 
@@ -41,15 +48,18 @@ def test_parameters_are_counted() -> None:
     net = Net(2)
     net.enter.requires_grad_(False)
     counts = count_parameters(net)
-    assert counts == Counts(all=48 + 2 * 72 + 16, trained=2 * 72 + 16, block=72, outside=64)
+    assert counts == Counts(
+        all=48 + 2 * 72 + 16, trained=2 * 72 + 16, matrices=2 * 64, block=72, outside=64
+    )
 
 
 def test_the_plain_engine_takes_what_is_estimated() -> None:
     net = Net(2)
-    for precision in ("float32", "bfloat16"):
-        engine = PlainEngine(net, EngineSettings(precision=precision, ema_decay=0.9))
+    for precision, optimizer in itertools.product(PRECISIONS, OPTIMIZERS):
+        settings = EngineSettings(precision=precision, optimizer=optimizer, ema_decay=0.9)
+        engine = PlainEngine(net, settings)
         engine.backward(engine(torch.ones(1, 5)).sum())
-        choice = EngineChoice(precision=precision)
+        choice = EngineChoice(precision=precision, optimizer=optimizer)
         states = estimate_states(count_parameters(net), choice, averages=True)
         weights = sum(w.nbytes for w in net.parameters())
         gradients = sum(w.grad.nbytes for w in net.parameters() if w.grad is not None)
@@ -115,25 +125,51 @@ def test_attention_keeps_no_scores() -> None:
 def test_a_graph_is_counted_block_by_block() -> None:
     model = make_model(num_layers=5)
     clip = ClipShape(num_frames=13, height=32, width=48, num_text_tokens=5, num_image_tokens=0)
-    graph = count_graph(model.dit.config, 2, clip, 3, "float32")
+    graph = count_graph(model, lambda small: small, clip, 3, "float32")
     tokens = 4 * 2 * 3
     assert graph.inputs == 3 * tokens * 24 * 4
     assert graph.num_layers == 5
     with torch.device("meta"):
-        whole = make_model(num_layers=5).dit
-        shape = (3, 16, 4, 4, 6)
-        saved = count_saved(
-            whole,
-            lambda: whole(
-                torch.zeros(shape),
-                torch.zeros(3),
-                torch.zeros(3, 20, 4, 4, 6),
-                text_BND=torch.zeros(3, 5, TEXT_WIDTH),
-                audio_BFND=torch.zeros(3, 4, 2, 6),
-            ),
-        )
+        whole = make_model(num_layers=5)
+        batch = make_batch(3).to("meta")
+        saved = count_saved(whole, lambda: whole(batch.latents_BCFHW, torch.zeros(3), batch))
     assert graph.kept("keep") == saved
     assert graph.kept("recompute") == graph.rest + 5 * graph.inputs
+
+
+def test_a_graph_of_the_latents_alone_keeps_no_inputs_of_layers() -> None:
+    clip = ClipShape(num_frames=13, height=32, width=48, num_text_tokens=5, num_image_tokens=0)
+    trained, scoring = (
+        count_graph(make_model(), lambda small: small, clip, 1, "float32", trains=trains)
+        for trains in (True, False)
+    )
+    assert trained.inputs == scoring.inputs
+    assert scoring.inside < 0.8 * trained.inside
+
+
+def test_autocast_keeps_its_copies_of_the_weights() -> None:
+    layer = nn.Linear(3, 5)
+    inputs = torch.ones(2, 3, requires_grad=True)
+    half = 2
+    kept = count_saved(layer, lambda: layer(inputs), is_mixed=True)
+    assert kept == half * (inputs.numel() + layer.weight.numel())
+
+
+def test_the_plain_engine_has_one_gradient_at_a_time_and_zero_has_all() -> None:
+    states = StateBytes(weights=1, gradients=12, optimizer=2, average=3, buffers=20)
+    graph = GraphBytes(inputs=1, inside=4, rest=2, num_layers=3)
+    plain = Recipe(engine=EngineChoice(activations="recompute"))
+    zero = Recipe(engine=replace(ZERO, activations="recompute"))
+    assert (sum_states([states] * 2, plain.engine), sum_states([states] * 2, ZERO)) == (12, 76)
+
+    def estimate(recipe: Recipe, states: StateBytes = states, *, accumulates: bool = False) -> int:
+        return estimate_update(states, [graph], recipe, accumulates=accumulates).device
+
+    started, ended = 2 + 3 * 1 + 4, 2 + 1 + 4 + 12 * 2 / 3
+    assert estimate(zero) == started
+    assert estimate(plain, replace(states, buffers=0)) == ended
+    assert estimate(plain, replace(states, buffers=0), accumulates=True) == started + 12
+    assert estimate(plain) == 20  # float32 gradients, after the graph
 
 
 def test_graphs_that_are_alive_together_add_up() -> None:
@@ -143,7 +179,8 @@ def test_graphs_that_are_alive_together_add_up() -> None:
         estimate_graphs([one, other], kind) for kind in ("keep", "recompute", "offload")
     )
     assert (keep.device, keep.cpu) == (5 + 4 * 30 + 3 + 2 * 20, 0)
-    assert (recompute.device, recompute.cpu) == (5 + 4 * 2 + 3 + 2 * 1 + 30, 0)
+    # The second graph is freed before the first one's blocks are computed again.
+    assert (recompute.device, recompute.cpu) == (max(5 + 4 * 2 + 3 + 2 * 1 + 20, 5 + 4 * 2 + 30), 0)
     assert (offload.device, offload.cpu) == (30, 5 + 4 * 2 + 3 + 2 * 1)
 
 
