@@ -69,6 +69,24 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def check_letters(folder: Path) -> None:
+    """Check that safetensors can open files in a folder, whose path must be UTF-8.
+
+    Args:
+        folder: folder for weights or samples.
+
+    Raises:
+        OutputError: if it cannot.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(
+            f"the path {folder} is not UTF-8, and safetensors opens no file there; rename it, or "
+            "give another folder"
+        ) from error
+
+
 @contextmanager
 def hold_files(*paths: Path | None, picture: Path | None = None) -> Iterator[None]:
     """Hold the files that a command writes at its end, and check that it can.

@@ -35,7 +35,7 @@ from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, describe_latents, prepare_role
 from training.models.networks import TalkingModel
-from training.outputs import hold
+from training.outputs import check_letters, hold
 from training.recipe import ClipShape, Count, Natural, Recipe, WeightSource, load_recipe, parse
 from training.trainer.file_digests import digest_run
 from training.trainer.hooks import Hook
@@ -256,6 +256,7 @@ def hold_run(folder: Path, device: torch.device) -> Iterator[None]:
     with ExitStack() as stack:
         if ranks.rank() == 0:
             try:
+                check_letters(folder)
                 make_folder(folder)
                 stack.enter_context(hold(folder / LOCK, f"trains the run {folder}"))
             except OutputError as error:

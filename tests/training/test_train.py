@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import multiprocessing
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from tests.training.data.sets import make_sample, write_set
 from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG, make_networks
@@ -16,7 +19,7 @@ from training import train
 from training.data.footage import open_video
 from training.engine.checkpoint import read_weights
 from training.engine.log import read_log
-from training.recipe import load_recipe, store_recipe
+from training.recipe import DataSource, load_recipe, store_recipe
 from training.train import main
 from turbotalk_core.checkpoints.inspect import inspect
 from turbotalk_core.checkpoints.networks import load_dit, save_vae
@@ -264,3 +267,135 @@ def test_without_data_it_is_said(recipe_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     with pytest.raises(train.RecipeError, match="names no data"):
         train.open_data(load_recipe(str(recipe_path)))
+
+
+def _hold_until_killed(folder: Path, ready: Path) -> None:
+    with train.hold_run(folder, torch.device("cpu")):
+        ready.touch()
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_second_trainer_is_refused_and_the_first_is_untouched(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, ready = recipe_path.parent / "run", recipe_path.parent / "ready"
+    assert _run(recipe_path) == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    first = multiprocessing.get_context("forkserver").Process(
+        target=_hold_until_killed, args=(run, ready)
+    )
+    first.start()
+    try:
+        while not ready.exists():
+            assert first.is_alive()
+            time.sleep(0.01)
+        assert _run(recipe_path, "phases.one.steps=3") == train.REFUSED
+        error = capsys.readouterr().err
+        assert f"another process trains the run {run}" in error
+        assert error.count("\n") == 1
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+        other = ["--run", str(recipe_path.parent / "other")]
+        assert main([str(recipe_path), "phases.one.steps=0", *other]) == 0
+    finally:
+        first.kill()
+        first.join()
+    assert _run(recipe_path, "phases.one.steps=3") == 0
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3]
+
+
+def _join_and_hold(rank: int, folder: Path) -> None:
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    device = torch.device("cpu")
+    for name in ("free", "held"):
+        try:
+            with train.hold_run(folder / name, device):
+                (folder / f"{name}{rank}").write_text("entered")
+        except train.OutputError as error:
+            (folder / f"{name}{rank}").write_text(str(error))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_ranks_enter_a_run_or_none(tmp_path: Path) -> None:
+    with train.hold_run(tmp_path / "held", torch.device("cpu")):
+        start_processes(_join_and_hold, (tmp_path,), nprocs=2, start_method="forkserver")
+    texts = {path.name: path.read_text() for path in tmp_path.glob("*[01]")}
+    assert (texts["free0"], texts["free1"]) == ("entered", "entered")
+    assert "another process trains the run" in texts["held0"]
+    assert "rank 0 cannot hold" in texts["held1"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_a_line_and_the_run_goes_on(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("phases.one.steps=3", "checkpoints.every=1")
+    with monkeypatch.context() as patched:
+        save = torch.save
+
+        def fill(state: object, path: Path) -> None:
+            save(state, "/dev/full" if "00000002" in path.parts else path)
+
+        patched.setattr(torch, "save", fill)
+        assert _run(recipe_path, *changes) == train.REFUSED
+    error = capsys.readouterr().err
+    assert "the disk is full" in error
+    assert error.count("\n") == 1
+    run = recipe_path.parent / "run"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["00000001"]
+    assert _run(recipe_path, *changes) == 0
+    assert [line["step"] for line in read_log(run)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("phases.one.steps=.nan", "finite"),
+        ("phases.one.steps=100000000000000000000", "finite number of at most"),
+        ("phases.one.settings.student.learning_rate=1e999", "learning_rate is inf"),
+        ("engine.clip_norm=.inf", "clip_norm is inf"),
+        ("seed=99999999999999999999999999", "finite number of at most"),
+        ("average.decay=2", "less than or equal to 1"),
+        ("phases.one.extrapolation=.inf", "extrapolation is inf"),
+    ],
+)
+def test_numbers_beyond_all_sense_are_refused(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], change: str, message: str
+) -> None:
+    assert _run(recipe_path, change, "--dry-run") == train.REFUSED
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frame": 5}, "the nearest key is num_frames"),
+        ({"worst_tier": "x"}, "worst_tier is 'x'"),
+        ({"num_voices": -1}, "num_voices is -1"),
+    ],
+)
+def test_options_of_the_set_are_checked(
+    recipe_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], message: str
+) -> None:
+    monkeypatch.undo()
+    recipe = load_recipe(str(recipe_path))
+    source = DataSource(folder=recipe_path.parent, options=options)
+    with pytest.raises(train.RecipeError, match=message):
+        train.open_data(replace(recipe, data=source))
+
+
+@pytest.mark.parametrize("place", ["file", "folder\udcc4"])
+def test_a_folder_that_cannot_be_is_refused(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    (recipe_path.parent / "file").write_text("of the user")
+    run = ["--run", str(recipe_path.parent / place)]
+    assert main([str(recipe_path), *run]) == train.REFUSED
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1

@@ -43,6 +43,7 @@ def choose_record(folder: Path, key: str | None) -> Record:
         RequestError: if there is no such sample, or none at all.
         OutputError: if the set is damaged.
     """
+    read_settings(folder)
     records = read_manifest(folder)
     for record in records:
         if key in (None, record["key"]):
@@ -82,6 +83,7 @@ def decode_sample(
     """
     if clip not in CLIPS:
         raise RequestError(f"got the clip {clip!r}; choose one of {', '.join(CLIPS)}")
+    network = load_vae(vae)
     _check_vae(folder, vae)
     reader = ShardReader(folder)
     latents_CFHW = reader.read(record, f"{clip}_CFHW")
@@ -94,7 +96,7 @@ def decode_sample(
     mixed_S = (sound_PS / torch.iinfo(torch.int16).max).sum(0).clamp(-1, 1)
     return assemble(
         mp4,
-        _decode(load_vae(vae).to(device), latents_CFHW.float().to(device)),
+        _decode(network.to(device), latents_CFHW.float().to(device)),
         Waveform(samples_CS=mixed_S.unsqueeze(0), sample_rate=SAMPLE_RATE),
     )
 

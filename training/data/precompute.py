@@ -50,6 +50,7 @@ from training.data.shards import (
     write_tensors,
 )
 from training.data.shots import Shot, Source
+from training.outputs import check_letters
 from turbotalk_core.audio.conversation import encode_speech
 from turbotalk_core.audio.resample import to_mono_16k
 from turbotalk_core.checkpoints.audio_encoder import load_audio_encoder
@@ -182,6 +183,7 @@ def run_precompute(
         CheckpointError: if a model file cannot be used.
         OutputError: if a file cannot be written.
     """
+    check_letters(out)
     keys = source.keys
     if not keys or shard_samples < 1:
         raise RequestError(

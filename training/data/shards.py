@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from training.data.resumable_stage import SKIPPED, Record, read_records
+from training.outputs import check_letters
 from turbotalk_core.errors import MismatchError, OutputError
 from turbotalk_core.geometry import LATENT_CHANNELS, SPATIAL_STRIDE
 from turbotalk_core.safe_io.atomic import make_folder, write_bytes
@@ -188,7 +189,11 @@ class ShardReader:
 
         Args:
             folder: folder of the prepared set.
+
+        Raises:
+            OutputError: if its path is not UTF-8.
         """
+        check_letters(folder)
         self._folder = folder
         self._open = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
 

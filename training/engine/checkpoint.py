@@ -27,6 +27,8 @@ from turbotalk_core.errors import CheckpointError, OutputError
 from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, whole_file, write_text
 
 COMPLETE, STATE = "COMPLETE", "state.json"
+# In messages of torch's writer of files, which are of no type of their own.
+_TORCH_WRITER = ("inline_container", "iostream", "PytorchStreamWriter")
 NAMES = 8 * "[0-9]"  # other files in the folder are left alone
 
 
@@ -157,7 +159,7 @@ def _reports_disk_errors(path: Path) -> Iterator[None]:
         with reports_disk_errors(path, SafetensorError):
             yield
     except RuntimeError as error:
-        if "inline_container" not in str(error):  # the source file of torch's writer
+        if not any(name in str(error) for name in _TORCH_WRITER):
             raise
         raise OutputError(
             f"cannot write {path}: the disk is full or damaged; free some space, and the same "

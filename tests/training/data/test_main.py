@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from collections import Counter
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.family import build_vae
 from training.data.__main__ import _make_parser, _parse_sizes, main
 from training.data.precompute import NEGATIVE_PROMPT, EncoderFiles, run_precompute
 from training.data.reader import PreparedSet
 from training.data.shards import read_manifest
+from turbotalk_core.checkpoints.networks import save_vae
 from turbotalk_core.geometry import check_size
 
 from .conftest import MakeVideo
@@ -102,6 +105,52 @@ def test_videos_become_a_set_that_can_be_read(
     assert batch.latents_BCFHW.isfinite().all()
 
 
+def test_files_of_any_name_become_a_set(
+    tmp_path: Path,
+    make_video: MakeVideo,
+    model_files: EncoderFiles,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every stage, and an output in the folder of such a name, on a console with few letters."""
+    monkeypatch.setattr(sys, "stdout", open(1, "w", encoding="cp1252", closefd=False))  # noqa: SIM115
+    folder = os.fsdecode(b"\xc4\xe3")
+    source = make_video(tmp_path / "one.mp4", [(18, 0.2)])
+    names = [b"g\xc4\xe3.mp4", b"a\nb.mp4", b"-a.mp4", b" x .mp4", b"A.mp4", b"a.mp4", 251 * b"n"]
+    names += [name.encode() for name in ("😀.mp4", "é.mp4", "e\u0301.mp4", "\u202egpj.mp4")]
+    names[6] += b".mp4"
+    videos = tmp_path / folder
+    videos.mkdir()
+    for name in names:
+        (videos / os.fsdecode(name)).write_bytes(source.read_bytes())
+    (videos / os.fsdecode(b"g\xc4\xe3.txt")).write_text("A square.")
+    places = ["--videos", str(videos), "--set", str(videos / "set")]
+    prepared = tmp_path / "prepared"
+    encode = ["precompute", *places, *_models(model_files), "--size", "16x16", "--frames", "9"]
+    assert main(["split", *places, "--min-frames", "17"]) == 0
+    assert main(["filter", *places]) == 0
+    assert main([*encode, "--out", str(videos / "prepared")]) == 2  # before any work
+    assert main([*encode, "--out", str(prepared)]) == 0
+    records = read_manifest(prepared)
+    assert {record["video"] for record in records} == {os.fsdecode(name) for name in names}
+    assert [record["caption"] for record in records].count("A square.") == 1
+    batch = PreparedSet(prepared).batch(0, 0, rank=0, world_size=1, size=len(names))
+    assert batch.latents_BCFHW.isfinite().all()
+    key = os.fsdecode(b"g\xc4\xe3.mp4#0-18")
+    mp4 = videos / "sample.mp4"
+    look = ["inspect", str(prepared), "--key", key, "--vae", str(model_files.vae)]
+    assert main([*look, "--mp4", str(mp4)]) == 0
+    assert mp4.exists()
+    assert main(["inspect", str(prepared), "--key", "\udcc4"]) == 2
+    sys.stdout.flush()
+    output, error = capfdbinary.readouterr()
+    assert b"shots: 11 made" in output
+    assert b'key: "g\\udcc4\\udce3.mp4#0-18"' in output
+    assert rb"\udcc4\udce3/sample.mp4: 9 frames" in output
+    assert rb"\udcc4\udce3/prepared is not UTF-8" in error
+    assert rb"there is no sample '\udcc4'" in error
+
+
 @pytest.mark.usefixtures("_espeak")
 def test_avatars_become_a_set(
     tmp_path: Path, model_files: EncoderFiles, capsys: pytest.CaptureFixture[str]
@@ -132,6 +181,10 @@ PRECOMPUTE = "precompute --out p --vae v --encoder e"
         (f"{PRECOMPUTE} --videos v --set s --avatars 1", "either --videos"),
         (f"{PRECOMPUTE} --videos v --set s", "run the one before"),
         (f"{PRECOMPUTE} --avatars 1", "v"),
+        (f"{PRECOMPUTE} --avatars 1 --frames 193", "up to 189 frames"),
+        (f"{PRECOMPUTE} --avatars -1 --pairs 2", "-1 avatars"),
+        ("split --videos . --set s --captions nowhere.csv", "no mp4"),
+        ("inspect . --vae v --mp4 m.mp4", "cannot read"),
         (f"{PRECOMPUTE} --avatars 1 --frames 80", "80 frames"),
         (f"{PRECOMPUTE} --avatars 1 --tokenizer t", "give --text-encoder too"),
         (f"{PRECOMPUTE} --videos v --set s --size 100x64", "width 100"),
@@ -165,6 +218,43 @@ def test_threads_are_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", counts.append)
     assert main(["inspect", "nowhere", "--threads", "3"]) == 2
     assert counts == [3]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--device cuda:99", "which is not available; available: cpu"),
+        ("--device gpu", "which is not available"),
+        ("--device meta", "which is not available"),
+        ("--threads 100000", "from 1 to"),
+        ("--threads 0", "from 1 to"),
+    ],
+)
+def test_a_machine_that_is_not_there_is_refused(
+    option: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (f"{PRECOMPUTE} --avatars 1", "inspect nowhere"):
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), *option.split()])
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_another_vae_does_not_decode_a_set(
+    videos: Path, tmp_path: Path, model_files: EncoderFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, prepared = tmp_path / "set", tmp_path / "prepared"
+    places = ["--videos", str(videos), "--set", str(made)]
+    assert main(["split", *places, "--min-frames", "24", "--max-frames", "24"]) == 0
+    assert main(["filter", *places]) == 0
+    encode = ["precompute", *places, "--out", str(prepared), *_models(model_files)]
+    assert main([*encode, "--size", "16x16", "--frames", "9"]) == 0
+    other = tmp_path / "other.safetensors"
+    save_vae(other, build_vae(2), {})
+    mp4 = tmp_path / "a.mp4"
+    assert main(["inspect", str(prepared), "--vae", str(other), "--mp4", str(mp4)]) == 2
+    assert "was made with another VAE, vae.safetensors" in capsys.readouterr().err
+    assert not mp4.exists()
 
 
 def test_it_runs_as_a_program(

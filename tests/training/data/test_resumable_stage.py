@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from tests.forks import run_in_child
 from training.data.resumable_stage import (
     SETTINGS,
     SKIPPED,
     ItemLog,
     Work,
     attempt,
+    draw_number,
     fingerprint,
     fingerprint_files,
+    hold_stage,
     list_missing,
     open_stage,
     read_records,
@@ -143,6 +147,60 @@ class TestItemLog:
         path.write_text(path.read_text() + '{"no key": 1}\n')
         with pytest.raises(OutputError, match=r"line 2 of .*items-00-of-01\.jsonl is damaged"):
             read_records(tmp_path)
+        path.write_bytes(b'{"key": "\xff"}\n')
+        with pytest.raises(OutputError, match="line 1 of"):
+            read_records(tmp_path)
+
+
+def _hold(folder: Path, work: Work, *, overwrites: bool = False) -> None:
+    settings = {"size": 640 if overwrites else 480}
+    with hold_stage(folder, settings, replace(work, overwrites=overwrites)):
+        pass
+
+
+class TestProcesses:
+    HALF = Work(part=0, parts=2)
+
+    def test_the_same_part_is_refused_and_another_is_not(self, tmp_path: Path) -> None:
+        with hold_stage(tmp_path, {"size": 480}, self.HALF) as item_log:
+            item_log.append([{"key": "a"}])
+            before = item_log.before
+            assert run_in_child(_hold, tmp_path, self.HALF) == 1
+            assert run_in_child(_hold, tmp_path, Work(part=1, parts=2)) == 0
+            with pytest.raises(OutputError, match="works on part 0 of 2 in"):
+                _hold(tmp_path, self.HALF)
+            item_log.append([{"key": "b"}])
+            assert before == {}
+        assert list(read_records(tmp_path)) == ["a", "b"]
+        assert run_in_child(_hold, tmp_path, self.HALF) == 0
+
+    @pytest.mark.parametrize("other", [Work(), Work(part=1, parts=3)])
+    def test_another_division_of_the_work_is_refused(self, tmp_path: Path, other: Work) -> None:
+        with (
+            hold_stage(tmp_path, {"size": 480}, self.HALF),
+            pytest.raises(OutputError, match=r"on part 00-of-02 .* the same --parts"),
+        ):
+            _hold(tmp_path, other)
+        _hold(tmp_path, other)
+
+    def test_nothing_is_thrown_away_while_others_write_it(self, tmp_path: Path) -> None:
+        with hold_stage(tmp_path, {"size": 480}, Work(part=1, parts=2)) as item_log:
+            item_log.append([{"key": "a"}])
+            with pytest.raises(OutputError, match=r"on part 01-of-02 .* or stop it"):
+                _hold(tmp_path, self.HALF, overwrites=True)
+            assert list(read_records(tmp_path)) == ["a"]
+        _hold(tmp_path, self.HALF, overwrites=True)
+        assert read_records(tmp_path) == {}
+
+
+def test_names_of_any_bytes_are_keys(tmp_path: Path) -> None:
+    keys = [b"g\xc4\xe3.mp4".decode(errors="surrogateescape"), "a\nb.mp4", "-a.mp4", "\u2028"]
+    item_log = ItemLog(tmp_path, Work())
+    item_log.append({"key": key} for key in keys)
+    assert set(read_records(tmp_path)) == set(keys)
+    shares = [list_missing(keys, {}, Work(part=part, parts=2)) for part in range(2)]
+    assert sorted(shares[0] + shares[1]) == sorted(keys)
+    assert draw_number("a.mp4", "part") == 8432217690153293098
 
 
 class TestShares:

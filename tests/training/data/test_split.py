@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,6 @@ from training.data.split import (
     cut_pieces,
     find_cuts,
     find_scenes,
-    read_captions,
     run_split,
 )
 from turbotalk_core.errors import RequestError
@@ -70,25 +70,6 @@ def test_pieces_are_equal_and_tile_the_scene(start: int, length: int) -> None:
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(RequestError, match="10 to 9 frames"):
         SplitSettings(min_frames=10, max_frames=9)
-
-
-class TestCaptions:
-    def test_both_tables_say_the_same(self, tmp_path: Path) -> None:
-        (tmp_path / "a.csv").write_text('file,caption,rest\nx/a.mp4,"A woman, speaking",1\n')
-        (tmp_path / "a.jsonl").write_text(
-            '{"file": "x/a.mp4", "caption": "A woman, speaking "}\n\n'
-        )
-        for name in ("a.csv", "a.jsonl"):
-            assert read_captions(tmp_path / name) == {"x/a.mp4": "A woman, speaking"}
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [("a.csv", "name,caption\na,b\n"), ("a.jsonl", "{\n"), ("a.jsonl", "[1]\n")],
-    )
-    def test_other_tables_are_refused(self, tmp_path: Path, name: str, text: str) -> None:
-        (tmp_path / name).write_text(text)
-        with pytest.raises(RequestError, match="columns file and caption"):
-            read_captions(tmp_path / name)
 
 
 class TestRun:
@@ -162,3 +143,42 @@ class TestRun:
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(RequestError, match="no mp4, mkv or webm file"):
                 run_split(folder, tmp_path / "set", SETTINGS, Work())
+
+    def test_what_is_no_video_is_named(self, tmp_path: Path, make_video: MakeVideo) -> None:
+        folder = tmp_path / "videos"
+        make_video(folder / "one.mp4", [(12, 0.2)])
+        for name in ("one.txt", "a.srt", "b.SRT", "x\n.jpg", "README"):
+            (folder / name).write_text("no video")
+        (folder / "gone.mp4").symlink_to("nowhere")
+        (folder / "loop").symlink_to(".")
+        (folder / "link.mp4").symlink_to("one.mp4")
+        os.mkfifo(folder / "pipe.mov")
+        summary = run_split(folder, tmp_path / "set", SETTINGS, Work())
+        assert list(read_records(tmp_path / "set" / SCENES)) == ["link.mp4", "one.mp4"]
+        assert summary.lines() == [
+            "2 made, 0 were there",
+            "not taken:",
+            "  1 x .jpg, which is not read as a video (first: x\\n.jpg)",
+            "  2 x .srt, which is not read as a video (first: a.srt)",
+            "  1 x links to folders (first: loop)",
+            "  1 x links to nothing (first: gone.mp4)",
+            "  1 x no suffix, which is not read as a video (first: README)",
+            "  1 x pipes or devices (first: pipe.mov)",
+        ]
+        (folder / "one.mp4").unlink()
+        with pytest.raises(RequestError, match=r"no mp4, mkv or webm file .*2 x \.srt"):
+            run_split(folder, tmp_path / "set", SETTINGS, Work())
+
+    def test_other_suffixes_are_taken(self, tmp_path: Path, make_video: MakeVideo) -> None:
+        for name in ("a.mov", "b.M4V", "c.avi", "d.ts", "e.MP4"):
+            made = make_video(tmp_path / "one.mp4", [(12, 0.2)])  # read by content, not by suffix
+            (tmp_path / "videos").mkdir(exist_ok=True)
+            made.rename(tmp_path / "videos" / name)
+        summary = run_split(tmp_path / "videos", tmp_path / "set", SETTINGS, Work())
+        assert (summary.num_made, summary.skips, summary.left_out) == (5, {}, {})
+
+    def test_an_empty_caption_of_the_table_is_none(self, videos: Path, tmp_path: Path) -> None:
+        table = tmp_path / "captions.csv"
+        table.write_bytes(b"\xef\xbb\xbffile,caption\ncut.mp4\n")
+        run_split(videos, tmp_path / "set", SETTINGS, Work(), table)
+        assert read_records(tmp_path / "set" / SCENES)["cut.mp4"]["caption"] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,12 @@ from training.engine.checkpoint import (
     Checkpoints,
     RunState,
     is_complete,
+    mark_complete,
     read_weights,
     write_weights,
 )
 from training.engine.engine import EngineSettings, PlainEngine
-from turbotalk_core.errors import CheckpointError
+from turbotalk_core.errors import CheckpointError, OutputError
 
 
 def _state(step: int) -> RunState:
@@ -110,3 +113,89 @@ def test_missing_and_damaged_weights_are_refused(tmp_path: Path, content: bytes 
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match="a phase begins where an earlier one ended"):
         read_weights(path)
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_earlier_checkpoint_stays(
+    tmp_path: Path, engines: dict[str, PlainEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    whole = checkpoints.save(_state(1), engines)
+    with monkeypatch.context() as patched:
+        # torch's own error, of a device that is always full.
+        patched.setattr(torch, "save", partial(_save_elsewhere, torch.save))
+        with pytest.raises(OutputError, match=r"00000002: the disk is full .*free some space"):
+            checkpoints.save(_state(2), engines)
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+    assert checkpoints.find_newest() == (_state(1), whole)
+    after = checkpoints.save(_state(2), engines)
+    assert checkpoints.find_newest() == (_state(2), after)
+
+
+def _save_elsewhere(save: Callable[..., None], state: object, path: Path) -> None:
+    path.write_bytes(b"half of it")
+    save(state, "/dev/full")
+
+
+@pytest.mark.parametrize("call", ["write_text", "mkdir"])
+def test_other_errors_of_the_disk_end_in_a_sentence(
+    tmp_path: Path, engines: dict[str, PlainEngine], monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints.save(_state(1), engines)
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, call, fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        checkpoints.save(_state(2), engines)
+    assert [path.name for path in checkpoints.list_complete()] == ["00000001"]
+
+
+def test_an_error_that_is_none_of_the_disk_is_raised(
+    tmp_path: Path, engines: dict[str, PlainEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the ranks lost each other")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(RuntimeError, match="the ranks lost each other"):
+        Checkpoints(tmp_path, keep=1).save(_state(1), engines)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"step": 1}', b"\xff"])
+def test_a_damaged_state_is_refused(
+    tmp_path: Path, engines: dict[str, PlainEngine], content: bytes
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = checkpoints.save(_state(1), engines)
+    (path / COMPLETE).unlink()
+    (path / STATE).write_bytes(content)
+    mark_complete(path)
+    with pytest.raises(CheckpointError, match=r"delete .*00000001, and the run goes on"):
+        checkpoints.find_newest()
+
+
+@pytest.mark.parametrize("marker", ["", "{", "[1]", "null"])
+def test_a_damaged_marker_marks_nothing(
+    tmp_path: Path, engines: dict[str, PlainEngine], marker: str
+) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(_state(1), engines)
+    (path / COMPLETE).write_text(marker)
+    assert not is_complete(path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "zeros", "another file"])
+def test_damaged_weights_of_an_engine_are_refused(
+    tmp_path: Path, engines: dict[str, PlainEngine], damage: str
+) -> None:
+    path = Checkpoints(tmp_path, keep=1).save(_state(1), engines) / "student" / PlainEngine.FILE
+    data = path.read_bytes()
+    if damage == "flipped":
+        path.write_bytes(data[: len(data) // 2] + b"\xff" * 64 + data[len(data) // 2 + 64 :])
+    elif damage == "zeros":  # as after a power cut
+        path.write_bytes(bytes(len(data)))
+    else:
+        torch.save({"weights": 3}, path)
+    with pytest.raises(CheckpointError, match=r"plain\.pt is damaged .*delete .*00000001"):
+        engines["student"].load(path.parent)
