@@ -77,7 +77,7 @@ class VideoFrames(Sequence[Tensor]):
         self._name = "the video" if isinstance(source, BytesIO) else str(source)
         self._check_tables()
         with self._open() as (container, stream):
-            demuxed = [
+            packets = [
                 (packet.pts, packet.duration or 0)
                 for packet in container.demux(stream)
                 if packet.pts is not None and not packet.is_discard
@@ -86,13 +86,14 @@ class VideoFrames(Sequence[Tensor]):
             may_reorder = bool(stream.codec_context.has_b_frames)
             may_seek = container.format.name not in _COUNTED
             self._appearance = self._find_appearance(container, stream)
-        packets = sorted(demuxed)
+        is_in_order = all(now <= later for now, later in pairwise(packets))
+        packets.sort()
         if not packets or not time_base:
             raise ImageError(f"{self._name} shows no picture; give a video of at least one frame")
         # AVI stores no times. FFmpeg then gives the n-th packet the n-th time, and frames that are
         # stored in another order than shown come out with times out of order.
         self._lacks_times = False
-        self._lacks_times = may_reorder and demuxed == packets and self._are_times_mixed_up()
+        self._lacks_times = may_reorder and is_in_order and self._are_times_mixed_up()
         self._may_seek = may_seek and not self._lacks_times
         self._times = [pts for pts, _ in packets]
         self.first_second = self._times[0] * time_base

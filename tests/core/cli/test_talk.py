@@ -26,6 +26,7 @@ from tests.family import (
     save_image_encoder,
     save_text_encoder,
 )
+from tests.heif import make_tiled_photo
 from turbotalk_core.audio import conversation
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
 from turbotalk_core.checkpoints import inspect as inspect_module
@@ -218,6 +219,29 @@ def test_what_cannot_be_is_refused_in_one_line_and_leaves_nothing(
     assert talk(*arguments) == 2
     assert re.search(message, refusal(capsys))
     assert list(out.parent.iterdir()) == []
+
+
+def test_a_photo_in_tiles_is_refused_whatever_its_name(
+    talk: Talk, out: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("photo.heic", "photo.jpg", "photo.mp4"):
+        (tmp_path / name).write_bytes(make_tiled_photo())
+        assert talk("--image", tmp_path / name) == 2
+        assert re.search("photo in tiles .* convert it to JPEG or PNG", refusal(capsys))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_picture_that_is_too_large_is_not_taken_for_a_video(
+    talk: Talk,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: Path,
+) -> None:
+    monkeypatch.setattr("turbotalk_core.conditioning.reference.MAX_PIXELS", 9)
+    assert talk("--image", inputs / "face.png") == 2
+    message = refusal(capsys)
+    assert "too large" in message
+    assert "video" not in message
 
 
 def test_an_interrupt_leaves_no_half_file(
