@@ -3,6 +3,7 @@
 import os
 import struct
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -276,7 +277,7 @@ def test_all_orientations_are_applied(tmp_path: Path, suffix: str, orientation: 
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"picture.{suffix}"
-    lossless = {"lossless": True} if suffix == "webp" else {"quality": 100}
+    lossless: dict[str, Any] = {"lossless": True} if suffix == "webp" else {"quality": 100}
     Image.fromarray(stored).save(path, exif=exif, **lossless)
     transposes, flipped = UPRIGHT[orientation]
     expected = np.flip(stored.transpose(1, 0, 2) if transposes else stored, flipped)

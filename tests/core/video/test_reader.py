@@ -498,8 +498,15 @@ def test_colours_are_those_that_the_file_states(
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_shown_in_standard_range(transfer: int) -> None:
     grey = np.full((32, 48, 3), 130, dtype=np.uint8)
-    colors = {"color_trc": transfer, "color_primaries": 9, "colorspace": 9, "color_range": 1}
-    video = _write(grey, codec="libx264", layout="yuv420p10le", **colors)
+    video = _write(
+        grey,
+        codec="libx264",
+        layout="yuv420p10le",
+        color_trc=transfer,
+        color_primaries=9,
+        colorspace=9,
+        color_range=1,
+    )
     expected = tone_map(torch.full((32, 48, 3), 130 / 255), transfer)
     torch.testing.assert_close(VideoFrames(BytesIO(video))[0], expected, rtol=0, atol=0.02)
 
