@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import cache
 from importlib.metadata import version
 from io import SEEK_END
 from typing import Any, BinaryIO
@@ -66,10 +67,14 @@ def open_arguments(protocols: str) -> dict[str, Any]:
     Returns:
         Keyword arguments of ``av.open``. Titles need not be UTF-8, and are not used.
     """
-    parts = re.findall(r"\d+", version("av"))
-    is_safe = tuple(map(int, parts[:2])) >= _STREAM_OPTIONS_SINCE
-    name = "options" if is_safe else "container_options"
+    name = "options" if _can_pass_options_to_streams() else "container_options"
     return {name: media_options(protocols), "metadata_errors": "replace"}
+
+
+@cache
+def _can_pass_options_to_streams() -> bool:
+    parts = re.findall(r"\d+", version("av"))
+    return tuple(map(int, parts[:2])) >= _STREAM_OPTIONS_SINCE
 
 
 def check_tables(file: BinaryIO) -> None:

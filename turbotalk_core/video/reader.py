@@ -218,8 +218,10 @@ class VideoFrames(Sequence[Tensor]):
 
     def _are_times_mixed_up(self) -> bool:
         """Check whether the first frames are decoded with falling times."""
-        with self._open() as (container, stream):
-            times = [pts for pts, _ in islice(self._decode(container, stream), _PROBED)]
+        times: list[int] = []
+        # Damage is reported when the picture is needed.
+        with suppress(ImageError), self._open() as (container, stream):
+            times.extend(pts for pts, _ in islice(self._decode(container, stream), _PROBED))
         return any(now > later for now, later in pairwise(times))
 
     def _find_appearance(self, container: InputContainer, stream: VideoStream) -> Appearance:
