@@ -16,12 +16,19 @@ TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 WORKERS ?= 2
 PYTEST := $(PY) -m pytest --durations=20 --numprocesses=$(WORKERS) --dist=loadfile
 
-.PHONY: help demo test test-fast test-long lint clean espeak
+# The oldest PyAV that ComfyUI allows, and the tests of all that opens or writes media files.
+AV_FLOOR := $(VENV)/av-floor
+AV_TESTS := tests/core/audio/test_io.py tests/core/conditioning/test_reference.py \
+  tests/core/safe_io/test_media.py tests/core/test_hdr.py tests/core/video \
+  tests/training/data/test_footage.py
+
+.PHONY: help demo test test-fast test-long test-av-floor lint clean espeak
 
 help:
 	@echo "make demo   make out/demo.mp4 from a shipped portrait and voice, in a real ComfyUI"
 	@echo "make test   lint, types, import contracts, all tests but the long ones"
 	@echo "make test-fast  for daily work: no slow tests, no ComfyUI, no lint; under two minutes"
+	@echo "make test-av-floor  the tests of media files with the oldest PyAV that ComfyUI allows"
 	@echo "make test-long  the long tests: whole networks compiled, hours of sound"
 	@echo "make lint   style, types, docstrings and import contracts only"
 	@echo "make results  measure what training made: docs/results/distillation.md, continuation.md"
@@ -35,7 +42,7 @@ help:
 demo: $(VENV)/.run-ready
 	$(PY) -m tools.demo
 
-test: lint espeak
+test: lint espeak test-av-floor
 	$(PYTEST) --ignore=tests/nodes
 	host="$$($(PY) tools/comfy/download.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes
 
@@ -45,6 +52,10 @@ test-fast: $(VENV)/.dev-ready espeak
 test-long: $(VENV)/.dev-ready espeak
 	$(PYTEST) --ignore=tests/nodes -m long
 	host="$$($(PY) tools/comfy/download.py)"; COMFYUI_PATH="$$host" $(PYTEST) tests/nodes -m long
+
+test-av-floor: $(AV_FLOOR)/.made
+	PYTHONPATH=$(AV_FLOOR) $(PY) -c "import av; assert av.__version__.startswith('16.0'), av.__version__"
+	PYTHONPATH=$(AV_FLOOR) $(PYTEST) $(AV_TESTS)
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check
@@ -169,6 +180,9 @@ $(VENV)/.run-ready: $(VENV)/.made requirements.txt tools/comfy/download.py
 	host="$$($(PY) tools/comfy/download.py)"; \
 	$(PIP) $(TORCH) -r "$$host/requirements.txt" -r requirements.txt; touch $@; \
 	echo "environment: ComfyUI's and TurboTalk's requirements in $${SECONDS} s"
+
+$(AV_FLOOR)/.made: $(VENV)/.dev-ready
+	$(PIP) --no-deps --upgrade --target $(AV_FLOOR) 'av==16.0.*'; touch $@
 
 # What checks it, too.
 $(VENV)/.dev-ready: $(VENV)/.run-ready pyproject.toml

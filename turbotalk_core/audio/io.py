@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import AudioError, TurboTalkError
 from ..fingerprints import digest_file
 from ..geometry import FPS, MAX_FRAMES, MAX_SAMPLE_RATE, MAX_SAMPLES, SAMPLE_RATE, count_frames
-from ..safe_io.media import check_tables, media_options
+from ..safe_io.media import check_tables, open_arguments
 from ..safe_io.paths import is_file
 from ..sound import Sound
 from ..types import Waveform
@@ -239,11 +239,8 @@ def _open(path: str | Path) -> Iterator[InputContainer]:
         with Path(path).open("rb") as file:
             check_tables(file)
         # "file:" and the allowed protocols keep a playlist from opening a network address, and a
-        # file name with a colon from being taken for a protocol. Titles need not be UTF-8, and are
-        # not used.
-        with av.open(
-            f"file:{path}", options=media_options("file"), metadata_errors="replace"
-        ) as container:
+        # file name with a colon from being taken for a protocol.
+        with av.open(f"file:{path}", **open_arguments("file")) as container:
             if not container.streams.audio:
                 raise AudioError(
                     f"{path} has no audio stream; give a recording, or a video with sound"

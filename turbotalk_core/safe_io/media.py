@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import struct
+from functools import cache
+from importlib.metadata import version
 from io import SEEK_END
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 MAX_TABLES = 2**28  # bytes of all tables of an mp4; those of a day of film are a third
 MAX_BOXES = 2**20  # of an mp4; six days in fragments of a second have as many
@@ -18,6 +20,8 @@ CONTAINERS = (
     "gif", "m4v", "matroska", "mov", "mp3", "mpeg", "mpegts", "mpegvideo", "ogg", "tta", "w64",
     "wav", "wv",
 )  # fmt: skip
+
+_STREAM_OPTIONS_SINCE = (18, 1)  # version of PyAV, see open_arguments
 
 # Boxes of mp4 in which FFmpeg searches for further boxes, at any place.
 _NESTS = {
@@ -47,6 +51,30 @@ def media_options(protocols: str) -> dict[str, str]:
         "format_whitelist": ",".join(CONTAINERS),
         "max_pixels": str(MAX_PIXELS),
     }
+
+
+def open_arguments(protocols: str) -> dict[str, Any]:
+    """Return the arguments with which PyAV opens an untrusted file.
+
+    PyAV before 18.1 may crash if it passes options to streams: some formats, such as MPEG program
+    streams, show their streams only while they are read, when no memory for their options is left.
+    There, the options are those of the container alone. ``MAX_PIXELS`` then has to be set on each
+    decoder, as everywhere, but does not hold while the file is opened.
+
+    Args:
+        protocols: see ``media_options``.
+
+    Returns:
+        Keyword arguments of ``av.open``. Titles need not be UTF-8, and are not used.
+    """
+    name = "options" if _can_pass_options_to_streams() else "container_options"
+    return {name: media_options(protocols), "metadata_errors": "replace"}
+
+
+@cache
+def _can_pass_options_to_streams() -> bool:
+    parts = re.findall(r"\d+", version("av"))
+    return tuple(map(int, parts[:2])) >= _STREAM_OPTIONS_SINCE
 
 
 def check_tables(file: BinaryIO) -> None:

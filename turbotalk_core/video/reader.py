@@ -28,7 +28,7 @@ from torch import Tensor
 from ..errors import ImageError, TurboTalkError
 from ..fingerprints import digest_file
 from ..geometry import FPS, MAX_FRAMES, count_frames
-from ..safe_io.media import MAX_PIXELS, check_tables, media_options
+from ..safe_io.media import MAX_PIXELS, check_tables, media_options, open_arguments
 from ..safe_io.paths import is_file
 from .pixels import BT601, Appearance, guess_matrix
 
@@ -38,6 +38,9 @@ _PROBED = 33  # frames; twice as many as H.264 and H.265 reorder, and one
 # Brands of pictures in a file like mp4: HEIF with HEVC or AV1, ISO/IEC 23008-12.
 _PHOTO_BRANDS = ("mif1", "mif2", "msf1", "miaf", "heic", "heix", "heim", "heis", "avif", "avis")
 _EXTRAS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
+# MPEG program streams and bare streams state few times or none. FFmpeg counts on from the last one,
+# and is wrong after seeking.
+_COUNTED = ("mpeg", "mpegvideo", "m4v")
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore transparency
 
 
@@ -74,21 +77,24 @@ class VideoFrames(Sequence[Tensor]):
         self._name = "the video" if isinstance(source, BytesIO) else str(source)
         self._check_tables()
         with self._open() as (container, stream):
-            demuxed = [
+            packets = [
                 (packet.pts, packet.duration or 0)
                 for packet in container.demux(stream)
                 if packet.pts is not None and not packet.is_discard
             ]
             time_base, rate = stream.time_base, stream.average_rate
             may_reorder = bool(stream.codec_context.has_b_frames)
+            may_seek = container.format.name not in _COUNTED
             self._appearance = self._find_appearance(container, stream)
-        packets = sorted(demuxed)
+        is_in_order = all(now <= later for now, later in pairwise(packets))
+        packets.sort()
         if not packets or not time_base:
             raise ImageError(f"{self._name} shows no picture; give a video of at least one frame")
         # AVI stores no times. FFmpeg then gives the n-th packet the n-th time, and frames that are
         # stored in another order than shown come out with times out of order.
         self._lacks_times = False
-        self._lacks_times = may_reorder and demuxed == packets and self._are_times_mixed_up()
+        self._lacks_times = may_reorder and is_in_order and self._are_times_mixed_up()
+        self._may_seek = may_seek and not self._lacks_times
         self._times = [pts for pts, _ in packets]
         self.first_second = self._times[0] * time_base
         last_seconds = packets[-1][1] * time_base or 1 / (rate or Fraction(FPS))
@@ -179,7 +185,7 @@ class VideoFrames(Sequence[Tensor]):
         Decoding starts at the key frame before the first time, or at the beginning if the frame of
         that time is not found so: some formats cannot seek, or seek to a later frame.
         """
-        for seeks in (False,) if self._lacks_times else (True, False):
+        for seeks in (True, False) if self._may_seek else (False,):
             with self._open() as (container, stream):
                 if seeks:
                     with suppress(FFmpegError):
@@ -212,8 +218,10 @@ class VideoFrames(Sequence[Tensor]):
 
     def _are_times_mixed_up(self) -> bool:
         """Check whether the first frames are decoded with falling times."""
-        with self._open() as (container, stream):
-            times = [pts for pts, _ in islice(self._decode(container, stream), _PROBED)]
+        times: list[int] = []
+        # Damage is reported when the picture is needed.
+        with suppress(ImageError), self._open() as (container, stream):
+            times.extend(pts for pts, _ in islice(self._decode(container, stream), _PROBED))
         return any(now > later for now, later in pairwise(times))
 
     def _find_appearance(self, container: InputContainer, stream: VideoStream) -> Appearance:
@@ -260,12 +268,11 @@ class VideoFrames(Sequence[Tensor]):
         else:
             file, protocols = f"file:{source}", "file"
         try:
-            # Titles need not be UTF-8, and are not used.
-            options = media_options(protocols)
-            with av.open(file, "r", options=options, metadata_errors="replace") as container:
+            with av.open(file, "r", **open_arguments(protocols)) as container:
                 stream = self._choose_stream(container)
                 # for the decoder as well
-                stream.codec_context.options = {"max_pixels": options["max_pixels"]}
+                max_pixels = media_options(protocols)["max_pixels"]
+                stream.codec_context.options = {"max_pixels": max_pixels}
                 yield container, stream
         except TurboTalkError:
             raise
@@ -287,7 +294,7 @@ class VideoFrames(Sequence[Tensor]):
                 f"{self._name} is a photo in tiles (HEIC or AVIF), as phones save them, which "
                 "cannot be put together here; convert it to JPEG or PNG"
             )
-        if not shown:
+        if not shown and container.streams.audio:
             raise ImageError(f"{self._name} has sound alone; give a video with a picture")
         for stream in (*default, *shown):
             # PyAV opens no decoder for codecs that it does not know, and its methods then crash.

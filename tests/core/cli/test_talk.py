@@ -31,6 +31,7 @@ from tests.family import (
     save_text_encoder,
 )
 from tests.forks import start_in_child
+from tests.heif import make_tiled_photo
 from turbotalk_core.audio import conversation
 from turbotalk_core.audio.wav2vec2 import Wav2Vec2Encoder
 from turbotalk_core.checkpoints import inspect as inspect_module
@@ -466,6 +467,29 @@ def test_a_take_that_cannot_be_deleted_is_no_error(
     monkeypatch.setattr(cli_talk, "delete_take", refuse)
     assert talk() == 0
     assert out.exists()
+
+
+def test_a_photo_in_tiles_is_refused_whatever_its_name(
+    talk: Talk, out: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("photo.heic", "photo.jpg", "photo.mp4"):
+        (tmp_path / name).write_bytes(make_tiled_photo())
+        assert talk("--image", tmp_path / name) == 2
+        assert re.search("photo in tiles .* convert it to JPEG or PNG", refusal(capsys))
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_picture_that_is_too_large_is_not_taken_for_a_video(
+    talk: Talk,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: Path,
+) -> None:
+    monkeypatch.setattr("turbotalk_core.conditioning.reference.MAX_PIXELS", 9)
+    assert talk("--image", inputs / "face.png") == 2
+    message = refusal(capsys)
+    assert "too large" in message
+    assert "video" not in message
 
 
 def test_an_interrupt_leaves_no_half_file(

@@ -189,7 +189,9 @@ def _write(
     """
     file = BytesIO()
     with av.open(file, "w", format=container) as opened:
-        stream = cast(VideoStream, opened.add_stream(codec, rate=25))
+        # VP8 refuses transparency with its frames that are never shown.
+        options = {"auto-alt-ref": "0"} if codec == "libvpx" else {}
+        stream = cast(VideoStream, opened.add_stream(codec, rate=25, options=options))
         stream.height, stream.width = pixels_HWC.shape[:2]
         stream.pix_fmt = layout
         for name, value in context.items():
@@ -233,7 +235,7 @@ def test_a_matrix_that_turns_nothing_is_harmless(numbers: tuple[float, ...]) -> 
 
 
 @pytest.mark.parametrize(
-    ("container", "codec"), [("mp4", "mpeg4"), ("mov", "libx264"), ("webm", "libvpx-vp9")]
+    ("container", "codec"), [("mp4", "mpeg4"), ("mov", "libx264"), ("matroska", "libx264")]
 )
 @pytest.mark.parametrize(
     ("aspect", "size"), [(Fraction(4, 3), (32, 64)), (Fraction(1, 2), (64, 48))]
@@ -456,7 +458,7 @@ def test_the_first_picture_need_not_be_at_zero(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("container", "codec"),
-    [("mp4", "libx264"), ("matroska", "libx264"), ("webm", "libvpx-vp9"), ("mov", "libx265")],
+    [("mp4", "libx264"), ("matroska", "libx264"), ("webm", "libvpx-vp9"), ("mov", "libx264")],
 )
 @pytest.mark.parametrize("matrix", [1, 5, 9])  # ISO/IEC 23091-2 table 4
 @pytest.mark.parametrize("color_range", [1, 2])  # limited, full
@@ -475,11 +477,7 @@ def test_colours_are_those_that_the_file_states(
     levels += [128 + (255 if is_full else 224) * chroma for chroma in (blue, red)]
     file = BytesIO()
     with av.open(file, "w", format=container) as opened:
-        options = {
-            "libvpx-vp9": {"lossless": "1"},
-            "libx264": {"crf": "0"},
-            "libx265": {"crf": "0", "x265-params": "log-level=none"},
-        }[codec]
+        options = {"libvpx-vp9": {"lossless": "1"}, "libx264": {"crf": "0"}}[codec]
         stream = cast(VideoStream, opened.add_stream(codec, rate=25, options=options))
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, color_range
@@ -496,8 +494,15 @@ def test_colours_are_those_that_the_file_states(
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_shown_in_standard_range(transfer: int) -> None:
     grey = np.full((32, 48, 3), 130, dtype=np.uint8)
-    colors = {"color_trc": transfer, "color_primaries": 9, "colorspace": 9, "color_range": 1}
-    video = _write(grey, codec="libx264", layout="yuv420p10le", **colors)
+    video = _write(
+        grey,
+        codec="libx264",
+        layout="yuv420p10le",
+        color_trc=transfer,
+        color_primaries=9,
+        colorspace=9,
+        color_range=1,
+    )
     expected = tone_map(torch.full((32, 48, 3), 130 / 255), transfer)
     torch.testing.assert_close(VideoFrames(BytesIO(video))[0], expected, rtol=0, atol=0.02)
 
@@ -536,6 +541,7 @@ def _write_reordered(container: str, codec: str = "libx264", *, first: int = 0) 
         options = options if codec == "libx264" else {"bf": "2", "g": "12"}
         stream = cast(VideoStream, opened.add_stream(codec, rate=25, options=options))
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.bit_rate = 4_000_000
         for number in range(50):
             pixels_HWC = np.full((32, 48, 3), 4 * number, dtype=np.uint8)
             pixels_HWC[:4, number % 40 : number % 40 + 8] = 255
@@ -611,7 +617,7 @@ def _write_streams(container: str, defaults: Sequence[bool]) -> BytesIO:
         for is_default in defaults:
             stream = cast(VideoStream, opened.add_stream("mpeg4", rate=25))
             stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
-            stream.disposition = Disposition.default if is_default else Disposition(0)
+            stream.disposition = Disposition.default.value if is_default else 0  # pyright: ignore
         for number, stream in enumerate(opened.streams.video):
             pixels_HWC = np.full((32, 48, 3), 60 * number, dtype=np.uint8)
             for _ in range(3):
@@ -635,10 +641,10 @@ def test_of_several_videos_the_default_is_shown(
 
 def test_a_cover_is_no_video() -> None:
     file = BytesIO()
-    with av.open(file, "w", format="ipod") as opened:
+    with av.open(file, "w", format="mp4") as opened:
         cover = cast(VideoStream, opened.add_stream("mjpeg", rate=1))
         cover.width, cover.height, cover.pix_fmt = 48, 32, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value  # pyright: ignore
         sound = cast(AudioStream, opened.add_stream("aac", rate=16_000, layout="mono"))
         opened.mux(cover.encode(av.VideoFrame.from_ndarray(_corners())))
         opened.mux(cover.encode(None))
@@ -648,6 +654,7 @@ def test_a_cover_is_no_video() -> None:
         silence.sample_rate, silence.pts = 16_000, 0
         opened.mux(sound.encode(silence))
         opened.mux(sound.encode(None))
+    file.seek(0)
     with av.open(file) as opened:
         assert opened.streams.video[0].disposition & Disposition.attached_pic
     with pytest.raises(ImageError, match="has sound alone"):
@@ -697,5 +704,5 @@ def test_a_photo_is_turned() -> None:
 def test_of_a_photo_in_tiles_none_is_shown(tmp_path: Path, name: str, num_tiles: int) -> None:
     path = tmp_path / name
     path.write_bytes(make_tiled_photo(num_tiles))
-    with pytest.raises(ImageError, match="photo in tiles .*convert it to JPEG or PNG"):
+    with pytest.raises(ImageError, match=r"photo in tiles .*convert it to JPEG or PNG"):
         VideoFrames(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -116,3 +117,57 @@ def test_what_is_missing_is_told(tmp_path: Path, make_video: MakeVideo) -> None:
         read_sound(mute)
     with pytest.raises(ImageError, match="no video at"):
         open_video(tmp_path / "gone.mp4")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        ((1, 0, 0, 1), (0, 0)),
+        ((-1, 0, 0, 1), (0, 1)),
+        ((-1, 0, 0, -1), (1, 1)),
+        ((1, 0, 0, -1), (1, 0)),
+        ((0, 1, 1, 0), (0, 0)),
+        ((0, 1, -1, 0), (0, 1)),
+        ((0, -1, -1, 0), (1, 1)),
+        ((0, -1, 1, 0), (1, 0)),
+    ],
+)
+def test_pictures_are_turned_and_mirrored_as_a_player_shows_them(
+    tmp_path: Path, orientation: tuple[int, ...], turned: tuple[int, int]
+) -> None:
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        assert isinstance(video, VideoStream)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+        pixels[:16, :16] = 255  # upper left
+        for _ in range(3):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(video.encode(None))
+    data = path.read_bytes()
+    # The matrix of a track header, ISO/IEC 14496-12, 8.3.2.
+    a, b, c, d = (number << 16 for number in orientation)
+    start = data.find(b"tkhd") + 4 + 40
+    matrix = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:start] + matrix + data[start + 36 :])
+    corners = show(path, 0, 1, 32, 32)[0, 0, 8::16, 8::16] > 0
+    expected = torch.zeros(2, 2, dtype=torch.bool)
+    expected[turned] = True
+    assert torch.equal(corners, expected)
+
+
+def test_pixels_that_are_not_square_keep_their_shape(tmp_path: Path) -> None:
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        assert isinstance(video, VideoStream)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"
+        video.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        pixels = np.zeros((32, 48, 3), dtype=np.uint8)
+        pixels[:, 12:36] = 255  # a square, when it is shown
+        for _ in range(3):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels)))
+        container.mux(video.encode(None))
+    assert open_video(path)[0].shape == (32, 64, 3)
+    assert show(path, 0, 1, 32, 32)[0, 0, 16, 2:30].min() > 0.8  # its middle is the square
