@@ -341,7 +341,7 @@ def test_a_picture_with_damaged_exif_is_read(tmp_path: Path, suffix: str, exif: 
     [
         (b"iCCP", b"name\0\0not zlib"),
         (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation='\xff"),
-        (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="77"/>'),
+        (b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="9"/>'),
         (b"zTXt", b"title\0\0not zlib"),
     ],
 )
