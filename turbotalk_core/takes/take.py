@@ -425,6 +425,8 @@ def lock_take(folder: Path) -> Iterator[None]:
         OutputError: if the folder contains files of no take, another program has the lock, or the
             file system refuses.
     """
+    with required_for("a take on disk"):  # before the folder is created
+        import filelock  # noqa: F401
     with reports_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if unknown := _find_unknown_files(folder):
