@@ -1,7 +1,6 @@
 """The host's model, with our patches, on a fake CUDA device."""
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch

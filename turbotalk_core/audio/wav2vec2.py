@@ -185,6 +185,7 @@ class Wav2Vec2Encoder:
 
         hook = self.model.feature_extractor.register_forward_hook(resample)
         try:
+            # One copy, which waits for the device, per sound or section.
             output = self.model(waveforms_BS.to(weight), output_hidden_states=True)
         finally:
             hook.remove()

@@ -55,6 +55,7 @@ def take_windows(features: FeatureRows, chunk: Chunk) -> AudioWindows:
     needed = torch.cat((first_K, later_FK.flatten()))
     start = int(needed.min())
     rows_TLD = features.rows(start, int(needed.max()) + 1)
+    # Where features are on a device, it waits for the two index tensors, per voice and chunk.
     return AudioWindows(first_KLD=rows_TLD[first_K - start], later_FKLD=rows_TLD[later_FK - start])
 
 

@@ -62,7 +62,7 @@ class TextEncoder:
         Returns:
             [B, N, D] in the weights' dtype. Wan uses the rows of tokens, not those of padding.
         """
-        device = self.model.device
+        device = self.model.device  # it waits for two small copies per prompt
         output = self.model(input_ids=ids_BN.to(device), attention_mask=mask_BN.to(device))
         return output.last_hidden_state
 

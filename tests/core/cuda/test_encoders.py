@@ -55,7 +55,12 @@ def test_a_voice_is_encoded_on_the_device_up_to_its_tokens(in_sections: bool) ->
             assert tokens_FND.shape == (3, 32, 768)
             assert (tokens_FND.device.type, tokens_FND.dtype) == ("cuda", torch.bfloat16)
         places = cuda.places()
-    print(places)
+    gather = Counter({"audio/windows.py take_windows": 2})
+    if in_sections:  # one section
+        moments = {"audio/normalization.py normalized_by": 3, "audio/normalization.py <genexpr>": 2}
+        assert places == gather + Counter(moments) + Counter({"audio/wav2vec2.py hidden_states": 1})
+    else:  # the voice, and the silence after it
+        assert places == gather + Counter({"audio/wav2vec2.py hidden_states": 2})
 
 
 @pytest.mark.slow
@@ -80,7 +85,10 @@ def test_a_prompt_is_encoded_on_the_device(tmp_path: Path) -> None:
     assert type(text_BND) is torch.Tensor
     assert (text_BND.device.type, text_BND.dtype) == ("cpu", torch.float32)
     assert text_BND.shape[::2] == (1, 4096)
-    print(places)
+    assert places == {
+        "models/text_encoder.py __call__": 2,
+        "models/text_encoder.py encode_prompt": 1,
+    }
 
 
 @pytest.mark.slow
