@@ -52,7 +52,8 @@ def test_both_spellings_are_one_network(
 def test_the_embedding_is_one_parameter_and_moves_once(weights: dict[str, Tensor]) -> None:
     model = build_text_encoder(weights).model
     torch.nn.Module.to(model, torch.float64)
-    embeddings = [w for w in model.parameters() if w.shape == weights["token_embedding.weight"].shape]
+    embeddings = (model.shared.weight, model.get_input_embeddings().weight)
+    embeddings += (model.encoder.get_input_embeddings().weight,)
     assert len({weight.data_ptr() for weight in embeddings}) == 1
 
 

@@ -90,7 +90,7 @@ def test_a_shot_is_encoded_on_the_device_and_ends_on_the_cpu(files: EncoderFiles
     # Frames go to the device and latents and tokens come back, once each; nothing is needed again.
     assert by_file == {
         "models/vae.py": 3,  # two clips and the reference
-        "models/image_encoder.py": 4,  # the picture, its mean and deviation, and the tokens
+        "models/image_encoder.py": 3,  # the picture, its statistics, and the tokens
         "models/text_encoder.py": 3,
         "training/data/precompute.py": 5,  # four tensors of latents, and the length of one
     }

@@ -177,7 +177,7 @@ def test_two_speakers_in_one_picture_share_a_step() -> None:
         waits = Run(cuda, recipe, **voices).step(0).waits - FIRST_CALL
     speakers = waits - _waits()
     assert all(place.startswith("models/") for place in speakers)
-    assert sum(speakers.values()) == 3  # per network call, not per block
+    assert sum(speakers.values()) == 2  # per network call, not per block
 
 
 def test_a_batch_moves_without_a_wait_and_keeps_its_dtypes() -> None:
