@@ -32,6 +32,7 @@ from turbotalk_core.geometry import IMAGE_TOKENS, TEXT_LENGTH
 from turbotalk_core.safe_io.atomic import make_folder, write_text
 
 LARGEST_NUMBER = 2**63 - 1  # of 64 bits
+LEARNING = ("learning_rate", "betas", "weight_decay")  # of a role; they may change in a run
 MAX_VALUES = 100_000  # values of a recipe or a study, with aliases expanded
 FOLDER = Path(__file__).parent / "recipes"
 RECIPE = "recipe.yaml"  # in the folder of a run
@@ -119,7 +120,7 @@ class EngineChoice:
         zero_stage: what DeepSpeed divides: 1 optimiser states, 2 also gradients, 3 also weights.
         offload: what DeepSpeed keeps in the CPU's memory: none, optimizer, weights (and optimizer).
         precision: precision of weights and gradients; mixed is float32 with network calls in
-            bfloat16 (plain only).
+            bfloat16, except those of a discriminator (plain only).
         activations: what is kept for the backward pass: keep (everything), recompute (the inputs of
             blocks, whose insides are recomputed), or offload (those inputs, in the CPU's memory).
         optimizer: adamw, or muon for the matrices of blocks (plain only).
@@ -145,10 +146,13 @@ class RateSchedule:
     Attributes:
         kind: constant, or cosine down to one fiftieth.
         num_warmup_steps: steps of linear growth at the start.
+        without_warmup: roles that begin with the peak rate. A discriminator starts with an output
+            of zero and must be ahead of the student.
     """
 
     kind: Literal["constant", "cosine"] = "constant"
     num_warmup_steps: Natural = 0
+    without_warmup: tuple[str, ...] = ("discriminator",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +162,7 @@ class AverageChoice:
     Attributes:
         roles: roles that keep an average.
         decay: fraction of the average that remains per update.
-        start: number of updates of a role before its average begins.
+        start: steps of a phase before the averages begin, whatever the number of updates in them.
     """
 
     roles: tuple[str, ...] = ("student", "teacher")
@@ -180,6 +184,49 @@ class CheckpointChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationChoice:
+    """Validation while the run trains; see ``training.trainer.validation``.
+
+    Attributes:
+        folder: prepared set of clips that are not trained on.
+        every: steps between two validations; the end of a phase is one, too.
+        clips: number of clips, the same ones each time.
+        vae: the VAE of the set, to write samples as videos; null measures the loss alone.
+        steps: steps of a teacher's samples; a student has its own number.
+    """
+
+    folder: Path
+    every: Count = 100
+    clips: Count = 2
+    vae: Path | None = None
+    steps: Count = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GapSeenAndClosed:
+    """End of an adversarial phase: the discriminator has found a difference, the student closed it.
+
+    The logit gap, real minus student, is averaged over the last ``window`` steps.
+
+    Attributes:
+        seen: the average must have been above this value,
+        closed: and be at most this value afterwards.
+        window: number of steps of the average.
+    """
+
+    seen: Annotated[float, Gt(0)] = 0.05
+    closed: float = 0.02
+    window: Count = 20
+
+    def __post_init__(self) -> None:
+        if self.closed >= self.seen:
+            raise RecipeError(
+                f"got a phase that ends at a logit gap of {self.closed:g} after one above "
+                f"{self.seen:g}; closed must be smaller than seen"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     """Part of a run; its networks continue from the end of the phase before.
 
@@ -196,6 +243,7 @@ class Phase:
             update its direction is good, but its distance from the start too short.
             Source: ExPO, arXiv 2404.16792 [inferred: there between two stages of alignment].
         ships_with: settings for the metadata of these files, named as in a request.
+        ends: condition that ends the phase before its last step; null for none.
     """
 
     method: str
@@ -206,6 +254,7 @@ class Phase:
     exports: str | None = None
     extrapolation: Annotated[float, Ge(1)] = 1.0
     ships_with: Mapping[str, Any] = field(default_factory=dict)
+    ends: GapSeenAndClosed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +273,10 @@ class Recipe:
         checkpoints: when checkpoints are written.
         guard: limits of the divergence check.
         phases: phases by name, in order.
+        salt: change it in a run that meets a term that is not finite again and again: noise, noise
+            levels and random decisions are other ones from the resumed step on. The order of the
+            samples stays.
+        validate: validation on held-out clips; null for none.
     """
 
     seed: Natural = 0
@@ -237,6 +290,8 @@ class Recipe:
     checkpoints: CheckpointChoice = field(default_factory=CheckpointChoice)
     guard: GuardSettings = field(default_factory=GuardSettings)
     phases: Mapping[str, Phase] = field(default_factory=dict)
+    salt: Natural = 0
+    validate: ValidationChoice | None = None
 
     @property
     def num_steps(self) -> int:
@@ -246,9 +301,10 @@ class Recipe:
     def fingerprint(self, phase: int) -> str:
         """Compute a digest of the settings that decided the weights so far.
 
-        A run can resume from a checkpoint only if the digests are equal. The digest leaves out the
-        data source, the distribution over ranks, the numbers of steps, checkpoint and divergence
-        settings, later phases, and settings that take effect when the current phase ends.
+        A run can resume from a checkpoint only if the digests are equal. The digest leaves out
+        files, whose content is compared instead, the distribution over ranks, the numbers of
+        steps, checkpoint and divergence settings, later phases, settings that take effect when the
+        current phase ends, and those of ``list_changeable``.
 
         Args:
             phase: number of the run's current phase.
@@ -258,19 +314,42 @@ class Recipe:
         """
         plain = to_plain(self)
         plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
-        for key in ("checkpoints", "guard", "data"):
+        for key in ("checkpoints", "guard", "data", "rate", "salt", "validate"):
             del plain[key]
-        for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
-            del plain["engine"][key]
-        for number, settings in enumerate(plain["phases"].values()):
-            for key in ("exports", "ships_with", "steps"):
-                del settings[key]
-            # In the current phase it has no effect before the end; 1 never has one.
-            if number == phase or settings["extrapolation"] == 1:
-                del settings["extrapolation"]
-        for name, source in plain["weights"].items():
-            plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        del plain["engine"]["clip_norm"]
+        plain["average"] = {"roles": plain["average"]["roles"]}
+        for settings in plain["phases"].values():
+            settings["settings"] = _without_learning(settings["settings"])
+        return _digest(plain, phase)
+
+    def list_fingerprints(self, phase: int) -> set[str]:
+        """Return ``fingerprint`` and the one of checkpoints from before rates could change."""
+        plain = to_plain(self)
+        plain["phases"] = dict(list(plain["phases"].items())[: phase + 1])
+        for key in ("checkpoints", "guard", "data", "salt", "validate"):
+            del plain[key]
+        del plain["rate"]["without_warmup"]
+        return {self.fingerprint(phase), _digest(plain, phase)}
+
+    def list_changeable(self, phase: int) -> dict[str, Any]:
+        """List the settings that act on the weights and may change when a run resumes.
+
+        Args:
+            phase: number of the run's current phase.
+
+        Returns:
+            Plain values by the path of their key.
+        """
+        plain = to_plain(self)
+        name, current = list(plain["phases"].items())[phase]
+        found = {"salt": plain["salt"], "engine.clip_norm": plain["engine"]["clip_norm"]}
+        for section, keys in (("average", ("decay", "start")), ("rate", plain["rate"])):
+            found |= {f"{section}.{key}": plain[section][key] for key in keys}
+        for role, settings in current["settings"].items():
+            if isinstance(settings, Mapping):
+                place = f"phases.{name}.settings.{role}"
+                found |= {f"{place}.{k}": v for k, v in settings.items() if k in LEARNING}
+        return found
 
     def clip_of(self, phase: Phase) -> ClipShape:
         """Return the shape of one sample of a phase."""
@@ -281,12 +360,16 @@ class Recipe:
         """Return the batch shape of a phase's updates."""
         return phase.batch or self.batch
 
-    def settings_of(self, role: str, learning: Any) -> EngineSettings:
+    def settings_of(
+        self, role: str, learning: Any, *, starts_at: int = 0, every: int = 1
+    ) -> EngineSettings:
         """Return the engine's settings for a role.
 
         Args:
             role: name of the role.
             learning: ``Learning`` of its ``RoleSpec``.
+            starts_at: steps of the phase before the role's first update.
+            every: steps per update from there on.
 
         Returns:
             Settings with learning rates from the method and everything else from the recipe.
@@ -300,7 +383,7 @@ class Recipe:
             optimizer=self.engine.optimizer,
             precision=self.engine.precision,
             ema_decay=self.average.decay if averages else None,
-            ema_start=self.average.start,
+            ema_start=max(0, self.average.start - starts_at) // every,
             uses_checkpointing=self.engine.activations != "keep",
         )
 
@@ -399,6 +482,33 @@ def _check_numbers(value: Any, where: str, path: tuple[str, ...]) -> None:
             f"{where}: {'.'.join(path) or 'it'} is {value}; give a finite number of at most "
             f"{LARGEST_NUMBER}"
         )
+
+
+def _digest(plain: dict[str, Any], phase: int) -> str:
+    """Compute the digest of a plain recipe without what never decides the weights."""
+    for key in ("num_ranks", "zero_stage", "offload", "activations", "timeout_seconds"):
+        del plain["engine"][key]
+    for number, settings in enumerate(plain["phases"].values()):
+        for key in ("exports", "ships_with", "steps", "ends"):
+            del settings[key]
+        # In the current phase it has no effect before the end; 1 never has one.
+        if number == phase or settings["extrapolation"] == 1:
+            del settings["extrapolation"]
+    for name, source in plain["weights"].items():
+        plain["weights"][name] = {key: source[key] for key in ("video", "audio")}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_learning(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave the learning settings out of a method's settings, and roles that have no other."""
+    kept = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            value = {key: inner for key, inner in value.items() if key not in LEARNING}
+            if not value:
+                continue
+        kept[name] = value
+    return kept
 
 
 def _check_keys(kind: Any, data: Any, where: str, path: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Command that runs a training recipe, or describes the run.
 
     python -m training.train RECIPE [key=value …] [--run FOLDER] [--dry-run]
+    python -m training.train RECIPE [key=value …] --check-teacher MP4 --vae FILE
     deepspeed --module training.train RECIPE [key=value …]
 
 All output goes to the run's folder, by default runs/RECIPE. The same command resumes a run that was
@@ -24,21 +25,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from training.data.reader import PreparedSet
 from training.engine import distributed as ranks
-from training.engine.engine import DTYPES, Engine, EngineSettings, PlainEngine
+from training.engine.engine import DTYPES, Engine, EngineSettings, PlainEngine, autocast
+from training.engine.rng import Draws
 from training.methods.adversarial import Adversarial
 from training.methods.continuation import Continuation
 from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
-from training.methods.method import Method, prepare_role
+from training.methods.method import Method, describe_latents, prepare_role
 from training.models.networks import TalkingModel
-from training.outputs import check_letters, hold
+from training.outputs import check_letters, hold, hold_files
 from training.recipe import ClipShape, Count, Natural, Recipe, WeightSource, load_recipe, parse
+from training.trainer.file_digests import digest_run
 from training.trainer.hooks import Hook
 from training.trainer.memory_estimate import describe_run
+from training.trainer.progress import ProgressHook, TensorBoardHook
 from training.trainer.roles import NetworkKind, RoleBuilder
 from training.trainer.sizes import resolve_recipe, resolve_source
+from training.trainer.time_estimate import TFLOPS, describe_time
 from training.trainer.trainer import Batches, Trainer
+from training.trainer.validation import ValidationHook, decode_clip, sample_teacher, write_clip
+from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
 from turbotalk_core.cli.arguments import Parser, run
 from turbotalk_core.cli.console import say
@@ -77,6 +85,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("changes", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--run", type=Path, help="folder of the run; default: runs/RECIPE")
     parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=TFLOPS,
+        help="speed of one device in 10^12 operations per second (--dry-run, %(default)s)",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although the prepared set or the initial weights have changed",
+    )
+    parser.add_argument(
+        "--check-teacher",
+        type=Path,
+        metavar="MP4",
+        help="sample one prepared clip with the teacher, write it as a video, and stop",
+    )
+    parser.add_argument("--vae", type=Path, help="the VAE of the prepared set (--check-teacher)")
+    parser.add_argument(
+        "--steps", type=int, default=40, help="of the teacher (--check-teacher, %(default)s)"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     arguments = parser.parse_intermixed_args(argv)  # changes may stand behind options
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
@@ -91,11 +120,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, folder: Path) -> None:
     recipe = resolve_recipe(load_recipe(arguments.recipe, arguments.changes))
     methods = make_methods(recipe)
+    check_base(recipe)
+    if not (arguments.tflops > 0 and arguments.steps > 0):
+        raise RecipeError(
+            f"got --tflops {arguments.tflops:g} and --steps {arguments.steps}; both must be above 0"
+        )
     if arguments.dry_run:
         builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
-        say("".join(f"{line}\n" for line in describe_run(recipe, methods, builder)))
+        lines = [
+            *describe_run(recipe, methods, builder),
+            *describe_time(recipe, methods, builder, arguments.tflops),
+        ]
+        say("".join(f"{line}\n" for line in lines))
+    elif arguments.check_teacher is not None:
+        mp4, vae = arguments.check_teacher, arguments.vae
+        with hold_files(mp4):
+            say(f"{check_teacher(recipe, methods, mp4, vae, arguments.steps)}\n")
     else:
-        train(recipe, folder, methods)
+        train(recipe, folder, methods, accepts_files=arguments.accept_changes)
 
 
 def make_methods(recipe: Recipe) -> list[Method]:
@@ -124,6 +166,12 @@ def make_methods(recipe: Recipe) -> list[Method]:
         method = parse(METHODS[phase.method], dict(phase.settings), where)
         methods.append(method)
         roles = method.roles()
+        for role, spec in roles.items():
+            if 0 < phase.steps <= spec.starts_at:
+                raise RecipeError(
+                    f"phase {name} has {phase.steps} steps, and {role} is first updated after "
+                    f"{spec.starts_at}; give the phase more steps or a shorter discriminator_warmup"
+                )
         trained = [
             role
             for role, spec in roles.items()
@@ -160,16 +208,20 @@ def network_kind(recipe: Recipe) -> NetworkKind:
     )
 
 
-def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
+def train(
+    recipe: Recipe, folder: Path, methods: Sequence[Method], *, accepts_files: bool = False
+) -> None:
     """Run a recipe to its end, from the newest checkpoint in its folder on.
 
     Args:
         recipe: all settings.
         folder: folder of the run; created if it does not exist.
         methods: method of each phase.
+        accepts_files: whether a run goes on with other data or initial weights than it began with.
     """
     make_engine, device = start_engine(recipe)
     batches = open_data(recipe)
+    check_text(recipe, methods, batches)
     builder = RoleBuilder(recipe, methods, folder, network_kind(recipe))
     trainer = Trainer(
         recipe,
@@ -179,7 +231,9 @@ def train(recipe: Recipe, folder: Path, methods: Sequence[Method]) -> None:
         batches=batches,
         make_engine=make_engine,
         device=device,
-        hooks=[ExportHook()],
+        hooks=[ValidationHook(), ExportHook(), TensorBoardHook(), ProgressHook()],
+        files=digest_run(recipe, batches),
+        accepts_files=accepts_files,
     )
     with hold_run(folder, device):
         trainer.run()
@@ -213,6 +267,109 @@ def hold_run(folder: Path, device: torch.device) -> Iterator[None]:
         if share:
             raise refused or OutputError(f"rank 0 cannot hold {folder}; its message says why")
         yield
+
+
+def check_base(recipe: Recipe) -> None:
+    """Check that no audio adapter is attached to a base that it was not trained with.
+
+    Their tensors have equal names and shapes, so nothing else fails: a teacher that nobody trained
+    would be distilled.
+
+    Args:
+        recipe: recipe with the weights.
+
+    Raises:
+        RecipeError: if InfiniteTalk's or MultiTalk's adapter is given with Wan's 720P base.
+    """
+    for name, source in recipe.weights.items():
+        if source.dit is None or source.adapter is None:
+            continue
+        adapter = source.adapter.as_posix().lower()
+        names = [part.lower() for part in source.dit.parts[-2:]]  # of the file and its folder
+        is_theirs = "infinitetalk" in adapter or "multitalk" in adapter
+        if is_theirs and any("720p" in part and "i2v" in part for part in names):
+            raise RecipeError(
+                f"weights.{name} has {source.dit.name} with {source.adapter.name}; InfiniteTalk's "
+                "and MultiTalk's weights belong to Wan2.1-I2V-14B-480P, which makes videos of 720 "
+                "rows too: name that file under dit"
+            )
+
+
+def check_text(recipe: Recipe, methods: Sequence[Method], batches: Sequence[Batches]) -> None:
+    """Check that text guidance has an effect.
+
+    Args:
+        recipe: recipe with the phases.
+        methods: method of each phase.
+        batches: samples of each phase.
+
+    Raises:
+        RecipeError: if the teacher is guided from the null text to the same text.
+    """
+    for name, method, samples in zip(recipe.phases, methods, batches, strict=True):
+        if not isinstance(method, Dmd) or method.guidance_scale == 1:
+            continue
+        if getattr(samples, "text_is_null", False):
+            raise RecipeError(
+                f"phase {name} has guidance_scale {method.guidance_scale:g}, and the text of every "
+                "sample equals the null text, so a third of the teacher's calls would be for "
+                "nothing; prepare the set with captions or with InfiniteTalk's negative prompt "
+                "(the default), or set guidance_scale to 1"
+            )
+
+
+def check_teacher(
+    recipe: Recipe, methods: Sequence[Method], mp4: Path, vae: Path | None, steps: int
+) -> str:
+    """Sample the first clip of the prepared set with the teacher, and write it as a video.
+
+    Args:
+        recipe: recipe with the teacher, the set, and a first phase with the teacher's settings.
+        methods: method of each phase.
+        mp4: file to write.
+        vae: the VAE that the set was made with.
+        steps: number of steps.
+
+    Returns:
+        A line for display.
+
+    Raises:
+        RecipeError: if the recipe has no teacher or no data, or there is no VAE.
+    """
+    if vae is None or "teacher" not in recipe.weights or mp4.suffix != ".mp4":
+        raise RecipeError(
+            "--check-teacher needs a file that ends in .mp4, --vae FILE, the VAE of the prepared "
+            f"set, and a recipe with weights.teacher; got {mp4}, the VAE {vae} and "
+            f"{', '.join(recipe.weights) or 'no weights'}"
+        )
+    decoder = load_vae(vae)  # before any work, as it may be refused
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    samples = open_data(recipe)[0]
+    assert isinstance(samples, PreparedSet)
+    model = network_kind(recipe).load(recipe.weights["teacher"]).to(device)
+    (draw,) = samples.draw(recipe.seed, 0, rank=0, world_size=1, size=1)
+    batch = samples.batch(recipe.seed, 0, rank=0, world_size=1, size=1).to(device)
+    method, phase = methods[0], next(iter(recipe.phases.values()))
+    shipped = phase.ships_with.get("audio_guidance_scale", 1.0)
+    with autocast(device, recipe.engine.precision):
+        made = sample_teacher(
+            model,
+            batch,
+            Draws(recipe.seed, 0, 0).own("check of the teacher"),
+            steps=steps,
+            shift=getattr(method, "shift", 5.0),
+            guidance_scale=getattr(method, "guidance_scale", 1.0),
+            audio_guidance_scale=getattr(method, "audio_guidance_scale", shipped),
+        )
+    frames_THWC = decode_clip(decoder.to(device), made)
+    write_clip(mp4, frames_THWC, samples.read_sound(draw))
+    motions = [describe_latents("x", x)["x_motion"] for x in (made, batch.latents_BCFHW)]
+    return (
+        f"{mp4}: {len(frames_THWC)} frames of {draw.record['key']} by the teacher in {steps} "
+        f"steps; it moves {float(motions[0] / motions[1]):.2f} times as much as the real clip. "
+        "Lips that do not follow the voice, or blur, mean that base and adapter do not belong "
+        "together"
+    )
 
 
 def start_engine(
@@ -273,8 +430,6 @@ def open_data(recipe: Recipe) -> list[Batches]:
         RecipeError: if the recipe has no folder.
         RequestError: if the set has no usable samples.
     """
-    from training.data.reader import PreparedSet
-
     source = recipe.data
     if source.folder is None:
         raise RecipeError(

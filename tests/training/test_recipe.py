@@ -66,6 +66,13 @@ def test_changes_of_the_command_line_come_last(folder: Path) -> None:
         ("engine.zero_stage=4", "engine.zero_stage is 4: Input should be 1, 2 or 3"),
         ("batch.size=0", "batch.size is 0"),
         ("engine.clip_norm=0", "engine.clip_norm is 0"),
+        ("guard.most_skips=-1", "guard.most_skips is -1"),
+        ("guard.most_rounding=0", "guard.most_rounding is 0"),
+        ("salt=-1", "salt is -1"),
+        ("validate={every: 5}", r"validate.folder .*Field required"),
+        ("validate={folder: a, every: 0}", "validate.every is 0"),
+        ("phases.dmd.ends={seen: 0.1, closed: 0.2}", "closed must be smaller than seen"),
+        ("phases.dmd.ends={sen: 0.1}", "the nearest key is phases.dmd.ends.seen"),
         ("phases.new.method=dmd", r"phases.new.steps .*Field required"),
         ("engine", "key.key=value"),
         ("engine=[1", "is no YAML"),
@@ -117,6 +124,20 @@ def test_the_fingerprint_is_of_what_decides_the_weights(folder: Path) -> None:
     same = print_of()
     for change in ("checkpoints.every=7", "engine.zero_stage=3", "phases.two.steps=60"):
         assert print_of(change) == same
+    for change in (
+        "engine.clip_norm=7",
+        "rate.num_warmup_steps=7",
+        "average.decay=0.5",
+        "average.start=7",
+        "phases.dmd.settings.student.learning_rate=7",
+        "phases.dmd.settings.student.betas=[0.5,0.9]",
+        "phases.dmd.settings.fake_score.weight_decay=0.5",
+        "salt=7",
+        "phases.dmd.ends={}",
+    ):
+        assert print_of(change) == same
+    assert print_of("phases.dmd.settings.student.trains=lora") != same
+    assert print_of("average.roles=[teacher]") != same
     for change in ("seed=4", "engine.precision=bfloat16", "phases.dmd.settings.student_every=4"):
         assert print_of(change) != same
     # What has not begun has decided nothing.
@@ -135,6 +156,18 @@ def test_settings_of_a_role(folder: Path) -> None:
     student, other = (recipe.settings_of(role, learning) for role in ("student", "fake_score"))
     assert (student.learning_rate, student.betas, student.clip_norm) == (1e-3, (0.0, 0.9), 0.1)
     assert (student.ema_decay, other.ema_decay) == (0.99, None)
+    # The average begins at a step of the loop, whatever the number of updates until there.
+    assert student.ema_start == 200
+    late = recipe.settings_of("student", learning, starts_at=20, every=5)
+    assert late.ema_start == (200 - 20) // 5
+
+
+def test_what_may_change_is_listed_with_its_place(folder: Path) -> None:
+    listed = load_recipe(str(folder / "child.yaml")).list_changeable(0)
+    assert listed["phases.dmd.settings.student.learning_rate"] == "2e-6"
+    assert listed["engine.clip_norm"] == 0.1
+    assert {"salt", "average.decay", "average.start", "rate.kind"} < listed.keys()
+    assert "phases.two.settings.student.learning_rate" not in listed
 
 
 def parse_learning() -> object:

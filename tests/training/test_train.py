@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import time
 from dataclasses import asdict, replace
@@ -11,15 +12,17 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG
+from tests.training.data.sets import make_sample, write_set
+from tests.training.tiny_networks import AUDIO_CONFIG, VIDEO_CONFIG, make_networks
 from tests.training.tiny_run import TinyBatches, make_recipe
 from training import train
+from training.data.footage import open_video
 from training.engine.checkpoint import read_weights
 from training.engine.log import read_log
 from training.recipe import DataSource, load_recipe, store_recipe
 from training.train import main
 from turbotalk_core.checkpoints.inspect import inspect
-from turbotalk_core.checkpoints.networks import load_dit
+from turbotalk_core.checkpoints.networks import load_dit, save_vae
 from turbotalk_core.loading import read_request
 
 SIZES = {"video": asdict(VIDEO_CONFIG), "audio": asdict(AUDIO_CONFIG)}
@@ -161,6 +164,88 @@ def test_the_embedded_files_are_what_their_recipe_says(monkeypatch: pytest.Monke
     assert sum(weight.numel() for weight in model.parameters()) > 4_000_000
 
 
+@pytest.mark.parametrize(
+    ("dit", "adapter", "is_refused"),
+    [
+        ("wan2.1_i2v_720p_14B_bf16.safetensors", "infinitetalk_single.safetensors", True),
+        ("Wan2.1-I2V-14B-720P", "InfiniteTalk/single/infinitetalk.safetensors", True),
+        ("Wan2.1-I2V-14B-720P/model.safetensors", "infinitetalk.safetensors", True),
+        ("Wan2_1-I2V-14B-720p_fp8_e4m3fn_scaled_KJ.safetensors", "multitalk.safetensors", True),
+        ("wan2.1_i2v_480p_14B_bf16.safetensors", "infinitetalk_single.safetensors", False),
+        ("my_720p_videos/Wan2.1-I2V-14B-480P", "infinitetalk.safetensors", False),
+        ("wan2.1_i2v_720p_14B_bf16.safetensors", "my_own_adapter.safetensors", False),
+    ],
+)
+def test_an_adapter_on_a_base_it_was_not_trained_with_is_refused(
+    recipe_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dit: str,
+    adapter: str,
+    is_refused: bool,
+) -> None:
+    files = [f"weights.student.dit={dit}", f"weights.student.adapter={adapter}"]
+    code = _run(recipe_path, *files, "--dry-run")
+    assert code == (train.REFUSED if is_refused else 0)
+    assert ("Wan2.1-I2V-14B-480P" in capsys.readouterr().err) == is_refused
+
+
+def test_a_warm_up_as_long_as_its_phase_is_refused(
+    recipe_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = "phases.one.settings.discriminator_warmup=2"
+    assert _run(recipe_path, change) == train.REFUSED
+    error = capsys.readouterr().err
+    assert "phase one has 2 steps, and student is first updated after 2" in error
+    assert _run(recipe_path, change, "phases.one.steps=3", "--dry-run") == 0
+
+
+class NullText(TinyBatches):
+    """Samples without captions, and an empty negative prompt."""
+
+    text_is_null = True
+
+
+def test_text_guidance_without_a_text_is_refused(
+    recipe_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "open_data", lambda recipe: [NullText()] * len(recipe.phases))
+    dmd = ["phases.one.method=dmd", "phases.one.settings=null", "weights.teacher={preset: tiny}"]
+    sizes = [f"weights.teacher.{part}={json.dumps(SIZES[part])}" for part in SIZES]
+    assert _run(recipe_path, *dmd, *sizes) == train.REFUSED
+    error = capsys.readouterr().err
+    assert "guidance_scale 5" in error
+    assert "equals the null text" in error
+    assert not (recipe_path.parent / "run").exists()
+    off = "phases.one.settings={guidance_scale: 1.0}"
+    assert _run(recipe_path, *dmd, *sizes, off, "phases.one.steps=1") == 0
+
+
+@pytest.mark.slow
+def test_a_teacher_is_checked_before_days_are_spent(
+    recipe_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.undo()
+    samples = {f"s{n}": make_sample(n, rows=4, columns=6) for n in range(2)}
+    prepared = write_set(tmp_path / "prepared", samples)
+    vae = tmp_path / "vae.safetensors"
+    save_vae(vae, make_networks()[2], {})
+    mp4 = tmp_path / "check.mp4"
+    sizes = [f"weights.teacher.{part}={json.dumps(SIZES[part])}" for part in SIZES]
+    changes = [*sizes, f"data.folder={prepared}", "phases.one.method=dmd"]
+    changes += ["phases.one.settings=null", "--steps", "2", "--check-teacher", str(mp4)]
+    assert _run(recipe_path, *changes) == train.REFUSED
+    assert "--check-teacher needs a file that ends in .mp4, --vae" in capsys.readouterr().err
+    assert _run(recipe_path, *changes, "--vae", str(vae)) == 0
+    told = capsys.readouterr().out
+    assert "17 frames of s" in told
+    assert "by the teacher in 2 steps; it moves" in told
+    assert len(open_video(mp4)) == 17
+    assert not (recipe_path.parent / "run").exists()
+
+
 def test_settings_may_be_changed_behind_options(
     recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +258,8 @@ def test_a_dry_run_writes_nothing(recipe_path: Path, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "phase one: adversarial, steps 0 to 2, 4 samples" in text
     assert "discriminator:" in text
+    assert "time at 400 TFLOP/s per GPU" in text
+    assert "penalty_every: 4 would save" in text
     assert not (recipe_path.parent / "run").exists()
 
 
@@ -218,8 +305,9 @@ def test_a_second_trainer_is_refused_and_the_first_is_untouched(
 
 
 def _join_and_hold(rank: int, folder: Path) -> None:
-    store = torch.distributed.FileStore(str(folder / "store"), 2)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
     device = torch.device("cpu")
     for name in ("free", "held"):
         try:

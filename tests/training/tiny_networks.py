@@ -61,7 +61,7 @@ def make_batch(size: int = 2, seed: int = 0, num_pinned: tuple[int, ...] = (1, 3
 
     pinned_B = torch.tensor([num_pinned[i % len(num_pinned)] for i in range(size)])
     return Batch(
-        latents_BCFHW=draw(size, 16, FRAMES, ROWS, COLUMNS),
+        latents_BCFHW=draw(size, 16, FRAMES, ROWS, COLUMNS).half().float(),  # as a set stores them
         reference_BCFHW=draw(size, 20, FRAMES, ROWS, COLUMNS),
         first_BPKLD=draw(size, 1, 5, 2, 3),
         later_BPFKLD=draw(size, 1, FRAMES - 1, 8, 2, 3),

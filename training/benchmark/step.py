@@ -71,7 +71,7 @@ from turbotalk_core.safe_io.atomic import make_folder, write_text
 logger = logging.getLogger(__name__)
 
 ENGINES: tuple[EngineName, ...] = ("plain", "zero1", "zero2", "zero3")
-STEPS_WITHOUT_WARMUP = {"num_steps": 1, "warmup_steps": 0}
+STEPS_WITHOUT_WARMUP = {"num_steps": 1, "warmup_steps": 0, "penalty_floor_every": 0}
 METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "flow_matching": ("flow_matching", {}),
     "dmd": ("dmd", {}),

@@ -16,10 +16,10 @@ import torch
 
 from training.data.filter import PIECES, FilterSettings, run_filter
 from training.data.inspect import CLIPS, choose_record, decode_sample, describe
-from training.data.precompute import EncoderFiles, run_precompute
+from training.data.precompute import NEGATIVE_PROMPT, EncoderFiles, run_precompute
 from training.data.resumable_stage import Summary, Work, read_records, read_settings
 from training.data.scores import LIMITS, Limit
-from training.data.shots import AvatarSource, Source, VideoSource
+from training.data.shots import SIZE_PRESETS, AvatarSource, Source, VideoSource
 from training.data.split import SplitSettings, run_split
 from turbotalk_core.cli.arguments import (
     Parser,
@@ -110,14 +110,15 @@ def _find_source(arguments: argparse.Namespace) -> Source:
         )
     if arguments.set is None:
         raise RequestError("got --videos without --set; name the folder that split and filter made")
-    for height, width in arguments.size:
+    sizes = [size for sizes in arguments.size for size in sizes]
+    for height, width in sizes:
         check_size(height, width)
     folder = arguments.set / PIECES
     return VideoSource(
         arguments.videos,
         pieces=read_records(folder),
         fingerprint=read_settings(folder)["fingerprint"],
-        sizes=arguments.size,
+        sizes=sizes,
         clip_frames=arguments.frames,
     )
 
@@ -210,11 +211,12 @@ def _add_precompute(parser: argparse.ArgumentParser) -> None:
     videos.add_argument("--set", type=Path, help="folder that filter made")
     videos.add_argument(
         "--size",
-        type=_parse_size,
+        type=_parse_sizes,
         nargs="+",
-        default=[(640, 640)],
+        default=[((640, 640),)],
         metavar="WxH",
-        help="sizes, of which each piece takes the one nearest to its shape (640x640)",
+        help="sizes, of which each piece takes the one nearest to its shape (640x640), or "
+        f"{' or '.join(SIZE_PRESETS)}: all sizes of InfiniteTalk",
     )
     avatars = parser.add_argument_group("the synthetic set")
     avatars.add_argument("--avatars", type=int, default=0, help="seeds 0 to this, exclusive")
@@ -234,7 +236,11 @@ def _add_precompute(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--tokenizer", type=Path, help="spiece.model, where it is not inside of --text-encoder"
     )
-    models.add_argument("--negative-prompt", default="", help="embedded once for all (empty)")
+    models.add_argument(
+        "--negative-prompt",
+        default=NEGATIVE_PROMPT,
+        help="with --text-encoder, embedded once for all (InfiniteTalk's)",
+    )
     parser.add_argument(
         "--frames",
         type=int,
@@ -274,9 +280,11 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="try again what was skipped")
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def _parse_sizes(text: str) -> tuple[tuple[int, int], ...]:
+    if text in SIZE_PRESETS:
+        return SIZE_PRESETS[text]
     width, height = parse_sides(text)
-    return height, width
+    return ((height, width),)
 
 
 def _parse_limit(text: str) -> tuple[str, Limit]:

@@ -60,6 +60,13 @@ from turbotalk_core.models.text_encoder import encode_prompt
 from turbotalk_core.protocols import AudioEncoder, ImageEncoder, VideoVAE
 
 SAME_LATENT = 2e-3  # normalised; about the spacing of float16, so smaller differences are rounding
+NEGATIVE_PROMPT = (  # InfiniteTalk, wan/configs: the null text of its text guidance
+    "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, "
+    "images, static, overall gray, worst quality, low quality, JPEG compression residue, ugly, "
+    "incomplete, extra fingers, poorly drawn hands, poorly drawn faces, deformed, disfigured, "
+    "misshapen limbs, fused fingers, still picture, messy background, three legs, many people in "
+    "the background, walking backwards"
+)
 LEAST_WEIGHT = 0.4  # weight of a place without motion
 
 TextPort = Callable[[str], Tensor]
@@ -154,7 +161,7 @@ def run_precompute(
     *,
     device: torch.device,
     shard_samples: int = 16,
-    negative_prompt: str = "",
+    negative_prompt: str = NEGATIVE_PROMPT,
 ) -> Summary:
     """Encode all shots that are not encoded yet.
 
@@ -166,6 +173,7 @@ def run_precompute(
         device: device of the networks.
         shard_samples: shots in a shard; this many are in memory at a time.
         negative_prompt: prompt that is encoded once for the whole set, if a text encoder is given.
+            It must be the one at inference, or guidance is distilled away from another text.
 
     Returns:
         Summary of the run.

@@ -10,6 +10,8 @@ then all in a new random order, and so on. At each step the ranks take the next 
 size`` samples of one bucket's stream, in the order of the ranks. The buckets alternate in rounds.
 In a round, each bucket has a number of steps proportional to its size, and the order of the steps
 is random.
+A bucket with fewer samples than a step takes is merged with another or left out; see
+``data.buckets``.
 
 Each sample has two clips: the opening one, whose given frame is the reference image, and the later
 one, with 9 given context frames. In one epoch a sample supplies the opening clip, in the next the
@@ -23,6 +25,7 @@ N tokens, D width.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,20 +40,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.avatars.pairs import draw_halves
+from training.data.buckets import BucketKey, crop_to, merge_small
 from training.data.resumable_stage import Record, read_settings
 from training.data.shards import NULL_TEXT, ShardReader, fill_reference, read_manifest
 from training.models.batch import CONTEXT_LATENTS, Batch
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.conditioning.reference import add_mask
 from turbotalk_core.errors import MismatchError, OutputError, RequestError
-from turbotalk_core.geometry import count_decoded_frames, count_latent_frames
-from turbotalk_core.types import AudioFeatures, Chunk
+from turbotalk_core.geometry import (
+    SAMPLE_RATE,
+    SPATIAL_STRIDE,
+    count_decoded_frames,
+    count_latent_frames,
+    count_samples,
+)
+from turbotalk_core.types import AudioFeatures, Chunk, Waveform
+
+logger = logging.getLogger(__name__)
 
 MOST_VOICES = 2  # two speakers are in the left and right half; for more, no regions are known
 ORDERS_KEPT = 8  # cached orders per bucket, because successive steps use the same ones
-
-BucketKey = tuple[int, int, int]
-"""Height and width in pixels, and number of voices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +68,15 @@ class Draw:
 
     Attributes:
         record: manifest line of the sample.
+        height: height of the bucket in pixels; a merged bucket's samples are cropped to it.
+        width: width of the bucket.
         is_later: whether the row has the later clip, with given context frames.
         epoch: how often the sample was drawn before.
     """
 
     record: Record
+    height: int
+    width: int
     is_later: bool
     epoch: int
 
@@ -89,6 +102,9 @@ class PreparedSet:
         num_layers: layers of the audio features.
         feature_width: width of the audio features.
         fingerprint: fingerprint of the set's settings.
+        digest: digest of these settings and of the selected samples in their order.
+        text_is_null: whether all samples have the null text as their text, so that text guidance
+            has no effect.
     """
 
     def __init__(
@@ -145,6 +161,11 @@ class PreparedSet:
         self._shuffle = lru_cache(maxsize=ORDERS_KEPT * len(self._buckets))(_shuffle)
         has_text = chosen[0]["text_tokens"] > 0
         self._null_text_BND = _read_null_text(folder) if has_text else None
+        names = [f"{record['key']} {record.get('caption')}" for record in chosen]
+        facts = f"{self.fingerprint} {self._num_latents} {names}"
+        self.digest: str = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self.text_is_null = has_text and self._compare_texts(chosen)
+        self._merge = lru_cache(maxsize=8)(self._merge_small)
 
     def locate(self, seed: int, step: int, global_size: int) -> Place:
         """Find the samples that the ranks share at a step.
@@ -158,20 +179,13 @@ class PreparedSet:
             Position of the samples.
 
         Raises:
-            RequestError: if a bucket has fewer samples than a step needs, or the step is negative.
+            RequestError: if no bucket has as many samples as a step needs, or the step is negative.
         """
         if step < 0 or global_size < 1:
             raise RequestError(f"got step {step} of {global_size} samples; both must be positive")
-        for key, records in self._buckets.items():
-            if len(records) < global_size:
-                raise RequestError(
-                    f"there are {len(records)} samples of {key[1]}x{key[0]} with {key[2]} voices, "
-                    f"and a step takes {global_size} of them; prepare more, or make the batch or "
-                    "the number of ranks smaller"
-                )
         turns = [
             key
-            for key, records in self._buckets.items()
+            for key, records in self._merge(global_size).items()
             for _ in range(-(-len(records) // global_size))
         ]
         number, place = divmod(step, len(turns))
@@ -199,14 +213,18 @@ class PreparedSet:
         if not 0 <= rank < world_size:
             raise RequestError(f"got rank {rank} of {world_size}; ranks count from 0")
         place = self.locate(seed, step, world_size * size)
-        records = self._buckets[place.bucket]
+        records = self._merge(world_size * size)[place.bucket]
+        height, width, _ = place.bucket
         draws = []
         for position in range(place.start + rank * size, place.start + (rank + 1) * size):
             epoch, row = divmod(position, len(records))
             number = self._shuffle(len(records), seed, f"{place.bucket} {epoch}")[row].item()
             side = self._shuffle(len(records), seed, f"{place.bucket} side")[int(number)].item()
             is_later = (side + epoch) % 2 == 1
-            draws.append(Draw(record=records[int(number)], is_later=is_later, epoch=epoch))
+            record = records[int(number)]
+            draws.append(
+                Draw(record=record, height=height, width=width, is_later=is_later, epoch=epoch)
+            )
         return draws
 
     def batch(self, seed: int, step: int, *, rank: int, world_size: int, size: int) -> Batch:
@@ -299,6 +317,45 @@ class PreparedSet:
         finally:
             pool.shutdown(cancel_futures=True)
 
+    def read_sound(self, draw: Draw) -> Waveform:
+        """Read the sound of a drawn clip.
+
+        Args:
+            draw: result of ``draw``.
+
+        Returns:
+            The mix of its voices, as long as the clip.
+        """
+        start = draw.record["later_start"] if draw.is_later else 0
+        stop = start + count_decoded_frames(self._num_latents)
+        first, last = (count_samples(frame, SAMPLE_RATE) for frame in (start, stop))
+        sound_PS = self._reader.read(draw.record, "sound_PS")[:, first:last].float()
+        mixed_S = (sound_PS / torch.iinfo(torch.int16).max).sum(0).clamp(-1, 1)
+        return Waveform(samples_CS=mixed_S.unsqueeze(0), sample_rate=SAMPLE_RATE)
+
+    def _merge_small(self, global_size: int) -> dict[BucketKey, list[Record]]:
+        merged, notes = merge_small(self._buckets, global_size)
+        if not merged:
+            key, records = max(self._buckets.items(), key=lambda item: len(item[1]))
+            raise RequestError(
+                f"there are {len(records)} samples of {key[1]}x{key[0]} with {key[2]} voices, "
+                f"and a step takes {global_size} of them; prepare more, or make the batch or "
+                "the number of ranks smaller"
+            )
+        for note in notes:
+            logger.warning("%s: %s", self._folder, note)
+        return merged
+
+    def _compare_texts(self, chosen: Sequence[Record]) -> bool:
+        """Return whether the text of all samples is the null text."""
+        if len({record.get("caption") or "" for record in chosen}) > 1:
+            return False
+        text = self._read_tokens(chosen[:1], "text")
+        null = self._null_text_BND
+        if text is None or null is None:
+            return False
+        return torch.equal(text[0].half(), null[0].half())  # texts are stored in float16
+
     def _read(self, draw: Draw) -> tuple[Tensor, ...]:
         record, count = draw.record, self._num_latents
         latents_CFHW = self._reader.read(record, "later_CFHW" if draw.is_later else "opening_CFHW")[
@@ -314,13 +371,18 @@ class PreparedSet:
             )
             for voice_TLD in self._reader.read(record, "features_PTLD")
         ]
+        sides = (draw.height // SPATIAL_STRIDE, draw.width // SPATIAL_STRIDE)
+        weight_HW = self._reader.read(record, "weight_HW").float()
+        if weight_HW.shape != sides:
+            weight_HW = crop_to(weight_HW, *sides)
+            weight_HW = weight_HW / weight_HW.mean()
         return (
-            latents_CFHW.float(),
-            add_mask(reference_CFHW).float(),
+            crop_to(latents_CFHW, *sides).float(),
+            crop_to(add_mask(reference_CFHW), *sides).float(),
             torch.stack([window.first_KLD for window in windows]).float(),
             torch.stack([window.later_FKLD for window in windows]).float(),
             torch.arange(count) < (CONTEXT_LATENTS if draw.is_later else 1),
-            self._reader.read(record, "weight_HW").float(),
+            weight_HW,
         )
 
     def _read_tokens(self, records: Sequence[Record], kind: str) -> Tensor | None:

@@ -35,6 +35,50 @@ FALLS_SILENT_SHARE = 0.25  # fraction of avatars whose voice ends before the sho
 EARLIEST_LATER = 10  # video frames; earliest start of an avatar's later clip
 LONGEST_CLIP = 1 + 4 * ((round(SECONDS * FPS) - EARLIEST_LATER - 1) // 4)  # 4n + 1 video frames
 
+SIZE_PRESETS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "infinitetalk-480": (
+        (320, 1216),
+        (384, 1024),
+        (448, 896),
+        (512, 768),
+        (576, 704),
+        (640, 640),
+        (704, 576),
+        (768, 512),
+        (832, 448),
+        (896, 448),
+        (960, 384),
+        (1088, 384),
+        (1152, 320),
+        (1216, 320),
+        (1280, 320),
+    ),
+    "infinitetalk-720": (
+        (448, 2048),
+        (512, 1792),
+        (576, 1600),
+        (640, 1408),
+        (704, 1280),
+        (768, 1216),
+        (832, 1088),
+        (896, 1024),
+        (960, 960),
+        (1024, 896),
+        (1088, 832),
+        (1152, 768),
+        (1216, 768),
+        (1280, 704),
+        (1344, 704),
+        (1408, 640),
+        (1472, 640),
+        (1536, 576),
+        (1664, 576),
+        (1856, 512),
+        (1920, 512),
+    ),
+}
+"""Heights and widths that InfiniteTalk was trained with; at others its later frames blur."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:

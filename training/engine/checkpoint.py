@@ -42,6 +42,9 @@ class RunState:
         phase_step: number of steps made in this phase.
         recipe: fingerprint of the recipe.
         streaks: state of the divergence check.
+        watch: state of the phase's logit gap, see ``trainer.gap``.
+        settings: settings that may change when the run resumes, as they were.
+        files: digests of the prepared set and of the initial weights.
     """
 
     step: int
@@ -49,6 +52,9 @@ class RunState:
     phase_step: int
     recipe: str
     streaks: dict[str, int] = field(default_factory=dict)
+    watch: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -188,16 +189,17 @@ class DeepSpeedEngine:
             factor: fraction of the peak learning rate.
 
         Returns:
-            The norm of the gradient; if it is not finite, the weights are lost.
+            The norm of the gradient; if it is not finite, DeepSpeed has kept the weights.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = self._peak * factor
         self._engine.step()
-        if self._average is not None:
-            self._average.update({n: shard for n, (shard, _) in self._list_shards().items()})
         norm = self._engine.get_global_grad_norm()
         assert norm is not None
-        return StepReport(gradient_norm=float(norm))
+        norm = float(norm)
+        if self._average is not None and math.isfinite(norm):
+            self._average.update({n: shard for n, (shard, _) in self._list_shards().items()})
+        return StepReport(gradient_norm=norm)
 
     def _list_shards(self) -> dict[str, tuple[Tensor, int]]:
         """Return this rank's shards of the optimiser's float32 weights, with the start of each.
@@ -270,6 +272,8 @@ class DeepSpeedEngine:
             )
         # Set while loading only: with this setting, the engine would save incomplete checkpoints.
         self._engine._config.load_universal_checkpoint = moves
+        groups = self._engine.optimizer.param_groups
+        settings = [{key: group[key] for key in ("betas", "weight_decay")} for group in groups]
         try:
             path, _ = self._engine.load_checkpoint(
                 str(folder),
@@ -279,6 +283,8 @@ class DeepSpeedEngine:
             )
         finally:
             self._engine._config.load_universal_checkpoint = False
+        for group, kept in zip(self._engine.optimizer.param_groups, settings, strict=True):
+            group.update(kept)  # the recipe's, not those of the file
         if path is None:
             raise CheckpointError(f"DeepSpeed finds nothing in {folder}; begin with an earlier one")
         if self._average is not None:
@@ -382,7 +388,7 @@ def _configure(settings: EngineSettings, zero: ZeroSettings, trains: bool) -> di
         "steps_per_print": 10**9,
         "zero_optimization": optimization,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler
-        "bf16": {"enabled": settings.precision == "bfloat16"},
+        "bf16": {"enabled": settings.precision == "bfloat16", "check_grad_overflow": True},
     }
     if trains:
         config["gradient_clipping"] = settings.clip_norm

@@ -94,7 +94,7 @@ class Engine(Protocol):
         ...
 
     def step(self, factor: float) -> StepReport:
-        """Update the weights and clear the gradient.
+        """Update the weights and clear the gradient; if its norm is not finite, keep the weights.
 
         Args:
             factor: share of the peak learning rate.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from turbotalk_core.errors import OutputError
 from turbotalk_core.safe_io.atomic import make_folder, reports_disk_errors, write_text
 
 LOG = "log.jsonl"
+CHANGES = "changes.jsonl"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -69,3 +70,21 @@ def trim_log(folder: Path, step: int) -> None:
     make_folder(folder)
     kept = [json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step]
     write_text(folder / LOG, "".join(kept))
+
+
+def log_changes(folder: Path, step: int, changes: Sequence[str]) -> None:
+    """Write what a resumed run changes into ``changes.jsonl``, with a line per change.
+
+    Args:
+        folder: folder of the run.
+        step: number of steps that were made before; changes at later steps are removed, because
+            their steps will be made again.
+        changes: descriptions.
+    """
+    path = folder / CHANGES
+    if not changes and not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    kept += [json.dumps({"step": step, "change": change}) for change in changes]
+    write_text(path, "".join(f"{line}\n" for line in kept))

@@ -264,9 +264,21 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Continue from the states of ``state_dict``."""
+        """Continue from the states of ``state_dict``, with this object's own rates and betas."""
         for optimizer, state in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(state)
+            load_moments(optimizer, state)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimiser except its settings, which the recipe decides.
+
+    Args:
+        optimizer: optimiser of the same weights.
+        state: result of its ``state_dict``.
+    """
+    groups = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    own = [saved | {k: v for k, v in group.items() if k != "params"} for saved, group in groups]
+    optimizer.load_state_dict({**state, "param_groups": own})
 
 
 def check_norm(norm: float) -> None:

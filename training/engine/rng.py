@@ -20,12 +20,16 @@ class Draws:
         seed: seed of the run.
         step: number of the step in the run, from 0.
         slot: number of the micro-batch in the step, from 0.
+        count: number of micro-batches in the step.
+        salt: any other number than 0 makes all draws other ones.
     """
 
-    def __init__(self, seed: int, step: int, slot: int) -> None:
+    def __init__(self, seed: int, step: int, slot: int, *, count: int = 1, salt: int = 0) -> None:
         self.seed = seed
         self.step = step
         self.slot = slot
+        self.count = count
+        self._prefix = f"{salt}/" if salt else ""
 
     def shared(self, purpose: str) -> torch.Generator:
         """Open a stream that is the same in all slots of a step, for decisions common to all ranks.
@@ -37,7 +41,7 @@ class Draws:
         Returns:
             A generator on the CPU.
         """
-        return _open(f"shared/{self.seed}/{self.step}/{purpose}")
+        return _open(f"{self._prefix}shared/{self.seed}/{self.step}/{purpose}")
 
     def own(self, purpose: str) -> torch.Generator:
         """Open a stream that differs from slot to slot, for noise.
@@ -48,7 +52,7 @@ class Draws:
         Returns:
             A generator on the CPU.
         """
-        return _open(f"own/{self.seed}/{self.step}/{self.slot}/{purpose}")
+        return _open(f"{self._prefix}own/{self.seed}/{self.step}/{self.slot}/{purpose}")
 
 
 def _open(name: str) -> torch.Generator:

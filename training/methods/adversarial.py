@@ -39,6 +39,7 @@ from training.methods.method import (
     Weight,
     describe_latents,
     draw_noise,
+    round_as_stored,
 )
 from training.methods.rollout import denoise_no_grad, last_step
 from training.methods.timesteps import (
@@ -55,6 +56,8 @@ from training.models.networks import Discriminator
 from turbotalk_core.errors import RecipeError, ScheduleError
 
 FOUR_STEPS = 4  # TurboTalk: steps of stage 1's student, the reference of self-compare
+FLOOR_SIZE = 1e-3  # perturbation whose response is rounding, not slope
+FLOOR_DRAWS = 2  # perturbations of each sample in a measurement of that floor
 
 Samples = dict[str, Tensor]
 
@@ -79,6 +82,9 @@ class Adversarial:
             final value from the start (off).
         warmup_steps: length of the warm-up in steps of the phase [read: TurboTalk: 500].
         student_every: the student is updated once in so many steps; 1 [inferred: APT].
+        discriminator_warmup: steps at the start of the phase in which the discriminator alone is
+            updated. A student that moves earlier follows the gradient of a network that cannot
+            distinguish anything yet. Other warm-ups of the student begin after it.
         loss: form of the discriminator's and the student's adversarial terms.
         self_compare_weight: lambda of Eq. 11 [read: 50]; with 0 there is no four-step model.
         four_step: network of the four-step samples. ``adapters_off``: the discriminator's backbone
@@ -88,6 +94,11 @@ class Adversarial:
             above the student's [inferred: 0, Eq. 8 has none].
         penalty_weight: gamma of Eq. 8, for all finite-difference penalties [inferred: APT's 100].
         penalty_size: s of Eq. 7, the size of the added noise [inferred: APT's 0.1].
+        penalty_every: the penalties are computed in one of so many steps, with so many times the
+            weight [inferred: lazy regularisation of StyleGAN2, 1912.04958]; in the others the
+            discriminator is called half as often.
+        penalty_floor_every: steps between two measurements of the penalties' rounding error, see
+            ``_measure_floor``; 0 for none.
         discriminator_shift: flow shift of the noise level that is passed to the discriminator;
             with 1 the level is uniform [inferred: APT2].
         scores_noisy: whether samples are noised to that level before they are scored, as in DMD2
@@ -105,12 +116,15 @@ class Adversarial:
     warmup: Literal["uniform", "curriculum", "off"] = "uniform"
     warmup_steps: Natural = 500
     student_every: Count = 1
+    discriminator_warmup: Natural = 0
     loss: AdversarialLoss = "r3gan"
     self_compare_weight: Weight = 50.0
     four_step: Literal["adapters_off", "frozen"] = "adapters_off"
     four_step_weight: Weight = 0.0
     penalty_weight: Weight = 100.0
     penalty_size: Positive = 0.1
+    penalty_every: Count = 1
+    penalty_floor_every: Natural = 100
     discriminator_shift: Positive = 1.0
     scores_noisy: bool = False
     memory_light: bool = True
@@ -169,7 +183,12 @@ class Adversarial:
             the four-step model. In later phases all continue.
         """
         roles = {
-            "student": RoleSpec(begins_with="student", learning=self.student),
+            "student": RoleSpec(
+                begins_with="student",
+                learning=self.student,
+                starts_at=self.discriminator_warmup,
+                every=self.student_every,
+            ),
             "discriminator": RoleSpec(
                 begins_with="student", learning=self.discriminator, is_discriminator=True
             ),
@@ -209,9 +228,14 @@ class Adversarial:
         log = {"last_sigma": torch.tensor(sigmas[-1], device=sample.device)}
         for name, latents in samples.items():
             log |= describe_latents(name, latents)
-        losses = self._discriminator_losses(samples, batch, roles["discriminator"], draws, log)
+        discriminator = roles["discriminator"]
+        if self._measures_floor(step):
+            log |= self._measure_floor(samples, batch, discriminator, draws)
+        weight = 0.0 if step % self.penalty_every else self.penalty_weight * self.penalty_every
+        losses = self._discriminator_losses(samples, batch, discriminator, weight, draws, log)
         yield Update(role="discriminator", losses=losses, log=log)
-        if (step + 1) % self.student_every == 0:
+        turn = step - self.discriminator_warmup + 1
+        if turn > 0 and turn % self.student_every == 0:
             log = {}
 
             # The student's last step is made again here, with a graph: its weights have not moved,
@@ -232,6 +256,7 @@ class Adversarial:
         Returns:
             A timestep before the shift, or None for its final value.
         """
+        step = max(0, step - self.discriminator_warmup)
         if self.warmup == "off" or step >= self.warmup_steps:
             return None
         progress = 1.0 if self.warmup == "uniform" else (step + 1) / self.warmup_steps
@@ -257,9 +282,12 @@ class Adversarial:
         self, samples: Samples, batch: Batch, draws: Draws, purpose: str
     ) -> tuple[Samples, Tensor]:
         """Return samples as they are scored, and the noise level for the discriminator."""
-        generator = draws.own(f"{purpose} noise level")
-        sigma_B = draw_sigmas(batch.size, self.discriminator_shift, generator)
+        purposed = f"{purpose} noise level"
+        sigma_B = draw_sigmas(batch.size, self.discriminator_shift, draws, purposed)
         sigma_B = sigma_B.to(batch.latents_BCFHW.device)
+        # Real samples are stored in float16. Rounding alone would reveal them to a discriminator
+        # that computes in float32.
+        samples = {name: round_as_stored(latents) for name, latents in samples.items()}
         if not self.scores_noisy:
             return samples, sigma_B
         noise = draw_noise(batch.latents_BCFHW, draws.own(f"{purpose} noise"))
@@ -270,13 +298,14 @@ class Adversarial:
         samples: Samples,
         batch: Batch,
         discriminator: Engine,
+        penalty_weight: float,
         draws: Draws,
         log: dict[str, Tensor],
     ) -> Iterator[Callable[[], Tensor]]:
         """Yield Eq. 8, as a whole or one sample at a time."""
         scored, sigma_B = self._present(samples, batch, draws, "discriminator")
         inputs = dict(scored)
-        if self.penalty_weight > 0:
+        if penalty_weight > 0:
             for name, latents in scored.items():
                 noise = draw_noise(latents, draws.own(f"perturbation of {name}"))
                 # Eq. 7 penalises (D(x) - D(x + s noise))^2: a finite difference in a random
@@ -289,7 +318,7 @@ class Adversarial:
         elif self.four_step_weight == 0:
             inputs.pop("four_step", None)  # no term of the loss uses it
         names, rows = list(inputs), list(inputs.values())
-        loss = partial(self._discriminator_loss, names, log)
+        loss = partial(self._discriminator_loss, names, penalty_weight, log)
         if not self.memory_light:
 
             def whole() -> Tensor:
@@ -327,7 +356,11 @@ class Adversarial:
             yield partial(go_on, number)
 
     def _discriminator_loss(
-        self, names: Sequence[str], log: dict[str, Tensor], logits_KB: Tensor
+        self,
+        names: Sequence[str],
+        penalty_weight: float,
+        log: dict[str, Tensor],
+        logits_KB: Tensor,
     ) -> Tensor:
         logits = dict(zip(names, logits_KB.unbind(), strict=True))
         real, student = logits["real"], logits["student"]
@@ -340,8 +373,35 @@ class Adversarial:
             if f"perturbed {name}" in logits:
                 penalty = difference_penalty(logits[name], logits[f"perturbed {name}"])
                 log[f"penalty_{name}"] = penalty.detach()
-                loss = loss + self.penalty_weight * penalty
+                loss = loss + penalty_weight * penalty
         return loss
+
+    def _measures_floor(self, step: int) -> bool:
+        # Not at the first step, where a new discriminator returns 0 for everything.
+        every = self.penalty_floor_every
+        return self.penalty_weight > 0 and every > 0 and step % every == min(1, every - 1)
+
+    @torch.no_grad()
+    def _measure_floor(
+        self, samples: Samples, batch: Batch, discriminator: Engine, draws: Draws
+    ) -> dict[str, Tensor]:
+        """Measure the part of the penalties that is rounding of the discriminator.
+
+        A perturbation of almost nothing changes the logits by their rounding error, which a larger
+        perturbation has as well. The same noise is used in both sizes, so their ratio depends
+        neither on the scale of the logits nor on the samples.
+        """
+        scored, sigma_B = self._present(samples, batch, draws, "discriminator")
+        totals = {"penalty_floor": [], "penalty_response": []}
+        for name, latents in scored.items():
+            logit_B = discriminator.module(latents, sigma_B, batch)
+            for number in range(FLOOR_DRAWS):
+                noise = draw_noise(latents, draws.own(f"floor of {name} {number}"))
+                noise = noise * batch.free_B1F11
+                for term, size in zip(totals, (FLOOR_SIZE, self.penalty_size), strict=True):
+                    perturbed_B = discriminator.module(latents + size * noise, sigma_B, batch)
+                    totals[term].append(difference_penalty(logit_B, perturbed_B))
+        return {term: torch.stack(found).mean() for term, found in totals.items()}
 
     def _student_loss(
         self,

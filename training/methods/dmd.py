@@ -36,6 +36,7 @@ from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.methods.timesteps import draw_sigmas
 from training.models.batch import Batch
 from training.models.networks import predict_denoised
+from turbotalk_core.errors import RecipeError
 from turbotalk_core.sampling.guidance import guide
 from turbotalk_core.sampling.steps import denoised_from_velocity
 
@@ -71,10 +72,21 @@ class Dmd(FewSteps):
     lowest_score_sigma: Share = 0.02
     highest_score_sigma: Share = 0.98
 
+    def __post_init__(self) -> None:
+        self.sigmas()
+        if self.lowest_score_sigma >= self.highest_score_sigma:
+            raise RecipeError(
+                f"got lowest_score_sigma {self.lowest_score_sigma:g} and highest_score_sigma "
+                f"{self.highest_score_sigma:g}; noise levels are drawn between them, so make the "
+                "first one smaller"
+            )
+
     def roles(self) -> dict[str, RoleSpec]:
         """Return its roles: student, fake score, and the frozen teacher."""
         return {
-            "student": RoleSpec(begins_with="teacher", learning=self.student),
+            "student": RoleSpec(
+                begins_with="teacher", learning=self.student, every=self.student_every
+            ),
             "fake_score": RoleSpec(begins_with="teacher", learning=self.fake_score),
             "teacher": RoleSpec(begins_with="teacher"),
         }
@@ -123,7 +135,7 @@ class Dmd(FewSteps):
         # noise level, which by Tweedie's formula is the score of the student's distribution.
         def fake_loss() -> Tensor:
             noise = draw_noise(sample, draws.own("fake noise"))
-            sigma_B = self._draw_score_sigmas(batch, draws.own("fake noise level"))
+            sigma_B = self._draw_score_sigmas(batch, draws, "fake noise level")
             velocity = roles["fake_score"](batch.add_noise(sample, noise, sigma_B), sigma_B, batch)
             value = flow_loss(velocity, noise - sample, batch.free_B1F11, batch.weight_BHW)
             fake_log["fake_score_loss"] = value.detach()
@@ -150,7 +162,7 @@ class Dmd(FewSteps):
         with torch.no_grad():
             clean, free = sample.detach(), batch.free_B1F11
             noise = draw_noise(clean, draws.own("score noise"))
-            sigma_B = self._draw_score_sigmas(batch, draws.own("score noise level"))
+            sigma_B = self._draw_score_sigmas(batch, draws, "score noise level")
             noisy = batch.add_noise(clean, noise, sigma_B)
             fake = predict_denoised(roles["fake_score"].module, noisy, sigma_B, batch)
             real = self._predict_guided(roles["teacher"], noisy, sigma_B, batch)
@@ -172,11 +184,12 @@ class Dmd(FewSteps):
         velocity = guide(predict, scale, self.audio_guidance_scale)
         return denoised_from_velocity(noisy, velocity, sigma_B.view(-1, 1, 1, 1, 1))
 
-    def _draw_score_sigmas(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _draw_score_sigmas(self, batch: Batch, draws: Draws, purpose: str) -> Tensor:
         sigma_B = draw_sigmas(
             batch.size,
             self.score_shift,
-            generator,
+            draws,
+            purpose,
             low=self.lowest_score_sigma,
             high=self.highest_score_sigma,
         )

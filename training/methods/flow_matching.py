@@ -69,7 +69,7 @@ class FlowMatching:
         def loss() -> Tensor:
             clean = batch.latents_BCFHW
             noise = draw_noise(clean, draws.own("noise"))
-            sigma_B = draw_sigmas(batch.size, self.shift, draws.own("noise level")).to(clean.device)
+            sigma_B = draw_sigmas(batch.size, self.shift, draws, "noise level").to(clean.device)
             velocity = roles["teacher"](
                 batch.add_noise(clean, noise, sigma_B),
                 sigma_B,

@@ -64,11 +64,16 @@ class RoleSpec:
             instead, with LoRA layers and heads.
         learning: training settings.
         is_discriminator: whether it is a ``Discriminator`` around those weights.
+        starts_at: steps of the phase before its first update; its learning rate warms up from
+            there.
+        every: number of steps per update from there on.
     """
 
     begins_with: str
     learning: Learning = FROZEN
     is_discriminator: bool = False
+    starts_at: int = 0
+    every: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +210,20 @@ def describe_latents(name: str, latents_BCFHW: Tensor) -> dict[str, Tensor]:
         f"{name}_mean": latents.mean(),
         f"{name}_std": latents.std(),
     }
+
+
+def round_as_stored(latents_BCFHW: Tensor) -> Tensor:
+    """Round latents to float16, the precision of a prepared set.
+
+    Args:
+        latents_BCFHW: latents, which may have a graph.
+
+    Returns:
+        Latents of the same dtype; the gradient is that of no rounding.
+    """
+    latents = latents_BCFHW.detach()
+    # The difference is exact, and so is the sum.
+    return latents_BCFHW + (latents.half().to(latents) - latents)
 
 
 def draw_noise(latents_BCFHW: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from training.engine.rng import Draws
 from turbotalk_core.errors import ScheduleError
 from turbotalk_core.sampling.schedule import shift_sigmas
 
@@ -130,25 +131,35 @@ def place_last_timestep(timesteps: Sequence[float], last: float) -> tuple[float,
 
 
 def draw_sigmas(
-    size: int, shift: float, generator: torch.Generator, *, low: float = 0.0, high: float = 1.0
+    size: int, shift: float, draws: Draws, purpose: str, *, low: float = 0.0, high: float = 1.0
 ) -> Tensor:
     """Draw noise levels at which samples are noised for a network that is trained or scores them.
 
-    The unit interval is cut into as many equal parts as there are chunks, and each chunk draws from
-    its own part (stratified sampling). This lowers the variance of a mean over the batch.
+    The unit interval is cut into as many equal parts as an update has chunks, over all its
+    micro-batches, and each chunk draws from its own part (stratified sampling). This lowers the
+    variance of the mean over the update.
 
     Args:
-        size: number of chunks.
+        size: number of chunks of this micro-batch, the same for all.
         shift: flow shift, > 0; the larger, the more levels are near 1.
-        generator: random stream, different on each rank.
+        draws: random streams of the micro-batch.
+        purpose: name of the draw.
         low: smallest sigma, after the shift.
-        high: largest sigma.
+        high: largest sigma, above ``low``.
 
     Returns:
-        Sigmas, [size], in [low, high]; each is distributed as a shifted and clamped uniform draw.
+        Sigmas, [size], in [low, high]; each is distributed as a shifted uniform draw that fell
+        between the bounds. None is moved onto a bound.
 
-    Source: DMD2, Self-Forcing [read: shift 5, clamp to 0.02 and 0.98]; stratification [inferred].
+    Source: DMD2, Self-Forcing [read: shift 5, between 0.02 and 0.98, by clamping]; drawing inside
+    the bounds and stratification [inferred].
     """
-    places = torch.randperm(size, generator=generator)
-    spread = (places + torch.rand(size, generator=generator)) / size
-    return shift_sigmas(spread, shift).clamp(low, high)
+    generator = draws.own(purpose)
+    if draws.count == 1:
+        places = torch.randperm(size, generator=generator)
+    else:
+        order = torch.randperm(size * draws.count, generator=draws.shared(purpose))
+        places = order[draws.slot * size : (draws.slot + 1) * size]
+    spread = (places + torch.rand(size, generator=generator)) / (size * draws.count)
+    first, last = (sigma / (shift - (shift - 1) * sigma) for sigma in (low, high))
+    return shift_sigmas(first + (last - first) * spread, shift).clamp(low, high)

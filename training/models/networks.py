@@ -6,7 +6,7 @@ layers, N tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from training.models.lora import merge_adapters
 from turbotalk_core.checkpoints.networks import load_dit, save_adapter, save_dit
 from turbotalk_core.errors import MismatchError
 from turbotalk_core.models.audio_adapter import AudioProjection
-from turbotalk_core.models.wan import CrossAttention, RMSNorm, WanModel
+from turbotalk_core.models.wan import CrossAttention, RMSNorm, WanModel, without_autocast
 from turbotalk_core.sampling.steps import denoised_from_velocity
 
 TAP_DEPTHS = (16 / 36, 26 / 36, 36 / 36)  # APT: features after these of 36 layers
@@ -57,6 +57,7 @@ class TalkingModel(nn.Module):
         uses_audio: bool | Tensor = True,
         uses_text: bool | Tensor = True,
         hidden_after: dict[int, Tensor] | None = None,
+        taps: Collection[int] | None = None,
     ) -> Tensor:
         """Predict the velocity (noise - data).
 
@@ -69,9 +70,10 @@ class TalkingModel(nn.Module):
             uses_text: whether the text is used; False replaces it by the null text. A bool tensor
                 [B] decides for each chunk.
             hidden_after: see ``WanModel.forward``.
+            taps: see ``WanModel.forward``.
 
         Returns:
-            Velocity, float32, the shape of the latents.
+            Velocity, float32, the shape of the latents; with ``taps`` video tokens.
         """
         return self.dit(
             noisy_BCFHW,
@@ -83,6 +85,7 @@ class TalkingModel(nn.Module):
             # A single voice, and so null audio too, applies to the whole picture.
             regions_PHW=None if uses_audio is False else batch.regions_PHW,
             hidden_after=hidden_after,
+            taps=taps,
         )
 
     def _encode_audio(self, batch: Batch, uses_audio: bool | Tensor) -> Tensor:
@@ -258,10 +261,13 @@ class Discriminator(nn.Module):
         Returns:
             Logits, [B], float32; higher is more real.
         """
+        # The penalties are squared differences of two nearby logits. In bfloat16 a quarter of them
+        # and more would be rounding, so autocast is off: float32 weights compute in float32.
         hidden: dict[int, Tensor] = {}
-        self.backbone(latents_BCFHW, sigma_B, batch, hidden_after=hidden)
-        read = [head(hidden[tap]) for head, tap in zip(self.heads, self.taps, strict=True)]
-        return self.logit(torch.cat(read, 1))
+        with without_autocast(latents_BCFHW.device):
+            self.backbone(latents_BCFHW, sigma_B, batch, hidden_after=hidden, taps=set(self.taps))
+            read = [head(hidden[tap]) for head, tap in zip(self.heads, self.taps, strict=True)]
+            return self.logit(torch.cat(read, 1))
 
 
 def _choose_text(batch: Batch, uses_text: bool | Tensor) -> Tensor | None:

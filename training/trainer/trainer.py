@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,10 +23,11 @@ from training.engine import distributed as ranks
 from training.engine.checkpoint import Checkpoints, RunState
 from training.engine.divergence import Guard
 from training.engine.engine import Engine, EngineSettings, autocast
-from training.engine.log import append_log, trim_log
+from training.engine.log import append_log, log_changes, trim_log
 from training.engine.optimizers import extrapolate, rate_factor
 from training.engine.rng import Draws
 from training.recipe import RECIPE, Phase, Recipe, store_recipe
+from training.trainer.gap import GapWatch
 from training.trainer.hooks import Hook
 from training.trainer.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError
@@ -69,6 +71,9 @@ class Trainer:
         make_engine: function that makes an engine of a network.
         device: device to which batches are moved.
         hooks: called at the start of a phase, around each step and at the end, in this order.
+        files: digests of the prepared set and of the initial weights by name; a checkpoint of a run
+            with others is refused.
+        accepts_files: whether it is accepted instead, and the change logged.
 
     Attributes:
         engines: engines of the current phase, by role.
@@ -90,6 +95,8 @@ class Trainer:
         make_engine: Callable[[nn.Module, EngineSettings], Engine],
         device: torch.device | None = None,
         hooks: Sequence[Hook] = (),
+        files: Mapping[str, str] | None = None,
+        accepts_files: bool = False,
     ) -> None:
         for name, phase in recipe.phases.items():
             count = recipe.batch_of(phase).count
@@ -108,6 +115,10 @@ class Trainer:
         self.state = RunState(step=0, phase=0, phase_step=0, recipe=recipe.fingerprint(0))
         self.device = device or torch.device("cpu")
         self.hooks = tuple(hooks)
+        self.files = dict(files or {})
+        self.accepts_files = accepts_files
+        self._changes: list[str] = []
+        self._gap = GapWatch()
         self._make_engine = make_engine
         self._stops = False
         self._guard = Guard(recipe.guard)
@@ -129,6 +140,9 @@ class Trainer:
         if ranks.rank() == 0:
             store_recipe(self.recipe, self.folder / RECIPE)
             trim_log(self.folder, self.state.step)
+            log_changes(self.folder, self.state.step, self._changes)
+        for change in self._changes:
+            logger.info("from step %d on: %s", self.state.step, change)
         for number in range(self.state.phase, len(self._phases)):
             self._begin(number)
             if found is not None:
@@ -137,8 +151,14 @@ class Trainer:
                 logger.info("goes on at step %d", self.state.step)
                 found = None
             else:
-                recipe = self.recipe.fingerprint(number)
-                self._move(phase=number, phase_step=0, recipe=recipe)
+                self._move(phase=number, phase_step=0, watch={})
+            self._move(
+                recipe=self.recipe.fingerprint(number),
+                settings=self.recipe.list_changeable(number),
+                files=self.files,
+            )
+            num_alone = max(spec.starts_at for spec in self.methods[number].roles().values())
+            self._gap = GapWatch(self._phase.ends, self.state.watch, num_alone)
             self._streams = self._open_streams()
             for hook in self.hooks:
                 hook.on_phase_start(self)
@@ -193,12 +213,32 @@ class Trainer:
             return None
         self.state, path = found
         self._guard.streaks = dict(self.state.streaks)
-        if self.state.recipe != self.recipe.fingerprint(self.state.phase):
+        if self.state.recipe not in self.recipe.list_fingerprints(self.state.phase):
             raise CheckpointError(
                 f"{path} belongs to a run of another recipe; go on with the one that is stored in "
                 f"{self.folder / RECIPE}, or give another folder"
             )
+        before, now = self.state.settings, self.recipe.list_changeable(self.state.phase)
+        self._changes = [
+            f"{name} {before.get(name, 'the default')} -> {now.get(name, 'the default')}"
+            for name in sorted(before.keys() | now.keys())
+            if before and before.get(name) != now.get(name)
+        ]
+        self._check_files(path)
         return path
+
+    def _check_files(self, path: Path) -> None:
+        """Check that the data and the initial weights are those of a checkpoint."""
+        before = self.state.files
+        other = sorted(
+            name for name in before.keys() & self.files.keys() if before[name] != self.files[name]
+        )
+        if other and not self.accepts_files:
+            raise CheckpointError(
+                f"{path} was made with another content of {' and '.join(other)}; go on with what "
+                "the run began with, or start again with --accept-changes to go on with this"
+            )
+        self._changes += [f"another content of {name}" for name in other]
 
     def _begin(self, number: int) -> None:
         """Build the engines of a phase, with one network at a time in the CPU's memory."""
@@ -208,31 +248,36 @@ class Trainer:
         gc.collect()
         for role, spec in self.methods[number].roles().items():
             network = self.builder.build(number, role)
-            settings = self.recipe.settings_of(role, spec.learning)
+            settings = self.recipe.settings_of(
+                role, spec.learning, starts_at=spec.starts_at, every=spec.every
+            )
             self.engines[role] = self._make_engine(network, settings)
 
     def _run_phase(self, number: int) -> None:
         name, phase = self._phases[number]
-        while self.state.phase_step < phase.steps and not self._stops:
+        while self.state.phase_step < phase.steps and not self._stops and not self._gap.is_over:
             for hook in self.hooks:
                 hook.on_step_start(self)
             started = time.monotonic()
             terms = self.advance()
             self._move(step=self.state.step + 1, phase_step=self.state.phase_step + 1)
             self._guard.watch(self.state.step, terms)
+            terms |= self._gap.add(terms)
             if ranks.rank() == 0:
                 seconds = round(time.monotonic() - started, 3)
                 line = {"step": self.state.step, "phase": name, **terms, "seconds": seconds}
                 append_log(self.folder, line)
             for hook in self.hooks:
                 hook.on_step_end(self, terms)
-            is_last = self._stops or self.state.phase_step == phase.steps
+            is_last = self._stops or self._gap.is_over or self.state.phase_step == phase.steps
             if is_last or self.state.step % self.recipe.checkpoints.every == 0:
-                self._move(streaks=self._guard.streaks)
+                self._move(streaks=self._guard.streaks, watch=self._gap.to_plain())
                 self._checkpoints.save(self.state, self.engines)
 
     def _end(self, number: int) -> None:
-        phase = self._phases[number][1]
+        name, phase = self._phases[number]
+        if (text := self._gap.describe()) is not None:
+            logger.info("phase %s: %s", name, text)
         for role, spec in self.methods[number].roles().items():
             if spec.learning.trains != "frozen":
                 weights = self.engines[role].export()
@@ -257,29 +302,29 @@ class Trainer:
             All terms, averaged over micro-batches and ranks, by ``role/term``. Terms of a role that
             is updated several times are averaged over its updates.
 
+            A term that is not finite is left out; the weights of its role are then unchanged, and
+            ``role/skipped`` is 1.
+
         Raises:
-            TrainingError: if a term is not finite; the weights of its role are then unchanged.
+            TrainingError: if a term is not finite, after too many steps with such terms.
         """
         position = self.state.phase_step if phase_step is None else phase_step
         step = self.state.step - self.state.phase_step + position
         method = self.methods[self.state.phase]
+        count = self.recipe.batch_of(self._phase).count
         running: list[Iterator[Update]] = []
         for slot, stream in zip(self._slots, self._streams, strict=True):
             batch = next(stream).to(self.device)
-            draws = Draws(self.recipe.seed, step, slot)
+            draws = Draws(self.recipe.seed, step, slot, count=count, salt=self.recipe.salt)
             running.append(method.updates(position, batch, self.engines, draws))
         collected: dict[str, list[float]] = {}
-        rate = self.recipe.rate
-        factor = rate_factor(
-            position, self._phase.steps, num_warmup_steps=rate.num_warmup_steps, kind=rate.kind
-        )
-        while (terms := self._update(running, step + 1, factor)) is not None:
+        while (terms := self._update(running, step + 1, position)) is not None:
             for name, value in terms.items():
                 collected.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in collected.items()}
 
     def _update(
-        self, running: Sequence[Iterator[Update]], step: int, factor: float
+        self, running: Sequence[Iterator[Update]], step: int, position: int
     ) -> dict[str, float] | None:
         """Run the next update of all micro-batches, and return its terms; None if none is left."""
         role, sums = None, {}
@@ -304,10 +349,23 @@ class Trainer:
             return None
         terms = ranks.mean_scalars(sums)
         self._guard.check(step, terms)
-        report = self.engines[role].step(factor)
+        # If the loss is not finite, the gradient is neither, and the engine keeps the weights.
+        report = self.engines[role].step(self._rate_factor(role, position))
         terms[f"{role}/gradient_norm"] = report.gradient_norm
-        self._guard.check(step, terms)
-        return terms
+        if self._guard.check(step, terms):
+            return terms
+        logger.warning("step %d of %s is left out: a term is not finite", step, role)
+        finite = {name: value for name, value in terms.items() if math.isfinite(value)}
+        return {**finite, f"{role}/skipped": 1.0}
+
+    def _rate_factor(self, role: str, position: int) -> float:
+        rate, first = self.recipe.rate, self.methods[self.state.phase].roles()[role].starts_at
+        return rate_factor(
+            position - first,
+            self._phase.steps - first,
+            num_warmup_steps=0 if role in rate.without_warmup else rate.num_warmup_steps,
+            kind=rate.kind,
+        )
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.recipe.engine.precision)

@@ -11,12 +11,14 @@ Source: Wan 2.1, wan/modules/model.py; InfiniteTalk, wan/modules/multitalk_model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import MismatchError
@@ -290,7 +292,8 @@ class Head(nn.Module):
         # Shift and scale share one time embedding; only their learned offsets differ.
         shift, scale = (self.modulation.float() + time_BD.unsqueeze(1)).chunk(2, 1)
         normed = layer_norm(hidden_BND, self.norm).float() * (1 + scale) + shift
-        return F.linear(normed, self.head.weight.float(), self.head.bias.float())
+        with without_autocast(hidden_BND.device):
+            return F.linear(normed, self.head.weight.float(), self.head.bias.float())
 
 
 class ImageEmbedding(nn.Module):
@@ -384,6 +387,7 @@ class WanModel(nn.Module):
         regions_PHW: Tensor | None = None,
         cache: TeaCache | None = None,
         hidden_after: dict[int, Tensor] | None = None,
+        taps: Collection[int] | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -402,9 +406,12 @@ class WanModel(nn.Module):
                 little; None runs them.
             hidden_after: dict that receives the video tokens after each block, [B, N, D] by the
                 block's number from 0, for discriminators that use several depths.
+            taps: blocks whose tokens ``hidden_after`` receives; the last of them ends the call.
+                None for all blocks and the velocity. Tokens of other blocks are freed at once.
 
         Returns:
-            Velocity, float32, in the shape of ``latents_BCFHW``.
+            Velocity, float32, in the shape of ``latents_BCFHW``; with ``taps`` the tokens after the
+            last of them.
 
         Raises:
             MismatchError: if the inputs do not fit the model or each other.
@@ -436,6 +443,7 @@ class WanModel(nn.Module):
             assert cache.added is not None  # the blocks always run in the first steps
             return finish(hidden + cache.added)
         before = None if cache is None else hidden  # without a cache its memory is not held
+        last = len(self.blocks) - 1 if taps is None else max(taps)
         for number, block in enumerate(self.blocks):
             inputs = (modulation, table, text, image, audio, audio_scale, regions, num_pieces)
             if self.uses_checkpointing and torch.is_grad_enabled():
@@ -443,8 +451,12 @@ class WanModel(nn.Module):
             else:
                 hidden = block(hidden, *inputs)
             assert isinstance(hidden, Tensor)
-            if hidden_after is not None:
+            if hidden_after is not None and (taps is None or number in taps):
                 hidden_after[number] = hidden
+            if number == last:
+                break
+        if taps is not None:
+            return hidden
         if cache is not None and before is not None:
             cache.keep(hidden - before)
         return finish(hidden)
@@ -524,10 +536,18 @@ def _check_regions(regions_PHW: Tensor, latents_BCFHW: Tensor, audio_BFND: Tenso
         )
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast rounds nothing: float32 operations stay in float32."""
+    if not is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def _in_float32(layers: nn.Sequential, hidden: Tensor) -> Tensor:
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
-        else:
-            hidden = layer(hidden)
+    with without_autocast(hidden.device):
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
+            else:
+                hidden = layer(hidden)
     return hidden

@@ -6,19 +6,48 @@ import os
 import runpy
 import sys
 from collections import Counter
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.family import build_vae
-from training.data.__main__ import main
-from training.data.precompute import EncoderFiles
+from training.data.__main__ import _make_parser, _parse_sizes, main
+from training.data.precompute import NEGATIVE_PROMPT, EncoderFiles, run_precompute
 from training.data.reader import PreparedSet
 from training.data.shards import read_manifest
 from turbotalk_core.checkpoints.networks import save_vae
+from turbotalk_core.geometry import check_size
 
 from .conftest import MakeVideo
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "example"),
+    [
+        ("infinitetalk-480", 15, (448, 896)),
+        ("infinitetalk-720", 21, (704, 1280)),
+        ("832x448", 1, (448, 832)),
+    ],
+)
+def test_sizes_may_be_those_of_infinitetalk(
+    text: str, count: int, example: tuple[int, int]
+) -> None:
+    sizes = _parse_sizes(text)
+    assert len(sizes) == count
+    assert example in sizes
+    for height, width in sizes:
+        check_size(height, width)
+
+
+def test_the_negative_prompt_is_infinitetalks_where_none_is_given() -> None:
+    arguments = _make_parser().parse_args(
+        ["precompute", "--out", "o", "--vae", "v", "--encoder", "e"]
+    )
+    assert arguments.negative_prompt == NEGATIVE_PROMPT
+    assert signature(run_precompute).parameters["negative_prompt"].default == NEGATIVE_PROMPT
+    assert NEGATIVE_PROMPT.startswith("bright tones, overexposed")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,67 +15,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.training.data.sets import NUM_FRAMES
+from tests.training.data.sets import make_sample as _make_sample
+from tests.training.data.sets import write_set as _write
 from training.data.reader import Draw, PreparedSet
-from training.data.resumable_stage import ItemLog, Work, open_stage
 from training.data.shards import (
-    INDEX,
     NULL_TEXT,
     Sample,
-    describe_sample,
     fill_reference,
     read_manifest,
-    write_shard,
     write_tensors,
 )
 from training.models.batch import Batch
 from turbotalk_core.audio.windows import take_windows
 from turbotalk_core.errors import GeometryError, MismatchError, OutputError, RequestError
 from turbotalk_core.types import AudioFeatures, AudioWindows, Chunk
-
-NUM_FRAMES = 30
-
-
-def _make_sample(
-    seed: int,
-    *,
-    rows: int = 2,
-    columns: int = 4,
-    num_latents: int = 5,
-    voices: int = 1,
-    tokens: int = 0,
-    layers: int = 2,
-) -> Sample:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).half()
-
-    return Sample(
-        opening_CFHW=draw(16, num_latents, rows, columns),
-        later_CFHW=draw(16, num_latents, rows, columns),
-        reference_CFHW=draw(16, 2, rows, columns),
-        weight_HW=draw(rows, columns),
-        features_PTLD=draw(voices, NUM_FRAMES + 25, layers, 3),
-        sound_PS=torch.zeros(voices, NUM_FRAMES * 640, dtype=torch.int16),
-        text_ND=draw(tokens, 6) if tokens else None,
-    )
-
-
-def _write(folder: Path, samples: dict[str, Sample], tiers: dict[str, int] | None = None) -> Path:
-    open_stage(folder, {"made": "here"}, Work())
-    for number, (key, sample) in enumerate(samples.items()):
-        shard = write_shard(folder, f"00-of-01-{number:06d}", [sample])
-        record = {
-            "key": key,
-            "num_frames": NUM_FRAMES,
-            "later_start": 3 + number % 5,
-            "tier": (tiers or {}).get(key, 0),
-            **describe_sample(sample),
-            **shard,
-            INDEX: 0,
-        }
-        ItemLog(folder, Work()).append([record])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -199,9 +154,46 @@ class TestOrder:
 
     def test_too_few_samples_are_refused(self, three_sizes: Path) -> None:
         data = PreparedSet(three_sizes)
+        with pytest.raises(RequestError, match=r"17 samples of 48x16 with 1 voices, .* takes 27"):
+            data.draw(0, 0, rank=0, world_size=3, size=9)
+        pairs = PreparedSet(three_sizes, num_voices=2)
         with pytest.raises(RequestError, match=r"8 samples of 128x64 with 2 voices, .* takes 9"):
-            data.draw(0, 0, rank=0, world_size=3, size=3)
+            pairs.draw(0, 0, rank=0, world_size=3, size=3)
         assert len(data.draw(0, 0, rank=0, world_size=4, size=2)) == 2
+
+    def test_a_rare_size_does_not_end_a_run(
+        self, three_sizes: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        data = PreparedSet(three_sizes)
+        for step in range(6):  # 8 pairs are too few for 9, and no other bucket has two voices
+            assert data.locate(0, step, 9).bucket != (64, 128, 2)
+        (record,) = caplog.records
+        assert "8 samples of 128x64 with 2 voices are left out" in record.message
+        # 9 and 17 samples are too few for 18, and 26 of the common size are not.
+        batch = data.batch(0, 0, rank=0, world_size=6, size=3)
+        draws = data.draw(0, 0, rank=0, world_size=6, size=3)
+        assert {(draw.height, draw.width) for draw in draws} == {(16, 32)}
+        assert batch.latents_BCFHW.shape[3:] == (2, 4)
+        assert batch.weight_BHW is not None
+        keys = {d.record["key"] for ranks in _draws(data, 0, 0, 6, 3) for d in ranks}
+        assert {key[0] for key in keys} == {"n", "w"}
+        for row, draw in enumerate(draws):
+            if draw.record["key"][0] == "w":
+                sample = _make_sample(int(draw.record["key"][1:]), columns=6)
+                clip = sample.later_CFHW if draw.is_later else sample.opening_CFHW
+                assert torch.equal(batch.latents_BCFHW[row], clip[..., 1:5].float())
+                assert batch.weight_BHW[row].mean().item() == pytest.approx(1)
+
+    def test_the_digest_is_of_the_samples_and_their_order(
+        self, one_size: Path, tmp_path: Path
+    ) -> None:
+        digests = {
+            PreparedSet(one_size).digest,
+            PreparedSet(one_size, num_frames=9).digest,
+            PreparedSet(_write(tmp_path, {"s00": _make_sample(0)})).digest,
+        }
+        assert len(digests) == 3
+        assert PreparedSet(one_size).digest in digests
 
     def test_ranks_and_steps_that_cannot_be_are_refused(self, one_size: Path) -> None:
         data = PreparedSet(one_size)
@@ -280,6 +272,40 @@ class TestBatches:
         (folder / NULL_TEXT).unlink()
         with pytest.raises(OutputError, match="run part 0 of precompute again"):
             PreparedSet(folder)
+
+    @pytest.mark.parametrize(
+        ("texts", "captions", "expected"),
+        [
+            (([1.0], [1.0]), ("", None), True),  # no captions, and an empty negative prompt
+            (([1.0], [1.0]), ("a man", "a man"), True),
+            (([2.0], [2.0]), ("a man", "a man"), False),
+            (([1.0], [2.0]), ("", "a man"), False),
+        ],
+    )
+    def test_a_text_that_is_the_null_text_is_found(
+        self,
+        tmp_path: Path,
+        texts: tuple[list[float], ...],
+        captions: tuple[str, ...],
+        expected: bool,
+    ) -> None:
+        samples = {
+            f"s{n}": replace(_make_sample(n), text_ND=torch.tensor(value).expand(2, 6).half())
+            for n, value in enumerate(texts)
+        }
+        folder = _write(tmp_path, samples, captions=dict(zip(samples, captions, strict=True)))
+        write_tensors(folder / NULL_TEXT, {"text_ND": torch.ones(2, 6, dtype=torch.bfloat16)})
+        assert PreparedSet(folder).text_is_null == expected
+
+    def test_without_texts_there_is_no_null_text(self, one_size: Path) -> None:
+        assert not PreparedSet(one_size).text_is_null
+
+    def test_the_sound_of_a_clip_is_as_long_as_the_clip(self, three_sizes: Path) -> None:
+        data = PreparedSet(three_sizes)
+        (draw,) = data.draw(0, 0, rank=0, world_size=1, size=1)
+        sound = data.read_sound(draw)
+        assert sound.samples_CS.shape == (1, 17 * 640)
+        assert sound.sample_rate == 16_000
 
 
 class TestChoice:

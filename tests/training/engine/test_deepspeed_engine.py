@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import os
 import signal
 import socket
@@ -40,6 +41,7 @@ from tests.training.toy import (
 )
 from training.engine import distributed as ranks
 from training.engine.checkpoint import read_weights
+from training.engine.divergence import GuardSettings
 from training.engine.engine import Engine, EngineSettings, PlainEngine
 from training.engine.log import read_log
 from training.models.networks import Discriminator
@@ -100,9 +102,12 @@ def _run_two(rank: int, port: int, folder: Path, kills: bool) -> None:
         make_engine = functools.partial(_make_engine, device=device, stage=3)
         batches = KillingBatches() if kills else ToyBatches()
         make_trainer(folder / "two", make_engine=make_engine, batches=[batches] * 2).run()
+        nan = {"make_engine": make_engine, "batches": [NanBatches()] * 2}
+        strict = make_recipe(guard=GuardSettings(most_skips=0))
         with pytest.raises(TrainingError) as caught:
-            make_trainer(folder / "nan", make_engine=make_engine, batches=[NanBatches()] * 2).run()
+            make_trainer(folder / "nan", strict, **nan).run()
         (folder / f"nan{rank}").write_text(str(caught.value))
+        make_trainer(folder / "skips", **nan).run()
 
 
 def _run_methods(rank: int, port: int, folder: Path) -> None:
@@ -120,8 +125,11 @@ def _run_one(rank: int, port: int, folder: Path) -> None:
         for stage in (1, 2, 3):
             make_engine = functools.partial(_make_engine, device=device, stage=stage)
             make_trainer(folder / f"one{stage}", make_engine=make_engine).run()
+            nan = [NanBatches()] * 2
+            make_trainer(folder / f"skips{stage}", make_engine=make_engine, batches=nan).run()
         facts["move"] = _move_to_one(device, folder / "two")
         facts["bfloat16"] = _compare_bfloat16(device)
+        facts["skips"] = [_skip_in_bfloat16(device, stage) for stage in (1, 2, 3)]
         facts["transformer"] = _compare_discriminator(device)
         facts["offload"] = _compare_offloading(device)
         facts["left"] = {stage: _count_left(device, stage) for stage in (1, 2, 3)}
@@ -214,6 +222,29 @@ def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]
                 rows.append(_step_both(critic, model, batch, sigma_B))
             results[f"{precision} {recomputes}"] = rows
     return results
+
+
+def _skip_in_bfloat16(device: torch.device, stage: int) -> list[bool]:
+    """Return whether a gradient that is not finite is told, changes nothing, and the next one does.
+
+    The last value is whether the average has been kept from it.
+    """
+    settings = EngineSettings(precision="bfloat16", learning_rate=0.1, ema_decay=0.5)
+    engine = _make_engine(nn.Linear(30, 40), settings, device=device, stage=stage)
+    exports, norms = [engine.export()["weight"]], []
+    for factor in (float("nan"), 1.0):
+        loss = factor * engine(torch.ones(2, 30, dtype=torch.bfloat16)).float().sum()
+        engine.backward(loss)
+        norms.append(engine.step(1.0).gradient_norm)
+        exports.append(engine.export()["weight"])
+    before, skipped, moved = exports
+    engine.close()
+    return [
+        not math.isfinite(norms[0]),
+        torch.equal(skipped, before),
+        math.isfinite(norms[1]) and not torch.equal(moved, before),
+        bool(moved.isfinite().all()),
+    ]
 
 
 def _count_left(device: torch.device, stage: int) -> int:
@@ -314,6 +345,27 @@ def _check_same(folder: Path, other: Path, num_steps: int) -> None:
         assert line.pop("phase") == expected.pop("phase")
         expected.pop("seconds")
         assert line == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_what_is_no_number_on_one_rank_is_left_out_on_both(
+    two_runs: Path, facts: dict[str, Any], tmp_path: Path
+) -> None:
+    """The weights and the average of the other steps are those of the plain engine."""
+    make_trainer(tmp_path / "plain", batches=[NanBatches()] * 2).run()
+    assert read_log(tmp_path / "plain")[1]["critic/skipped"] == 1
+    assert facts
+    for name in ("skips", "skips1", "skips2", "skips3"):
+        _check_same(two_runs / name, tmp_path / "plain", 8)
+        for role in ROLES:
+            mine, theirs = (
+                read_weights(folder / "phases" / "second" / f"{role}.safetensors")
+                for folder in (two_runs / name, tmp_path / "plain")
+            )
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_in_bfloat16_too(facts: dict[str, Any]) -> None:
+    assert facts["skips"] == 3 * [4 * [True]]
 
 
 def test_what_is_no_number_on_one_rank_stops_both(two_runs: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from tests.training.tiny_networks import make_batch, make_engines, make_model, take_step
+from training.engine.divergence import Guard, GuardSettings
 from training.engine.engine import EngineSettings, PlainEngine
 from training.engine.rng import Draws
 from training.methods.adversarial import Adversarial
@@ -22,7 +23,7 @@ from training.methods.timesteps import even_timesteps, to_sigmas
 from training.models.batch import Batch
 from training.models.lora import adapters_off, list_adapters
 from training.models.networks import Discriminator, TalkingModel
-from turbotalk_core.errors import RecipeError, ScheduleError
+from turbotalk_core.errors import RecipeError, ScheduleError, TrainingError
 
 LORA = Learning(trains="lora", learning_rate=1e-3, rank=2, alpha=2)
 METHOD = Adversarial(num_steps=2, discriminator=LORA, warmup="off")
@@ -108,7 +109,7 @@ def test_a_sample_at_a_time_is_the_whole_loss(method: Adversarial) -> None:
     )
     assert light.keys() == plain.keys()
     assert any(gradient.abs().max() > 1e-3 for gradient in plain.values())
-    torch.testing.assert_close(light, plain, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(light, plain, rtol=2e-3, atol=1e-5)
     losses = []
     for is_light in (True, False):
         engines = make_engines(method)
@@ -198,12 +199,14 @@ def test_the_student_s_gradient_is_that_of_its_last_step() -> None:
     noise = draw_noise(batch.latents_BCFHW, draws.own("noise"))
     noisy = denoise_no_grad(student, sigmas, batch, noise, draws.own("renoise"))
     sample = last_step(student, noisy, sigmas[-1], batch)
-    scored, sigma_B = METHOD._present({"student": sample}, batch, draws, "student")
+    samples = {
+        "student": sample,
+        "four_step": METHOD._make_four_step(batch, noise, engines, draws),
+    }
+    scored, sigma_B = METHOD._present(samples, batch, draws, "student")
     with torch.no_grad():
         real = discriminator(batch.latents_BCFHW, sigma_B, batch)
-        four_step = discriminator(
-            METHOD._make_four_step(batch, noise, engines, draws), sigma_B, batch
-        )
+        four_step = discriminator(scored["four_step"], sigma_B, batch)
     logit = discriminator(scored["student"], sigma_B, batch)
     loss = softplus(real - logit).mean() + 50 * softplus(four_step - logit).mean()
     names = [name for name, _ in student.named_parameters()]
@@ -302,6 +305,111 @@ def test_the_discriminator_may_tell_four_step_samples_from_the_student_s() -> No
         for w in (0.0, 2.0)
     )
     assert with_term["discriminator/loss"] > without["discriminator/loss"]
+
+
+def _count_scores(method: Adversarial, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    engines = make_engines(method)
+    scores = _spy_on_scores(monkeypatch, engines["discriminator"].module)
+    next(method.updates(step, make_batch(), engines, Draws(0, step, 0)))
+    for update in method.updates(step, make_batch(), engines, Draws(0, step, 0)):
+        if update.role == "discriminator":
+            for make_loss in update.losses:
+                make_loss()
+    return len(scores)
+
+
+def test_lazy_penalties_are_rarer_and_as_much_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = replace(METHOD, memory_light=False, penalty_floor_every=0)
+    lazy = replace(method, penalty_every=4)
+    assert [_count_scores(lazy, step, monkeypatch) for step in range(5)] == [6, 2, 2, 2, 6]
+    losses = []
+    for changed in (replace(method, penalty_weight=400.0), lazy):
+        engines = make_engines(changed)
+        _experienced(engines)
+        losses.append(take_step(changed, engines, make_batch(), steps_optimizers=False))
+    assert losses[0] == losses[1]
+
+
+def test_the_discriminator_is_ahead_of_the_student() -> None:
+    method = replace(METHOD, discriminator_warmup=3, student_every=2, warmup="curriculum")
+    method = replace(method, warmup_steps=4)
+    engines = make_engines(method)
+    before = _state(engines["student"])
+    roles = []
+    for step in range(7):
+        terms = take_step(method, engines, make_batch(), step)
+        roles.append("".join(sorted({name[0] for name in terms})))
+        if step < 4:
+            assert all(t.equal(before[k]) for k, t in _state(engines["student"]).items())
+    assert roles == ["d", "d", "d", "d", "ds", "d", "ds"]
+    specs = method.roles()
+    assert (specs["student"].starts_at, specs["student"].every) == (3, 2)
+    assert (specs["discriminator"].starts_at, specs["discriminator"].every) == (0, 1)
+    # The student's own warm-up begins with its first step.
+    for step, late in ((0, 0), (3, 0), (5, 2)):
+        generator = Draws(0, step, 0).shared("last timestep")
+        expected = replace(method, discriminator_warmup=0).draw_timestep(late, generator)
+        assert method.draw_timestep(step, Draws(0, step, 0).shared("last timestep")) == expected
+
+
+def test_generated_samples_are_rounded_as_the_real_ones_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = replace(METHOD, penalty_weight=0.0, memory_light=False)
+    engines = make_engines(method)
+    scores = _spy_on_scores(monkeypatch, engines["discriminator"].module)
+    take_step(method, engines, make_batch(), steps_optimizers=False)
+    assert len(scores) == 5
+    for latents, _, _ in scores:
+        assert latents.dtype == torch.float32
+        assert torch.equal(latents, latents.half().float())
+
+
+class TestRounding:
+    """Penalties are differences of nearby logits, which rounding must not decide."""
+
+    def _terms(self, size: float, *, bfloat16: bool, step: int = 1) -> dict[str, float]:
+        method = replace(METHOD, penalty_size=size)
+        engines = make_engines(method)
+        _experienced(engines)
+        if bfloat16:
+            engines["discriminator"].module.bfloat16()
+        (update, *_) = method.updates(step, make_batch(), engines, Draws(0, step, 0))
+        return {f"discriminator/{name}": float(term) for name, term in update.log.items()}
+
+    def test_autocast_does_not_round_a_discriminator(self) -> None:
+        engines, batch = make_engines(METHOD), make_batch()
+        _experienced(engines)
+        discriminator, sigma_B = engines["discriminator"].module, torch.tensor([0.9, 0.3])
+        exact = discriminator(batch.latents_BCFHW, sigma_B, batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            logit_B = discriminator(batch.latents_BCFHW, sigma_B, batch)
+            # The four-step samples are the network's work under autocast, as before.
+            assert isinstance(discriminator, Discriminator)
+            rounded = discriminator.backbone(batch.latents_BCFHW, sigma_B, batch)
+        assert torch.equal(logit_B, exact)
+        clean = discriminator.backbone(batch.latents_BCFHW, sigma_B, batch)
+        assert not torch.equal(rounded, clean)
+
+    def test_the_floor_is_measured_and_judged(self) -> None:
+        guard = Guard(GuardSettings())
+        exact = self._terms(0.1, bfloat16=False)
+        share = exact["discriminator/penalty_floor"] / exact["discriminator/penalty_response"]
+        assert share == pytest.approx(1e-4, rel=0.5)  # (1e-3 / 0.1)^2: slope, no rounding
+        guard.watch(2, exact)
+        rounded = self._terms(0.004, bfloat16=True)
+        with pytest.raises(TrainingError, match=r"step 2: .* is rounding.*larger penalty_size"):
+            guard.watch(2, rounded)
+        Guard(GuardSettings(most_rounding=10.0)).watch(2, rounded)
+
+    def test_it_is_measured_from_time_to_time(self) -> None:
+        def measures(step: int, **changes: Any) -> bool:
+            return replace(METHOD, **changes)._measures_floor(step)
+
+        assert [step for step in range(302) if measures(step)] == [1, 101, 201, 301]
+        assert all(measures(step, penalty_floor_every=1) for step in range(3))
+        assert not any(measures(step, penalty_floor_every=0) for step in range(3))
+        assert not any(measures(step, penalty_weight=0.0) for step in range(3))
 
 
 def test_the_student_is_updated_as_often_as_is_said() -> None:

@@ -19,7 +19,7 @@ from training.methods.method import Learning, draw_noise
 from training.methods.rollout import denoise_no_grad, draw_exit, last_step
 from training.models.batch import Batch
 from training.models.networks import TalkingModel, predict_denoised
-from turbotalk_core.errors import ScheduleError
+from turbotalk_core.errors import RecipeError, ScheduleError
 
 METHOD = Dmd(student_every=1)
 
@@ -83,7 +83,7 @@ def test_the_student_goes_from_the_fake_score_s_prediction_to_the_guided_teacher
     noisy = denoise_no_grad(student, sigmas[: last + 1], batch, noise, draws.own("renoise"))
     sample = last_step(student, noisy, sigmas[last], batch)
     with torch.no_grad():
-        sigma_B = METHOD._draw_score_sigmas(batch, draws.own("score noise level"))
+        sigma_B = METHOD._draw_score_sigmas(batch, draws, "score noise level")
         shown = batch.add_noise(sample, draw_noise(sample, draws.own("score noise")), sigma_B)
         # InfiniteTalk's own way of writing it: uncond + T (cond - no text) + A (no text - uncond)
         both, voice, neither = (
@@ -176,6 +176,11 @@ def test_what_the_student_and_the_fake_score_say_of_given_latents_is_of_no_accou
     for gradient_BCFHW in gradient(batch):
         assert gradient_BCFHW[:, :, 3:].any()
         assert not gradient_BCFHW[:, :, :3].any()
+
+
+def test_score_levels_between_no_bounds_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"lowest_score_sigma 0.9 and highest_score_sigma 0.5"):
+        Dmd(lowest_score_sigma=0.9, highest_score_sigma=0.5)
 
 
 def test_a_schedule_that_is_none_is_refused() -> None:

@@ -8,7 +8,14 @@ from torch import nn
 
 from tests.training.tiny_networks import make_batch, make_model
 from training.engine.rng import Draws
-from training.methods.method import Learning, RoleSpec, describe_latents, draw_noise, prepare_role
+from training.methods.method import (
+    Learning,
+    RoleSpec,
+    describe_latents,
+    draw_noise,
+    prepare_role,
+    round_as_stored,
+)
 from training.models.lora import list_adapters
 from training.models.networks import Discriminator, TalkingModel
 from turbotalk_core.errors import MismatchError
@@ -88,3 +95,13 @@ def test_noise_is_the_generator_s_in_float32() -> None:
     noise = draw_noise(torch.zeros(2, 3, dtype=torch.bfloat16), Draws(0, 0, 0).own("noise"))
     expected = torch.randn(2, 3, generator=Draws(0, 0, 0).own("noise"))
     assert torch.equal(noise, expected)
+
+
+def test_rounding_as_stored_is_that_of_float16_and_passes_gradients() -> None:
+    latents = (3 * torch.randn(1000, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    rounded = round_as_stored(latents)
+    assert torch.equal(rounded, latents.half().float())
+    assert not torch.equal(rounded, latents)
+    (gradient,) = torch.autograd.grad((rounded * latents.detach()).sum(), latents)
+    assert torch.equal(gradient, latents)
+    assert torch.equal(round_as_stored(rounded), rounded)

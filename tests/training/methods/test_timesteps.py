@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from training.engine.rng import Draws
 from training.methods.timesteps import (
     choose_timesteps,
     draw_last_timestep,
@@ -78,16 +79,36 @@ def test_the_only_step_gets_another_behind_it() -> None:
     assert place_last_timestep((1000,), 1000) == (1000,)
 
 
-def test_score_levels_are_shifted_and_clamped() -> None:
-    sigma_B = draw_sigmas(4000, 5.0, _generator(), low=0.02, high=0.98)
-    assert sigma_B.min() == pytest.approx(0.02)
-    assert sigma_B.max() == pytest.approx(0.98)
+@pytest.mark.parametrize("shift", [1.0, 5.0, 11.0])
+def test_score_levels_are_shifted_and_inside_their_bounds(shift: float) -> None:
+    sigma_B = draw_sigmas(4000, shift, Draws(0, 0, 0), "level", low=0.02, high=0.98)
+    assert sigma_B.min() == pytest.approx(0.02, abs=2e-3)
+    assert sigma_B.max() == pytest.approx(0.98, abs=1e-3)
+    # No level is drawn more often because a bound is there.
+    assert len(sigma_B.unique()) > 3990
+    first, last = (sigma / (shift - (shift - 1) * sigma) for sigma in (0.02, 0.98))
     for place in (0.1, 0.5, 0.9):
-        level = shift_sigmas(torch.tensor(place), 5.0)
+        level = shift_sigmas(torch.tensor(first + place * (last - first)), shift)
         assert (sigma_B <= level).float().mean().item() == pytest.approx(place, abs=1e-3)
 
 
+def test_levels_are_spread_over_all_micro_batches_of_an_update() -> None:
+    count, size = 8, 2
+    for step in range(3):
+        drawn = [
+            draw_sigmas(size, 1.0, Draws(0, step, slot, count=count), "level")
+            for slot in range(count)
+        ]
+        cells = (torch.cat(drawn) * count * size).floor().long()
+        assert sorted(cells.tolist()) == list(range(count * size))
+    # The slots of one step do not keep their places in the next.
+    firsts = [draw_sigmas(1, 1.0, Draws(0, step, 0, count=8), "level").item() for step in range(50)]
+    assert max(firsts) - min(firsts) > 0.8
+
+
 def test_each_sample_alone_is_uniform_in_spite_of_the_spread() -> None:
-    first = torch.stack([draw_sigmas(4, 1.0, _generator(seed))[0] for seed in range(2000)])
+    first = torch.stack(
+        [draw_sigmas(4, 1.0, Draws(seed, 0, 0), "level")[0] for seed in range(2000)]
+    )
     for place in (0.2, 0.5, 0.8):
         assert (first <= place).float().mean().item() == pytest.approx(place, abs=0.04)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,6 +186,50 @@ def test_hidden_states_are_those_between_the_blocks() -> None:
     assert all(torch.equal(hidden[i], outputs[i]) for i in hidden)
 
 
+def test_under_autocast_time_and_velocity_are_float32() -> None:
+    model, batch = make_model(), make_batch()
+    seen: list[Tensor] = []
+
+    def keep(_: object, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.extend((*inputs, output))
+
+    model.dit.head.register_forward_hook(keep)
+    with torch.no_grad():
+        model(batch.latents_BCFHW, SIGMA_B, batch)
+        _, exact, _ = seen
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = model(batch.latents_BCFHW, SIGMA_B, batch)
+    hidden, time_BD, head = seen
+    assert {t.dtype for t in (time_BD, head, velocity)} == {torch.float32}
+    assert torch.equal(time_BD, exact)
+    # More digits than bfloat16 has: nothing rounded them on the way.
+    assert not torch.equal(velocity, velocity.bfloat16().float())
+    with torch.no_grad():
+        assert torch.equal(model.dit.head.forward(hidden, time_BD), head)
+
+
+def test_only_tapped_tokens_are_kept_and_the_last_tap_ends_the_call() -> None:
+    model, batch = make_model(num_layers=5), make_batch()
+    alive: list[int] = []
+    outputs: list[weakref.ref[Tensor]] = []
+
+    def follow(_: object, __: object, output: Tensor) -> None:
+        outputs.append(weakref.ref(output))
+        alive.append(sum(output() is not None for output in outputs))
+
+    for block in model.dit.blocks:
+        block.register_forward_hook(follow)
+    model.dit.head.register_forward_hook(lambda *_: pytest.fail("nobody reads the velocity"))
+    hidden: dict[int, Tensor] = {}
+    with torch.no_grad():
+        last = model(batch.latents_BCFHW, SIGMA_B, batch, hidden_after=hidden, taps={0, 3})
+    assert list(hidden) == [0, 3]
+    assert last is hidden[3]
+    # The input and the output of the current block, and the one tapped before.
+    assert alive == [1, 2, 3, 3]
+
+
 class TestDiscriminator:
     def _score(self, discriminator: Discriminator, latents: Tensor) -> Tensor:
         batch = make_batch()
@@ -223,7 +268,7 @@ class TestDiscriminator:
         untouched = {
             n for n, p in discriminator.named_parameters() if p.grad is None or not p.grad.any()
         }
-        # The transformer's own output, which nobody reads, and shifts that softmax does not see.
+        # The transformer's own output, which nobody makes, and shifts that softmax does not see.
         assert all(".dit.head." in name or ".k.bias" in name for name in untouched)
 
     def test_recomputing_blocks_changes_no_gradient(self) -> None:

@@ -196,8 +196,9 @@ def test_ablations_from_before_are_found_and_can_be_resumed(
     monkeypatch.chdir(STUDIES)  # where no file of theirs is
     run = load_study(STUDIES / "distillation.yaml").runs[name]
     recipe = resolve_recipe(load_recipe(run.recipe, run.list_changes()))
-    found = [recipe.fingerprint(number) for number in range(len(recipe.phases))]
-    assert found == FINGERPRINTS[name]
+    for number, expected in enumerate(FINGERPRINTS[name]):
+        assert expected in recipe.list_fingerprints(number)
+    assert len(recipe.phases) == len(FINGERPRINTS[name])
     assert run.command(name).endswith(f" --run runs/{name}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +32,9 @@ from training.engine.engine import Engine, PlainEngine
 from training.engine.log import read_log
 from training.engine.rng import Draws
 from training.methods.method import Update
-from training.recipe import Activations, BatchShape
+from training.recipe import Activations, BatchShape, GapSeenAndClosed
 from training.trainer import trainer
+from training.trainer.gap import GapWatch
 from training.trainer.roles import RoleBuilder
 from turbotalk_core.errors import CheckpointError, RecipeError, TrainingError
 
@@ -267,9 +270,61 @@ class TestMixedPrecision:
         assert all(norm > 0 for norm in norms)
 
 
+STRICT = GuardSettings(most_skips=0)
+
+
 class TestGuard:
+    def test_a_step_that_is_no_number_is_left_out_and_counted(self, tmp_path: Path) -> None:
+        run = make_trainer(tmp_path, method=ToyMethod(explodes_at=2))
+        run.run()
+        lines = _read_terms(tmp_path)
+        assert [line["step"] for line in lines] == list(range(1, 9))
+        skipped = [line["step"] for line in lines if line.get("critic/skipped")]
+        assert skipped == [3, 8]  # the third step of each phase
+        for line in lines:
+            assert all(math.isfinite(x) for x in line.values() if isinstance(x, float))
+        assert all(weight.isfinite().all() for weight in _read_ends(tmp_path).values())
+        # The critic keeps its weights in that step, the generator makes its own.
+        assert "generator/loss" in lines[2]
+        assert "generator/skipped" not in lines[2]
+
+    def test_a_gradient_that_is_no_number_is_left_out_too(self, tmp_path: Path) -> None:
+        class Spike(ToyMethod):
+            def updates(self, step: int, batch: Any, roles: Any, draws: Any) -> Any:
+                for update in super().updates(step, batch, roles, draws):
+                    weight = roles[update.role].module.leave.weight
+                    if step == 2:
+                        # A finite loss with an infinite slope.
+                        update = replace(update, losses=[lambda w=weight: (w - w).sqrt().sum()])
+                    yield update
+
+        make_trainer(tmp_path, method=Spike()).run()
+        line = _read_terms(tmp_path)[2]
+        assert line["critic/skipped"] == 1
+        assert line["critic/loss"] == 0
+        assert "critic/gradient_norm" not in line
+        assert all(weight.isfinite().all() for weight in _read_ends(tmp_path).values())
+
+    def test_patience_ends_and_a_checkpoint_remembers_it(self, tmp_path: Path) -> None:
+        class Always(ToyMethod):
+            def updates(self, step: int, batch: Any, roles: Any, draws: Any) -> Any:
+                yield from replace(self, explodes_at=max(step, 2)).updates_of_toy(
+                    step, batch, roles, draws
+                )
+
+            def updates_of_toy(self, *inputs: Any) -> Any:
+                return ToyMethod.updates(self, *inputs)
+
+        recipe = make_recipe(guard=GuardSettings(most_skips=2))
+        phases = {"first": replace(recipe.phases["first"], steps=9)}
+        recipe = replace(recipe, phases=phases)
+        for _ in range(2):  # the second run goes on after step 4, with one step left out
+            with pytest.raises(TrainingError, match=r"step 5: critic/loss = nan, after 2 steps"):
+                make_trainer(tmp_path, recipe, method=Always()).run()
+        assert [line["step"] for line in _read_terms(tmp_path)] == [1, 2, 3, 4]
+
     def test_a_loss_that_is_no_number_never_reaches_the_weights(self, tmp_path: Path) -> None:
-        run = make_trainer(tmp_path, method=ToyMethod(explodes_at=3))
+        run = make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=3))
         with pytest.raises(TrainingError, match=r"step 4: critic/loss = nan"):
             run.run()
         for engine in run.engines.values():
@@ -278,7 +333,7 @@ class TestGuard:
 
     def test_after_a_repair_it_goes_on(self, whole: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainingError):
-            make_trainer(tmp_path, method=ToyMethod(explodes_at=3)).run()
+            make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=3)).run()
         make_trainer(tmp_path).run()
         _check_same(tmp_path, whole)
 
@@ -291,12 +346,139 @@ class TestGuard:
             make_trainer(tmp_path, make_recipe(guard=guard)).run()
 
 
+class TestEndOfAPhase:
+    """A phase may end when the logit gap was seen and closed."""
+
+    GAPS = (0.0, 0.2, 0.2, 0.04, 0.02, 0.0, 0.0, 0.0)
+
+    def _run(self, folder: Path, *, until: int = 99, **changes: Any) -> None:
+        ends = GapSeenAndClosed(seen=0.1, closed=0.03, window=2, **changes)
+        recipe = make_recipe()
+        phases = {
+            "first": replace(recipe.phases["first"], steps=8, ends=ends),
+            "second": replace(recipe.phases["second"], steps=1),
+        }
+        run = make_trainer(folder, replace(recipe, phases=phases))
+        advance = run.advance
+
+        def with_gap(phase_step: int | None = None) -> dict[str, float]:
+            del phase_step
+            if run.state.step == until:
+                run.stop()
+            return {**advance(), "discriminator/logit_gap": self.GAPS[run.state.phase_step]}
+
+        run.advance = with_gap
+        run.run()
+
+    def test_it_ends_at_the_criterion_and_counts_the_share(self, tmp_path: Path) -> None:
+        self._run(tmp_path)
+        lines = _read_terms(tmp_path)
+        assert [line["phase"] for line in lines] == ["first"] * 5 + ["second"]
+        shares = [line["discriminator/gap_share"] for line in lines]
+        assert shares == pytest.approx([0, 1 / 2, 2 / 3, 2 / 4, 2 / 5, 0])
+
+    @pytest.mark.slow
+    def test_a_stopped_run_ends_there_too(self, tmp_path: Path) -> None:
+        self._run(tmp_path / "whole")
+        for until in (2, 4):
+            folder = tmp_path / str(until)
+            self._run(folder, until=until)
+            self._run(folder)
+            _check_same(folder, tmp_path / "whole")
+
+    def test_a_gap_that_is_never_seen_is_no_end(self) -> None:
+        watch = GapWatch(GapSeenAndClosed(window=2))
+        for _ in range(9):
+            watch.add({"discriminator/logit_gap": 0.0})
+        assert not watch.is_over
+        assert "may have moved by noise" in (watch.describe() or "")
+        # What the discriminator does before the student moves is no end either.
+        for num_alone, is_over in ((0, True), (3, False)):
+            watch = GapWatch(GapSeenAndClosed(window=1), None, num_alone)
+            for gap in (0.2, 0.2, 0.2, 0.0):
+                watch.add({"discriminator/logit_gap": gap})
+            assert watch.is_over == is_over
+        assert GapWatch().add({"student/loss": 1.0}) == {}
+        assert GapWatch().describe() is None
+        with pytest.raises(RecipeError, match="closed must be smaller than seen"):
+            GapSeenAndClosed(seen=0.05, closed=0.05)
+
+
+def test_a_discriminator_has_no_rate_warm_up_and_a_late_student_has_its_own(
+    tmp_path: Path,
+) -> None:
+    class Late(ToyMethod):
+        def roles(self) -> dict[str, Any]:
+            roles = super().roles()
+            roles["generator"] = replace(roles["generator"], starts_at=2)
+            return roles
+
+    recipe = make_recipe()
+    recipe = replace(recipe, rate=replace(recipe.rate, without_warmup=("critic",)))
+    run = make_trainer(tmp_path, recipe, method=Late())
+    assert [run._rate_factor("critic", step) for step in range(3)] == [1, 1, 1]
+    assert [run._rate_factor("generator", step) for step in (2, 3, 4)] == pytest.approx(
+        [1 / 3, 2 / 3, 1]
+    )
+
+
 class TestResume:
     def test_another_recipe_is_refused(self, whole: Path) -> None:
         before = _read_terms(whole)
         with pytest.raises(CheckpointError, match=r"belongs to a run of another recipe"):
             make_trainer(whole, make_recipe(seed=1)).run()
         assert _read_terms(whole) == before
+
+    def test_rates_and_averages_may_change_and_that_is_logged(
+        self, whole: Path, tmp_path: Path
+    ) -> None:
+        shorter = {**make_recipe().phases}
+        shorter["second"] = replace(shorter["second"], steps=1)
+        make_trainer(tmp_path, make_recipe(phases=shorter)).run()
+        assert not (tmp_path / "changes.jsonl").exists()
+        recipe = make_recipe()
+        changed = replace(
+            recipe,
+            engine=replace(recipe.engine, clip_norm=0.1),
+            average=replace(recipe.average, decay=0.5),
+            rate=replace(recipe.rate, num_warmup_steps=1),
+            salt=1,
+        )
+        make_trainer(tmp_path, changed).run()
+        lines = (tmp_path / "changes.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in lines] == [
+            {"step": 6, "change": "average.decay 0.8 -> 0.5"},
+            {"step": 6, "change": "engine.clip_norm 0.5 -> 0.1"},
+            {"step": 6, "change": "rate.num_warmup_steps 3 -> 1"},
+            {"step": 6, "change": "salt 0 -> 1"},
+        ]
+        mine, plain = _read_terms(tmp_path), _read_terms(whole)
+        assert mine[:6] == plain[:6]
+        assert mine[6:] != plain[6:]
+        # Once more, with nothing changed since: nothing is logged twice.
+        make_trainer(tmp_path, changed).run()
+        assert (tmp_path / "changes.jsonl").read_text().splitlines() == lines
+
+    def test_a_salt_changes_the_draws_from_there_on(self, whole: Path, tmp_path: Path) -> None:
+        make_trainer(tmp_path, replace(make_recipe(), salt=3)).run()
+        mine, plain = _read_terms(tmp_path), _read_terms(whole)
+        for one, other in zip(mine, plain, strict=True):
+            assert one["critic/loss"] != other["critic/loss"]
+
+    def test_other_data_and_weights_are_refused(self, tmp_path: Path) -> None:
+        shorter = {**make_recipe().phases}
+        shorter["second"] = replace(shorter["second"], steps=1)
+        files = {"data of phase first": "a", "weights.teacher": "b"}
+        make_trainer(tmp_path, make_recipe(phases=shorter), files=files).run()
+        before = _read_terms(tmp_path)
+        other = {**files, "weights.teacher": "c"}
+        with pytest.raises(CheckpointError, match=r"another content of weights\.teacher;"):
+            make_trainer(tmp_path, files=other).run()
+        assert _read_terms(tmp_path) == before
+        make_trainer(tmp_path, files=other, accepts_files=True).run()
+        assert len(_read_terms(tmp_path)) == 8
+        assert "another content of weights.teacher" in (tmp_path / "changes.jsonl").read_text()
+        make_trainer(tmp_path, files=other).run()
 
     def test_a_longer_run_goes_on(self, whole: Path, tmp_path: Path) -> None:
         shorter = {**make_recipe().phases}
@@ -308,7 +490,7 @@ class TestResume:
 
     def test_a_cut_line_of_the_log_is_written_again(self, whole: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainingError):
-            make_trainer(tmp_path, method=ToyMethod(explodes_at=4)).run()
+            make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=4)).run()
         with (tmp_path / "log.jsonl").open("a") as file:
             file.write('{"step": 5, "pha')
         make_trainer(tmp_path).run()
