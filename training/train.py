@@ -48,7 +48,7 @@ from training.trainer.trainer import Batches, Trainer
 from training.trainer.validation import ValidationHook, decode_clip, sample_teacher, write_clip
 from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
-from turbotalk_core.cli.arguments import Parser, run
+from turbotalk_core.cli.arguments import Parser, parse_number, run
 from turbotalk_core.cli.console import say
 from turbotalk_core.errors import (
     MismatchError,
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
     parser.add_argument(
         "--tflops",
-        type=float,
+        type=parse_number,
         default=TFLOPS,
         help="speed of one device in 10^12 operations per second (--dry-run, %(default)s)",
     )
