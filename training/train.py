@@ -35,7 +35,7 @@ from training.methods.dmd import Dmd
 from training.methods.flow_matching import FlowMatching
 from training.methods.method import Method, describe_latents, prepare_role
 from training.models.networks import TalkingModel
-from training.outputs import check_letters, hold
+from training.outputs import check_letters, hold, hold_files
 from training.recipe import ClipShape, Count, Natural, Recipe, WeightSource, load_recipe, parse
 from training.trainer.file_digests import digest_run
 from training.trainer.hooks import Hook
@@ -48,7 +48,7 @@ from training.trainer.trainer import Batches, Trainer
 from training.trainer.validation import ValidationHook, decode_clip, sample_teacher, write_clip
 from turbotalk_core.checkpoints.networks import load_vae
 from turbotalk_core.cli.arguments import REFUSED as REFUSED
-from turbotalk_core.cli.arguments import Parser, run
+from turbotalk_core.cli.arguments import Parser, parse_number, run
 from turbotalk_core.cli.console import say
 from turbotalk_core.errors import (
     MismatchError,
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="say what it would be, and stop")
     parser.add_argument(
         "--tflops",
-        type=float,
+        type=parse_number,
         default=TFLOPS,
         help="speed of one device in 10^12 operations per second (--dry-run, %(default)s)",
     )
@@ -134,7 +134,8 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         say("".join(f"{line}\n" for line in lines))
     elif arguments.check_teacher is not None:
         mp4, vae = arguments.check_teacher, arguments.vae
-        say(f"{check_teacher(recipe, methods, mp4, vae, arguments.steps)}\n")
+        with hold_files(mp4):
+            say(f"{check_teacher(recipe, methods, mp4, vae, arguments.steps)}\n")
     else:
         train(recipe, folder, methods, accepts_files=arguments.accept_changes)
 

@@ -305,8 +305,9 @@ def test_a_second_trainer_is_refused_and_the_first_is_untouched(
 
 
 def _join_and_hold(rank: int, folder: Path) -> None:
-    store = torch.distributed.FileStore(str(folder / "store"), 2)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder / 'store'}", rank=rank, world_size=2
+    )
     device = torch.device("cpu")
     for name in ("free", "held"):
         try:

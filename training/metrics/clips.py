@@ -59,7 +59,7 @@ def list_clips(folder: Path, side: str, num_frames: int | None) -> tuple[list[Cl
     """List the clips of a folder.
 
     Args:
-        folder: folder with mp4, mkv and webm files.
+        folder: folder with videos.
         side: ``generated`` or ``real``.
         num_frames: number of frames to measure, from the beginning of each clip; shorter clips are
             left out. None measures all frames of every clip.
