@@ -11,12 +11,12 @@ import subprocess
 
 import numpy as np
 import torch
-import torchaudio
 from scipy import signal
 from torch import Tensor
 
 from training.avatars.seeds import open_stream
 from training.avatars.vocabulary import WORDS
+from turbotalk_core.audio.resample import resample
 from turbotalk_core.errors import AudioError, MissingToolError
 from turbotalk_core.geometry import SAMPLE_RATE
 
@@ -136,7 +136,7 @@ def _speak(text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarr
     rate = int.from_bytes(run.stdout[24:28], "little")
     body = run.stdout[start + 8 :]
     sound = torch.frombuffer(bytearray(body[: len(body) // 2 * 2]), dtype=torch.int16) / 32768
-    sound = torchaudio.functional.resample(sound, rate, SAMPLE_RATE).numpy()
+    sound = resample(sound, rate, SAMPLE_RATE).numpy()
     audible = np.flatnonzero(np.abs(sound) > 1e-3)
     if audible.size == 0:
         raise AudioError(f"espeak-ng was silent for voice {voice!r}; update the package")

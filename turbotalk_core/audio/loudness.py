@@ -13,6 +13,7 @@ import math
 import numpy as np
 from torch import Tensor
 
+from ..dependencies import required_for
 from ..geometry import SAMPLE_RATE
 
 TARGET_LUFS = -23.0  # InfiniteTalk, loudness_norm; also the level of EBU R 128
@@ -43,10 +44,18 @@ class LoudnessMeter:
 
         Args:
             sample_rate: sample rate, Hz.
-        """
-        # Imported when used: it imports SciPy, which takes a second.
-        from pyloudnorm.iirfilter import IIRfilter
 
+        Raises:
+            MissingToolError: if pyloudnorm or SciPy is not installed.
+        """
+        # Imported when used: SciPy takes a second.
+        with required_for(
+            "loudness normalisation (off with --no-loudness, or normalize_loudness of the node)"
+        ):
+            from pyloudnorm.iirfilter import IIRfilter
+            from scipy.signal import lfilter
+
+        self._lfilter = lfilter
         self._sample_rate = sample_rate
         self._filters = [
             (stage.b, stage.a)
@@ -66,11 +75,9 @@ class LoudnessMeter:
         Args:
             samples_S: mono samples, any number.
         """
-        from scipy.signal import lfilter
-
         weighted = samples_S.detach().double().cpu().numpy()
         for index, (b, a) in enumerate(self._filters):
-            weighted, self._states[index] = lfilter(b, a, weighted, zi=self._states[index])
+            weighted, self._states[index] = self._lfilter(b, a, weighted, zi=self._states[index])
         self._weighted = np.concatenate((self._weighted, weighted))
         self._num_samples += samples_S.shape[0]
         while self._find(len(self._powers))[1] <= self._num_samples:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dependencies import required_for
 from ..errors import MismatchError
 from ..fingerprints import fingerprint
 from ..geometry import SAMPLE_RATE
@@ -245,9 +246,13 @@ def make_model(config: EncoderConfig) -> Wav2Vec2Model:
 
     Returns:
         The network, with random weights from the global generator.
+
+    Raises:
+        MissingToolError: if transformers is not installed.
     """
     # Imported on use: it takes seconds, and most of the core does not need it.
-    from transformers import Wav2Vec2Config, Wav2Vec2Model
+    with required_for("an audio encoder"):
+        from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     return Wav2Vec2Model(
         Wav2Vec2Config(

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..audio.wav2vec2 import BASE_CONV_STRIDE, EncoderConfig, Wav2Vec2Encoder, make_model
-from ..errors import CheckpointError
+from ..errors import CheckpointError, MissingToolError
 from ..safe_io.atomic import write_bytes
 from ..safe_io.json import parse_json
 from ..safe_io.paths import is_file
@@ -53,6 +53,7 @@ def load_audio_encoder(path: str | Path) -> Wav2Vec2Encoder:
     Raises:
         CheckpointError: if the file is missing, damaged or no wav2vec2, its geometry cannot be
             inferred, or tensors are missing, superfluous or of the wrong shape.
+        MissingToolError: if transformers is not installed.
     """
     weights, overrides = _read(Path(path))
     if not any(key.startswith("feature_extractor.") for key in weights):
@@ -64,6 +65,8 @@ def load_audio_encoder(path: str | Path) -> Wav2Vec2Encoder:
         config = _infer_config(weights, overrides)
         with torch.device("meta"):  # weights that are not read have no data, not random values
             model = make_model(config)
+    except MissingToolError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"{path} lacks the tensor {error}; get a complete file") from error
     except (IndexError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:

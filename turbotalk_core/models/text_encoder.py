@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..dependencies import required_for
 from ..errors import CheckpointError
 from ..geometry import TEXT_LENGTH
 
@@ -107,9 +108,11 @@ def build_tokenizer(model: bytes) -> Tokenizer:
 
     Raises:
         CheckpointError: if the bytes are no SentencePiece model, or the model has no end token.
+        MissingToolError: if sentencepiece is not installed.
     """
     # Imported when used, like transformers: runs without a prompt do not need it.
-    from sentencepiece import SentencePieceProcessor
+    with required_for("the tokenizer of a prompt"):
+        from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor()
     try:
@@ -151,9 +154,11 @@ def build_text_encoder(weights: Mapping[str, Tensor]) -> TextEncoder:
 
     Raises:
         CheckpointError: if tensors are missing, unknown or of another shape.
+        MissingToolError: if transformers is not installed.
     """
     # Imported when used: it takes seconds, and a run without a prompt never needs it.
-    from transformers import UMT5Config, UMT5EncoderModel
+    with required_for("the text encoder of a prompt"):
+        from transformers import UMT5Config, UMT5EncoderModel
 
     renamed = {_rename(name): t for name, t in weights.items() if name != TOKENIZER}
     try:

@@ -27,11 +27,11 @@ import torch
 from av import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..dependencies import required_for
 from ..errors import ChunkError, MismatchError, OutputError, TurboTalkError
 from ..geometry import MAX_FRAMES
 from ..safe_io.atomic import reports_disk_errors, whole_file, write_bytes
@@ -340,7 +340,11 @@ def open_take(
     Raises:
         OutputError: if the folder contains other files, another program is writing to it, or the
             disk cannot be written.
+        MissingToolError: if filelock is not installed.
     """
+    with required_for("a take on disk"):
+        from filelock import FileLock, Timeout
+
     with reports_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if unknown := _find_unknown_files(folder):

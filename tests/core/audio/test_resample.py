@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
+import torchaudio.functional as AF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -56,6 +58,43 @@ def test_a_rate_that_no_recorder_has_is_refused(sample_rate: int) -> None:
         next(Resampled(sound=sound, sample_rate=48_000).blocks())
 
 
+@pytest.mark.parametrize(
+    ("sample_rate", "wanted_rate"),
+    [
+        (8_000, 16_000),
+        (11_025, 16_000),
+        (16_000, 8_000),
+        (16_000, 44_100),
+        (16_000, 48_000),
+        (22_050, 16_000),
+        (24_000, 16_000),
+        (32_000, 16_000),
+        (44_100, 16_000),
+        (44_100, 48_000),
+        (48_000, 16_000),
+        (48_000, 44_100),
+        (96_000, 16_000),
+        (384_000, 16_000),
+        (1_009, 997),  # coprime
+        (16_001, 16_000),
+        (44_101, 16_000),
+    ],
+)
+def test_it_is_what_torchaudio_does(sample_rate: int, wanted_rate: int) -> None:
+    samples_CS = _noise(sample_rate + 17, sample_rate, channels=2).samples_CS
+    ratio = Fraction(sample_rate, wanted_rate).limit_denominator(1_000)
+    expected_CS = AF.resample(samples_CS, ratio.numerator, ratio.denominator)
+    for samples, expected in ((samples_CS, expected_CS), (samples_CS[0], expected_CS[0])):
+        result = resample(samples, sample_rate, wanted_rate)
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
+
+
+def test_no_sample_of_a_long_sound_is_lost() -> None:
+    """In float32 the length of this sound would be rounded down."""
+    num_samples = 1 + 441 * 4_000
+    assert resample(torch.zeros(num_samples), 44_100, 16_000).shape == (160 * 4_000 + 1,)
+
+
 def _noise(num_samples: int, sample_rate: int, channels: int = 1) -> Waveform:
     generator = torch.Generator().manual_seed(num_samples)
     samples_CS = 0.1 * torch.randn(channels, num_samples, generator=generator)
@@ -74,10 +113,8 @@ def test_block_by_block_is_the_same_as_at_once(
     )
     sound, whole_S = read_mono_16k(waveform), to_mono_16k(waveform)
     blocks_S = torch.cat(list(sound.blocks()), dim=1)[0]
-    assert sound.num_samples == blocks_S.shape[0]
-    # torchaudio counts in float32 and may lose the last sample
-    assert 0 <= blocks_S.shape[0] - whole_S.shape[0] <= 1
-    torch.testing.assert_close(blocks_S[: whole_S.shape[0]], whole_S, rtol=0, atol=1e-7)
+    assert sound.num_samples == blocks_S.shape[0] == whole_S.shape[0]
+    torch.testing.assert_close(blocks_S, whole_S, rtol=0, atol=1e-7)
 
 
 @given(st.sampled_from(RATES), st.sampled_from([8_000, 44_100, 48_000]), st.data())
