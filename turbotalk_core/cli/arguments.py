@@ -53,6 +53,11 @@ def refuse(error: TurboTalkError) -> int:
     return REFUSED
 
 
+def print_note(text: str) -> None:
+    """Print a remark that does not stop the work as one line on stderr."""
+    sys.stderr.write(f"note: {show(' '.join(text.split()))}\n")
+
+
 def parse_size(text: str) -> tuple[int, int] | str:
     """Parse "WIDTHxHEIGHT" or "auto".
 

@@ -32,7 +32,7 @@ from ..loading import EMBEDDED_MODELS, find_model_files, read_request
 from ..request import CHUNK_FRAMES, NUM_MOTION_FRAMES
 from ..safe_io.paths import show
 from ..types import ChunkPlan
-from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, run
+from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, print_note, run
 from .talk import add_talk
 
 FULL, TINY = "14b", "tiny"
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plan(arguments: argparse.Namespace) -> None:
     if arguments.audio is not None:
-        num_frames = open_sound(arguments.audio).num_frames
+        num_frames = open_sound(arguments.audio, on_note=print_note).num_frames
     else:
         num_frames = count_frames(arguments.seconds.numerator, arguments.seconds.denominator)
     plan = plan_chunks(num_frames, arguments.chunk_frames, arguments.motion_frames)

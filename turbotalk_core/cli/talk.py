@@ -45,7 +45,7 @@ from ..takes.take import delete_take
 from ..types import Speaker
 from ..video.mux import FRAME_RATES, open_mp4
 from ..video.reader import VideoFrames
-from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size
+from .arguments import DTYPES, find_device, parse_count, parse_seconds, parse_size, print_note
 
 TEACACHE = 0.2  # InfiniteTalk's threshold
 SILENT = "-"
@@ -94,6 +94,7 @@ def talk(arguments: argparse.Namespace) -> None:
             normalizes_loudness=request.normalizes_loudness,
             hearing=request.hearing,
             mix=waveform,
+            on_note=print_note,
         )
         models, weights = _load_networks(request, files, arguments)
         with (
@@ -180,7 +181,8 @@ def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
 
 
 def _open_voice(path: str | Path, arguments: argparse.Namespace) -> Sound:
-    return cut(open_sound(path, arguments.end), arguments.start, arguments.end)
+    sound = open_sound(path, arguments.end, on_note=print_note)
+    return cut(sound, arguments.start, arguments.end)
 
 
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
