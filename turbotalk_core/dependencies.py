@@ -41,7 +41,7 @@ def required_for(feature: str) -> Iterator[None]:
 
 
 def _find_name(error: ImportError) -> str:
-    """Return the module that could not be imported; transformers hides it behind an error of its own."""
+    """Return the module that could not be imported; transformers wraps the error that names it."""
     while error.name is None and isinstance(error.__cause__, ImportError):
         error = error.__cause__
     return error.name or "named below"

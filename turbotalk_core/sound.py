@@ -9,9 +9,10 @@ Axes: C channels, S audio samples.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from logging import getLogger
 from typing import Protocol
 
 import torch
@@ -21,6 +22,18 @@ from torch.nn.functional import pad
 from .errors import AudioError
 
 BLOCK_SAMPLES = 65_536  # default block length: a second or more at common sample rates
+
+Note = Callable[[str], None]  # receiver of remarks on a sound that do not stop the work
+_log = getLogger(__name__)
+
+
+def log_note(text: str) -> None:
+    """Write a note to the log as a warning.
+
+    Args:
+        text: sentence without a full stop.
+    """
+    _log.warning("%s", text)
 
 
 class Sound(Protocol):

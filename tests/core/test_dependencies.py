@@ -174,9 +174,7 @@ def test_a_broken_package_says_what_is_broken() -> None:
 
 
 def test_what_a_package_lacks_itself_is_named() -> None:
-    with pytest.raises(MissingToolError, match="needs the package songs, which is not installed"):
-        with required_for("singing"):
-            try:
-                raise ModuleNotFoundError("No module named 'songs'", name="songs")
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError("Could not import module 'Choir'.") from error
+    inner = ModuleNotFoundError("No module named 'songs'", name="songs")
+    said = "needs the package songs, which is not installed"
+    with pytest.raises(MissingToolError, match=said), required_for("singing"):
+        raise ModuleNotFoundError("Could not import module 'Choir'.") from inner

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbotalk_core.audio.io import read_audio, read_first_second
+from turbotalk_core.audio.io import open_sound, to_waveform
 from turbotalk_core.conditioning.reference import prepare_reference
 from turbotalk_core.geometry import count_samples
 from turbotalk_core.safe_io.paths import is_file
@@ -115,9 +115,10 @@ def read_sound(path: Path) -> Waveform:
         AudioError: if the file has no sound or is damaged.
         ImageError: if it has no frames.
     """
-    waveform = read_audio(path)
-    lead_seconds = read_first_second(path) - open_video(path).first_second
-    num_samples = round(lead_seconds * waveform.sample_rate)
+    sound = open_sound(path)
+    waveform = to_waveform(sound)
+    lead_seconds = sound.first_second - open_video(path).first_second
+    num_samples = round(lead_seconds * sound.sample_rate) - sound.num_silent
     samples_CS = F.pad(waveform.samples_CS, (max(0, num_samples), 0))[:, max(0, -num_samples) :]
     return Waveform(samples_CS=samples_CS, sample_rate=waveform.sample_rate)
 

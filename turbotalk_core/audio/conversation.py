@@ -23,7 +23,7 @@ from ..fingerprints import digest_text
 from ..geometry import SAMPLE_RATE
 from ..protocols import AudioEncoder
 from ..request import EncodeMode
-from ..sound import BLOCK_SAMPLES, Sound, SoundReader, Span
+from ..sound import BLOCK_SAMPLES, Note, Sound, SoundReader, Span, log_note
 from ..types import Conversation, FeatureRows, Speaker, Speech, Waveform
 from .features import (
     describe_encoding,
@@ -33,7 +33,7 @@ from .features import (
     to_encoder_input,
 )
 from .io import to_waveform
-from .resample import Resampled
+from .resample import Resampled, pick_audible
 
 LONE_SPEAKER = "the speaker"  # name of a single speaker
 _SILENCE = Waveform(samples_CS=torch.zeros(1, 1), sample_rate=SAMPLE_RATE)
@@ -46,6 +46,7 @@ def encode_conversation(
     normalizes_loudness: bool = True,
     hearing: EncodeMode = "auto",
     mix: Sound | None = None,
+    on_note: Note = log_note,
 ) -> Conversation:
     """Encode each speaker's voice over the whole conversation, silences included.
 
@@ -59,6 +60,7 @@ def encode_conversation(
         hearing: encode mode, at once or in sections; see ``features.encodes_whole``.
         mix: result of ``mix_voices`` for these speakers, if the caller has it already; it measures
             its peaks only once.
+        on_note: called with a note about each voice whose channels cancel each other.
 
     Returns:
         One speech per speaker, each until the last speaker has ended, and the mix.
@@ -72,6 +74,10 @@ def encode_conversation(
     """
     starts, end = _find_turns(speakers)
     sounds = [speaker.waveform or _SILENCE for speaker in speakers]
+    audible = [
+        _pick_audible(speaker.name, sound, on_note)
+        for speaker, sound in zip(speakers, sounds, strict=True)
+    ]
     features: list[FeatureRows]
     encodes_at_once = encodes_whole(end, hearing)
     if encodes_at_once:
@@ -79,7 +85,7 @@ def encode_conversation(
             _pad_silence(
                 to_encoder_input(to_waveform(sound), normalizes_loudness), start * SAMPLE_RATE
             )
-            for sound, start in zip(sounds, starts, strict=True)
+            for sound, start in zip(audible, starts, strict=True)
         ]
         longest = max(waveform_S.shape[0] for waveform_S in waveforms)
         # Equally long to the sample: the encoder spreads its rows over all samples.
@@ -90,7 +96,7 @@ def encode_conversation(
     else:
         features = [
             encode_in_sections(sound, start, end, encoder, normalizes_loudness=normalizes_loudness)
-            for sound, start in zip(sounds, starts, strict=True)
+            for sound, start in zip(audible, starts, strict=True)
         ]
     encoding = describe_encoding(encoder, encodes_at_once, normalizes_loudness)
     speeches = tuple(
@@ -100,12 +106,15 @@ def encode_conversation(
             # Loudness is measured without the silence around a voice, so the features also depend
             # on the position of the voice in its waveform. A single voice fills its waveform.
             origin=digest_text(
-                f"{encoding}, {sound.num_samples} samples from {start} s on"
-                if len(speakers) > 1
-                else encoding
+                (
+                    f"{encoding}, {sound.num_samples} samples from {start} s on"
+                    if len(speakers) > 1
+                    else encoding
+                )
+                + ("" if heard is sound else ", the loudest channel alone")
             ),
         )
-        for rows, sound, start in zip(features, sounds, starts, strict=True)
+        for rows, sound, heard, start in zip(features, sounds, audible, starts, strict=True)
     )
     if mix is None:
         mix = mix_voices(speakers)
@@ -217,6 +226,16 @@ class _Mix:
                 num_filled = self.num_channels if part_CS.shape[0] == 1 else part_CS.shape[0]
                 mix_CS[:num_filled] += part_CS
             yield [*parts, mix_CS]
+
+
+def _pick_audible(name: str, sound: Sound, on_note: Note) -> Sound:
+    audible = pick_audible(sound)
+    if audible is not sound:
+        on_note(
+            f"the channels of the voice of {name} are in opposite phase and cancel each other in "
+            "mono: its loudest channel alone is encoded"
+        )
+    return audible
 
 
 def _find_peak(samples_CS: Tensor) -> float:

@@ -8,7 +8,7 @@ Axes: C channels, S audio samples, P phases of the filter, K its taps.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, pi
 
@@ -25,9 +25,10 @@ from ..types import Waveform
 # fraction with a denominator up to this replaces it; its error makes the sound drift by less than a
 # tenth of a video frame per hour.
 MAX_RATIO_DENOMINATOR = 1_000
+CANCELLED = 0.1  # of the power that the average of independent channels has
 BLOCK_SECONDS = 10  # spacing of the grid on which a long sound is resampled
-# Of the windowed sinc filter, with torchaudio's defaults: half its length in zero crossings, and the
-# cutoff in units of the lower Nyquist frequency.
+# Of the windowed sinc filter, with torchaudio's defaults: half its length in zero crossings, and
+# its cutoff in units of the lower Nyquist frequency.
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
 
 
@@ -80,6 +81,72 @@ class Resampled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One channel of a sound; a ``Sound``.
+
+    Attributes:
+        sound: sound of several channels.
+        index: number of the channel.
+    """
+
+    sound: Sound
+    index: int
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate, Hz."""
+        return self.sound.sample_rate
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels: 1."""
+        return 1
+
+    @property
+    def num_samples(self) -> int:
+        """Length of the sound in samples."""
+        return self.sound.num_samples
+
+    def blocks(self, start: int = 0) -> Iterator[Tensor]:
+        """Yield the samples from ``start`` to the end; see ``Sound``."""
+        for block_CS in self.sound.blocks(start):
+            yield block_CS[self.index : self.index + 1]
+
+
+def find_uncancelled(sound: Sound) -> int | None:
+    """Find a channel to use instead of the average, if the channels cancel each other in that.
+
+    Channels of independent sounds have an average with 1 / C² of the sum of their powers. Channels
+    in phase have more, channels in opposite phase close to none, although each can be heard.
+
+    Args:
+        sound: any sound; it is read once if it has several channels.
+
+    Returns:
+        The loudest channel; None if the average is fine.
+    """
+    if sound.num_channels == 1:
+        return None
+    powers_C, power = torch.zeros(sound.num_channels, dtype=torch.float64), 0.0
+    for block_CS in sound.blocks():
+        powers_C += block_CS.square().sum(1, dtype=torch.float64)
+        power += block_CS.mean(0).square().sum(dtype=torch.float64).item()
+    if power * sound.num_channels**2 >= CANCELLED * powers_C.sum().item():
+        return None
+    return int(powers_C.argmax())
+
+
+def pick_audible(sound: Sound) -> Sound:
+    """Return the loudest channel of a sound whose channels cancel each other, else the sound."""
+    index = find_uncancelled(sound)
+    if index is None:
+        return sound
+    if isinstance(sound, Waveform):
+        return replace(sound, samples_CS=sound.samples_CS[index : index + 1])
+    return Channel(sound=sound, index=index)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Mono:
     """Average of a sound's channels; a ``Sound``."""
 
@@ -113,13 +180,14 @@ def read_mono_16k(sound: Sound) -> Sound:
         sound: sound with any number of channels and a rate of 1 kHz to ``MAX_SAMPLE_RATE``.
 
     Returns:
-        One channel, the average of all, at 16 kHz; equal to ``to_mono_16k`` up to rounding.
+        One channel at 16 kHz, the average of all, or the loudest if they cancel each other; equal
+        to ``to_mono_16k`` up to rounding.
 
     Raises:
         AudioError: if the sample rate is under 1 kHz or above ``MAX_SAMPLE_RATE``.
     """
     _find_ratio(sound.sample_rate, SAMPLE_RATE)  # to raise now, not when the sound is read
-    return Resampled(sound=Mono(sound=sound), sample_rate=SAMPLE_RATE)
+    return Resampled(sound=Mono(sound=pick_audible(sound)), sample_rate=SAMPLE_RATE)
 
 
 def to_mono_16k(waveform: Waveform) -> Tensor:
@@ -129,12 +197,16 @@ def to_mono_16k(waveform: Waveform) -> Tensor:
         waveform: waveform with any number of channels and a rate of 1 kHz to ``MAX_SAMPLE_RATE``.
 
     Returns:
-        [S], float32, the average of all channels; ceil(16000 * seconds) samples.
+        [S], float32, the average of all channels, or the loudest if they cancel each other;
+        ceil(16000 * seconds) samples.
 
     Raises:
         AudioError: as for ``resample``.
     """
-    return resample(waveform.samples_CS.mean(dim=0), waveform.sample_rate, SAMPLE_RATE)
+    samples_CS = waveform.samples_CS
+    index = find_uncancelled(waveform)
+    mono_S = samples_CS.mean(dim=0) if index is None else samples_CS[index]
+    return resample(mono_S, waveform.sample_rate, SAMPLE_RATE)
 
 
 def resample(samples: Tensor, sample_rate: int, wanted_rate: int) -> Tensor:
@@ -168,7 +240,7 @@ def _resample(samples: Tensor, ratio: Fraction) -> Tensor:
     """Apply the filter to samples [..., S] with silence around them, in one strided convolution."""
     if ratio == 1:
         return samples
-    period, new_period, reach = ratio.numerator, ratio.denominator, _find_reach(ratio)
+    period, reach = ratio.numerator, _find_reach(ratio)
     num_samples = samples.shape[-1]
     padded_N1S = F.pad(samples.reshape(-1, 1, num_samples), (reach, reach + period))
     kernel_P1K = _make_kernel(ratio).to(samples)[:, None]
@@ -191,8 +263,11 @@ def _find_cutoff(ratio: Fraction) -> float:
 def _make_kernel(ratio: Fraction) -> Tensor:
     """Compute the taps of the filter at the phases of the new samples of one period.
 
-    An ideal low pass at the cutoff c interpolates x to the sum of x[n] c sinc(c (t - n)), with times
-    in old samples. A Hann window of ``_ZERO_CROSSINGS`` on each side makes that sum finite.
+    An ideal low pass at the cutoff c interpolates x to the sum of x[n] c sinc(c (t - n)), with
+    times in old samples. A Hann window of ``_ZERO_CROSSINGS`` on each side makes that sum finite.
+
+    Args:
+        ratio: old rate by new rate.
 
     Returns:
         Taps for the old samples from -reach to reach + period, float32 [P, K].

@@ -13,6 +13,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..safe_io.paths import show
+
 
 def prepare_console() -> None:
     """Replace closed streams by the null device, and escape letters that a stream cannot print."""
@@ -45,8 +47,8 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write a line about something that does not stop the work to standard error."""
-    MESSAGES.write(f"note: {text}\n")
+    """Write a remark that does not stop the work to standard error, as one line."""
+    MESSAGES.write(f"note: {show(' '.join(text.split()))}\n")
 
 
 class _Messages:

@@ -44,7 +44,7 @@ from .arguments import (
     parse_whole,
     run,
 )
-from .console import say
+from .console import note, say
 from .talk import add_talk
 
 FULL, TINY = "14b", "tiny"
@@ -73,7 +73,7 @@ def _run_command(argv: Sequence[str] | None) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     if arguments.audio is not None:
-        num_frames = open_sound(arguments.audio).num_frames
+        num_frames = open_sound(arguments.audio, on_note=note).num_frames
     else:
         num_frames = count_frames(arguments.seconds.numerator, arguments.seconds.denominator)
     plan = plan_chunks(num_frames, arguments.chunk_frames, arguments.motion_frames)

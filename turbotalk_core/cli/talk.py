@@ -151,6 +151,7 @@ def _make_video(arguments: argparse.Namespace, out: Path, folder: Path) -> int:
             normalizes_loudness=request.normalizes_loudness,
             hearing=request.hearing,
             mix=waveform,
+            on_note=note,
         )
         models, weights = _load_networks(request, files, arguments)
         with (
@@ -241,7 +242,8 @@ def _list_speakers(arguments: argparse.Namespace) -> list[Speaker]:
 
 
 def _open_voice(path: str | Path, arguments: argparse.Namespace) -> Sound:
-    return cut(open_sound(path, arguments.end), arguments.start, arguments.end)
+    sound = open_sound(path, arguments.end, on_note=note)
+    return cut(sound, arguments.start, arguments.end)
 
 
 def _read_region(text: str) -> Tensor | tuple[int, int, int, int] | None:
@@ -274,7 +276,7 @@ def _print_quality_warnings(request: TalkRequest, files: ModelFiles, num_speaker
     if num_speakers > 1 and fit.startswith("one") and "perhaps" not in fit:
         messages.append(f"{num_speakers} speakers, and {files.adapter.name} is for {fit}")
     for message in messages:
-        note(show(message))
+        note(message)
 
 
 def _load_networks(
@@ -301,7 +303,7 @@ def _load_networks(
 def _report_progress(run: Rendering) -> Iterator[_Bar]:
     """Report whether an earlier take is continued, and show the progress of this run."""
     for change in run.changes:
-        note(show(f"{run.take.folder} is begun anew: {change}"))
+        note(f"{run.take.folder} is begun anew: {change}")
     if run.num_finished:
         note(
             f"goes on with {show(str(run.take.folder))}, of which {run.num_finished} of "
