@@ -55,6 +55,25 @@ _DATA_DEPENDENT = {
 }
 
 
+# Those that take tensors of several devices, and those whose tensors have one dtype.
+_COPIES = {
+    aten._to_copy.default,
+    aten.copy_.default,
+    aten.index.Tensor,
+    aten.index_put_.default,
+    aten.index_put.default,
+}
+_ONE_DTYPE = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.convolution.default,
+    aten.native_layer_norm.default,
+    aten.native_group_norm.default,
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sync:
     """One wait of the program for the device.
@@ -177,6 +196,8 @@ class FakeCuda(TorchDispatchMode):
             self._note("equal", args[0])
             return False
         self._check_generator(kwargs, to_device or on_device)
+        if on_device:
+            _check_mix(func, args)
         self._note_wait(func, args, kwargs)
         if func is aten._to_copy.default and on_device and wanted is not None and not to_device:
             if torch.device(wanted).type == "meta":
@@ -279,6 +300,17 @@ def _place(value: Any) -> str | None:
     if isinstance(value, FakeTensor):
         return "cuda" if value.fake_device.type == "cuda" else "fake"
     return None
+
+
+def _check_mix(func: Any, args: tuple[Any, ...]) -> None:
+    """Refuse what kernels refuse; fake tensors alone miss devices in some, and dtypes in most."""
+    tensors = [value for value in _iterate(args) if isinstance(value, Tensor)]
+    devices = {tensor.device.type for tensor in tensors if tensor.ndim}
+    if len(devices) > 1 and func not in _COPIES:
+        raise RuntimeError(f"Expected all tensors to be on the same device, got {devices}: {func}")
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 and func in _ONE_DTYPE:
+        raise RuntimeError(f"expected tensors of the same dtype, got {dtypes}: {func}")
 
 
 def write_unread(

@@ -28,6 +28,9 @@ def _make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         lambda: _make(2) + torch.zeros(2),
         lambda: torch.cat((_make(2), torch.zeros(2))),
         lambda: nn.Linear(2, 2)(_make(1, 2)),
+        lambda: nn.Conv2d(2, 2, 1)(_make(1, 2, 3, 3)),
+        lambda: nn.Conv2d(2, 2, 1).to(CUDA)(_make(1, 2, 3, 3, dtype=torch.bfloat16)),
+        lambda: nn.LayerNorm(2).to(CUDA)(_make(1, 2, dtype=torch.bfloat16)),
         lambda: F.linear(_make(1, 2, dtype=torch.float16), _make(2, 2)),
         lambda: F.scaled_dot_product_attention(
             _make(1, 1, 4, 8), _make(1, 1, 4, 8, dtype=torch.float16), _make(1, 1, 4, 8)
@@ -73,7 +76,7 @@ def test_an_output_of_unknown_size_is_an_error(
 def test_what_is_alive_counts(cuda: FakeCuda) -> None:
     kept = _make(1000)
     for _ in range(3):
-        (kept + 1) * 2
+        _ = (kept + 1) * 2
     assert (cuda.live, cuda.peak) == (4000, 12_000)
     kept.view(10, 100).add_(1)
     assert cuda.live == 4000
@@ -94,13 +97,16 @@ def test_memory_has_a_limit(cuda: FakeCuda) -> None:
     cuda.limit = 10_000
     kept = _make(2000)
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-        kept + 1
+        _ = kept + 1
     assert cuda.live == kept.nbytes
 
 
 def test_a_copy_to_the_cpu_is_real(cuda: FakeCuda) -> None:
-    layer = nn.Linear(2, 3).to(CUDA, torch.float16)
+    layer = nn.Linear(2, 3).to(CUDA, torch.float16).requires_grad_(False)
     result = layer(_make(1, 2, dtype=torch.float16)).to("cpu", torch.float32)
     assert type(result) is Tensor
     assert torch.equal(result, torch.zeros(1, 3))
-    assert cuda.live == 2 * (2 * 3 + 3)
+    weights = sum(weight.nbytes for weight in layer.parameters())
+    assert weights == 2 * (2 * 3 + 3)
+    del layer
+    assert cuda.live == 0

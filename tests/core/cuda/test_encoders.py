@@ -72,7 +72,7 @@ def test_a_prompt_is_encoded_on_the_device(tmp_path: Path) -> None:
         feed_forward_proj="gated-gelu",
     )  # fmt: skip
     with torch.device("meta"):
-        weights = UMT5EncoderModel(config).to(torch.bfloat16).state_dict()
+        weights = UMT5EncoderModel(config).bfloat16().state_dict()
     weights.pop("encoder.embed_tokens.weight")
     path = write_unread(tmp_path / "umt5.safetensors", weights)
     (tmp_path / "spiece.model").write_bytes(train_tokenizer())
