@@ -30,7 +30,7 @@ CASES = [
     ("evaluate", "--weights file --json folder", "folder is a folder"),
     ("evaluate", "--weights file --json file/a.json", "file"),
     ("evaluate", "--weights file --sheet a.doc", "must end in .png"),
-    ("evaluate", "--weights file --frames 80", "80 frames"),
+    ("evaluate", "--weights file --frames 0", "whole number from 1"),
     ("evaluate", "--weights file --frames 999999997", "at most"),
     ("evaluate", "--weights file --pairs 0", "whole number from 1"),
     ("evaluate", "--weights file --steps 0", "whole number from 1"),

@@ -15,7 +15,7 @@ from training.evaluation.generation import DITS
 from training.outputs import hold_files
 from turbotalk_core.cli.arguments import parse_count, parse_threads, run
 from turbotalk_core.errors import RequestError
-from turbotalk_core.geometry import MAX_FRAMES, count_latent_frames
+from turbotalk_core.geometry import MAX_FRAMES
 from turbotalk_core.safe_io.atomic import write_text
 
 logger = logging.getLogger(__name__)
@@ -54,25 +54,11 @@ def run_command(
 def _evaluate(
     evaluate: Callable[[argparse.Namespace], dict[str, Any]], arguments: argparse.Namespace
 ) -> None:
-    check_frames(arguments.frames)
+    if arguments.frames > MAX_FRAMES:
+        raise RequestError(f"got {arguments.frames} frames; a clip has at most {MAX_FRAMES}")
     with hold_files(arguments.json, picture=arguments.sheet):
         report = evaluate(arguments)
         for name, value in report["summary"].items():
             logger.info("%-24s %8.4f", name, value)
         if arguments.json:
             write_text(arguments.json, json.dumps(report, indent=1) + "\n")
-
-
-def check_frames(num_frames: int) -> None:
-    """Check the length of a clip.
-
-    Args:
-        num_frames: frames of the clip.
-
-    Raises:
-        GeometryError: if it is not 4n + 1.
-        RequestError: if it is longer than any video that is made.
-    """
-    count_latent_frames(num_frames)
-    if num_frames > MAX_FRAMES:
-        raise RequestError(f"got {num_frames} frames; a clip has at most {MAX_FRAMES}")
