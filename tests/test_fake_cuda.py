@@ -76,7 +76,7 @@ def test_an_output_of_unknown_size_is_an_error(
 def test_what_is_alive_counts(cuda: FakeCuda) -> None:
     kept = _make(1000)
     for _ in range(3):
-        _ = (kept + 1) * 2
+        (kept + 1).mul(2)
     assert (cuda.live, cuda.peak) == (4000, 12_000)
     kept.view(10, 100).add_(1)
     assert cuda.live == 4000
@@ -91,6 +91,15 @@ def test_attention_counts_its_output_and_its_row_sums(cuda: FakeCuda) -> None:
     assert attended.shape == query.shape
     assert cuda.live - before == query.nbytes
     assert query.nbytes < cuda.peak - before <= query.nbytes + 2 * 5000 * 4 + 100
+
+
+def test_tensors_of_inference_mode_are_moved(cuda: FakeCuda) -> None:
+    with torch.inference_mode():
+        weight = torch.ones(2, 2)
+    with torch.no_grad():
+        assert weight.to(CUDA).device.type == "cuda"
+        assert weight.to(CUDA, torch.float16).T.reshape(4).cpu().tolist() == [0] * 4
+    assert [sync.kind for sync in cuda.syncs] == ["to cuda", "to cuda", "to cpu"]
 
 
 def test_memory_has_a_limit(cuda: FakeCuda) -> None:

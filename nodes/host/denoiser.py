@@ -126,7 +126,7 @@ class HostDenoiser:
             (denoised_BCFHW,) = comfy.samplers.calc_cond_batch(
                 network, [[cond]], noisy_BCFHW, torch.full((1,), sigma, device=device), options
             )
-        # the host returns x0 = x - sigma v
+        # the host returns x0 = x - sigma v; sampling is on the CPU, so each call waits for it
         return ((noisy_BCFHW - denoised_BCFHW) / sigma).to(latents_BCFHW.device)
 
     def _make_conds(self, conditioning: Conditioning) -> dict[str, CONDRegular]:
