@@ -75,7 +75,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> tuple[FakeCuda, Models]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "num_speakers"), [("480p", 1), ("720p", 2)])
+@pytest.mark.parametrize(
+    ("size", "num_speakers"), [("480p", 1), pytest.param("720p", 2, marks=pytest.mark.long)]
+)
 def test_the_whole_model_takes_the_memory_that_bench_reports(
     tmp_path: Path, size: str, num_speakers: int
 ) -> None:
@@ -245,7 +247,8 @@ def test_the_transformer_saves_memory_that_runs_out(
 
 @pytest.mark.weights
 @pytest.mark.slow
-def test_talk_runs_on_the_device(tmp_path: Path) -> None:
+def test_talk_runs_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("turbotalk_core.cli.arguments.list_devices", lambda: ["cpu", "cuda"])
     with FakeCuda() as cuda:
         main(
             [

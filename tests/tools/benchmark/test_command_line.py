@@ -7,7 +7,7 @@ import pytest
 from tools.benchmark.command_line import compare_talk
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_talk_and_the_core_are_timed_in_turns() -> None:
     found = compare_talk(3, 2, chunk_frames=33)

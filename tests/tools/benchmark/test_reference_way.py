@@ -39,7 +39,7 @@ def test_both_ways_make_the_same_frames(models: Models, monkeypatch: pytest.Monk
     assert ours.float().std() > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.weights
 def test_it_is_added_to_the_records_of_bench() -> None:
     speeds: list[dict[str, Any]] = [{"num_steps": 1, "frames_per_second": 50.0}]

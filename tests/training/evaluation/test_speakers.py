@@ -64,10 +64,8 @@ def test_pairs_that_cannot_be_drawn_are_refused(seed: int, num_pairs: int) -> No
 
 
 @pytest.mark.usefixtures("_espeak")
-@pytest.mark.parametrize(
-    "num_steps",
-    [pytest.param(4, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("num_steps", [4, None])
 def test_the_right_mouth_moves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, num_steps: int | None
 ) -> None:

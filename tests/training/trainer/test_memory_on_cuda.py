@@ -53,27 +53,42 @@ def _extrapolate(shallow: float, deep: float) -> float:
     [
         pytest.param("flow_matching", {}, {"precision": "float32"}, id="flow_matching-float32"),
         pytest.param("flow_matching", {}, {"precision": "mixed"}, id="flow_matching-mixed"),
-        pytest.param("flow_matching", {}, {"optimizer": "muon"}, id="flow_matching-muon"),
+        pytest.param(
+            "flow_matching",
+            {},
+            {"optimizer": "muon"},
+            id="flow_matching-muon",
+            marks=pytest.mark.long,
+        ),
         pytest.param("flow_matching", {"teacher": LORA}, {}, id="flow_matching-lora"),
         pytest.param("continuation", {}, {}, id="continuation"),
-        pytest.param("dmd", {"num_steps": 1, "student_every": 1}, {}, id="dmd"),
+        pytest.param(
+            "dmd",
+            {"num_steps": 1, "student_every": 1},
+            {},
+            id="dmd",
+            marks=pytest.mark.long,
+        ),
         pytest.param(
             "adversarial",
             {**ONE_STEP, "self_compare_weight": 0, "penalty_weight": 0},
             {},
             id="adversarial",
+            marks=pytest.mark.long,
         ),
         pytest.param(
             "adversarial",
             {**ONE_STEP, "self_compare_weight": 0.0, "memory_light": False},
             {},
             id="adversarial-whole",
+            marks=pytest.mark.long,
         ),
         pytest.param(
             "adversarial",
             {**ONE_STEP, "discriminator": FULL, "four_step": "frozen", "penalty_weight": 0.0},
             {},
             id="adversarial-full",
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -89,6 +104,7 @@ def test_the_dry_run_is_right_within_a_twentieth(
     assert max(peaks) == pytest.approx(most, rel=0.05)
 
 
+@pytest.mark.long
 def test_the_whole_teacher_takes_a_step_at_480_rows() -> None:
     recipe = make_case("flow_matching", num_layers=NUM_LAYERS)
     step = _take(recipe)
