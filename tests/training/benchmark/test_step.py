@@ -165,7 +165,7 @@ def test_the_memory_of_a_process_is_its_peak() -> None:
     assert read_memory(device)[0] <= before - 32 * MIB
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_measures_and_writes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
