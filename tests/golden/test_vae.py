@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from tests.golden.conftest import FindWeights
@@ -10,6 +11,7 @@ from tests.golden.networks import build_vae
 from turbotalk_core.models.vae import LATENT_MEAN, LATENT_STD, Stream, WanVAE
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_equals_the_reference(golden: Golden, find_weights: FindWeights) -> None:
     if "decoder.conv1.weight" in golden:

@@ -77,6 +77,7 @@ def test_the_command_explains_what_is_missing(
     assert "there is no turbotalk_tiny.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_model_files_and_another_schedule_are_taken(
     weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_changes_of_the_command_line_come_last(folder: Path) -> None:
     assert recipe.weights["teacher"].dit == Path("a/b.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

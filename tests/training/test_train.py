@@ -57,6 +57,7 @@ def _run(path: Path, *more: str) -> int:
     return main([str(path), *more, "--run", str(path.parent / "run")])
 
 
+@pytest.mark.slow
 def test_it_trains_and_writes_model_files(recipe_path: Path) -> None:
     run = recipe_path.parent / "run"
     assert _run(recipe_path) == 0
@@ -88,6 +89,7 @@ def test_it_trains_and_writes_model_files(recipe_path: Path) -> None:
     assert dit.stat().st_mtime_ns > before
 
 
+@pytest.mark.slow
 def test_another_recipe_in_the_same_folder_is_refused(
     recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +166,7 @@ def test_the_embedded_files_are_what_their_recipe_says(monkeypatch: pytest.Monke
     assert sum(weight.numel() for weight in model.parameters()) > 4_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dit", "adapter", "is_refused"),
     [
@@ -189,6 +192,7 @@ def test_an_adapter_on_a_base_it_was_not_trained_with_is_refused(
     assert ("Wan2.1-I2V-14B-480P" in capsys.readouterr().err) == is_refused
 
 
+@pytest.mark.slow
 def test_a_warm_up_as_long_as_its_phase_is_refused(
     recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +250,7 @@ def test_a_teacher_is_checked_before_days_are_spent(
     assert not (recipe_path.parent / "run").exists()
 
 
+@pytest.mark.slow
 def test_settings_may_be_changed_behind_options(
     recipe_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

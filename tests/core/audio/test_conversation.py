@@ -234,6 +234,7 @@ def test_who_hears_a_voice_elsewhere_says_so(hearing: EncodeMode) -> None:
     assert tell(anna, _anna(0.5))[1] != at_once[1]
 
 
+@pytest.mark.slow
 @given(st.integers(1, 200_000))
 def test_a_mix_is_the_same_from_wherever_it_is_read(start: int) -> None:
     speakers = [

@@ -61,6 +61,7 @@ def test_the_loudness_of_a_sine_is_told() -> None:
     assert measure_loudness(_sine(0.3, 1.0)) is None
 
 
+@pytest.mark.slow
 @given(
     sample_rate=st.sampled_from([8_000, 16_000, 22_050, 44_101]),
     hundredths=st.integers(1, 300),

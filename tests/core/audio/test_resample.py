@@ -101,6 +101,7 @@ def _noise(num_samples: int, sample_rate: int, channels: int = 1) -> Waveform:
     return Waveform(samples_CS=samples_CS, sample_rate=sample_rate)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(RATES), st.integers(1, 25_000), st.sampled_from([0, 10, 20]), st.integers(1, 6)
 )
@@ -117,6 +118,7 @@ def test_block_by_block_is_the_same_as_at_once(
     torch.testing.assert_close(blocks_S, whole_S, rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(RATES), st.sampled_from([8_000, 44_100, 48_000]), st.data())
 def test_a_sample_is_the_same_from_wherever_reading_began(
     sample_rate: int, wanted_rate: int, data: st.DataObject

@@ -123,6 +123,7 @@ def _bench(*arguments: str) -> int:
     return main(["bench", "--device", "cpu", "--size", "32x48", "--frames", "9", *arguments])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [["--random"], []])
 def test_bench_measures_chunks(
     models: Path, capsys: pytest.CaptureFixture[str], source: list[str]
@@ -138,6 +139,7 @@ def test_bench_measures_chunks(
     assert [speed["steady_chunk"]["num_calls"] for speed in told["speeds"]] == [2, 1]
 
 
+@pytest.mark.slow
 def test_bench_without_a_size_takes_the_shipped_one(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +151,7 @@ def test_bench_without_a_size_takes_the_shipped_one(
     assert "random weights in float32, VAE in float32, on cpu" in said
 
 
+@pytest.mark.slow
 def test_bench_of_the_full_size_says_what_it_would_need(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

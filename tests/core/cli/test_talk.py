@@ -105,6 +105,7 @@ def test_a_portrait_and_a_voice_become_a_video(
     assert [path.name for path in out.parent.iterdir()] == ["talk.mp4"]
 
 
+@pytest.mark.slow
 def test_the_seed_decides(talk: Talk, out: Path) -> None:
     videos = []
     for seed in (1, 1, 2):
@@ -440,6 +441,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing(
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["chunk_00000.mkv", "sound.mka", "take.journal"])
 def test_a_damaged_take_is_made_again(
     talk: Talk,
@@ -536,6 +538,7 @@ def stop_in_chunk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hearing", ["whole", "sections"])
 def test_the_same_command_goes_on_after_the_last_whole_chunk(
     talk: Talk,
@@ -633,6 +636,7 @@ def test_where_memory_is_short_it_does_the_same_in_pieces(
     assert caplog.text.count("memory ran out in the video transformer") == 1
 
 
+@pytest.mark.slow
 def test_where_memory_does_not_suffice_the_same_command_goes_on_later(
     talk: Talk,
     out: Path,
@@ -755,6 +759,7 @@ def test_voices_are_mixed_once(
     assert len(mixed) == 1
 
 
+@pytest.mark.slow
 def test_an_encoder_that_dies_costs_no_chunk(
     talk: Talk,
     out: Path,
@@ -800,12 +805,14 @@ def converse(models: Path, inputs: Path, out: Path) -> Talk:
     return run
 
 
+@pytest.mark.slow
 def test_a_lone_speaker_is_a_voice(talk: Talk, converse: Talk, inputs: Path, out: Path) -> None:
     expected = _frames(talk, out, "--size", "64x64")
     assert converse("--speaker", "Anna", inputs / "voice.wav", "auto") == 0
     assert np.array_equal(_read(out)[0], expected)
 
 
+@pytest.mark.slow
 def test_speakers_talk_at_once_or_in_turn(converse: Talk, inputs: Path, out: Path) -> None:
     voice = inputs / "voice.wav"
     two = ["--speaker", "Anna", voice, "auto", "--speaker", "Bob", voice, "auto"]
@@ -885,6 +892,7 @@ def _write_film(path: Path, pictures: list[np.ndarray], fps: int) -> None:
         container.mux(stream.encode(None))
 
 
+@pytest.mark.slow
 def test_a_video_is_dubbed(talk: Talk, inputs: Path, out: Path) -> None:
     rng = np.random.default_rng(1)
     pictures = list(rng.integers(0, 255, (10, 60, 40, 3), dtype=np.uint8))
@@ -908,6 +916,7 @@ def test_a_film_without_pictures_is_refused(
     assert "voice.wav has sound alone" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_an_anchor_is_for_later_chunks(talk: Talk, out: Path) -> None:
     plain, anchored = _frames(talk, out), _frames(talk, out, "--anchor")
     assert _read(out)[1].anchors_chunks
@@ -916,6 +925,7 @@ def test_an_anchor_is_for_later_chunks(talk: Talk, out: Path) -> None:
     assert np.array_equal(_frames(talk, out, "--no-anchor"), plain)
 
 
+@pytest.mark.slow
 def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert talk("--apg", "--color-strength", 0.5, "--max-seconds", 0.3, "--teacache") == 0
     frames, request, seconds = _read(out)
@@ -927,6 +937,7 @@ def test_settings_reach_the_request(talk: Talk, out: Path) -> None:
     assert _read(out)[1].teacache_threshold == 0.1
 
 
+@pytest.mark.slow
 def test_a_part_of_a_recording_is_said(talk: Talk, out: Path) -> None:
     assert talk("--start", 0.2, "--end", 0.61, "--crf", 0) == 0
     frames, _, seconds = _read(out)
@@ -994,6 +1005,7 @@ def test_a_prompt_changes_the_video(talk: Talk, out: Path) -> None:
     assert not np.array_equal(away, guided)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reading")
 def test_a_prompt_may_change_with_time(talk: Talk, out: Path) -> None:
     """The second of two chunks begins after 0.52 s."""
@@ -1034,6 +1046,7 @@ def test_prompts_that_cannot_be_read_are_refused(
     assert message in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_a_lora_is_merged_with_its_strength(talk: Talk, models: Path, out: Path) -> None:
     change = torch.randn(32, 24, generator=torch.Generator().manual_seed(0))
     (models / "loras").mkdir(exist_ok=True)
@@ -1050,6 +1063,7 @@ def test_a_lora_is_merged_with_its_strength(talk: Talk, models: Path, out: Path)
         assert (difference > 0.01) == changes  # levels; merging both is exact but for rounding
 
 
+@pytest.mark.slow
 def test_networks_are_compiled_on_demand(
     talk: Talk, models: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1063,6 +1077,7 @@ def test_networks_are_compiled_on_demand(
     assert device == torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_image_branch_is_shown_the_picture(
     talk: Talk, models: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1083,6 +1098,7 @@ def test_the_image_branch_is_shown_the_picture(
         dit.unlink()
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_fit_are_noted_and_done(
     talk: Talk, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1094,6 +1110,7 @@ def test_settings_that_do_not_fit_are_noted_and_done(
     assert _read(out)[1].num_inference_steps == 3
 
 
+@pytest.mark.slow
 def test_an_adapter_for_one_speaker_is_noted(
     converse: Talk, models: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,7 @@ def _scaled(per_row: bool) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("stored", ["float8", "scaled", "scaled per row", "prefixed"])
 def test_a_file_of_any_dtype_computes_in_one(

@@ -265,6 +265,7 @@ def test_a_vae_that_does_not_fit_even_so(vae: WanVAE) -> None:
     assert vae.saves_memory
 
 
+@pytest.mark.slow
 def test_the_vae_frame_by_frame_needs_less() -> None:
     needs: dict[bool, tuple[int, int, int]] = {}
     with torch.device("meta"):

@@ -104,6 +104,7 @@ def test_reading_back_is_exact(made):
     assert torch.equal(torch.cat(list(take.iterate())), frames)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_any_range_reads_as_a_slice(made, data):
     folder, frames = made
@@ -412,6 +413,7 @@ def hold(folder, is_held, is_done):
             time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_take_of_another_process_is_not_touched(tmp_path):
     folder, is_held, is_done = tmp_path / "take", tmp_path / "held", tmp_path / "done"
     child = start_in_child(hold, folder, is_held, is_done)

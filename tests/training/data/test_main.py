@@ -63,6 +63,7 @@ def _models(files: EncoderFiles) -> list[str]:
     return ["--vae", str(files.vae), "--encoder", str(files.audio), "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_videos_become_a_set_that_can_be_read(
     videos: Path, tmp_path: Path, model_files: EncoderFiles, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +106,7 @@ def test_videos_become_a_set_that_can_be_read(
     assert batch.latents_BCFHW.isfinite().all()
 
 
+@pytest.mark.slow
 def test_files_of_any_name_become_a_set(
     tmp_path: Path,
     make_video: MakeVideo,
@@ -151,6 +153,7 @@ def test_files_of_any_name_become_a_set(
     assert rb"there is no sample '\udcc4'" in error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_espeak")
 def test_avatars_become_a_set(
     tmp_path: Path, model_files: EncoderFiles, capsys: pytest.CaptureFixture[str]

@@ -258,6 +258,7 @@ class TestRun:
         _assert_same(tmp_path / "killed", tmp_path / "whole")
         assert not list((tmp_path / "killed" / SHARDS).glob(".*"))
 
+    @pytest.mark.slow
     def test_parts_together_are_the_whole(self, tmp_path: Path, model_files: EncoderFiles) -> None:
         for part in range(3):
             _run(Squares(6), tmp_path / "parts", model_files, Work(part=part, parts=3))
@@ -276,6 +277,7 @@ class TestRun:
         assert _run(mended, tmp_path, model_files, Work(retries=True)).num_made == 2
         assert [record["key"] for record in read_manifest(tmp_path)] == mended.keys
 
+    @pytest.mark.slow
     def test_lost_and_cut_shards_are_made_anew(
         self, tmp_path: Path, model_files: EncoderFiles
     ) -> None:

@@ -161,6 +161,7 @@ def _hold(folder: Path, work: Work, *, overwrites: bool = False) -> None:
 class TestProcesses:
     HALF = Work(part=0, parts=2)
 
+    @pytest.mark.slow
     def test_the_same_part_is_refused_and_another_is_not(self, tmp_path: Path) -> None:
         with hold_stage(tmp_path, {"size": 480}, self.HALF) as item_log:
             item_log.append([{"key": "a"}])

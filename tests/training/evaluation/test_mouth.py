@@ -42,6 +42,7 @@ def test_mouth_is_read_through_blur_and_noise() -> None:
     assert sync(estimate_aperture(blurred + noise), mouth.aperture_T)[0] > 0.95
 
 
+@pytest.mark.slow
 def test_closed_mouth_shows_next_to_no_mouth_colour() -> None:
     closed = mouth_curve(torch.zeros(2 * FRAME))
     wide = MouthCurve(opening_T=torch.ones(2), width_T=torch.ones(2), rounding_T=torch.zeros(2))

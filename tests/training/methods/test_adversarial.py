@@ -318,6 +318,7 @@ def _count_scores(method: Adversarial, step: int, monkeypatch: pytest.MonkeyPatc
     return len(scores)
 
 
+@pytest.mark.slow
 def test_lazy_penalties_are_rarer_and_as_much_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     method = replace(METHOD, memory_light=False, penalty_floor_every=0)
     lazy = replace(method, penalty_every=4)
@@ -330,6 +331,7 @@ def test_lazy_penalties_are_rarer_and_as_much_larger(monkeypatch: pytest.MonkeyP
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_ahead_of_the_student() -> None:
     method = replace(METHOD, discriminator_warmup=3, student_every=2, warmup="curriculum")
     method = replace(method, warmup_steps=4)
@@ -412,6 +414,7 @@ class TestRounding:
         assert not any(measures(step, penalty_weight=0.0) for step in range(3))
 
 
+@pytest.mark.slow
 def test_the_student_is_updated_as_often_as_is_said() -> None:
     method = replace(METHOD, student_every=2, num_steps=1)
     engines = make_engines(method)
@@ -433,6 +436,7 @@ def test_a_phase_that_is_none_is_refused(settings: dict[str, Any]) -> None:
         replace(METHOD, **settings)
 
 
+@pytest.mark.slow
 def test_phases_go_on_from_one_another() -> None:
     """4 -> 3 -> 2 -> 1: the student and the discriminator move, the four-step model does not."""
     begin = {"student": make_model(), "discriminator": make_model()}

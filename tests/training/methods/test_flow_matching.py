@@ -112,6 +112,7 @@ def test_an_error_counts_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_a_chunk_by_heart() -> None:
     method = replace(METHOD, shift=1.0, audio_dropout=0.0, text_dropout=0.0)
     batch = make_batch(1, num_pinned=(1,))

@@ -73,6 +73,7 @@ class TestSets:
         assert kid.notes[0] == "100 subsets of 30 samples"
         assert [(side.num_clips, side.num_frames) for side in report.sides] == [(2, 60), (3, 120)]
 
+    @pytest.mark.slow
     def test_equal_sets_are_at_no_distance(
         self, sides: dict[str, list[Clip]], all_weights: Path
     ) -> None:

@@ -35,6 +35,7 @@ def test_another_width_is_refused(clip: Clip) -> None:
         InceptionSpace(lambda pictures: describe(pictures, 9), CPU)(clip)
 
 
+@pytest.mark.slow
 def test_weights_laid_out_as_the_public_ones_are_taken(clip: Clip, tmp_path: Path) -> None:
     # The public file is torchvision's layout with the 1008 classes of 2015.
     layout = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from training.metrics.clips import Clip
@@ -37,6 +38,7 @@ def test_pairs_have_one_name(tmp_path: Path) -> None:
     assert all(one.path.name == "generated" for one, _ in pairs)
 
 
+@pytest.mark.slow
 def test_rows_are_real_and_generated_at_the_same_moments(
     tmp_path: Path, make_video: MakeVideo
 ) -> None:

@@ -58,6 +58,7 @@ def test_plots_of_steps_follow_from_their_numbers(tmp_path: Path) -> None:
     assert not np.array_equal(once, plot("c.png", [1.0, 2.0]))
 
 
+@pytest.mark.slow
 def test_a_log_has_a_column_per_phase(tmp_path: Path) -> None:
     curves = {
         "step": [1.0, 2.0, 3.0],

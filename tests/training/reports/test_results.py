@@ -137,6 +137,7 @@ ALL = [
 ]
 
 
+@pytest.mark.slow
 def test_each_model_is_measured_once_at_each_seed(place: Place) -> None:
     fake = Fake()
     assert place.run(measure=fake) == 0
@@ -157,6 +158,7 @@ def test_a_stopped_command_goes_on(place: Place) -> None:
     assert fake.measured == ALL[2:]
 
 
+@pytest.mark.slow
 def test_only_what_has_changed_is_measured_again(place: Place) -> None:
     assert place.run(measure=Fake()) == 0
     place.data["tables"]["steps"]["rows"]["teacher"]["audio_guidance"] = 1.0
@@ -174,6 +176,7 @@ def test_only_what_has_changed_is_measured_again(place: Place) -> None:
     assert fake.measured == [ALL[2], ALL[4]]
 
 
+@pytest.mark.slow
 def test_a_missing_run_is_named_with_the_command_that_makes_it(
     place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +207,7 @@ def test_some_rows_alone_make_no_page(place: Place, capsys: pytest.CaptureFixtur
     assert "there is no row steps.none; there are steps.teacher" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_is_made_again_from_the_report_alone(place: Place, tmp_path: Path) -> None:
     assert place.run(measure=Fake()) == 0
     page = (place.out / "trial.md").read_text()
@@ -254,6 +258,7 @@ def test_the_report_names_no_machine(place: Place, tmp_path: Path) -> None:
     assert machine.keys() == {"cpu", "cores", "threads", "torch", "python"}
 
 
+@pytest.mark.slow
 def test_a_log_is_summed_up(place: Place) -> None:
     lines: list[Mapping[str, Any]] = [
         {"step": step, "phase": "two", "student/loss": float(step), "seconds": 0.5}

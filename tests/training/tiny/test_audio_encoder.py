@@ -55,6 +55,7 @@ def test_the_spectrum_belongs_to_the_time_of_its_frame() -> None:
     assert int(mel_TD.sum(dim=1).argmax()) == 10
 
 
+@pytest.mark.slow
 def test_training_learns_and_saves_what_it_trained(
     clips: Clips, heldout: Clips, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_training_lowers_the_loss() -> None:
     assert log == []  # an entry per hundred steps
 
 
+@pytest.mark.slow
 def test_a_decoder_alone_learns_from_noisy_latents_and_leaves_the_encoder() -> None:
     recipe = replace(RECIPE, image_steps=20, decoder_noise=0.5)
     pool = _draw_pool(2, 5, 16)

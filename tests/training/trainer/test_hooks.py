@@ -93,6 +93,7 @@ def _expect(label: str, phase: int, num_steps: int, first: int) -> list[tuple[An
     return [*calls, (label, END, phase, num_steps, first + num_steps)]
 
 
+@pytest.mark.slow
 def test_each_hook_is_called_around_phases_and_steps(whole: Path, tmp_path: Path) -> None:
     calls: list[tuple[Any, ...]] = []
     hook = Recorder(calls)
@@ -105,6 +106,7 @@ def test_each_hook_is_called_around_phases_and_steps(whole: Path, tmp_path: Path
     assert hook.terms == logged
 
 
+@pytest.mark.slow
 def test_several_hooks_are_called_in_their_order(tmp_path: Path) -> None:
     calls: list[tuple[Any, ...]] = []
     make_trainer(tmp_path, hooks=[Recorder(calls, "one"), Recorder(calls, "two")]).run()
@@ -112,6 +114,7 @@ def test_several_hooks_are_called_in_their_order(tmp_path: Path) -> None:
     assert calls[1::2] == [*_expect("two", 0, 5, 0), *_expect("two", 1, 3, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_hook_that_fails_leaves_a_run_that_can_be_resumed(
@@ -129,6 +132,7 @@ def test_a_hook_that_fails_leaves_a_run_that_can_be_resumed(
         assert ends == [count - 1, 1][count - 1 :]
 
 
+@pytest.mark.slow
 def test_a_resumed_phase_starts_where_it_was(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         make_trainer(tmp_path, hooks=[Failing(STEP_END, 5)]).run()
@@ -138,6 +142,7 @@ def test_a_resumed_phase_starts_where_it_was(tmp_path: Path) -> None:
     assert calls[:3] == [("", START, 0, 4, 4), ("", STEP_START, 0, 4, 4), ("", STEP_END, 0, 5, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [(START, 0), (STEP_START, 3), (STEP_END, 3)])
 def test_a_hook_may_stop_the_run(whole: Path, tmp_path: Path, name: str, steps: int) -> None:
     run = make_trainer(tmp_path, hooks=[Failing(name, max(steps, 1), stops=True)])

@@ -185,6 +185,7 @@ def test_graphs_that_are_alive_together_add_up() -> None:
 
 
 class TestDryRun:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "num_ranks", "num_steps"),
         [("turbotalk_14b_dmd", 64, 2000), ("turbotalk_14b_adversarial", 32, 3000)],
@@ -203,6 +204,7 @@ class TestDryRun:
         assert len(totals) == len(recipe.phases)
         assert all(40 < total < 70 for total in totals)  # of 79 GiB
 
+    @pytest.mark.slow
     def test_the_arithmetic_of_a_state_is_that_of_the_docstring(self) -> None:
         (line, *_) = (
             line for line in _describe(load_recipe("turbotalk_14b_dmd")) if "states" in line
@@ -213,6 +215,7 @@ class TestDryRun:
         assert weights == pytest.approx(2 * 18_882_046_784 / 64 / GIB, abs=0.006)
         assert optimizer == pytest.approx(12 * 18_882_046_784 / 64 / GIB, abs=0.006)
 
+    @pytest.mark.slow
     def test_the_embedded_family_is_reckoned(self) -> None:
         text = "\n".join(_describe(load_recipe("tiny")))
         assert "1 GPUs, plain engine (one device), mixed" in text

@@ -20,6 +20,7 @@ def test_a_step_is_told_in_a_line() -> None:
     assert describe_terms(terms, torch.device("cpu")) == "critic 0.5, student left out"
 
 
+@pytest.mark.slow
 def test_without_a_terminal_there_is_a_line_now_and_then(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,6 +33,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(
     assert lines[-1].startswith("second: step 8 of 8, critic ")
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_bar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -43,6 +45,7 @@ def test_on_a_terminal_there_is_a_bar(
     assert "critic" in shown
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_all_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[str, int]] = []
     opened: list[tuple[str, int]] = []

@@ -55,6 +55,7 @@ def test_the_calls_of_a_step_are_counted(
     assert count_passes(method, has_text=has_text, recomputes=recomputes) == pytest.approx(passes)
 
 
+@pytest.mark.slow
 def test_time_and_savings_are_told(tmp_path: Path) -> None:
     recipe = resolve_recipe(load_recipe("turbotalk_14b_adversarial", ["phases.two=null"]))
     methods = make_methods(recipe)

@@ -81,6 +81,7 @@ def test_the_log_has_a_line_for_each_step(whole: Path) -> None:
         assert line.keys() == {"step", "phase"} | critic | (generator if is_both else set())
 
 
+@pytest.mark.slow
 def test_a_phase_begins_where_the_last_one_ended(whole: Path, tmp_path: Path) -> None:
     ends = _read_ends(whole)
     builder = make_trainer(whole).builder
@@ -103,6 +104,7 @@ def test_a_phase_begins_where_the_last_one_ended(whole: Path, tmp_path: Path) ->
         assert torch.equal(weight, ends[f"first/generator/{name}"])
 
 
+@pytest.mark.slow
 def test_an_exported_role_may_go_on_where_its_average_points(whole: Path, tmp_path: Path) -> None:
     recipe = make_recipe()
     first = replace(recipe.phases["first"], exports="generator", extrapolation=1.5)
@@ -132,6 +134,7 @@ def test_what_a_role_begins_with_must_be_there(tmp_path: Path) -> None:
         make_trainer(tmp_path, method=ToyMethod(reference="somebody")).run()
 
 
+@pytest.mark.slow
 def test_only_the_role_that_is_stepped_requires_gradients(tmp_path: Path) -> None:
     seen: list[tuple[str, dict[str, bool]]] = []
 
@@ -155,6 +158,7 @@ def test_only_the_role_that_is_stepped_requires_gradients(tmp_path: Path) -> Non
         assert learns == {name: name == role for name in ("generator", "critic", "reference")}
 
 
+@pytest.mark.slow
 def test_parts_of_an_update_add_up_to_it(tmp_path: Path) -> None:
     """Three micro-batches of two samples, and one of six: noise apart, the same."""
     for name, shape in (("parts", BatchShape(size=2, count=3)), ("one", BatchShape(size=6))):
@@ -169,6 +173,7 @@ def test_parts_of_an_update_add_up_to_it(tmp_path: Path) -> None:
         torch.testing.assert_close(mine[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activations", ["recompute", "offload"])
 def test_what_is_kept_for_the_backward_pass_changes_nothing(
     whole: Path, tmp_path: Path, activations: Activations
@@ -188,6 +193,7 @@ def test_micro_batches_must_be_shared_out_evenly(
         make_trainer(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_step_draws_what_its_number_says(whole: Path, tmp_path: Path) -> None:
     longer = {**make_recipe().phases}
     longer["first"] = replace(longer["first"], steps=2)
@@ -210,6 +216,7 @@ def test_a_step_draws_what_its_number_says(whole: Path, tmp_path: Path) -> None:
     assert len({tuple(x.flatten().tolist()) for x in seen}) == len(seen)
 
 
+@pytest.mark.slow
 def test_a_phase_may_have_samples_and_batches_of_its_own(tmp_path: Path) -> None:
     phases = {**make_recipe().phases}
     phases["second"] = replace(phases["second"], batch=BatchShape(size=5, count=1))
@@ -232,6 +239,7 @@ def test_a_phase_may_have_samples_and_batches_of_its_own(tmp_path: Path) -> None
 class TestMixedPrecision:
     """Network calls in bfloat16, weights in float32."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
     def test_weights_stay_and_calls_are_rounded(
         self, whole: Path, tmp_path: Path, optimizer: str
@@ -245,6 +253,7 @@ class TestMixedPrecision:
         assert mixed["critic/loss"] != exact["critic/loss"]
         assert mixed["critic/loss"] == pytest.approx(exact["critic/loss"], rel=0.05)
 
+    @pytest.mark.slow
     def test_a_call_without_gradient_takes_none_from_the_next(self, tmp_path: Path) -> None:
         norms: list[float] = []
 
@@ -274,6 +283,7 @@ STRICT = GuardSettings(most_skips=0)
 
 
 class TestGuard:
+    @pytest.mark.slow
     def test_a_step_that_is_no_number_is_left_out_and_counted(self, tmp_path: Path) -> None:
         run = make_trainer(tmp_path, method=ToyMethod(explodes_at=2))
         run.run()
@@ -288,6 +298,7 @@ class TestGuard:
         assert "generator/loss" in lines[2]
         assert "generator/skipped" not in lines[2]
 
+    @pytest.mark.slow
     def test_a_gradient_that_is_no_number_is_left_out_too(self, tmp_path: Path) -> None:
         class Spike(ToyMethod):
             def updates(self, step: int, batch: Any, roles: Any, draws: Any) -> Any:
@@ -305,6 +316,7 @@ class TestGuard:
         assert "critic/gradient_norm" not in line
         assert all(weight.isfinite().all() for weight in _read_ends(tmp_path).values())
 
+    @pytest.mark.slow
     def test_patience_ends_and_a_checkpoint_remembers_it(self, tmp_path: Path) -> None:
         class Always(ToyMethod):
             def updates(self, step: int, batch: Any, roles: Any, draws: Any) -> Any:
@@ -331,12 +343,14 @@ class TestGuard:
             assert all(weight.isfinite().all() for weight in engine.export().values())
         assert [line["step"] for line in _read_terms(tmp_path)] == [1, 2, 3]
 
+    @pytest.mark.slow
     def test_after_a_repair_it_goes_on(self, whole: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainingError):
             make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=3)).run()
         make_trainer(tmp_path).run()
         _check_same(tmp_path, whole)
 
+    @pytest.mark.slow
     def test_what_runs_away_is_stopped(self, tmp_path: Path) -> None:
         guard = GuardSettings(limits={"critic/loss": 0.1}, patience=4)
         with pytest.raises(TrainingError, match=r"step 4: critic/loss = .* above 0.1 for 4 steps"):
@@ -370,6 +384,7 @@ class TestEndOfAPhase:
         run.advance = with_gap
         run.run()
 
+    @pytest.mark.slow
     def test_it_ends_at_the_criterion_and_counts_the_share(self, tmp_path: Path) -> None:
         self._run(tmp_path)
         lines = _read_terms(tmp_path)
@@ -429,6 +444,7 @@ class TestResume:
             make_trainer(whole, make_recipe(seed=1)).run()
         assert _read_terms(whole) == before
 
+    @pytest.mark.slow
     def test_rates_and_averages_may_change_and_that_is_logged(
         self, whole: Path, tmp_path: Path
     ) -> None:
@@ -459,12 +475,14 @@ class TestResume:
         make_trainer(tmp_path, changed).run()
         assert (tmp_path / "changes.jsonl").read_text().splitlines() == lines
 
+    @pytest.mark.slow
     def test_a_salt_changes_the_draws_from_there_on(self, whole: Path, tmp_path: Path) -> None:
         make_trainer(tmp_path, replace(make_recipe(), salt=3)).run()
         mine, plain = _read_terms(tmp_path), _read_terms(whole)
         for one, other in zip(mine, plain, strict=True):
             assert one["critic/loss"] != other["critic/loss"]
 
+    @pytest.mark.slow
     def test_other_data_and_weights_are_refused(self, tmp_path: Path) -> None:
         shorter = {**make_recipe().phases}
         shorter["second"] = replace(shorter["second"], steps=1)
@@ -480,6 +498,7 @@ class TestResume:
         assert "another content of weights.teacher" in (tmp_path / "changes.jsonl").read_text()
         make_trainer(tmp_path, files=other).run()
 
+    @pytest.mark.slow
     def test_a_longer_run_goes_on(self, whole: Path, tmp_path: Path) -> None:
         shorter = {**make_recipe().phases}
         shorter["second"] = replace(shorter["second"], steps=1)
@@ -488,6 +507,7 @@ class TestResume:
         make_trainer(tmp_path).run()
         _check_same(tmp_path, whole)
 
+    @pytest.mark.slow
     def test_a_cut_line_of_the_log_is_written_again(self, whole: Path, tmp_path: Path) -> None:
         with pytest.raises(TrainingError):
             make_trainer(tmp_path, make_recipe(guard=STRICT), method=ToyMethod(explodes_at=4)).run()

@@ -90,6 +90,7 @@ def test_samples_become_videos_and_a_sheet(heldout: Path, tmp_path: Path) -> Non
         assert len(open_video(folder / "clip_0.mp4")) == 17
 
 
+@pytest.mark.slow
 def test_what_cannot_be_validated_is_known_before_the_first_step(
     heldout: Path, tmp_path: Path
 ) -> None:
