@@ -321,3 +321,16 @@ def save_dit_with_image_branch(path: Path, image_dim: int) -> None:
     with seeded(1):
         model = build_dit(make_config(image_dim=image_dim))
     save_dit(path, model, SHIPPED)
+
+
+UPRIGHT = {
+    1: (False, ()),
+    2: (False, (1,)),
+    3: (False, (0, 1)),
+    4: (False, (0,)),
+    5: (True, ()),
+    6: (True, (1,)),
+    7: (True, (0, 1)),
+    8: (True, (0,)),
+}
+"""How a stored picture becomes upright, by EXIF orientation: transposed or not, then flipped."""

@@ -243,9 +243,9 @@ def test_a_teacher_is_checked_before_days_are_spent(
     assert _run(recipe_path, *changes) == train.REFUSED
     assert "--check-teacher needs a file that ends in .mp4, --vae" in capsys.readouterr().err
     assert _run(recipe_path, *changes, "--vae", str(vae)) == 0
-    told = capsys.readouterr().out
-    assert "17 frames of s" in told
-    assert "by the teacher in 2 steps; it moves" in told
+    printed = capsys.readouterr().out
+    assert "17 frames of s" in printed
+    assert "by the teacher in 2 steps; it moves" in printed
     assert len(open_video(mp4)) == 17
     assert not (recipe_path.parent / "run").exists()
 

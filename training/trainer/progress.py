@@ -30,7 +30,7 @@ class ProgressHook(Hook):
     def __init__(self) -> None:
         """Prepare; the display begins with the first phase."""
         self._bar: Any = None
-        self._told = -EVERY_SECONDS
+        self._logged_at = -EVERY_SECONDS
 
     def on_phase_start(self, trainer: Trainer) -> None:
         """Begin the display, and name the phase."""
@@ -50,8 +50,8 @@ class ProgressHook(Hook):
         self._bar.set_postfix_str(shown, refresh=False)
         self._bar.update()
         now = time.monotonic()
-        if self._bar.disable and now - self._told >= EVERY_SECONDS:
-            self._told = now
+        if self._bar.disable and now - self._logged_at >= EVERY_SECONDS:
+            self._logged_at = now
             step, total = trainer.state.step, trainer.recipe.num_steps
             logger.info("%s: step %d of %d, %s", _name_phase(trainer), step, total, shown)
 

@@ -223,8 +223,8 @@ class ValidationHook(Hook):
             terms["motion_ratio"] = sum(motions) / len(motions)
             _write_sheet(folder / "sheet.png", videos)
         _append(trainer.folder / LOG, {"step": step, "phase": name, **terms})
-        told = ", ".join(f"{key} {value:.4f}" for key, value in terms.items())
-        logger.info("step %d, %s of phase %s: %s", step, role, name, told)
+        values = ", ".join(f"{key} {value:.4f}" for key, value in terms.items())
+        logger.info("step %d, %s of phase %s: %s", step, role, name, values)
 
 
 def _motion(latents_BCFHW: Tensor) -> Tensor:

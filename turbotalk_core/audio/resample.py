@@ -80,39 +80,6 @@ class Resampled:
             yield block_CS[:, wanted - begin * new_period : end - begin * new_period]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Channel:
-    """One channel of a sound; a ``Sound``.
-
-    Attributes:
-        sound: sound of several channels.
-        index: number of the channel.
-    """
-
-    sound: Sound
-    index: int
-
-    @property
-    def sample_rate(self) -> int:
-        """Sample rate, Hz."""
-        return self.sound.sample_rate
-
-    @property
-    def num_channels(self) -> int:
-        """Number of channels: 1."""
-        return 1
-
-    @property
-    def num_samples(self) -> int:
-        """Length of the sound in samples."""
-        return self.sound.num_samples
-
-    def blocks(self, start: int = 0) -> Iterator[Tensor]:
-        """Yield the samples from ``start`` to the end; see ``Sound``."""
-        for block_CS in self.sound.blocks(start):
-            yield block_CS[self.index : self.index + 1]
-
-
 def find_uncancelled(sound: Sound) -> int | None:
     """Find a channel to use instead of the average, if the channels cancel each other in that.
 
@@ -143,14 +110,20 @@ def pick_audible(sound: Sound) -> Sound:
         return sound
     if isinstance(sound, Waveform):
         return replace(sound, samples_CS=sound.samples_CS[index : index + 1])
-    return Channel(sound=sound, index=index)
+    return Mono(sound=sound, channel=index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mono:
-    """Average of a sound's channels; a ``Sound``."""
+    """One channel of a sound, or the average of all; a ``Sound``.
+
+    Attributes:
+        sound: sound of any number of channels.
+        channel: number of the channel; None for the average.
+    """
 
     sound: Sound
+    channel: int | None = None
 
     @property
     def sample_rate(self) -> int:
@@ -170,7 +143,10 @@ class Mono:
     def blocks(self, start: int = 0) -> Iterator[Tensor]:
         """Yield the samples from ``start`` to the end; see ``Sound``."""
         for block_CS in self.sound.blocks(start):
-            yield block_CS.mean(dim=0, keepdim=True)
+            if self.channel is None:
+                yield block_CS.mean(dim=0, keepdim=True)
+            else:
+                yield block_CS[self.channel : self.channel + 1]
 
 
 def read_mono_16k(sound: Sound) -> Sound:

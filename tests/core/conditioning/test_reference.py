@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.family import UPRIGHT
 from turbotalk_core.conditioning.reference import (
     NoPictureError,
     References,
@@ -254,19 +255,6 @@ def test_a_picture_is_shown_once_and_then_grey(num_frames: int) -> None:
     assert clip.shape == (1, 3, num_frames, 16, 32)
     assert torch.equal(clip[:, :, 0], picture)
     assert not clip[:, :, 1:].any()
-
-
-UPRIGHT = {
-    1: (False, ()),
-    2: (False, (1,)),
-    3: (False, (0, 1)),
-    4: (False, (0,)),
-    5: (True, ()),
-    6: (True, (1,)),
-    7: (True, (0, 1)),
-    8: (True, (0,)),
-}
-"""How a stored picture becomes upright, by EXIF orientation: transposed or not, then flipped."""
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp"])

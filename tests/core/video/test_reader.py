@@ -17,6 +17,7 @@ from av.stream import Disposition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.family import UPRIGHT
 from turbotalk_core.errors import ImageError
 from turbotalk_core.geometry import FPS, MAX_FRAMES
 from turbotalk_core.hdr import HLG, PQ, tone_map
@@ -146,17 +147,6 @@ ORIENTATIONS = {
     6: (0, 1, -1, 0),
     7: (0, -1, -1, 0),
     8: (0, -1, 1, 0),
-}
-# The same as operations on arrays: whether to transpose, then which axes to flip.
-UPRIGHT = {
-    1: (False, ()),
-    2: (False, (1,)),
-    3: (False, (0, 1)),
-    4: (False, (0,)),
-    5: (True, ()),
-    6: (True, (1,)),
-    7: (True, (0, 1)),
-    8: (True, (0,)),
 }
 
 
