@@ -225,7 +225,7 @@ def _compare_discriminator(device: torch.device) -> dict[str, list[list[float]]]
 
 
 def _skip_in_bfloat16(device: torch.device, stage: int) -> list[bool]:
-    """Return whether a gradient that is not finite is reported and changes nothing, and the next does.
+    """Return whether a gradient that is not finite changes nothing, is reported, and the next does.
 
     The last value is whether the average has been kept from it.
     """
